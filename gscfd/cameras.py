@@ -1,0 +1,93 @@
+"""Orbit cameras around the object, and the camera matrices that multi-view teachers read.
+
+World right-handed, z up, object in the unit ball. A camera at azimuth a and elevation e stands at
+d (cos e cos a, cos e sin a, sin e) and looks at the origin; the object's front faces +x (a = 0).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gscfd.types import Cameras
+
+
+def orbit(azimuth: Tensor, elevation: Tensor, distance: Tensor, fov: Tensor, width: int, height: int) -> Cameras:
+    """Cameras on a sphere that look at the origin.
+
+    azimuth, elevation: [V] degrees. distance: [V] world units. fov: [V] vertical field of view in degrees.
+    """
+    a, e = torch.deg2rad(azimuth), torch.deg2rad(elevation)
+    backward = torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+    right = torch.stack([-a.sin(), a.cos(), torch.zeros_like(a)], -1)
+    down = torch.linalg.cross(-backward, right, dim=-1)
+    rotation = torch.stack([right, down, -backward], 1)
+    viewmats = torch.eye(4, dtype=azimuth.dtype, device=azimuth.device).repeat(len(azimuth), 1, 1)
+    viewmats[:, :3, :3] = rotation
+    viewmats[:, :3, 3] = -(rotation @ (backward * distance[:, None])[..., None])[..., 0]
+    focal = 0.5 * height / torch.tan(torch.deg2rad(fov) / 2)
+    Ks = torch.zeros_like(viewmats[:, :3, :3])
+    Ks[:, 0, 0] = Ks[:, 1, 1] = focal
+    Ks[:, 0, 2], Ks[:, 1, 2], Ks[:, 2, 2] = width / 2, height / 2, 1
+    return Cameras(viewmats, Ks, width, height)
+
+
+def sample_group(
+    views: int,
+    *,
+    elevation: tuple[float, float],
+    fov: tuple[float, float],
+    radius: tuple[float, float],
+    size: int,
+    generator: torch.Generator,
+) -> Cameras:
+    """One group of views at equal azimuth steps with a shared random start (MVDream; TEACHERS: cameras).
+
+    elevation, fov: degrees, drawn uniformly and shared by the group. radius: the distance is drawn from
+    radius / tan(fov / 2), so that an object in the unit ball fills about the same part of the image.
+    """
+
+    def draw(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64)
+
+    azimuth = (torch.arange(views) + draw(0.0, 1.0)) * (360.0 / views) - 180.0
+    shared_elevation, shared_fov = draw(*elevation), draw(*fov)
+    distance = draw(*radius) / torch.tan(torch.deg2rad(shared_fov) / 2)
+    ones = torch.ones(views, dtype=torch.float64)
+    cameras = orbit(azimuth, shared_elevation * ones, distance * ones, shared_fov * ones, size, size)
+    return Cameras(cameras.viewmats.float(), cameras.Ks.float(), size, size)
+
+
+def turntable(views: int, *, size: int, elevation: float = 15.0, fov: float = 40.0, radius: float = 1.05) -> Cameras:
+    """Cameras at equal azimuths, starting at the front."""
+    azimuth = torch.arange(views) * (360.0 / views)
+    ones = torch.ones(views)
+    distance = radius / math.tan(math.radians(fov) / 2)
+    return orbit(azimuth, elevation * ones, distance * ones, fov * ones, size, size)
+
+
+def azimuth_elevation(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """[V], [V] degrees: where each camera stands; azimuth in (-180, 180]."""
+    position = camera_to_world(cameras)[:, :3, 3]
+    azimuth = torch.rad2deg(torch.atan2(position[:, 1], position[:, 0]))
+    return azimuth, torch.rad2deg(torch.asin(position[:, 2] / position.norm(dim=-1)))
+
+
+def camera_to_world(cameras: Cameras) -> Tensor:
+    """[V, 4, 4] camera-to-world, OpenCV axes."""
+    rotation = cameras.viewmats[:, :3, :3].transpose(1, 2)
+    matrices = torch.zeros_like(cameras.viewmats)
+    matrices[:, :3, :3] = rotation
+    matrices[:, :3, 3] = -(rotation @ cameras.viewmats[:, :3, 3:])[..., 0]
+    matrices[:, 3, 3] = 1
+    return matrices
+
+
+def mvdream_matrices(cameras: Cameras) -> Tensor:
+    """[V, 16] what MVDream reads: camera-to-world with OpenGL axes, position scaled to unit length, row-major."""
+    matrices = camera_to_world(cameras)
+    matrices[:, :3, 1:3] *= -1
+    matrices[:, :3, 3] /= matrices[:, :3, 3].norm(dim=-1, keepdim=True)
+    return matrices.flatten(1)

@@ -1,0 +1,76 @@
+"""Values and callables that pass between the parts of gscfd, and nothing else.
+
+Shapes: V views, H x W pixels, h x w latent cells, C channels, N Gaussians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gscfd.gaussians import Gaussians
+
+
+@dataclass
+class Cameras:
+    """A batch of pinhole cameras in the OpenCV convention (x right, y down, z forward)."""
+
+    viewmats: Tensor
+    """[V, 4, 4] world-to-camera, as in gsplat."""
+    Ks: Tensor
+    """[V, 3, 3] intrinsics in pixels."""
+    width: int
+    """Image width in pixels."""
+    height: int
+    """Image height in pixels."""
+
+    def __post_init__(self) -> None:
+        views = self.viewmats.shape[0] if self.viewmats.ndim == 3 else -1
+        if tuple(self.viewmats.shape) != (views, 4, 4):
+            raise ValueError(f"viewmats: expected [V, 4, 4], got {list(self.viewmats.shape)}")
+        if tuple(self.Ks.shape) != (views, 3, 3):
+            raise ValueError(f"Ks: expected [{views}, 3, 3] to match viewmats, got {list(self.Ks.shape)}")
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"width, height: expected at least 1 pixel, got {self.width}, {self.height}")
+
+    def __len__(self) -> int:
+        return self.viewmats.shape[0]
+
+    def __getitem__(self, index: slice) -> Cameras:
+        return Cameras(self.viewmats[index], self.Ks[index], self.width, self.height)
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return Cameras(self.viewmats.to(device), self.Ks.to(device), self.width, self.height)
+
+    def resized(self, width: int, height: int) -> Cameras:
+        """The same cameras with another pixel grid over the same field of view."""
+        scale = torch.tensor([width / self.width, height / self.height, 1.0], device=self.Ks.device)
+        return Cameras(self.viewmats, self.Ks * scale[:, None].to(self.Ks.dtype), width, height)
+
+
+@dataclass
+class Render:
+    """What the rasteriser returns for a batch of views."""
+
+    rgb: Tensor
+    """[V, H, W, 3] colour in [0, 1], premultiplied by opacity (black background)."""
+    depth: Tensor
+    """[V, H, W, 1] expected depth along the camera's z axis, normalised by opacity; 0 where opacity is 0."""
+    opacity: Tensor
+    """[V, H, W, 1] in [0, 1]."""
+    median_depth: Tensor | None = None
+    """[V, H, W, 1] depth at which transmittance falls below one half; 0 where it never does. No gradient."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """gsplat's dictionary: means2d, radii, conics, width, height, n_cameras, ..."""
+
+    def over(self, background: Tensor) -> Tensor:
+        """[V, H, W, 3] the render composited over background, which broadcasts to [V, H, W, 3]."""
+        return self.rgb + (1.0 - self.opacity) * background
+
+
+class Rasterize(Protocol):
+    def __call__(self, gaussians: Gaussians, cameras: Cameras) -> Render: ...
