@@ -1,0 +1,126 @@
+"""The splat: parameters of the 3D Gaussians, how they start, and their optimisers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn import Parameter, ParameterDict
+
+from gscfd.types import Cameras, Render
+
+SH_C0 = 0.28209479177387814
+"""The constant spherical harmonic, 1 / (2 sqrt(pi)): rgb = SH_C0 * sh0 + 0.5."""
+
+
+class Gaussians:
+    """N Gaussians in the storage convention of 3DGS (Kerbl et al. 2023): log scales, logit opacities, SH colour.
+
+    `params` is a dictionary because gsplat's densification strategies replace its entries.
+    """
+
+    def __init__(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh0: Tensor, shN: Tensor):
+        n = means.shape[0]
+        expected = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh0": (n, 1, 3)}
+        given = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "sh0": sh0}
+        for name, shape in expected.items():
+            if tuple(given[name].shape) != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, got {list(given[name].shape)}")
+        if shN.shape[0] != n or shN.shape[1:] not in {(0, 3), (3, 3), (8, 3), (15, 3)}:
+            raise ValueError(f"shN: expected [{n}, 0 | 3 | 8 | 15, 3] for degree 0 to 3, got {list(shN.shape)}")
+        self.params = ParameterDict({k: Parameter(v.detach().clone()) for k, v in {**given, "shN": shN}.items()})
+
+    @property
+    def means(self) -> Tensor:
+        """[N, 3] world positions."""
+        return self.params["means"]
+
+    @property
+    def quats(self) -> Tensor:
+        """[N, 4] rotations, wxyz, not necessarily of unit length."""
+        return self.params["quats"]
+
+    @property
+    def scales(self) -> Tensor:
+        """[N, 3] natural logarithm of the standard deviations."""
+        return self.params["scales"]
+
+    @property
+    def opacities(self) -> Tensor:
+        """[N] logit of the opacity."""
+        return self.params["opacities"]
+
+    @property
+    def sh0(self) -> Tensor:
+        """[N, 1, 3] constant colour coefficient."""
+        return self.params["sh0"]
+
+    @property
+    def shN(self) -> Tensor:
+        """[N, K - 1, 3] further coefficients; K = 1, 4, 9 or 16."""
+        return self.params["shN"]
+
+    @property
+    def sh_degree(self) -> int:
+        return math.isqrt(self.shN.shape[1] + 1) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Detached copies of all parameters, by name."""
+        return {name: value.detach().clone() for name, value in self.params.items()}
+
+    def render(self, cameras: Cameras) -> Render:
+        """The views of these cameras, without gradient."""
+        from gscfd.rasterize import rasterize
+
+        with torch.no_grad():
+            return rasterize(self, cameras.to(self.device))
+
+    def save_ply(self, path: str | Path) -> None:
+        """Write the standard 3DGS binary little-endian .ply."""
+        from gscfd.export.ply import write_ply
+
+        write_ply(self, path)
+
+
+def rgb_to_sh0(rgb: Tensor) -> Tensor:
+    """Colour in [0, 1] to the constant SH coefficient."""
+    return (rgb - 0.5) / SH_C0
+
+
+def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, generator: torch.Generator) -> Gaussians:
+    """Grey Gaussians uniform in a ball, as large as the mean distance to their three nearest neighbours.
+
+    radius: world units. opacity: in (0, 1).
+    """
+    direction = torch.randn(count, 3, generator=generator)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    means = radius * direction * torch.rand(count, 1, generator=generator) ** (1 / 3)
+    distances = cKDTree(means.numpy()).query(means.numpy(), k=min(4, count))[0]
+    spacing = torch.from_numpy(distances.reshape(count, -1)[:, 1:]).float()
+    scale = spacing.mean(-1).clamp_min(1e-4) if spacing.shape[1] else torch.full((count,), radius)
+    return Gaussians(
+        means=means,
+        quats=torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1),
+        scales=scale.log()[:, None].repeat(1, 3),
+        opacities=torch.full((count,), math.log(opacity / (1 - opacity))),
+        sh0=0.1 * torch.randn(count, 1, 3, generator=generator),
+        shN=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+    )
+
+
+def make_optimizers(gaussians: Gaussians, lr: dict[str, float]) -> dict[str, torch.optim.Adam]:
+    """One Adam per parameter, as gsplat's strategies expect. lr: by parameter name."""
+    return {
+        name: torch.optim.Adam([{"params": value, "name": name}], lr=lr[name], betas=(0.9, 0.99), eps=1e-15)
+        for name, value in gaussians.params.items()
+    }
