@@ -13,6 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from gscfd.gaussians import Gaussians
+    from gscfd.teachers import Teacher
 
 
 @dataclass
@@ -74,3 +75,15 @@ class Render:
 
 class Rasterize(Protocol):
     def __call__(self, gaussians: Gaussians, cameras: Cameras) -> Render: ...
+
+
+class Noise(Protocol):
+    """The noise of these views, [V, C, h, w], N(0, 1) in every view."""
+
+    def __call__(self, cameras: Cameras, render: Render, step: int) -> Tensor: ...
+
+
+class Guidance(Protocol):
+    """z, noise and the returned gradient: [V, C, h, w]; t: the teacher's integer time."""
+
+    def __call__(self, teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor: ...

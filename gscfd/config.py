@@ -1,0 +1,281 @@
+"""Every setting of a run. Defaults live here, once, and are the toybox preset; presets in `configs/` hold differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gscfd.errors import UserError
+
+Guidance = Literal["cfd", "sds"]
+NoiseKind = Literal["surface", "fixed", "iid"]
+
+
+def check(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise UserError with the argument's name, what was expected and what was got."""
+    if not condition:
+        raise UserError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass(kw_only=True)
+class InitConfig:
+    """The Gaussians at the start."""
+
+    count: int = 2000
+    """How many."""
+    radius: float = 0.6
+    """They fill a ball of this radius; the object's world is the unit ball."""
+    opacity: float = 0.3
+    """Opacity at the start, in (0, 1)."""
+    sh_degree: int = 0
+    """0 to 3: colour that depends on the viewing direction from 1 up."""
+
+    def __post_init__(self) -> None:
+        check(self.count >= 1, "init.count", "at least 1", self.count)
+        check(self.radius > 0, "init.radius", "a positive radius", self.radius)
+        check(0 < self.opacity < 1, "init.opacity", "a value in (0, 1)", self.opacity)
+        check(self.sh_degree in (0, 1, 2, 3), "init.sh_degree", "0, 1, 2 or 3", self.sh_degree)
+
+
+@dataclass(kw_only=True)
+class NoiseConfig:
+    """The noise the teacher's input is made with."""
+
+    kind: NoiseKind | None = None
+    """surface: white noise that agrees on the object's surface between views (CFD). fixed: one image for all views, a
+    negative control. iid: fresh every step. Unset: surface for cfd, iid for sds."""
+    gamma: float = 1e-4
+    """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE."""
+    beta: float = 1.0
+    """Share of the consistent noise against fresh noise (FSD)."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
+        check(0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
+
+
+@dataclass(kw_only=True)
+class LearningRates:
+    """Adam's step sizes. The position's falls exponentially to `means_end` over the stage."""
+
+    means: float = 4e-3
+    means_end: float = 8e-4
+    quats: float = 5e-3
+    scales: float = 8e-3
+    opacities: float = 4e-2
+    sh0: float = 3e-2
+    shN: float = 1.5e-3
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            check(value > 0, f"lr.{name}", "a positive step size", value)
+
+
+@dataclass(kw_only=True)
+class DensifyConfig:
+    """When Gaussians are split, cloned and removed: gsplat's DefaultStrategy."""
+
+    start: float = 0.2
+    """Share of the stage's steps after which densification starts."""
+    stop: float = 0.8
+    """Share after which it stops."""
+    every: int = 50
+    """Steps between two rounds."""
+    grad_threshold: float = 2e-4
+    """Mean screen-space gradient above which a Gaussian is split or cloned."""
+    prune_opacity: float = 0.02
+    """Gaussians fainter than this are removed."""
+    max_count: int = 20000
+    """No growth beyond this many."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.start <= self.stop <= 1, "densify.start, stop", "0 <= start <= stop <= 1", (self.start, self.stop))
+        check(self.every >= 1, "densify.every", "at least 1 step", self.every)
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """One optimisation against one teacher."""
+
+    teacher: str
+    """A folder in diffusers' layout, or toybox/multiview, toybox/singleview."""
+    steps: int
+    """Optimisation steps; 0 skips the stage."""
+    views: int
+    """Views per step; for a multi-view teacher, the views of its group."""
+    cfg: float
+    """Classifier-free guidance: eps_neg + cfg (eps_text - eps_neg)."""
+    cfg_rescale: float = 0.5
+    """Share of the guided prediction that is scaled back to the unguided standard deviation, in [0, 1]."""
+    negative_prompt: str = ""
+    """Text of the unconditional branch."""
+    t_schedule: Literal["annealed", "uniform"] = "annealed"
+    """annealed: t falls along t_points. uniform: drawn from [t_min, t_max] every step (plain SDS)."""
+    t_max: float = 0.98
+    t_min: float = 0.02
+    """Diffusion time as a fraction of T."""
+    t_points: tuple[tuple[float, float], ...]
+    """(share of the steps done, p): t = t_min + (t_max - t_min)(1 - p), linear in between."""
+    elevation: tuple[float, float] = (0.0, 30.0)
+    """Degrees, drawn uniformly."""
+    fov: tuple[float, float] = (30.0, 45.0)
+    """Vertical field of view in degrees, drawn uniformly."""
+    radius: tuple[float, float] = (1.0, 1.1)
+    """The camera's distance is this range over tan(fov / 2): how much of the image the unit ball fills."""
+    lr: LearningRates = field(default_factory=LearningRates)
+    densify: DensifyConfig = field(default_factory=DensifyConfig)
+    opacity_reg: float = 0.0
+    """Weight of the mean of o (1 - o) over pixels: opacity becomes 0 or 1, floaters fade."""
+    scale_reg: float = 0.0
+    """Weight of the mean largest standard deviation: no oversized Gaussians."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, "steps", "at least 0", self.steps)
+        check(self.views >= 1, "views", "at least 1", self.views)
+        check(0 <= self.cfg_rescale <= 1, "cfg_rescale", "a value in [0, 1]", self.cfg_rescale)
+        check(0 <= self.t_min <= self.t_max < 1, "t_min, t_max", "0 <= t_min <= t_max < 1", (self.t_min, self.t_max))
+        check(len(self.t_points) >= 1, "t_points", "at least one (share, p) point", self.t_points)
+        check(list(self.t_points) == sorted(self.t_points), "t_points", "points with rising shares", self.t_points)
+        for name in ("elevation", "fov", "radius"):
+            low, high = getattr(self, name)
+            check(low <= high, name, "(low, high) with low <= high", (low, high))
+        check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
+        check(self.radius[0] > 0, "radius", "a positive range", self.radius)
+
+
+def coarse_stage() -> StageConfig:
+    return StageConfig(
+        teacher="toybox/multiview", steps=300, views=4, cfg=7.0, t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75))
+    )
+
+
+def refine_stage() -> StageConfig:
+    return StageConfig(
+        teacher="toybox/singleview",
+        steps=150,
+        views=2,
+        cfg=5.0,
+        t_points=((0.0, 0.6), (1.0, 0.9)),
+        lr=LearningRates(means=1e-3, means_end=2e-4, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
+    )
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A run: prompt in, splat out."""
+
+    prompt: str = ""
+    """What to make, in the words of the teacher."""
+    preset: str = "toybox"
+    """Which file of defaults to start from."""
+    seed: int = 0
+    """One seed sets every random draw: same seed, same device, same splat."""
+    out: Path | None = None
+    """Folder of the run; unset: outputs/<prompt>-<seed>."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the folder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    viewer: bool = False
+    """Watch the run in the browser."""
+    viewer_port: int = 8080
+    """Local port of the viewer; the next free one is taken when it is busy."""
+    guidance: Guidance = "cfd"
+    """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    coarse: StageConfig = field(default_factory=coarse_stage)
+    """Shapes the object with the multi-view teacher."""
+    refine: StageConfig = field(default_factory=refine_stage)
+    """Sharpens it with the single-view teacher."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
+
+    @property
+    def noise_kind(self) -> NoiseKind:
+        return self.noise.kind or ("surface" if self.guidance == "cfd" else "iid")
+
+
+def plain(value: Any) -> Any:
+    """A config as YAML's own types."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def cast(value: Any, kind: Any, name: str) -> Any:
+    """`value` as read from YAML, as the type `kind`; UserError naming the key when it does not fit."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return cast(value, next(a for a in arguments if a is not type(None)), name)
+    if origin is Literal:
+        check(value in arguments, name, " or ".join(map(str, arguments)), value)
+        return value
+    if origin is tuple:
+        check(isinstance(value, list), name, "a list", value)
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        check(len(value) == len(kinds), name, f"{len(kinds)} values", value)
+        return tuple(cast(v, k, name) for v, k in zip(value, kinds, strict=True))
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise UserError(f"{name}: expected a number, got {value!r}") from None
+    if kind is Path:
+        return Path(value)
+    check(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), name, f"a {kind.__name__}", value)
+    return value
+
+
+def merged(base: Any, changes: Any, where: str = "") -> Any:
+    """A copy of the dataclass `base` with the keys of `changes`; an unknown key is an error that names the nearest."""
+    check(isinstance(changes, dict), where or "config", "a mapping of settings", changes)
+    names = [f.name for f in dataclasses.fields(base)]
+    hints = typing.get_type_hints(type(base))
+    values = {}
+    for key, value in changes.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+            raise UserError(f"config: unknown key {where + str(key)!r}{hint}")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            values[key] = merged(current, value, f"{where}{key}.")
+        else:
+            values[key] = cast(value, hints[key], where + key)
+    return dataclasses.replace(base, **values)
+
+
+def presets() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("gscfd.configs").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> Config:
+    """The defaults with the preset's differences. name: one of `presets()`, or the path of a .yaml file."""
+    if name in presets():
+        text = resources.files("gscfd.configs").joinpath(f"{name}.yaml").read_text()
+    elif name.endswith(".yaml") and Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise UserError(f"preset: expected {', '.join(presets())} or the path of a .yaml file, got {name!r}")
+    try:
+        changes = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"preset: {name} is not valid YAML: {error}") from None
+    return merged(Config(), {"preset": name, **changes})

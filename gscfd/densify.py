@@ -1,0 +1,46 @@
+"""Growth and pruning of Gaussians: gsplat's strategies behind one signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gsplat.strategy import DefaultStrategy
+
+from gscfd.config import DensifyConfig
+from gscfd.gaussians import Gaussians
+
+
+class Densifier:
+    """gsplat's DefaultStrategy (Kerbl et al. 2023, section 5), fed by every view of the batch."""
+
+    def __init__(self, config: DensifyConfig, steps: int):
+        self.max_count = config.max_count
+        self.strategy = DefaultStrategy(
+            prune_opa=config.prune_opacity,
+            grow_grad2d=config.grad_threshold,
+            grow_scale3d=0.03,
+            prune_scale3d=0.5,
+            refine_scale2d_stop_iter=0,
+            refine_start_iter=int(config.start * steps),
+            refine_stop_iter=int(config.stop * steps),
+            refine_every=config.every,
+            reset_every=steps + 1,
+            pause_refine_after_reset=0,
+            key_for_gradient="means2d",
+            verbose=False,
+        )
+        self.state: dict[str, Any] = self.strategy.initialize_state(scene_scale=1.0)
+
+    def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
+        self.strategy.step_pre_backward(gaussians.params, optimizers, self.state, step, info)
+
+    def after_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int) -> None:
+        """Call after the optimisers' step. seed: of the positions of split Gaussians."""
+        grow = self.strategy.grow_grad2d
+        if len(gaussians) >= self.max_count:
+            self.strategy.grow_grad2d = float("inf")
+        with torch.random.fork_rng(devices=[gaussians.device] if gaussians.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, packed=False)
+        self.strategy.grow_grad2d = grow

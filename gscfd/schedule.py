@@ -1,0 +1,33 @@
+"""t(tau): which diffusion time belongs to which optimisation step. Times are fractions of T, in [0, 1)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import torch
+
+
+def anneal(fraction: float, points: tuple[tuple[float, float], ...], t_min: float, t_max: float) -> float:
+    """t / T = t_min + (t_max - t_min)(1 - p), p piecewise linear through the points, clamped at both ends.
+
+    fraction: of the stage's steps that are done, in [0, 1]. points: (fraction, p) with rising fractions.
+    CFD section 5 and its public configuration; the public code extrapolates past the last point, this does not.
+    """
+    xs = [x for x, _ in points]
+    i = bisect_right(xs, fraction)
+    if i == 0 or i == len(points):
+        p = points[max(i - 1, 0)][1]
+    else:
+        (x0, p0), (x1, p1) = points[i - 1], points[i]
+        p = p0 + (p1 - p0) * (fraction - x0) / (x1 - x0)
+    return t_min + (t_max - t_min) * (1 - p)
+
+
+def uniform(t_min: float, t_max: float, generator: torch.Generator) -> float:
+    """One uniform draw from [t_min, t_max): the time of plain SDS (Poole et al. 2022)."""
+    return t_min + (t_max - t_min) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def time_index(t: float, timesteps: int) -> int:
+    """The teacher's integer time for t in [0, 1)."""
+    return min(max(round(t * timesteps), 0), timesteps - 1)

@@ -1,0 +1,166 @@
+"""The one optimisation loop. It reads like the paper's Algorithm 1 and receives every part it uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gscfd.cameras import sample_group
+from gscfd.config import StageConfig
+from gscfd.densify import Densifier
+from gscfd.gaussians import Gaussians, make_optimizers
+from gscfd.geometry import regularisers
+from gscfd.guidance import distillation_loss
+from gscfd.schedule import anneal, time_index, uniform
+from gscfd.teachers import Teacher
+from gscfd.types import Cameras, Guidance, Noise, Rasterize, Render
+
+
+@dataclass
+class StepReport:
+    """What a step did; callbacks read it and change nothing."""
+
+    stage: str
+    step: int
+    """From 0."""
+    steps: int
+    t: float
+    """Diffusion time as a fraction of T."""
+    loss: float
+    regulariser: float
+    count: int
+    """Gaussians after the step."""
+    seconds: dict[str, float]
+    """Time of each part: render, encode, noise, teacher, backward, optimiser, densify."""
+    gaussians: Gaussians
+    cameras: Cameras
+    images: Tensor
+    """[V, H, W, 3] what the teacher was shown, detached."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient that is not finite; the Gaussians are still those of the step before."""
+
+
+class Clock:
+    """Splits a step's time into named parts."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self.last
+        self.last = now
+
+
+def random_background(generator: torch.Generator) -> Tensor:
+    """[3] any grey with a slight tint: shared by the views of a group, and what the toybox teachers know."""
+    return (torch.rand(1, generator=generator) + 0.16 * (torch.rand(3, generator=generator) - 0.5)).clamp(0, 1)
+
+
+def run_stage(
+    gaussians: Gaussians,
+    config: StageConfig,
+    *,
+    name: str,
+    teacher: Teacher,
+    rasterize: Rasterize,
+    noise: Noise,
+    guidance: Guidance,
+    seed: int,
+    on_step: Callable[[StepReport], None],
+) -> None:
+    """Distil the teacher into the Gaussians, in place.
+
+    Raises NonFiniteError before a non-finite gradient reaches the Gaussians. What `on_step` raises ends the stage.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizers = make_optimizers(gaussians, {key: getattr(config.lr, key) for key in gaussians.params})
+    densifier = Densifier(config.densify, config.steps)
+    for step in range(config.steps):
+        done = step / config.steps
+        optimizers["means"].param_groups[0]["lr"] = config.lr.means * (config.lr.means_end / config.lr.means) ** done
+        clock = Clock(gaussians.device)
+
+        # Render the views of one group over one background.
+        cameras = sample_group(
+            config.views,
+            elevation=config.elevation,
+            fov=config.fov,
+            radius=config.radius,
+            size=teacher.image_size,
+            generator=generator,
+        ).to(gaussians.device)
+        render = rasterize(gaussians, cameras)
+        images = render.over(random_background(generator).to(gaussians.device))
+        clock.lap("render")
+
+        # Show them to the teacher.
+        z = teacher.encode(images.permute(0, 3, 1, 2))
+        clock.lap("encode")
+
+        # Draw the noise on the surface that is there now.
+        eps = noise(cameras, detached(render), step)
+        clock.lap("noise")
+
+        # Ask which way to go.
+        t = draw_time(config, done, generator)
+        grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), cameras)
+        clock.lap("teacher")
+
+        # Carry the answer back to the Gaussians.
+        loss = distillation_loss(z, grad)
+        regulariser = regularisers(gaussians, render, config)
+        densifier.before_backward(gaussians, optimizers, step, render.info)
+        (loss + regulariser).backward()
+        check_finite(gaussians, loss, name, step)
+        clock.lap("backward")
+
+        # Step, then grow and prune.
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        clock.lap("optimiser")
+        densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
+        clock.lap("densify")
+        on_step(
+            StepReport(
+                stage=name,
+                step=step,
+                steps=config.steps,
+                t=t,
+                loss=loss.item(),
+                regulariser=regulariser.item(),
+                count=len(gaussians),
+                seconds=clock.seconds,
+                gaussians=gaussians,
+                cameras=cameras,
+                images=images.detach(),
+            )
+        )
+
+
+def draw_time(config: StageConfig, done: float, generator: torch.Generator) -> float:
+    """Diffusion time of this step as a fraction of T."""
+    if config.t_schedule == "uniform":
+        return uniform(config.t_min, config.t_max, generator)
+    return anneal(done, config.t_points, config.t_min, config.t_max)
+
+
+def detached(render: Render) -> Render:
+    return Render(render.rgb.detach(), render.depth.detach(), render.opacity.detach(), render.median_depth)
+
+
+def check_finite(gaussians: Gaussians, loss: Tensor, name: str, step: int) -> None:
+    """Raise NonFiniteError, naming the parameters whose gradient is not finite."""
+    broken = [key for key, value in gaussians.params.items() if value.grad is not None and not value.grad.isfinite().all()]
+    if broken or not loss.isfinite():
+        what = f"gradient of {', '.join(broken)}" if broken else "loss"
+        raise NonFiniteError(f"{name}: the {what} is not finite at step {step}")

@@ -1,0 +1,53 @@
+"""What a stage needs to know of a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from gscfd.types import Cameras
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the teacher is asked for, and how firmly."""
+
+    text: str
+    negative: str = ""
+    """The text of the unconditional branch (METHOD section 3)."""
+    cfg: float
+    """Classifier-free guidance in the conventional scale: eps_neg + cfg (eps_text - eps_neg)."""
+    cfg_rescale: float = 0.0
+    """In [0, 1]: how far the guided prediction is scaled back to the text prediction's standard deviation (Lin et al.
+    2023, section 3.4); it keeps colours from saturating."""
+
+
+class Teacher(Protocol):
+    multiview: bool
+    """Whether the views of a batch are one group that must be asked together."""
+    image_size: int
+    """Pixels, both ways, of the images it reads."""
+    latent_shape: tuple[int, int, int]
+    """C, h, w of one view."""
+    timesteps: int
+    """T: the number of integer times."""
+
+    def set_prompt(self, prompt: Prompt) -> None: ...
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        """x_t = alpha z + sigma eps."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[V, 3, H, W] in [0, 1] to [V, C, h, w]; differentiable."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[V, C, h, w] to [V, 3, H, W] in [0, 1]; without gradient."""
+        ...
+
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+        """[V, C, h, w] the noise in x_t under the prompt, guided; without gradient."""
+        ...
