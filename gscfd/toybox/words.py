@@ -1,0 +1,99 @@
+"""What may be said in the toybox world: captions, their words, and reading them back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gscfd.toybox.kinds import CATALOGUE, COLORS, SUPPORTS
+
+VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
+"""What may follow a caption after a comma to name the side it is seen from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What a caption says; None where it leaves something open."""
+
+    kind: str
+    color: str | None = None
+    part_color: str | None = None
+    """Colour of the kind's second part."""
+    on_kind: str | None = None
+    """Kind of the object that it stands on."""
+    on_color: str | None = None
+
+
+def write_caption(caption: Caption) -> str:
+    """The caption in words: "a red mushroom with a white stem", "a yellow duck on a brown table"."""
+    text = _noun_phrase(caption.kind, caption.color)
+    if caption.part_color:
+        text += " " + with_articles(CATALOGUE[caption.kind].part.format(caption.part_color))
+    if caption.on_kind:
+        text += " on " + _noun_phrase(caption.on_kind, caption.on_color)
+    return text
+
+
+def parse_caption(text: str) -> Caption | None:
+    """Reads a phrase of the grammar, whatever its case, spaces and articles; view words are ignored.
+
+    Returns None where the text says something that the grammar does not have.
+    """
+    words = [word for word in _split(text.split(",")[0]) if word not in ("a", "an", "the")]
+    color, kind, rest = _read_noun(words)
+    if kind is None:
+        return None
+    if not rest:
+        return Caption(kind=kind, color=color)
+    if rest[0] == "on":
+        on_color, on_kind, rest = _read_noun(rest[1:])
+        if rest or on_kind not in SUPPORTS:
+            return None
+        return Caption(kind=kind, color=color, on_kind=on_kind, on_color=on_color)
+    phrase = [word for word in _split(CATALOGUE[kind].part) if word not in ("a", "an")]
+    if len(rest) == 3 and rest[1] in COLORS and [rest[0], rest[2]] == phrase:
+        return Caption(kind=kind, color=color, part_color=rest[1])
+    return None
+
+
+def vocabulary() -> list[str]:
+    """Every word of the captions and of the view phrases, and the comma, sorted."""
+    phrases = [*CATALOGUE, *COLORS, *VIEW_WORDS, *(kind.part for kind in CATALOGUE.values())]
+    return sorted({",", "a", "an", "on"}.union(*(_split(phrase) for phrase in phrases)))
+
+
+def unknown_words(text: str) -> list[tuple[str, str]]:
+    """The words of the text that no caption has, in order, each with the nearest known one."""
+    known = vocabulary()
+    unknown = dict.fromkeys(word for word in _split(text) if word not in known)
+    return [(word, nearest(word, known)[0]) for word in unknown]
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The `count` known words that look most like the given one."""
+    return difflib.get_close_matches(word.lower(), list(known), n=count, cutoff=0.0)
+
+
+def with_articles(text: str) -> str:
+    """The text with every "a" before a vowel made "an"."""
+    return re.sub(r"\ba(?= [aeiou])", "an", text)
+
+
+def _noun_phrase(kind: str, color: str | None) -> str:
+    return with_articles(f"a {color} {kind}" if color else f"a {kind}")
+
+
+def _read_noun(words: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """Colour, kind, and what follows them."""
+    color = words[0] if words and words[0] in COLORS else None
+    words = words[1:] if color else words
+    for length in (2, 1):
+        if " ".join(words[:length]) in CATALOGUE:
+            return color, " ".join(words[:length]), words[length:]
+    return color, None, words
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"[a-z]+|,", text.lower())
