@@ -1,0 +1,310 @@
+"""The noise that guides the distillation: `(field, cameras, render, step) -> [V, C, h, w]`, every entry N(0, 1).
+
+Noise is a pure function of the field's settings, the step, the cameras and the render: every random number is drawn
+by a counter (Philox), nothing is stored between steps, and a checkpoint holds a few numbers. docs/noise.md states the
+algorithm.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import zlib
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gscfd.noise_kernels import cpu
+from gscfd.types import Cameras, Render
+
+BACKGROUNDS = ("screen", "fresh", "direction")
+
+# Random numbers of different uses never meet: each has its own counter space.
+_SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION = range(6)
+
+
+class NoiseField:
+    """Settings of one run's noise, and its clock.
+
+    Injection of fresh noise (METHOD section 2, clean flow SDE; CFD Eq. 10-11): at step i every value is multiplied by
+    sqrt(1 - gamma_i) and gains sqrt(gamma_i) of fresh noise, so that steps s < t correlate by
+    prod sqrt(1 - gamma_i) over s < i <= t. gamma = 0 keeps the noise bitwise constant; gamma = 1 renews it each step.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        gamma: float | Sequence[float] = 1e-4,
+        beta: float = 1.0,
+        background: str = "screen",
+        footprint: float | None = None,
+        span: int = 4096,
+        opacity_threshold: float = 0.5,
+        normal_radius: int = 1,
+    ) -> None:
+        """A field of latents with `channels` x `height` x `width`.
+
+        seed: in [0, 2^64). gamma: in [0, 1], one value or one per step 1, 2, ... (the last one continues).
+        beta: in [0, 1], share of variance that is consistent; the rest is fresh each step (METHOD section 3).
+        background: where no surface is, "screen" (one image fixed to the screen, ageing with gamma), "direction"
+        (fixed to the viewing direction, ageing with gamma), or "fresh" (new in every view and step).
+        footprint: size of a latent pixel on the object, world units; 2 / height by default: the unit ball fills the
+        latents. Cells have the pitch footprint / 4 and the depth 4 footprint. span: expected number of steps; it
+        belongs to the seed (another span, other noise) and sets the cost: about 2 + log2(span) draws per cell, and one
+        more for every further span. opacity_threshold: in [0, 1); samples at or below it show no surface.
+        normal_radius: render samples on each side that take part in a normal.
+
+        Raises ValueError for a value out of range.
+        """
+        _check(0 <= seed < 2**64, "seed", "an integer in [0, 2^64)", seed)
+        _check(min(channels, height, width) >= 1, "channels, height, width", "at least 1", (channels, height, width))
+        gammas = tuple(gamma) if isinstance(gamma, Sequence) else (float(gamma),)
+        _check(len(gammas) > 0 and all(0 <= g <= 1 for g in gammas), "gamma", "numbers in [0, 1]", gamma)
+        _check(0 <= beta <= 1, "beta", "a number in [0, 1]", beta)
+        _check(background in BACKGROUNDS, "background", f"one of {BACKGROUNDS}", background)
+        _check(footprint is None or footprint > 0, "footprint", "a positive length, or None for 2 / height", footprint)
+        _check(span >= 1, "span", "at least 1 step", span)
+        _check(0 <= opacity_threshold < 1, "opacity_threshold", "a number in [0, 1)", opacity_threshold)
+        _check(normal_radius >= 1, "normal_radius", "at least 1 sample", normal_radius)
+        self.seed, self.channels, self.height, self.width = seed, channels, height, width
+        self.gammas, self.beta, self.background, self.span = gammas, beta, background, span
+        self.footprint = 2 / height if footprint is None else footprint
+        self.opacity_threshold, self.normal_radius = opacity_threshold, normal_radius
+        rates = [-0.5 * math.log(max(1 - g, 1e-300)) for g in gammas]
+        self._last_rate, self._clock = rates[-1], list(accumulate(rates, initial=0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the noise depends on, as plain numbers and strings."""
+        return {
+            "seed": self.seed,
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "gamma": list(self.gammas),
+            "beta": self.beta,
+            "background": self.background,
+            "footprint": self.footprint,
+            "span": self.span,
+            "opacity_threshold": self.opacity_threshold,
+            "normal_radius": self.normal_radius,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become the field that state_dict() described. Raises ValueError where the latents' shape differs."""
+        saved = tuple(state[name] for name in ("channels", "height", "width"))
+        shape = (self.channels, self.height, self.width)
+        _check(saved == shape, "state", f"noise of channels, height, width {shape}, as this run's teacher has", saved)
+        self.__init__(**state)
+
+    def clock(self, step: int) -> float:
+        """Lambda(step) = -1/2 sum of log(1 - gamma_i), i <= step: steps s < t correlate by exp(Lambda(s) - Lambda(t))."""
+        known = min(step, len(self._clock) - 1)
+        return self._clock[known] + (step - known) * self._last_rate
+
+    def nodes(self, step: int) -> list[tuple[int, float]]:
+        """A value at `step` as a weighted sum of independent draws: [(draw, weight)], the weights' squares sum to 1.
+
+        An Ornstein-Uhlenbeck path in the time Lambda, exact in law: the ends of each span one after another, then the
+        span is halved by the bridge
+        W_m = [r1 (1 - r2^2) W_a + r2 (1 - r1^2) W_b] / q + sqrt((1 - r1^2) (1 - r2^2) / q) Z_m,
+        r1 = exp(Lambda_a - Lambda_m), r2 = exp(Lambda_m - Lambda_b), q = 1 - r1^2 r2^2.
+        """
+        # Steps without injection are the same moment.
+        step = bisect.bisect_left(range(step + 1), self.clock(step), key=self.clock)
+        a, value_a = 0, {0: 1.0}
+        b, value_b = a, value_a
+        while b < step:
+            a, value_a = b, value_b
+            b = a + self.span
+            lost = -math.expm1(2 * (self.clock(a) - self.clock(b)))
+            value_b = _combine(math.sqrt(1 - lost), value_a, 0.0, value_a, b, math.sqrt(lost))
+        while b > step:
+            m = (a + b) // 2
+            to_m, to_b = self.clock(m) - self.clock(a), self.clock(b) - self.clock(m)
+            lost_a, lost_b, lost = -math.expm1(-2 * to_m), -math.expm1(-2 * to_b), -math.expm1(-2 * (to_m + to_b))
+            value_m = _combine(
+                math.exp(-to_m) * lost_b / lost,
+                value_a,
+                math.exp(-to_b) * lost_a / lost,
+                value_b,
+                m,
+                math.sqrt(lost_a * lost_b / lost),
+            )
+            if step < m:
+                b, value_b = m, value_m
+            else:
+                a, value_a = m, value_m
+                if step == m:
+                    b, value_b = m, value_m
+        return sorted(value_b.items())
+
+
+class Noise(Protocol):
+    def __call__(self, field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor: ...
+
+
+def iid(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w] fresh noise in every view and step (SDS; CFD Tab. 1)."""
+    return torch.stack([_fresh(field, _IID, view, step) for view in range(len(cameras))])
+
+
+def fixed(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w] one image, the same in every view and ageing with gamma: a negative control (FSD Fig. 6)."""
+    screen = _screen(field, step)
+    return _blend(field, torch.stack([screen] * len(cameras)), cameras, step)
+
+
+def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w] noise that is white in every view and agrees between views where they see the same surface.
+
+    G = sqrt(alpha) n^-1/2 sum of W over the n cells that a pixel owns + sqrt(1 - alpha) B (CFD Alg. 2 in the form of
+    docs/noise.md). cameras: of the render's size, which need not be a multiple of the latents'. render: depth and
+    opacity are read, and median_depth in place of depth where it is given. step: the optimisation step, from 0.
+
+    Raises ValueError for CUDA tensors, for sizes that disagree, and for a negative step.
+    """
+    parts = surface_parts(field, cameras, render, step)
+    # A covered pixel that owns no cell is background.
+    alpha = torch.where(parts.counts > 0, parts.coverage, 0.0)[:, None]
+    noise = alpha.sqrt() * parts.noise + (1 - alpha).sqrt() * _background(field, cameras, render, step)
+    return _blend(field, noise, cameras, step)
+
+
+def surface_parts(field: NoiseField, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
+    """What `surface` composes: foreground noise, cells per pixel, coverage. Raises ValueError as `surface` does."""
+    depth, opacity = _surface_images(cameras, render)
+    return cpu.surface(
+        grid(field),
+        depth,
+        opacity,
+        cameras.viewmats,
+        cameras.Ks,
+        channels=field.channels,
+        seed=field.seed,
+        stream=_SURFACE,
+        nodes=_nodes(field, step),
+    )
+
+
+def grid(field: NoiseField) -> cpu.Grid:
+    """Cells and latent pixels of a field: pitch footprint / 4, depth 4 footprint."""
+    return cpu.Grid(
+        height=field.height,
+        width=field.width,
+        pitch=field.footprint / 4,
+        layer_depth=4 * field.footprint,
+        opacity_threshold=field.opacity_threshold,
+        normal_radius=field.normal_radius,
+    )
+
+
+def _surface_images(cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
+    """[V, H, W] depth, [V, H, W] opacity, checked."""
+    expected = (len(cameras), cameras.height, cameras.width, 1)
+    depth, opacity, median = render.depth, render.opacity, render.median_depth
+    for name, tensor in (("render.depth", depth), ("render.opacity", opacity), ("render.median_depth", median)):
+        if tensor is None:
+            continue
+        if tensor.is_cuda:
+            raise ValueError(
+                f"{name}: expected a CPU tensor, got one on {tensor.device}; the noise kernel is for the CPU only:"
+                " pass --noise-device cpu, which copies depth and opacity to the CPU"
+            )
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"{name}: expected {list(expected)} to match cameras, got {list(tensor.shape)};"
+                " use cameras.resized(width, height) for a render of another size"
+            )
+    if median is not None:
+        depth = torch.where(median > 0, median, depth)
+    return depth[..., 0], opacity[..., 0]
+
+
+def _background(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w], or [C, h, w] the same for all views."""
+    if field.background == "screen":
+        return _screen(field, step)
+    if field.background == "fresh":
+        return _fresh_views(field, _FRESH_BACKGROUND, cameras, step)
+    return _direction(field, cameras, step)
+
+
+def _screen(field: NoiseField, step: int) -> Tensor:
+    nodes = _nodes(field, step)
+    return cpu.white(field.channels, field.height, field.width, seed=field.seed, stream=_SCREEN, key=0, nodes=nodes)
+
+
+def _direction(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
+    """[V, C, h, w] the surface noise of a cube around the camera that moves with it, so that only directions count.
+
+    Pixels without a cell (a zoom far beyond the cells' size) show the screen's background.
+    """
+    rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
+    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1).double()
+    rays = torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(cameras.Ks.double()))
+    directions = rays @ cameras.viewmats[:, None, :3, :3].double()
+    depth = 1 / directions.abs().amax(-1)
+    viewmats = cameras.viewmats.clone()
+    viewmats[:, :3, 3] = 0
+    cells = grid(field)
+    cells.pitch, cells.layer_depth = 2 * _DIRECTION_TANGENT / field.height / 4, 4.0
+    cube = cpu.surface(
+        cells,
+        depth,
+        torch.ones_like(depth),
+        viewmats,
+        cameras.Ks,
+        channels=field.channels,
+        seed=field.seed,
+        stream=_DIRECTION,
+        nodes=_nodes(field, step),
+    )
+    return torch.where(cube.counts[:, None] > 0, cube.noise, _screen(field, step))
+
+
+# Half the field of view, as a tangent, at which a latent pixel spans four cells of the direction-keyed background.
+_DIRECTION_TANGENT = math.tan(math.radians(20))
+
+
+def _blend(field: NoiseField, noise: Tensor, cameras: Cameras, step: int) -> Tensor:
+    """sqrt(beta) noise + sqrt(1 - beta) fresh (METHOD section 3, FSD blending)."""
+    if field.beta == 1:
+        return noise
+    return math.sqrt(field.beta) * noise + math.sqrt(1 - field.beta) * _fresh_views(field, _BLEND, cameras, step)
+
+
+def _fresh_views(field: NoiseField, stream: int, cameras: Cameras, step: int) -> Tensor:
+    """[V, C, h, w] new in every step and for every camera, whatever its place in the batch."""
+    matrices = torch.cat([cameras.viewmats.flatten(1), cameras.Ks.flatten(1)], 1).detach().float().cpu()
+    return torch.stack([_fresh(field, stream, zlib.crc32(row.numpy().tobytes()), step) for row in matrices])
+
+
+def _fresh(field: NoiseField, stream: int, key: int, step: int) -> Tensor:
+    return cpu.white(
+        field.channels, field.height, field.width, seed=field.seed, stream=stream, key=key, nodes=[(step, 1.0)]
+    )
+
+
+def _nodes(field: NoiseField, step: int) -> list[tuple[int, float]]:
+    _check(step >= 0, "step", "a step of the run, from 0", step)
+    return field.nodes(step)
+
+
+def _combine(
+    weight_a: float, a: dict[int, float], weight_b: float, b: dict[int, float], node: int, weight: float
+) -> dict[int, float]:
+    """weight_a a + weight_b b + weight Z(node), as weights of draws."""
+    total = {n: weight_a * a.get(n, 0.0) + weight_b * b.get(n, 0.0) for n in a | b}
+    return total | {node: weight}
+
+
+def _check(valid: bool, name: str, expected: str, got: object) -> None:
+    if not valid:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")

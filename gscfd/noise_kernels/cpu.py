@@ -1,0 +1,186 @@
+"""Calls of the compiled CPU noise (csrc/): shapes, types and memory, and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gscfd import native
+
+Nodes = Sequence[tuple[int, float]]
+"""A cell's value as a weighted sum of its draws: (index of the draw, weight)."""
+
+
+class _Geometry(ctypes.Structure):
+    _fields_ = [
+        ("render_width", ctypes.c_int32),
+        ("render_height", ctypes.c_int32),
+        ("latent_width", ctypes.c_int32),
+        ("latent_height", ctypes.c_int32),
+        ("pitch", ctypes.c_float),
+        ("layer_depth", ctypes.c_float),
+        ("opacity_threshold", ctypes.c_float),
+        ("near", ctypes.c_float),
+        ("normal_radius", ctypes.c_int32),
+    ]
+
+
+@dataclass(kw_only=True)
+class Grid:
+    """How the surface is cut into cells and the image into latent pixels."""
+
+    height: int
+    """Latent rows."""
+    width: int
+    """Latent columns."""
+    pitch: float
+    """Spacing of the columns of cells, world units."""
+    layer_depth: float
+    """Extent of a cell along its column, world units; surfaces farther apart share no cell."""
+    opacity_threshold: float = 0.5
+    """Samples at or below it show no surface."""
+    near: float = 0.01
+    """Samples at or before this depth are rejected, world units."""
+    normal_radius: int = 1
+    """Samples on each side of the centre that take part in its normal."""
+
+
+@dataclass
+class Surface:
+    """What the kernel returns for a batch of views."""
+
+    noise: Tensor
+    """[V, C, h, w] n^-1/2 times the sum of the cells that the pixel owns; 0 where it owns none."""
+    counts: Tensor
+    """[V, h, w] int32, n: the cells that the pixel owns."""
+    coverage: Tensor
+    """[V, h, w] share of the pixel's render samples that show the surface, in [0, 1]."""
+
+
+def surface(
+    grid: Grid,
+    depth: Tensor,
+    opacity: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    *,
+    channels: int,
+    seed: int,
+    stream: int,
+    nodes: Nodes,
+) -> Surface:
+    """Foreground noise of a batch of views.
+
+    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on the CPU.
+    Raises MemoryError.
+    """
+    views, geometry = len(depth), _geometry(grid, depth)
+    depth, opacity, viewmats, Ks = (t.detach().float().contiguous() for t in (depth, opacity, viewmats, Ks))
+    noise = torch.empty(views, channels, grid.height, grid.width)
+    counts = torch.empty(views, grid.height, grid.width, dtype=torch.int32)
+    coverage = torch.empty(views, grid.height, grid.width)
+    call = native.function(
+        "gscfd_noise_surface",
+        *[ctypes.c_void_p] * 5,
+        *[ctypes.c_int] * 2,
+        ctypes.c_uint64,
+        ctypes.c_uint32,
+        *[ctypes.c_void_p] * 2,
+        ctypes.c_int,
+        *[ctypes.c_void_p] * 3,
+        ctypes.c_int,
+        restype=ctypes.c_int,
+    )
+    failed = call(
+        ctypes.addressof(geometry),
+        *map(native.pointer, (depth, opacity, viewmats, Ks)),
+        views,
+        channels,
+        seed,
+        stream,
+        *_node_arrays(nodes),
+        len(nodes),
+        *map(native.pointer, (noise, counts, coverage)),
+        native.threads(),
+    )
+    if failed:
+        raise MemoryError("surface noise: out of memory; render the views at a smaller size or in smaller batches")
+    return Surface(noise, counts, coverage)
+
+
+def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """([M] int64 cell keys, [M] int64 row-major latent pixel that owns each) of one view, for tests and pictures.
+
+    depth, opacity: [H, W]; viewmat: [4, 4]; K: [3, 3]. Raises MemoryError.
+    """
+    geometry = _geometry(grid, depth[None])
+    depth, opacity, viewmat, K = (t.detach().float().contiguous() for t in (depth, opacity, viewmat, K))
+    call = native.function(
+        "gscfd_noise_owners",
+        *[ctypes.c_void_p] * 5,
+        ctypes.c_int64,
+        *[ctypes.c_void_p] * 2,
+        ctypes.c_int,
+        restype=ctypes.c_int64,
+    )
+    size = 0
+    while True:
+        cells, pixels = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.int64)
+        inputs = map(native.pointer, (depth, opacity, viewmat, K))
+        outputs = map(native.pointer, (cells, pixels))
+        found = call(ctypes.addressof(geometry), *inputs, size, *outputs, native.threads())
+        if found < 0:
+            raise MemoryError("surface noise: out of memory; render the view at a smaller size")
+        if found <= size:
+            return cells[:found], pixels[:found]
+        size = found
+
+
+def white(channels: int, height: int, width: int, *, seed: int, stream: int, key: int, nodes: Nodes) -> Tensor:
+    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel)."""
+    noise = torch.empty(channels, height, width)
+    call = native.function(
+        "gscfd_noise_white",
+        ctypes.c_uint64,
+        *[ctypes.c_uint32] * 2,
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int] * 2,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int,
+    )
+    call(
+        seed,
+        stream,
+        key,
+        *_node_arrays(nodes),
+        len(nodes),
+        channels,
+        height * width,
+        native.pointer(noise),
+        native.threads(),
+    )
+    return noise
+
+
+def _geometry(grid: Grid, depth: Tensor) -> _Geometry:
+    return _Geometry(
+        depth.shape[2],
+        depth.shape[1],
+        grid.width,
+        grid.height,
+        grid.pitch,
+        grid.layer_depth,
+        grid.opacity_threshold,
+        grid.near,
+        grid.normal_radius,
+    )
+
+
+def _node_arrays(nodes: Nodes) -> tuple[ctypes.Array[ctypes.c_uint32], ctypes.Array[ctypes.c_float]]:
+    indices, weights = zip(*nodes, strict=True)
+    return (ctypes.c_uint32 * len(nodes))(*indices), (ctypes.c_float * len(nodes))(*weights)

@@ -1,0 +1,230 @@
+// The CPU driver: one view at a time, its latent rows shared out to the threads. Enumerate, claim, gather.
+// Every sum runs in the order of the render samples within its latent row, so results do not depend on threads.
+#include <stdlib.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "noise_rows.h"
+#include "parallel.h"
+
+namespace gscfd {
+namespace noise {
+namespace {
+
+// Open addressing. A cell's slot may depend on thread order; the claim it ends up with does not.
+class ClaimTable {
+  public:
+    void reset(int64_t entries) {
+        size_t size = 1024;
+        while (size < size_t(2 * entries)) size *= 2;
+        if (size > size_) {
+            slots_.reset(new Slot[size]);
+            size_ = size;
+        }
+        mask_ = size - 1;
+        for (size_t i = 0; i < size; i++) {
+            slots_[i].cell.store(kNoKey, std::memory_order_relaxed);
+            slots_[i].claim.store(~uint64_t(0), std::memory_order_relaxed);
+        }
+    }
+
+    uint32_t claim(uint64_t cell, uint64_t claim) {
+        size_t slot = mix(cell) & mask_;
+        for (;; slot = (slot + 1) & mask_) {
+            uint64_t found = slots_[slot].cell.load(std::memory_order_relaxed);
+            if (found == kNoKey && slots_[slot].cell.compare_exchange_strong(found, cell, std::memory_order_relaxed)) break;
+            if (found == cell) break;
+        }
+        std::atomic<uint64_t>& best = slots_[slot].claim;
+        uint64_t current = best.load(std::memory_order_relaxed);
+        while (claim < current && !best.compare_exchange_weak(current, claim, std::memory_order_relaxed)) {
+        }
+        return uint32_t(slot);
+    }
+
+    bool owns(const Candidate& candidate) const {
+        return slots_[candidate.slot].claim.load(std::memory_order_relaxed) == candidate.claim;
+    }
+
+  private:
+    struct Slot {
+        std::atomic<uint64_t> cell, claim;
+    };
+    std::unique_ptr<Slot[]> slots_;
+    size_t size_ = 0, mask_ = 0;
+};
+
+// The owner map of one view at a time; its buffers are kept from view to view.
+class OwnerMap {
+  public:
+    OwnerMap(const Geometry& geometry, int threads) : g_(geometry), threads_(threads), rows_(geometry.latent_height) {
+        stride_ = g_.render_width + 2 * g_.normal_radius;
+        const size_t size = size_t(stride_) * (g_.render_height + 2 * g_.normal_radius);
+        depth_.assign(size, 0.0f);
+        inverse_.assign(size, 0.0f);
+        covered_.resize(size_t(g_.latent_height) * g_.latent_width);
+    }
+    ~OwnerMap() {
+        for (Candidates& row : rows_) free(row.items);
+    }
+    OwnerMap(const OwnerMap&) = delete;
+    OwnerMap& operator=(const OwnerMap&) = delete;
+
+    void build(const float* depth, const float* opacity, const float* viewmat, const float* K) {
+        const Camera camera = make_camera(viewmat, K);
+        const MaskedDepth masked{depth_.data(), inverse_.data(), stride_};
+        parallel_for(threads_, g_.render_height, 64, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) GSCFD_DISPATCH(mask_row, g_, int(row), depth, opacity, masked);
+        });
+        std::atomic<bool> complete{true};
+        parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) {
+                int32_t* covered = covered_.data() + row * g_.latent_width;
+                if (!GSCFD_DISPATCH(enumerate_row, g_, camera, masked, int(row), rows_[row], covered)) complete = false;
+            }
+        });
+        if (!complete) throw std::bad_alloc();
+        int64_t entries = 0;
+        for (const Candidates& row : rows_) entries += row.size;
+        table_.reset(entries);
+        parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) {
+                for (int64_t i = 0; i < rows_[row].size; i++) {
+                    Candidate& candidate = rows_[row].items[i];
+                    candidate.slot = table_.claim(candidate.cell, candidate.claim);
+                }
+            }
+        });
+    }
+
+    // Share of each latent pixel's samples that are covered, of one latent row.
+    void coverage(int row, float* out) const {
+        const int rows = first_render_index(row + 1, g_.render_height, g_.latent_height) -
+                         first_render_index(row, g_.render_height, g_.latent_height);
+        for (int x = 0; x < g_.latent_width; x++) {
+            const int columns = first_render_index(x + 1, g_.render_width, g_.latent_width) -
+                                first_render_index(x, g_.render_width, g_.latent_width);
+            const int covered = covered_[size_t(row) * g_.latent_width + x];
+            out[x] = covered ? float(covered) / float(rows * columns) : 0.0f;
+        }
+    }
+
+    // Calls visit(cell, latent column) for the cells that a latent row owns, in order.
+    template <typename Visit>
+    void owned(int row, Visit&& visit) const {
+        for (int64_t i = 0; i < rows_[row].size; i++) {
+            const Candidate& candidate = rows_[row].items[i];
+            if (table_.owns(candidate)) visit(candidate.cell, candidate.column);
+        }
+    }
+
+    int64_t candidates(int row) const { return rows_[row].size; }
+
+  private:
+    Geometry g_;
+    int threads_;
+    int64_t stride_;
+    std::vector<float> depth_, inverse_;
+    std::vector<int32_t> covered_;
+    std::vector<Candidates> rows_;
+    ClaimTable table_;
+};
+
+// One latent row of n^-1/2 times the sum of its cells.
+void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int row, int channels, float* noise,
+                int32_t* counts) {
+    const int64_t plane = int64_t(g.latent_height) * g.latent_width, start = int64_t(row) * g.latent_width;
+    std::vector<uint64_t> cells;
+    std::vector<uint32_t> columns;
+    cells.reserve(map.candidates(row));
+    columns.reserve(map.candidates(row));
+    std::fill_n(counts + start, g.latent_width, 0);
+    map.owned(row, [&](uint64_t cell, uint32_t column) {
+        cells.push_back(cell);
+        columns.push_back(column);
+        counts[start + column]++;
+    });
+    for (int c = 0; c < channels; c++) std::fill_n(noise + c * plane + start, g.latent_width, 0.0f);
+    GSCFD_DISPATCH(add_cells, draws, cells.data(), columns.data(), int64_t(cells.size()), channels, noise + start, plane);
+    for (int x = 0; x < g.latent_width; x++) {
+        const float scale = 1.0f / sqrtf(float(std::max(counts[start + x], 1)));
+        for (int c = 0; c < channels; c++) noise[c * plane + start + x] *= scale;
+    }
+}
+
+}  // namespace
+}  // namespace noise
+}  // namespace gscfd
+
+using namespace gscfd;
+using namespace gscfd::noise;
+
+// noise [views, channels, h, w], counts [views, h, w] and coverage [views, h, w] of the surface. 0, or 1: out of memory.
+GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* depth, const float* opacity, const float* viewmats,
+                                     const float* Ks, int views, int channels, uint64_t seed, uint32_t stream,
+                                     const uint32_t* node, const float* weight, int nodes, float* noise, int32_t* counts,
+                                     float* coverage, int threads) try {
+    const Geometry& g = *geometry;
+    const Draws draws{seed, stream, nodes, node, weight};
+    const int64_t pixels = int64_t(g.latent_height) * g.latent_width;
+    const int64_t samples = int64_t(g.render_height) * g.render_width;
+    OwnerMap map(g, threads);
+    for (int64_t view = 0; view < views; view++) {
+        map.build(depth + view * samples, opacity + view * samples, viewmats + 16 * view, Ks + 9 * view);
+        parallel_for(threads, g.latent_height, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) {
+                map.coverage(int(row), coverage + view * pixels + row * g.latent_width);
+                gather_row(g, map, draws, int(row), channels, noise + view * channels * pixels, counts + view * pixels);
+            }
+        });
+    }
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
+}
+
+// The cells of one view and the latent pixels that own them. Returns how many there are; writes at most `capacity`.
+// -1: out of memory.
+GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, const float* depth, const float* opacity,
+                                        const float* viewmat, const float* K, int64_t capacity, uint64_t* cells,
+                                        int64_t* pixels, int threads) try {
+    OwnerMap map(*geometry, threads);
+    map.build(depth, opacity, viewmat, K);
+    int64_t size = 0;
+    for (int row = 0; row < geometry->latent_height; row++) {
+        map.owned(row, [&](uint64_t cell, uint32_t column) {
+            if (size < capacity) {
+                cells[size] = cell;
+                pixels[size] = int64_t(row) * geometry->latent_width + column;
+            }
+            size++;
+        });
+    }
+    return size;
+} catch (const std::bad_alloc&) {
+    return -1;
+}
+
+// noise [channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel).
+GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const uint32_t* node, const float* weight,
+                                    int nodes, int channels, int64_t pixels, float* noise, int threads) {
+    constexpr int64_t kChunk = 256;
+    const Draws draws{seed, stream, nodes, node, weight};
+    parallel_for(threads, (pixels + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; chunk++) {
+            const int64_t first = chunk * kChunk, size = std::min(kChunk, pixels - first);
+            uint64_t cells[kChunk];
+            uint32_t columns[kChunk];
+            for (int64_t i = 0; i < size; i++) {
+                cells[i] = uint64_t(key) << 32 | uint64_t(first + i);
+                columns[i] = uint32_t(i);
+            }
+            for (int c = 0; c < channels; c++) std::fill_n(noise + c * pixels + first, size, 0.0f);
+            GSCFD_DISPATCH(add_cells, draws, cells, columns, size, channels, noise + first, pixels);
+        }
+    });
+}

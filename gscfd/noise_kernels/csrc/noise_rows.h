@@ -1,0 +1,53 @@
+// The loops of the CPU noise, compiled once per instruction set (noise_rows.simd.cpp) and driven by noise_cpu.cpp.
+#pragma once
+
+#include "dispatch.h"
+#include "noise_core.h"
+
+namespace gscfd {
+namespace noise {
+
+// One view's depth where it is covered, else 0, and its reciprocal, with a border of normal_radius zeros.
+struct MaskedDepth {
+    float *depth, *inverse;
+    int64_t stride;  // samples from row to row
+};
+
+// A cell that a render sample wants for its latent pixel.
+struct Candidate {
+    uint64_t cell, claim;
+    uint32_t column;  // of the latent pixel
+    uint32_t slot;    // in the claim table
+};
+
+// The candidates of one latent row, in the order of the render samples.
+struct Candidates {
+    Candidate* items = nullptr;
+    int64_t size = 0, capacity = 0;
+};
+
+// The Ornstein-Uhlenbeck bridge as a weighted sum of draws.
+struct Draws {
+    uint64_t seed;
+    uint32_t stream;
+    int32_t nodes;
+    const uint32_t* node;
+    const float* weight;
+};
+
+}  // namespace noise
+}  // namespace gscfd
+
+// Fills one row of masked (row: of the image).
+GSCFD_DECLARE(void, mask_row,
+              (const gscfd::noise::Geometry&, int row, const float* depth, const float* opacity, gscfd::noise::MaskedDepth))
+
+// Appends the candidates of a latent row; covered[latent_width] counts its covered samples. False: out of memory.
+GSCFD_DECLARE(bool, enumerate_row,
+              (const gscfd::noise::Geometry&, const gscfd::noise::Camera&, gscfd::noise::MaskedDepth, int latent_row,
+               gscfd::noise::Candidates&, int32_t* covered))
+
+// Adds the values of `size` cells, in order, to sums[channel * channel_stride + column].
+GSCFD_DECLARE(void, add_cells,
+              (const gscfd::noise::Draws&, const uint64_t* cells, const uint32_t* columns, int64_t size, int channels,
+               float* sums, int64_t channel_stride))

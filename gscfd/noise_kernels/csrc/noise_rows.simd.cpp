@@ -1,0 +1,183 @@
+#include "noise_rows.h"
+
+#include <stdlib.h>
+
+namespace gscfd {
+namespace GSCFD_ISA {
+
+using namespace noise;
+
+namespace {
+
+constexpr int kBlock = 64;  // samples prepared together
+constexpr int kLanes = 16;  // cells drawn together
+
+// Samples of one render row, as arrays so that the loops below vectorise.
+struct Block {
+    SlopeFit fit[kBlock];
+    float x[kBlock], z[kBlock], inverse[kBlock];
+    int32_t axis[kBlock], outward[kBlock];
+    float slope_u[kBlock], slope_v[kBlock], low_u[kBlock], high_u[kBlock], low_v[kBlock], high_v[kBlock];
+    double along[kBlock];
+    int32_t column_u[kBlock], column_v[kBlock], first_u[kBlock], last_u[kBlock], first_v[kBlock], last_v[kBlock];
+    float within_u[kBlock], within_v[kBlock];
+};
+
+void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride, int size,
+                Block& block) {
+    float xx[kBlock], xy[kBlock], yy[kBlock], bx[kBlock], by[kBlock];
+    for (int i = 0; i < size; i++) {
+        const SlopeFit fit;
+        xx[i] = fit.xx, xy[i] = fit.xy, yy[i] = fit.yy, bx[i] = fit.bx, by[i] = fit.by;
+    }
+    for (int dy = -g.normal_radius; dy <= g.normal_radius; dy++) {
+        for (int dx = -g.normal_radius; dx <= g.normal_radius; dx++) {
+            if (dx == 0 && dy == 0) continue;
+            const float limit = kMaxTangent * hypotf(dx / camera.fx, dy / camera.fy);
+            const float* other = depth + dy * stride + dx;
+            const float* other_inverse = inverse + dy * stride + dx;
+            for (int i = 0; i < size; i++) {
+                SlopeFit fit{xx[i], xy[i], yy[i], bx[i], by[i]};
+                add_neighbour(fit, depth[i], inverse[i], other[i], other_inverse[i], float(dx), float(dy), limit);
+                xx[i] = fit.xx, xy[i] = fit.xy, yy[i] = fit.yy, bx[i] = fit.bx, by[i] = fit.by;
+            }
+        }
+    }
+    for (int i = 0; i < size; i++) block.fit[i] = {xx[i], xy[i], yy[i], bx[i], by[i]};
+}
+
+void prepare(const Geometry& g, const Camera& camera, float y, int first, int size, Block& block) {
+    const float inverse_pitch = 1 / g.pitch;
+    for (int i = 0; i < size; i++) {
+        block.x[i] = float((first + i + 0.5 - camera.cx) * camera.inverse_fx);
+        const Tangent t = tangent_plane(camera, block.x[i], y, block.z[i], block.inverse[i], block.fit[i]);
+        block.axis[i] = t.axis, block.outward[i] = t.outward, block.slope_u[i] = t.slope_u, block.slope_v[i] = t.slope_v;
+        block.low_u[i] = t.low_u * inverse_pitch, block.high_u[i] = t.high_u * inverse_pitch;
+        block.low_v[i] = t.low_v * inverse_pitch, block.high_v[i] = t.high_v * inverse_pitch;
+    }
+}
+
+void place_samples(const Geometry& g, const Camera& camera, double y, int first, int size, Block& block) {
+    const double inverse_pitch = 1 / double(g.pitch), inverse_layer = 1 / double(g.layer_depth);
+    for (int i = 0; i < size; i++) {
+        const double x = (first + i + 0.5 - camera.cx) * camera.inverse_fx;
+        const Place p = place(camera, x, y, block.z[i], block.axis[i], inverse_pitch, inverse_layer);
+        block.along[i] = p.along, block.column_u[i] = p.column_u, block.column_v[i] = p.column_v;
+        block.within_u[i] = p.within_u, block.within_v[i] = p.within_v;
+        block.first_u[i] = first_column(p.within_u, block.low_u[i]);
+        block.last_u[i] = last_column(p.within_u, block.high_u[i]);
+        block.first_v[i] = first_column(p.within_v, block.low_v[i]);
+        block.last_v[i] = last_column(p.within_v, block.high_v[i]);
+        if (block.inverse[i] == 0 || !p.valid) block.last_u[i] = block.first_u[i] - 1;
+    }
+}
+
+bool append(Candidates& candidates, const Candidate& candidate) {
+    if (candidates.size == candidates.capacity) {
+        const int64_t capacity = candidates.capacity ? 2 * candidates.capacity : 1024;
+        void* items = realloc(candidates.items, capacity * sizeof(Candidate));
+        if (!items) return false;
+        candidates.items = static_cast<Candidate*>(items);
+        candidates.capacity = capacity;
+    }
+    candidates.items[candidates.size++] = candidate;
+    return true;
+}
+
+bool emit(const Geometry& g, const Camera& camera, float y, const Block& block, int i, uint32_t sample, uint32_t column,
+          Candidates& candidates) {
+    const double inverse_pitch = 1 / double(g.pitch), inverse_layer = 1 / double(g.layer_depth);
+    Tangent tangent{};
+    tangent.axis = block.axis[i], tangent.slope_u = block.slope_u[i], tangent.slope_v = block.slope_v[i];
+    const Projection projection = project_plane(camera, block.x[i], y, tangent);
+    for (int iu = block.first_u[i]; iu <= block.last_u[i]; iu++) {
+        for (int iv = block.first_v[i]; iv <= block.last_v[i]; iv++) {
+            const float du = (iu + 0.5f - block.within_u[i]) * g.pitch, dv = (iv + 0.5f - block.within_v[i]) * g.pitch;
+            if (!projects_inside(projection, block.z[i], du, dv)) continue;
+            const double along = block.along[i] - (block.slope_u[i] * du + block.slope_v[i] * dv);
+            const uint64_t key =
+                column_key(block.axis[i], block.outward[i], block.column_u[i] + iu, block.column_v[i] + iv);
+            const uint64_t claim = claim_of(along, block.outward[i], inverse_pitch, sample);
+            if (!append(candidates, {cell_key(key, along, inverse_layer), claim, column, 0})) return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+void mask_row(const Geometry& g, int row, const float* depth, const float* opacity, MaskedDepth masked) {
+    const int64_t source = int64_t(row) * g.render_width;
+    const int64_t target = (row + g.normal_radius) * masked.stride + g.normal_radius;
+    for (int x = 0; x < g.render_width; x++) {
+        const float z = depth[source + x];
+        // An infinite or undefined depth fails the comparisons.
+        const bool covered = opacity[source + x] > g.opacity_threshold && z > g.near_plane && z < 1e30f;
+        masked.depth[target + x] = covered ? z : 0.0f;
+        masked.inverse[target + x] = covered ? 1 / z : 0.0f;
+    }
+}
+
+bool enumerate_row(const Geometry& g, const Camera& camera, MaskedDepth masked, int latent_row, Candidates& candidates,
+                   int32_t* covered) {
+    static thread_local Block block;
+    candidates.size = 0;
+    for (int i = 0; i < g.latent_width; i++) covered[i] = 0;
+    const int last_row = first_render_index(latent_row + 1, g.render_height, g.latent_height);
+    for (int row = first_render_index(latent_row, g.render_height, g.latent_height); row < last_row; row++) {
+        const double y = (row + 0.5 - camera.cy) * camera.inverse_fy;
+        for (int first = 0; first < g.render_width; first += kBlock) {
+            const int size = g.render_width - first < kBlock ? g.render_width - first : kBlock;
+            const int64_t start = (row + g.normal_radius) * masked.stride + g.normal_radius + first;
+            bool any = false;
+            for (int i = 0; i < size; i++) {
+                block.z[i] = masked.depth[start + i];
+                block.inverse[i] = masked.inverse[start + i];
+                any |= block.inverse[i] > 0;
+            }
+            if (!any) continue;
+            fit_slopes(g, camera, masked.depth + start, masked.inverse + start, masked.stride, size, block);
+            prepare(g, camera, float(y), first, size, block);
+            place_samples(g, camera, y, first, size, block);
+            for (int i = 0; i < size; i++) {
+                if (block.inverse[i] == 0) continue;
+                const int column = latent_index(first + i, g.render_width, g.latent_width);
+                covered[column]++;
+                if (block.first_u[i] > block.last_u[i] || block.first_v[i] > block.last_v[i]) continue;
+                const uint32_t sample = uint32_t(row) * g.render_width + first + i;
+                if (!emit(g, camera, float(y), block, i, sample, column, candidates)) return false;
+            }
+        }
+    }
+    return true;
+}
+
+void add_cells(const Draws& draws, const uint64_t* cells, const uint32_t* columns, int64_t size, int channels, float* sums,
+               int64_t channel_stride) {
+    for (int64_t first = 0; first < size; first += kLanes) {
+        const int lanes = size - first < kLanes ? int(size - first) : kLanes;
+        uint32_t low[kLanes], high[kLanes];
+        for (int i = 0; i < kLanes; i++) {
+            const uint64_t cell = i < lanes ? cells[first + i] : 0;
+            low[i] = uint32_t(cell), high[i] = uint32_t(cell >> 32);
+        }
+        for (int block = 0; 4 * block < channels; block++) {
+            float value[4][kLanes] = {};
+            for (int node = 0; node < draws.nodes; node++) {
+                for (int i = 0; i < kLanes; i++) {
+                    float draw[4];
+                    normals(draws.seed, draws.stream, uint64_t(high[i]) << 32 | low[i], draws.node[node], block, draw);
+                    for (int c = 0; c < 4; c++) value[c][i] += draws.weight[node] * draw[c];
+                }
+            }
+            const int end = channels - 4 * block < 4 ? channels - 4 * block : 4;
+            for (int c = 0; c < end; c++) {
+                float* row = sums + (4 * block + c) * channel_stride;
+                for (int i = 0; i < lanes; i++) row[columns[first + i]] += value[c][i];
+            }
+        }
+    }
+}
+
+}  // namespace GSCFD_ISA
+}  // namespace gscfd

@@ -1,0 +1,197 @@
+"""Float64 oracle of the surface noise: plain numpy, one view at a time, no code shared with the compiled core.
+
+The algorithm is stated in docs/noise.md; this file follows it with whole-image arrays, Python integers and a sort where
+the core has loops, bit fields and a hash table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BOX = 16
+MAX_TANGENT = 99.0**0.5
+RIDGE = 1e-3
+
+Floats = NDArray[np.float64]
+Words = NDArray[np.uint64]
+Indices = NDArray[np.int64]
+
+
+@dataclass
+class Owners:
+    """Which latent pixel owns which cell in one view."""
+
+    cells: Words
+    """[M] packed cell keys, ascending, unique."""
+    pixels: Indices
+    """[M] owning latent pixel of each cell, row-major."""
+    counts: Indices
+    """[h, w] cells per latent pixel."""
+    coverage: Floats
+    """[h, w] share of the pixel's render samples on the object, in [0, 1]."""
+
+
+def surface_owners(
+    depth: Floats,
+    opacity: Floats,
+    viewmat: Floats,
+    K: Floats,
+    latent: tuple[int, int],
+    *,
+    pitch: float,
+    layer_depth: float,
+    opacity_threshold: float = 0.5,
+    near: float = 0.01,
+    normal_radius: int = 1,
+) -> Owners:
+    """Owner map of one view.
+
+    depth, opacity: [H, W]; viewmat: [4, 4] world-to-camera; K: [3, 3] in pixels; latent: (h, w);
+    pitch, layer_depth, near: world units; normal_radius: samples on each side in the normal fit.
+    """
+    height, width = depth.shape
+    h, w = latent
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    rotation = viewmat[:3, :3]
+    origin = -rotation.T @ viewmat[:3, 3]
+    covered = (opacity > opacity_threshold) & (depth > near) & np.isfinite(depth)
+    z_image = np.where(covered, depth, 0.0)
+
+    rows, columns = np.nonzero(covered)
+    slope_x, slope_y = (s[rows, columns] for s in _inverse_depth_slopes(z_image, fx, fy, normal_radius))
+    z = z_image[rows, columns]
+    ray = np.stack([(columns + 0.5 - cx) / fx, (rows + 0.5 - cy) / fy, np.ones(len(z))], -1)
+    normal = _clamped_normal(ray, z, slope_x * fx, slope_y * fy) @ rotation
+    point = origin + z[:, None] * (ray @ rotation)
+
+    axis = np.abs(normal).argmax(1)
+    take = np.arange(len(z))
+    nu, nv, nk = (normal[take, (axis + i) % 3] for i in (1, 2, 0))
+    pu, pv, pk = (point[take, (axis + i) % 3] for i in (1, 2, 0))
+    outward = np.where(nk > 0, -1, 1)
+    base_u, base_v = np.floor(pu / pitch), np.floor(pv / pitch)
+    inside = (np.abs(base_u) < 2**20 - 32) & (np.abs(base_v) < 2**20 - 32) & (np.abs(pk / layer_depth) < 2**18 - 32)
+    latent_row = (2 * rows + 1) * h // (2 * height)
+    latent_column = (2 * columns + 1) * w // (2 * width)
+    sample_pixel = latent_row * w + latent_column
+
+    cells, ranks, samples, pixels = [], [], [], []
+    for du in range(-MAX_BOX // 2, MAX_BOX // 2):
+        for dv in range(-MAX_BOX // 2, MAX_BOX // 2):
+            iu, iv = base_u + du, base_v + dv
+            off_u, off_v = (iu + 0.5) * pitch - pu, (iv + 0.5) * pitch - pv
+            off_k = -(nu * off_u + nv * off_v) / nk
+            world = np.zeros_like(point)
+            world[take, (axis + 1) % 3], world[take, (axis + 2) % 3], world[take, axis] = off_u, off_v, off_k
+            camera = world @ rotation.T
+            zc = z + camera[:, 2]
+            px = fx * (camera[:, 0] - ray[:, 0] * camera[:, 2])
+            py = fy * (camera[:, 1] - ray[:, 1] * camera[:, 2])
+            hit = inside & (zc > 0) & (-zc <= 2 * px) & (2 * px < zc) & (-zc <= 2 * py) & (2 * py < zc)
+            column_key = _pack(axis[hit], outward[hit], np.full(hit.sum(), -(2**18)), iu[hit], iv[hit])
+            height_k = (pk + off_k)[hit]
+            layer = np.floor(height_k / layer_depth + (_mix(column_key) >> np.uint64(40)) * 2.0**-24)
+            cells.append(_pack(axis[hit], outward[hit], layer, iu[hit], iv[hit]))
+            ranks.append(-np.floor(outward[hit] * height_k * 16 / pitch))
+            samples.append((rows * width + columns)[hit])
+            pixels.append(sample_pixel[hit])
+
+    all_cells, all_pixels = np.concatenate(cells), np.concatenate(pixels)
+    order = np.lexsort((np.concatenate(samples), np.concatenate(ranks), all_cells))
+    unique, first = np.unique(all_cells[order], return_index=True)
+    owner = all_pixels[order][first]
+    every_row = (2 * np.arange(height) + 1) * h // (2 * height)
+    every_column = (2 * np.arange(width) + 1) * w // (2 * width)
+    total = np.bincount((every_row[:, None] * w + every_column).ravel(), minlength=h * w)
+    counts = np.bincount(owner, minlength=h * w)
+    seen = np.bincount(sample_pixel, minlength=h * w)
+    return Owners(unique, owner, counts.reshape(h, w), (seen / np.maximum(total, 1)).reshape(h, w))
+
+
+def foreground(owners: Owners, channels: int, seed: int, nodes: Sequence[tuple[int, float]], stream: int = 0) -> Floats:
+    """[C, h, w] n^-1/2 times the sum of the owned cells' values; 0 where a pixel owns none.
+
+    nodes: (draw, weight); a cell's value is the weighted sum of its draws.
+    """
+    values = np.zeros((channels, len(owners.cells)))
+    for node, weight in nodes:
+        values += weight * normals(owners.cells, channels, seed, node, stream)
+    h, w = owners.counts.shape
+    sums = np.stack([np.bincount(owners.pixels, v, minlength=h * w) for v in values])
+    return (sums / np.sqrt(np.maximum(owners.counts.ravel(), 1))).reshape(channels, h, w)
+
+
+def normals(cells: Words, channels: int, seed: int, node: int, stream: int) -> Floats:
+    """[C, M] N(0, 1), a pure function of (seed, stream, cell, node, channel): Philox4x32-10 and Box-Muller."""
+    low, high = cells & np.uint64(0xFFFFFFFF), cells >> np.uint64(32)
+    out = []
+    for block in range((channels + 3) // 4):
+        counter = [low, high, np.full_like(low, node), np.full_like(low, (stream << 24) | block)]
+        x = philox4x32(counter, seed)
+        for a, b in ((x[0], x[1]), (x[2], x[3])):
+            uniform = ((a >> np.uint64(1)).astype(np.float32) + np.float32(0.5)).astype(np.float64) * 2.0**-31
+            radius = np.sqrt(-2 * np.log(uniform))
+            angle = 2 * np.pi * b.astype(np.float64) * 2.0**-32
+            out += [radius * np.cos(angle), radius * np.sin(angle)]
+    return np.stack(out)[:channels]
+
+
+def philox4x32(counter: Sequence[Words], seed: int) -> list[Words]:
+    """Ten rounds of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
+    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & mask, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple[Floats, Floats]:
+    """[H, W] twice: slope of 1/z per sample, least squares through the centre; 1/z is linear on a plane."""
+    height, width = z.shape
+    padded = np.pad(z, radius)
+    sxx, syy = np.full_like(z, RIDGE), np.full_like(z, RIDGE)
+    sxy, bx, by = np.zeros_like(z), np.zeros_like(z), np.zeros_like(z)
+    safe = np.maximum(z, 1e-30)
+    for dy in range(-radius, radius + 1):
+        for dx in range(-radius, radius + 1):
+            other = padded[radius + dy : radius + dy + height, radius + dx : radius + dx + width]
+            limit = MAX_TANGENT * safe * ((dx / fx) ** 2 + (dy / fy) ** 2) ** 0.5
+            valid = (z > 0) & (other > 0) & (np.abs(other - z) <= limit)
+            delta = np.where(valid, (z - other) / (safe * np.maximum(other, 1e-30)), 0.0)
+            sxx, sxy, syy = sxx + valid * dx * dx, sxy + valid * dx * dy, syy + valid * dy * dy
+            bx, by = bx + delta * dx, by + delta * dy
+    det = sxx * syy - sxy**2
+    return (bx * syy - by * sxy) / det, (by * sxx - bx * sxy) / det
+
+
+def _clamped_normal(ray: Floats, z: Floats, a: Floats, b: Floats) -> Floats:
+    """[N, 3] normal in the camera frame, pointing away from it, n . ray = 1/z, incidence cosine at least .1."""
+    normal = np.stack([a, b, 1 / z - a * ray[:, 0] - b * ray[:, 1]], -1)
+    along = ray / (z * (ray**2).sum(1))[:, None]
+    across = normal - along
+    limit = MAX_TANGENT * np.linalg.norm(along, axis=1)
+    factor = np.minimum(1.0, limit / np.maximum(np.linalg.norm(across, axis=1), 1e-30))
+    return along + factor[:, None] * across
+
+
+def _pack(axis: Indices, outward: NDArray, layer: NDArray, iu: Floats, iv: Floats) -> Words:
+    """Cell key: axis (2 bits), sign (1), layer (19), column u (21), column v (21), most significant first."""
+    fields = [(axis, 62), (outward > 0, 61), (layer + 2**18, 42), (iu + 2**20, 21), (iv + 2**20, 0)]
+    key = np.zeros(len(axis), np.uint64)
+    for value, shift in fields:
+        key |= np.asarray(value).astype(np.uint64) << np.uint64(shift)
+    return key
+
+
+def _mix(x: Words) -> Words:
+    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
