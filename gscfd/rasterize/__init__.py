@@ -1,0 +1,186 @@
+"""Gaussians to images: gsplat on CUDA, gscfd's own native rasteriser on the CPU, behind gsplat's signature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gscfd.rasterize import cpu, reference
+from gscfd.types import Cameras, Render
+
+if TYPE_CHECKING:
+    from gscfd.gaussians import Gaussians
+
+RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
+
+
+def rasterization(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    packed: bool = False,
+    tile_size: int | None = None,
+    backgrounds: Tensor | None = None,
+    render_mode: RenderMode = "RGB+ED",
+    absgrad: bool = False,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Render N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
+
+    The names, meanings and info entries are those of gsplat.rasterization; on CUDA tensors this is that function.
+
+    means: [N, 3] world positions. quats: [N, 4] wxyz, normalised here. scales: [N, 3] standard deviations, linear.
+    opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or
+    [V, N, K, 3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels.
+    near_plane, far_plane: depths outside are left out. radius_clip: splats whose radius in pixels is at most this are
+    left out. eps2d: added to the 2D covariance, in square pixels. tile_size: 8 or 16 pixels; None takes the faster on
+    this device. backgrounds: [V, D], added where the Gaussians leave transmittance; depth has none.
+    render_mode: "RGB" colour, "D" depth accumulated with the compositing weights, "ED" that divided by alpha.
+    absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after backward.
+
+    Returns colours [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
+    gradient), radii [V, N, 2] int32 (0 where culled), depths, conics (no gradient), opacities, tile_width, tile_height,
+    tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also
+    median_depth [V, H, W, 1], the depth at which transmittance falls below one half, 0 where it never does. On the CPU
+    the tile lists hold only the tiles where a splat's alpha reaches 1/255, gsplat's those of its bounding box.
+
+    Gradients flow to means, quats, scales, opacities, colors and backgrounds; on the CPU not to viewmats and Ks.
+    Raises ValueError for arguments of a wrong shape, type, device or range.
+    """
+    _check_geometry(means, quats, scales, opacities, viewmats, Ks)
+    channels = _check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])
+    _check_settings(width, height, near_plane, tile_size, backgrounds, render_mode, channels, viewmats.shape[0])
+    tensors = {"quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
+    tensors |= {"viewmats": viewmats, "Ks": Ks} | ({} if backgrounds is None else {"backgrounds": backgrounds})
+    _check_device(means, tensors)
+
+    if means.is_cuda:
+        import gsplat
+
+        return gsplat.rasterization(
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
+            far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
+            tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode, absgrad=absgrad,
+        )  # fmt: skip
+
+    _check_cpu(means, tensors, packed)
+    wants_colour, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
+    if not wants_colour:
+        colors = means.new_empty(means.shape[0], 0)
+    elif sh_degree is not None:
+        rotations, translations = viewmats[:, :3, :3], viewmats[:, :3, 3:]
+        directions = means + (rotations.transpose(1, 2) @ translations)[:, None, :, 0]
+        colors = reference.spherical_harmonics(sh_degree, directions, colors)
+    colours, alphas, info = cpu.rasterize_splats(
+        means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
+        far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size or 8,
+        depth_channel=wants_depth, expected="ED" in render_mode, absgrad=absgrad,
+    )  # fmt: skip
+    if backgrounds is not None and wants_colour:
+        behind = (1.0 - alphas) * backgrounds[:, None, None, :]
+        colours = torch.cat([colours[..., :channels] + behind, colours[..., channels:]], dim=-1)
+    return colours, alphas, info
+
+
+def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
+    """Render a splat: colour over black, depth divided by opacity, opacity, and median depth where the device gives it.
+
+    gaussians and cameras on the same device. absgrad: as in `rasterization`.
+    """
+    colours, alphas, info = rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
+        torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
+        sh_degree=gaussians.sh_degree, absgrad=absgrad,
+    )  # fmt: skip
+    return Render(colours[..., :3], colours[..., 3:], alphas, info.get("median_depth"), info)
+
+
+def _check_geometry(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmats: Tensor, Ks: Tensor
+) -> None:
+    if means.ndim != 2 or means.shape[1] != 3:
+        raise ValueError(f"means: expected [N, 3], got {list(means.shape)}")
+    if viewmats.ndim != 3 or viewmats.shape[1:] != (4, 4) or viewmats.shape[0] < 1:
+        raise ValueError(f"viewmats: expected [V, 4, 4] with at least one view, got {list(viewmats.shape)}")
+    n, views = means.shape[0], viewmats.shape[0]
+    expected = {"quats": (n, 4), "scales": (n, 3), "opacities": (n,), "Ks": (views, 3, 3)}
+    given = {"quats": quats, "scales": scales, "opacities": opacities, "Ks": Ks}
+    for name, shape in expected.items():
+        if tuple(given[name].shape) != shape:
+            source = "viewmats" if name == "Ks" else "means"
+            raise ValueError(f"{name}: expected {list(shape)} to match {source}, got {list(given[name].shape)}")
+
+
+def _check_colors(colors: Tensor, sh_degree: int | None, n: int, views: int) -> int:
+    """The number of colour channels."""
+    shape = tuple(colors.shape)
+    if sh_degree is None:
+        if shape[:-1] not in {(n,), (views, n)} or shape[-1] < 1:
+            raise ValueError(
+                f"colors: expected [{n}, D] or [{views}, {n}, D] with D >= 1, got {list(shape)};"
+                " pass sh_degree if these are SH coefficients"
+            )
+        return shape[-1]
+    if sh_degree not in {0, 1, 2, 3}:
+        raise ValueError(f"sh_degree: expected None or 0 to 3, got {sh_degree}")
+    bases = (sh_degree + 1) ** 2
+    if shape[:-2] not in {(n,), (views, n)} or shape[-1] != 3 or shape[-2] < bases:
+        raise ValueError(
+            f"colors: expected SH coefficients [{n}, K, 3] or [{views}, {n}, K, 3] with K >= {bases}"
+            f" for sh_degree {sh_degree}, got {list(shape)}"
+        )
+    return 3
+
+
+def _check_settings(
+    width: int,
+    height: int,
+    near_plane: float,
+    tile_size: int | None,
+    backgrounds: Tensor | None,
+    render_mode: str,
+    channels: int,
+    views: int,
+) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"width, height: expected at least 1 pixel, got {width}, {height}")
+    if not near_plane > 0:
+        raise ValueError(f"near_plane: expected a positive depth, got {near_plane}")
+    if tile_size not in {None, 8, 16}:
+        raise ValueError(f"tile_size: expected None, 8 or 16, got {tile_size}")
+    if render_mode not in get_args(RenderMode):
+        raise ValueError(f"render_mode: expected one of {get_args(RenderMode)}, got {render_mode!r}")
+    if backgrounds is not None and tuple(backgrounds.shape) != (views, channels):
+        raise ValueError(f"backgrounds: expected {[views, channels]}, got {list(backgrounds.shape)}")
+
+
+def _check_device(means: Tensor, tensors: dict[str, Tensor]) -> None:
+    if means.device.type not in {"cpu", "cuda"}:
+        raise ValueError(f"means: expected a CPU or CUDA tensor, got device {means.device}; move the tensors to one")
+    for name, tensor in tensors.items():
+        if tensor.device != means.device:
+            raise ValueError(f"{name}: expected device {means.device} like means, got {tensor.device}; use .to()")
+
+
+def _check_cpu(means: Tensor, tensors: dict[str, Tensor], packed: bool) -> None:
+    for name, tensor in {"means": means, **tensors}.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name}: expected torch.float32 on the CPU, got {tensor.dtype}; use .float()")
+    for name in ("viewmats", "Ks"):
+        if tensors[name].requires_grad:
+            raise ValueError(f"{name}: the CPU rasteriser has no gradient for cameras; pass {name}.detach()")
+    if packed:
+        raise ValueError("packed: the CPU rasteriser has only the dense layout; pass packed=False")

@@ -1,0 +1,182 @@
+#include "tiles.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "parallel.h"
+
+namespace gscfd {
+namespace {
+
+constexpr int64_t kChunk = 512;
+
+// The tiles which hold a pixel centre where the splat's alpha reaches kMinAlpha, row by row. Each row is exact: an
+// ellipse cut by a horizontal strip is convex, so its shadow on the x axis decides which columns it meets.
+void append_spans(const TileInput& in, int64_t id, std::vector<Span>& spans) {
+    const Grid& grid = in.grid;
+    const float mx = in.means2d[2 * id], my = in.means2d[2 * id + 1];
+    const float f0 = in.factors[3 * id], f1 = in.factors[3 * id + 1], f2 = in.factors[3 * id + 2];
+    // (f0 dx + f1 dy)^2 + (f2 dy)^2 <= reach, a little wider against rounding.
+    const float reach = 2.0f * std::log(in.opacities[id % in.count] / kMinAlpha) * 1.0001f + 1e-3f;
+    const float margin = 1e-3f;
+    const float root = std::sqrt(reach);
+    const float half_height = root / f2 + margin;
+    const float peak = -f1 * root / (f2 * std::sqrt(f1 * f1 + f2 * f2));  // dy of the rightmost point
+    const float inverse_f0 = 1.0f / f0;
+
+    const float first_y = std::max(std::ceil(my - half_height - 0.5f), 0.0f);
+    const float last_y = std::min(std::floor(my + half_height - 0.5f), grid.height - 1.0f);
+    if (!(first_y <= last_y)) return;
+    const int last_row = static_cast<int>(last_y) / grid.tile;
+    for (int row = static_cast<int>(first_y) / grid.tile; row <= last_row; ++row) {
+        const float low = std::max(row * grid.tile + 0.5f - my, -half_height);
+        const float high = std::min((row + 1) * grid.tile - 0.5f - my, half_height);
+        const float right_dy = std::min(std::max(peak, low), high), left_dy = std::min(std::max(-peak, low), high);
+        const float right_root = std::sqrt(std::max(reach - f2 * f2 * right_dy * right_dy, 0.0f));
+        const float left_root = std::sqrt(std::max(reach - f2 * f2 * left_dy * left_dy, 0.0f));
+        const float right = mx + (right_root - f1 * right_dy) * inverse_f0 + margin;
+        const float left = mx - (left_root + f1 * left_dy) * inverse_f0 - margin;
+        const float first_x = std::max(std::ceil(left - 0.5f), 0.0f);
+        const float last_x = std::min(std::floor(right - 0.5f), grid.width - 1.0f);
+        if (!(first_x <= last_x)) continue;
+        spans.push_back({0, static_cast<uint16_t>(row), static_cast<uint16_t>(static_cast<int>(first_x) / grid.tile),
+                         static_cast<uint16_t>(static_cast<int>(last_x) / grid.tile + 1)});
+    }
+}
+
+void spans_of_chunk(Tiling& t, int64_t chunk) {
+    const TileInput& in = t.input;
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, in.views * in.count);
+    std::vector<Span>& spans = t.spans[chunk];
+    spans.reserve(4 * kChunk);
+    for (int64_t id = begin; id < end; ++id) {
+        const size_t before = spans.size();
+        t.first_span[id] = static_cast<int64_t>(before);
+        if (in.radii[2 * id] > 0) append_spans(in, id, spans);
+        int32_t tiles = 0;
+        for (size_t i = before; i < spans.size(); ++i) {
+            spans[i].slot = tiles;
+            tiles += spans[i].end - spans[i].begin;
+        }
+        t.tiles_per_splat[id] = tiles;
+    }
+}
+
+// Radix sort by the bits of the depth (positive floats sort like integers), stable, on as many bits as differ.
+void sort_view(Tiling& t, int64_t view) {
+    struct Entry {
+        uint32_t key;
+        int32_t index;
+    };
+    const TileInput& in = t.input;
+    std::vector<Entry> entries, other;
+    entries.reserve(in.count);
+    uint32_t low = UINT32_MAX, high = 0;
+    for (int64_t i = 0; i < in.count; ++i) {
+        const int64_t id = view * in.count + i;
+        if (in.radii[2 * id] <= 0) continue;
+        uint32_t key;
+        std::memcpy(&key, in.depths + id, sizeof key);
+        entries.push_back({key, static_cast<int32_t>(i)});
+        low = std::min(low, key);
+        high = std::max(high, key);
+    }
+    constexpr int kBits = 11;
+    other.resize(entries.size());
+    for (int shift = 0; shift < 32 && !entries.empty() && ((high - low) >> shift) != 0; shift += kBits) {
+        int32_t starts[1 << kBits] = {};
+        const auto digit = [&](const Entry& e) { return ((e.key - low) >> shift) & ((1u << kBits) - 1); };
+        for (const Entry& e : entries) ++starts[digit(e)];
+        int32_t sum = 0;
+        for (int32_t& start : starts) {
+            const int32_t n = start;
+            start = sum;
+            sum += n;
+        }
+        for (const Entry& e : entries) other[starts[digit(e)]++] = e;
+        entries.swap(other);
+    }
+    t.visible[view] = static_cast<int64_t>(entries.size());
+    int32_t* order = t.order.data() + view * in.count;
+    for (size_t i = 0; i < entries.size(); ++i) order[i] = entries[i].index;
+}
+
+}  // namespace
+
+Tiling* begin_tiling(const TileInput& input, int threads) {
+    const int64_t splats = input.views * input.count, chunks = (splats + kChunk - 1) / kChunk;
+    Tiling* t = new Tiling;
+    t->input = input;
+    t->spans.resize(chunks);
+    t->first_span.resize(splats);
+    t->order.resize(splats);
+    t->visible.resize(input.views);
+    t->tiles_per_splat.resize(splats);
+    t->first_slot.resize(splats + 1);
+    parallel_for(threads, input.views + chunks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+            if (task < input.views) sort_view(*t, task);
+            else spans_of_chunk(*t, task - input.views);
+        }
+    });
+    int64_t slot = 0;
+    for (int64_t id = 0; id < splats; ++id) {
+        t->first_slot[id] = slot;
+        slot += t->tiles_per_splat[id];
+    }
+    t->first_slot[splats] = slot;
+    return t;
+}
+
+void finish_tiling(const Tiling& t, int threads, int32_t* offsets, int32_t* flatten_ids, int32_t* slots) {
+    const TileInput& in = t.input;
+    const Grid& grid = in.grid;
+    const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
+
+    const auto for_spans = [&](int64_t id, auto&& body) {
+        const Span* span = t.spans[id / kChunk].data() + t.first_span[id];
+        for (int32_t left = t.tiles_per_splat[id]; left > 0; left -= span->end - span->begin, ++span) body(*span);
+    };
+    parallel_for(threads, in.views, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t view = begin; view < end; ++view) {
+            int32_t* counts = offsets + view * tiles;
+            std::fill(counts, counts + tiles, 0);
+            for (int64_t id = view * in.count; id < (view + 1) * in.count; ++id)
+                for_spans(id, [&](const Span& s) {
+                    for (int x = s.begin; x < s.end; ++x) ++counts[s.row * grid.tiles_x + x];
+                });
+        }
+    });
+    int32_t sum = 0;
+    for (int64_t tile = 0; tile <= in.views * tiles; ++tile) {
+        const int32_t n = tile < in.views * tiles ? offsets[tile] : 0;
+        offsets[tile] = sum;
+        sum += n;
+    }
+    // Each task fills some rows of tiles of one view, so that two threads never write the same list.
+    const int bands = static_cast<int>(std::min<int64_t>(grid.tiles_y, (threads + in.views - 1) / in.views));
+    parallel_for(threads, in.views * bands, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t view = task / bands, band = task % bands;
+            const int first_row = static_cast<int>(band * grid.tiles_y / bands);
+            const int last_row = static_cast<int>((band + 1) * grid.tiles_y / bands);
+            std::vector<int32_t> next(offsets + view * tiles + first_row * grid.tiles_x,
+                                      offsets + view * tiles + last_row * grid.tiles_x);
+            for (int64_t i = 0; i < t.visible[view]; ++i) {
+                const int64_t id = view * in.count + t.order[view * in.count + i];
+                for_spans(id, [&](const Span& s) {
+                    if (s.row < first_row || s.row >= last_row) return;
+                    int32_t slot = static_cast<int32_t>(t.first_slot[id]) + s.slot;
+                    for (int x = s.begin; x < s.end; ++x) {
+                        const int32_t place = next[(s.row - first_row) * grid.tiles_x + x]++;
+                        flatten_ids[place] = static_cast<int32_t>(id);
+                        slots[place] = slot++;
+                    }
+                });
+            }
+        }
+    });
+}
+
+}  // namespace gscfd

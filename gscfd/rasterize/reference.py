@@ -1,0 +1,164 @@
+"""Plain torch rasteriser with autograd in any float type: the oracle that the native one is tested against.
+
+Slow and memory-hungry (every Gaussian meets every pixel); small images only. Formulas: EWA splatting (Zwicker et al.
+2001) and 3DGS (Kerbl et al. 2023), with gsplat's constants.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_C0 = 0.28209479177387814
+_C1 = 0.4886025119029199
+
+
+def project(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    eps2d: float = 0.3,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """means2d [V, N, 2], conics [V, N, 3], depths [V, N] and whether the depth is inside the planes [V, N]."""
+    position = torch.einsum("vij,nj->vni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
+    depths = position[..., 2]
+    visible = (depths >= near_plane) & (depths <= far_plane)
+    x, y, z = torch.where(visible[..., None], position, torch.ones_like(position)).unbind(-1)
+
+    fx, fy, cx, cy = (Ks[:, i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    margin_x, margin_y = 0.15 * width / fx, 0.15 * height / fy
+    ratio_x = torch.clamp(x / z, -cx / fx - margin_x, (width - cx) / fx + margin_x)
+    ratio_y = torch.clamp(y / z, -cy / fy - margin_y, (height - cy) / fy + margin_y)
+    zero = torch.zeros_like(z)
+    jacobian = torch.stack([fx / z, zero, -fx * ratio_x / z, zero, fy / z, -fy * ratio_y / z], -1).unflatten(-1, (2, 3))
+
+    half = jacobian @ viewmats[:, None, :3, :3] @ (_rotation(quats) * scales[:, None, :])
+    covariance = half @ half.transpose(-1, -2) + eps2d * torch.eye(2, dtype=means.dtype)
+    a, b, c = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
+    det = a * c - b * b
+    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
+    return means2d, torch.stack([c, -b, a], -1) / det[..., None], z, visible
+
+
+def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -> Tensor:
+    """[..., 3] colour max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
+    x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
+    bases = [torch.full_like(x, _C0)]
+    if degree > 0:
+        bases += [-_C1 * y, _C1 * z, -_C1 * x]
+    if degree > 1:
+        bases += [
+            1.0925484305920792 * x * y,
+            -1.0925484305920792 * y * z,
+            0.31539156525252005 * (3 * z * z - 1),
+            -1.0925484305920792 * x * z,
+            0.5462742152960396 * (x * x - y * y),
+        ]
+    if degree > 2:
+        bases += [
+            -0.5900435899266435 * y * (3 * x * x - y * y),
+            2.890611442640554 * x * y * z,
+            -0.4570457994644658 * y * (5 * z * z - 1),
+            0.3731763325901154 * z * (5 * z * z - 3),
+            -0.4570457994644658 * x * (5 * z * z - 1),
+            1.445305721320277 * z * (x * x - y * y),
+            -0.5900435899266435 * x * (x * x - 3 * y * y),
+        ]
+    basis = torch.stack(bases, -1)
+    return ((basis[..., None] * coefficients[..., : basis.shape[-1], :]).sum(-2) + 0.5).clamp_min(0.0)
+
+
+def rasterization(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    backgrounds: Tensor | None = None,
+    render_mode: str = "RGB+ED",
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """As gscfd.rasterize.rasterization, on the CPU, in the type of its arguments.
+
+    info holds means2d, conics, depths and median_depth.
+    """
+    projection = project(
+        means, quats, scales, viewmats, Ks, width, height, near_plane=near_plane, far_plane=far_plane, eps2d=eps2d
+    )
+    means2d, conics, depths, visible = projection
+    views = viewmats.shape[0]
+    if sh_degree is not None:
+        centres = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+        colors = spherical_harmonics(sh_degree, means - centres[:, None], colors)
+    channels = [colors.expand(views, -1, -1)] if "RGB" in render_mode else []
+    if render_mode != "RGB":
+        channels.append(depths[..., None])
+    features = torch.cat(channels, -1)
+    order = torch.argsort(depths.detach().float(), dim=1, stable=True)
+
+    images = []
+    for view in range(views):
+        o = order[view]
+        values = (
+            means2d[view, o],
+            conics[view, o],
+            opacities[o] * visible[view, o],
+            features[view, o],
+            depths[view, o],
+        )
+        images.append(_composite(*values, width, height))
+    colours, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
+    if "ED" in render_mode:
+        colours = torch.cat([colours[..., :-1], colours[..., -1:] / alphas.clamp_min(1e-10)], -1)
+    if backgrounds is not None and "RGB" in render_mode:
+        d = backgrounds.shape[-1]
+        behind = (1 - alphas) * backgrounds[:, None, None]
+        colours = torch.cat([colours[..., :d] + behind, colours[..., d:]], -1)
+    return colours, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
+
+
+def _composite(
+    means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, depths: Tensor, width: int, height: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One view, Gaussians nearest first: [H, W, D] features, [H, W, 1] alpha, [H, W, 1] median depth."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([x, y], -1).to(means2d) + 0.5
+    dx, dy = (pixels[:, :, None] - means2d).unbind(-1)
+    sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
+    alpha = torch.clamp_max(opacities * torch.exp(-sigma), 0.999)
+    alpha = torch.where((alpha >= 1.0 / 255.0) & (sigma >= 0), alpha, 0.0)
+    after = torch.cumprod(1 - alpha, -1)
+    # The Gaussian that would take transmittance to 1e-4, and all behind it, are left out.
+    alpha = torch.where(after > 1e-4, alpha, 0.0)
+    after = torch.cumprod(1 - alpha, -1)
+    before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
+    colours = torch.einsum("hwn,nd->hwd", alpha * before, features)
+    alphas = (1 - after[..., -1:]) if depths.numel() else torch.zeros_like(pixels[..., :1])
+    crosses = (before >= 0.5) & (after < 0.5)
+    return colours, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
+
+
+def _rotation(quats: Tensor) -> Tensor:
+    """[N, 3, 3] rotation matrices of wxyz quaternions of any length."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
