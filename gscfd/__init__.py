@@ -1,0 +1,34 @@
+"""gscfd: text to 3D Gaussian splats by Consistent Flow Distillation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gscfd.config import Config
+    from gscfd.gaussians import Gaussians
+    from gscfd.noise import NoiseField, surface
+    from gscfd.train import generate
+    from gscfd.types import Cameras, Render
+
+__version__ = "0.1.0"
+__all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
+
+_HOMES = {
+    "Cameras": "gscfd.types",
+    "Render": "gscfd.types",
+    "Config": "gscfd.config",
+    "Gaussians": "gscfd.gaussians",
+    "NoiseField": "gscfd.noise",
+    "surface": "gscfd.noise",
+    "generate": "gscfd.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names when they are first used, so that `import gscfd` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gscfd' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

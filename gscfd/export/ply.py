@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from plyfile import PlyData, PlyElement
+import torch
+from plyfile import PlyData, PlyElement, PlyParseError
 
+from gscfd.errors import UserError
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
@@ -35,3 +37,29 @@ def write_ply(gaussians: Gaussians, path: str | Path) -> None:
     ply = PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<")
     with atomic_write(path) as file:
         ply.write(file)
+
+
+def read_ply(path: str | Path) -> Gaussians:
+    """The Gaussians of a 3DGS .ply, whatever the order of its properties. Raises UserError when it is not one."""
+    try:
+        vertices = PlyData.read(str(path))["vertex"].data
+    except (PlyParseError, KeyError, ValueError) as error:
+        raise UserError(f"ply: expected a 3DGS .ply, but {path} cannot be read: {error}") from None
+    names = vertices.dtype.names or ()
+    rest = len([name for name in names if name.startswith("f_rest_")])
+
+    def block(columns: list[str]) -> torch.Tensor:
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise UserError(f"ply: expected a 3DGS .ply, but {path} has no property {', '.join(missing)}")
+        stacked = np.stack([vertices[name] for name in columns], -1) if columns else np.zeros((len(vertices), 0))
+        return torch.from_numpy(stacked.astype(np.float32))
+
+    return Gaussians(
+        means=block(["x", "y", "z"]),
+        quats=block([f"rot_{i}" for i in range(4)]),
+        scales=block([f"scale_{i}" for i in range(3)]),
+        opacities=block(["opacity"])[:, 0],
+        sh0=block([f"f_dc_{i}" for i in range(3)])[:, None],
+        shN=block([f"f_rest_{i}" for i in range(rest)]).unflatten(1, (3, rest // 3)).transpose(1, 2).contiguous(),
+    )

@@ -153,7 +153,9 @@ def fit(
         optimizer.step()
         # Average the weights, over a window that grows with the run.
         decay = min(recipe.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), module.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
         # Report and save.
         value = loss.item()
         if not math.isfinite(value):
@@ -210,7 +212,8 @@ def train_vae(settings: Settings) -> AutoencoderKL:
 
     trained = fit("vae", vae, lambda seed: image_example(seed, 4), vae_loss, sheet, settings.vae, settings)
     assert isinstance(trained, AutoencoderKL)
-    latents = trained.encode(shown.to(settings.device, torch.float32) / 127.5 - 1).latent_dist.mean
+    with torch.no_grad():
+        latents = trained.encode(shown.to(settings.device, torch.float32) / 127.5 - 1).latent_dist.mean
     trained.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return trained
 

@@ -1,0 +1,132 @@
+"""The folder of a run: what was asked, what happened, what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from tqdm import tqdm
+
+from gscfd.config import Config, to_yaml
+from gscfd.errors import UserError
+from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
+from gscfd.files import atomic_write
+from gscfd.gaussians import Gaussians
+from gscfd.stage import StepReport
+
+log = logging.getLogger("gscfd")
+KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+
+
+def default_folder(prompt: str, seed: int) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
+    return Path("outputs") / f"{slug}-{seed}"
+
+
+class RunFolder:
+    """Opens the folder, writes config, statistics, log and exports, and shows the progress.
+
+    Raises UserError when the folder exists and `overwrite` is off, when it holds files that are not a run's, or when
+    it cannot be written.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = config.out or default_folder(config.prompt, config.seed)
+        self.latest: Gaussians | None = None
+        self.stage = "coarse"
+        self.started = time.monotonic()
+        self.bar: tqdm | None = None
+        self.make_folder()
+        self.stats: IO[str] = open(self.path / "stats.jsonl", "w")
+        self.handler = logging.FileHandler(self.path / "log.txt", mode="w")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.setLevel(logging.INFO)
+        log.addHandler(self.handler)
+        with atomic_write(self.path / "config.yaml") as file:
+            file.write(to_yaml(config).encode())
+        log.info("prompt %r, seed %d", config.prompt, config.seed)
+
+    def make_folder(self) -> None:
+        try:
+            if self.path.exists():
+                self.clear()
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"out: expected a folder that can be written, got {self.path} ({error.strerror}); choose another --out"
+            ) from None
+
+    def clear(self) -> None:
+        """Remove an earlier run, if that was asked for and it is one."""
+        if not self.config.overwrite:
+            raise UserError(f"out: {self.path} exists; choose another --out, another --seed, or add --overwrite")
+        foreign = [] if not self.path.is_dir() else sorted({p.name for p in self.path.iterdir()} - KNOWN)
+        if foreign or not self.path.is_dir():
+            what = f"holds {', '.join(foreign[:3])}" if foreign else "is a file"
+            raise UserError(f"out: --overwrite replaces only a run of gscfd, and {self.path} {what}; choose another --out")
+        shutil.rmtree(self.path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.stats.close()
+        log.removeHandler(self.handler)
+        self.handler.close()
+
+    def on_step(self, report: StepReport) -> None:
+        """Record and show one step."""
+        self.latest = report.gaussians
+        row = {
+            "stage": report.stage,
+            "step": report.step,
+            "t": round(report.t, 5),
+            "loss": report.loss,
+            "regulariser": report.regulariser,
+            "gaussians": report.count,
+            "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
+        }
+        self.stats.write(json.dumps(row) + "\n")
+        if self.bar is None or self.stage != report.stage:
+            if self.bar is not None:
+                self.bar.close()
+            self.stage = report.stage
+            self.bar = tqdm(total=report.steps, desc=report.stage, unit="step", dynamic_ncols=True)
+        self.bar.set_postfix(t=f"{report.t:.2f}", gaussians=report.count, refresh=False)
+        self.bar.update()
+
+    def finish(self, gaussians: Gaussians) -> None:
+        """Write the splat and its pictures."""
+        if self.bar is not None:
+            self.bar.close()
+        gaussians.save_ply(self.path / "splat.ply")
+        frames = turntable_frames(gaussians, frames=48, size=256)
+        write_contact_sheet(frames[::6], self.path / "turntable.png")
+        write_video(frames, self.path / "turntable.mp4")
+        seconds = time.monotonic() - self.started
+        log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))
+        print(f"{self.path}/splat.ply  {len(gaussians)} Gaussians in {seconds:.0f} s; see turntable.mp4 beside it")
+
+    def stopped(self, reason: str, code: int) -> int:
+        """Keep what there is; returns the exit code."""
+        log.error(reason)
+        kept = "nothing was made yet"
+        if self.latest is not None:
+            try:
+                self.latest.save_ply(self.path / "splat.ply")
+                kept = f"the splat so far is in {self.path}/splat.ply"
+            except OSError as error:
+                kept = f"the splat so far could not be written: {error.strerror}"
+        print(f"\nstopped: {reason}; {kept}")
+        return code

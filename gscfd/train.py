@@ -1,0 +1,176 @@
+"""The command line: `python -m gscfd.train --prompt "a yellow duck"`. Chooses the parts; everything else receives them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import tyro
+
+from gscfd import guidance, noise
+from gscfd.config import Config, StageConfig, load_preset
+from gscfd.errors import UserError
+from gscfd.gaussians import Gaussians, ball
+from gscfd.rasterize import rasterize
+from gscfd.runs import RunFolder
+from gscfd.stage import NonFiniteError, StepReport, run_stage
+from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.load import TOYBOX
+from gscfd.toybox.objects import unknown_words, vocabulary
+
+log = logging.getLogger("gscfd")
+
+NOISES = {"surface": noise.surface, "fixed": noise.fixed, "iid": noise.iid}
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: CUDA when there is a CUDA device. Raises UserError when CUDA is asked for and absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "device: expected a CUDA device, got none that torch can use; "
+            "install a CUDA build of torch and a driver that fits it, or use --device cpu"
+        )
+    return torch.device(name)
+
+
+def check_prompt(config: Config) -> None:
+    """Raise UserError for an empty prompt, or words that a toybox teacher never saw."""
+    if not config.prompt.strip():
+        raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
+    stages = [stage for stage in (config.coarse, config.refine) if stage.steps]
+    if not any(stage.teacher.startswith(TOYBOX) for stage in stages):
+        return
+    unknown = unknown_words(config.prompt)
+    if unknown:
+        words = ", ".join(f"{word!r} (nearest: {near!r})" for word, near in unknown)
+        raise UserError(
+            f"prompt: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
+            "know. Free text needs teachers of your own: --coarse.teacher DIR --refine.teacher DIR"
+        )
+
+
+def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int], seed: int) -> Callable:
+    """The noise of one stage, bound to its state."""
+    channels, height, width = shape
+    field = noise.NoiseField(seed, channels, height, width, gamma=config.noise.gamma, beta=config.noise.beta)
+    return partial(NOISES[config.noise_kind], field)
+
+
+def distil(config: Config, on_step: Callable[[StepReport], None]) -> Gaussians:
+    """Prompt in, splat out: the coarse stage, then the refine stage."""
+    check_prompt(config)
+    device = choose_device(config.device)
+    # One seed, one independent stream for each part.
+    seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    gaussians = ball(
+        config.init.count,
+        radius=config.init.radius,
+        opacity=config.init.opacity,
+        sh_degree=config.init.sh_degree,
+        generator=torch.Generator().manual_seed(seeds[0]),
+    )
+    gaussians.params.to(device)
+    for name, stage, seed in (("coarse", config.coarse, seeds[1]), ("refine", config.refine, seeds[2])):
+        if stage.steps == 0:
+            continue
+        teacher = load_teacher(stage.teacher, views=stage.views, device=device)
+        teacher.set_prompt(
+            Prompt(
+                text=config.prompt, negative=stage.negative_prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale
+            )
+        )
+        run_stage(
+            gaussians,
+            stage,
+            name=name,
+            teacher=teacher,
+            rasterize=rasterize,
+            noise=stage_noise(config, stage, teacher.latent_shape, seed),
+            guidance=guidance.cfd,
+            seed=seed,
+            on_step=on_step,
+        )
+    return gaussians
+
+
+def generate(
+    prompt: str,
+    *,
+    seed: int = 0,
+    preset: str = "toybox",
+    config: Config | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> Gaussians:
+    """Make a splat from a prompt, in Python; nothing is written to disk.
+
+    config: every setting, instead of `preset`; its prompt and seed are replaced by these.
+    on_step: called after every optimisation step. Raises UserError for bad input.
+    """
+    from dataclasses import replace
+
+    config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
+    return distil(config, on_step or (lambda report: None))
+
+
+def train(config: Config) -> int:
+    """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
+    check_prompt(config)
+    choose_device(config.device)
+    with RunFolder(config) as run:
+        callbacks = [run.on_step]
+        if config.viewer:
+            from gscfd.viewer import Viewer
+
+            callbacks.append(Viewer(config.viewer_port, config.prompt).on_step)
+
+        def on_step(report: StepReport) -> None:
+            for callback in callbacks:
+                callback(report)
+
+        try:
+            run.finish(distil(config, on_step))
+        except KeyboardInterrupt:
+            return run.stopped("interrupted", code=130)
+        except NonFiniteError as error:
+            return run.stopped(f"{error}; try a smaller --{run.stage}.lr or --{run.stage}.cfg", code=1)
+        except OSError as error:
+            return run.stopped(f"could not write: {error}", code=1)
+    return 0
+
+
+def parse(arguments: list[str]) -> Config:
+    """Config from the command line: the preset's values, then what the arguments change."""
+    preset = "toybox"
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            preset = arguments[i + 1]
+        elif argument.startswith("--preset="):
+            preset = argument.removeprefix("--preset=")
+    return tyro.cli(
+        Config,
+        args=arguments,
+        default=load_preset(preset),
+        prog="python -m gscfd.train",
+        description="Turn a text prompt into a 3D Gaussian splat. --list-words prints the toybox's words.",
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--list-words" in arguments:
+        print(" ".join(vocabulary()))
+        return 0
+    try:
+        return train(parse(arguments))
+    except (UserError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
