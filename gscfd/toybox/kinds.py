@@ -24,7 +24,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "purple": (0.50, 0.16, 0.68),
     "pink": (0.98, 0.53, 0.74),
     "brown": (0.44, 0.25, 0.12),
-    "black": (0.08, 0.08, 0.09),
+    "black": (0.09, 0.09, 0.10),
     "white": (0.96, 0.95, 0.93),
     "gray": (0.50, 0.51, 0.53),
 }
@@ -198,15 +198,15 @@ def bottle(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def lamp(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    belly, stem = _vary(rng, 0.34), _vary(rng, 0.75)
+    belly, stem = _vary(rng, 0.27), _vary(rng, 0.85)
     low, high, shade = _vary(rng, 0.62, 0.12), _vary(rng, 0.34), _vary(rng, 0.62, 0.15)
     bottom = 0.42 + 0.5 * stem
     outer = [(low, bottom), (high, bottom + shade)]
     inner = [(low - 0.05, bottom), (high - 0.05, bottom + shade)]
     return [
         cylinder(main, _vary(rng, 0.38, 0.12), 0.1, (0, 0, 0)),
-        ellipsoid(main, (belly, belly, 0.3), (0, 0, 0.34)),
-        cylinder(main, 0.075, bottom + 0.6 * shade, (0, 0, 0)),
+        ellipsoid(main, (belly, belly, 0.24), (0, 0, 0.3)),
+        cylinder(main, 0.085, bottom + 0.6 * shade, (0, 0, 0)),
         lathe(second, outer, inner=inner),
         sphere(BULB, 0.15, (0, 0, bottom + 0.5 * shade)),
     ]
@@ -228,7 +228,7 @@ def chair(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def table(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    long, wide, tall = _vary(rng, 0.7), _vary(rng, 0.85, 0.25), _vary(rng, 0.75)
+    long, wide, tall = _vary(rng, 0.75), _vary(rng, 0.95, 0.25), _vary(rng, 0.62)
     thick = _vary(rng, 0.13)
     if rng.random() < 0.35:
         radius = 0.5 * wide + 0.25
@@ -297,8 +297,8 @@ def umbrella(rng: np.random.Generator, main: Array, second: Array) -> list[Part]
 
 
 def guitar(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    lower, upper, neck = _vary(rng, 0.42, 0.12), _vary(rng, 0.31, 0.12), _vary(rng, 0.8, 0.12)
-    waist, thick = _vary(rng, 0.6, 0.1), _vary(rng, 0.2)
+    lower, upper, neck = _vary(rng, 0.48, 0.12), _vary(rng, 0.35, 0.12), _vary(rng, 0.7, 0.12)
+    waist, thick = _vary(rng, 0.6, 0.1), _vary(rng, 0.26)
     height = 1.45 * (lower + upper)
     t = np.linspace(0, 1, 25)
     bump = np.sqrt(np.maximum(1 - (2 * t - 1) ** 2, 0))
@@ -702,7 +702,7 @@ def train(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def boat(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    long, wide, deep = _vary(rng, 0.8, 0.1), _vary(rng, 0.38, 0.12), _vary(rng, 0.4, 0.15)
+    long, wide, deep = _vary(rng, 0.8, 0.1), _vary(rng, 0.42, 0.12), _vary(rng, 0.42, 0.15)
     mast, sail = _vary(rng, 1.15, 0.12), _vary(rng, 0.62, 0.12)
     flank = [(long * (0.55 + 0.45 * math.sin(a)), -deep * math.cos(a)) for a in np.linspace(0, math.pi / 2, 9)]
     inner = [(0, -0.15), (0.9 * long, -0.15), (0.93 * long, 0)]
@@ -716,21 +716,21 @@ def boat(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def airplane(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    long, radius, span = _vary(rng, 0.82, 0.1), _vary(rng, 0.19, 0.12), _vary(rng, 0.82, 0.1)
-    chord, sweep = _vary(rng, 0.36, 0.15), rng.uniform(0.0, 0.35)
+    long, radius, span = _vary(rng, 0.72, 0.1), _vary(rng, 0.24, 0.12), _vary(rng, 0.78, 0.1)
+    chord, sweep = _vary(rng, 0.44, 0.15), rng.uniform(0.0, 0.35)
     body = [(-long, 0, 0.07), (-0.4 * long, 0, 0), (0.6 * long, 0, 0), (long, 0, -0.04)]
     wing = np.array([(-chord / 2, 0), (chord / 2, 0), (0.2 * chord - sweep, span), (-0.4 * chord - sweep, span)])
-    rudder = [(-0.18, 0), (0.2, 0), (-0.1, 0.42), (-0.28, 0.42)]
+    rudder = [(-0.18, 0), (0.25, 0), (-0.06, 0.46), (-0.28, 0.46)]
     parts = [
-        tube(main, body, [0.09, radius, radius, 0.13]),
-        extrusion(second, rudder, 0.09, (-long + 0.12, 0, 0.1)),
+        tube(main, body, [0.11, radius, radius, 0.17]),
+        extrusion(second, rudder, 0.11, (-long + 0.12, 0, 0.1)),
         ellipsoid(np.array([0.3, 0.45, 0.6]), (0.2, 0.6 * radius, 0.13), (0.66 * long, 0, 0.78 * radius)),
     ]
     for side in (-1, 1):
         flip = np.array([1, side])
         flat = turned(x=90)
-        parts.append(extrusion(second, (wing * flip)[::side], 0.09, (0.12, 0, 0), turn=flat))
-        parts.append(extrusion(second, (wing * flip * [0.5, 0.45])[::side], 0.09, (-long + 0.14, 0, 0.07), turn=flat))
+        parts.append(extrusion(second, (wing * flip)[::side], 0.12, (0.12, 0, 0), turn=flat))
+        parts.append(extrusion(second, (wing * flip * [0.55, 0.48])[::side], 0.1, (-long + 0.14, 0, 0.07), turn=flat))
     return parts
 
 

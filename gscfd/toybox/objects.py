@@ -132,7 +132,7 @@ def _draw_color(rng: np.random.Generator, natural: tuple[str, ...], allowed: lis
 
 def _jitter(rng: np.random.Generator, color: str) -> Array:
     """[3] RGB of the colour word, slightly lighter or darker and slightly off in hue."""
-    return np.clip(np.array(COLORS[color]) * rng.uniform(0.9, 1.06) + rng.uniform(-0.02, 0.02, 3), 0, 1)
+    return np.clip(np.array(COLORS[color]) * (rng.uniform(0.92, 1.06) + rng.uniform(-0.02, 0.02, 3)), 0, 1)
 
 
 def _stack(upper: _Single, lower: _Single) -> list[Part]:
@@ -168,7 +168,7 @@ def _pair_captions(upper: _Single, lower: _Single) -> tuple[str, ...]:
 def _finish(single: _Single, parts: list[Part], captions: tuple[str, ...], spacing: float) -> ToyObject:
     parts = _normalised(parts)
     points, normals, albedo = _surface(parts, spacing)
-    light = _light(normals) * _openness(points, normals, spacing)[:, None]
+    light = _light(normals) * _openness(points, normals, spacing)
     sigma = DISC_SIGMA * spacing
     scales = np.tile(np.array([sigma, sigma, DISC_FLATNESS * sigma], np.float32), (len(points), 1))
     return ToyObject(
@@ -179,7 +179,7 @@ def _finish(single: _Single, parts: list[Part], captions: tuple[str, ...], spaci
         quats=_facing(normals).astype(np.float32),
         scales=scales,
         opacities=np.full(len(points), OPACITY, np.float32),
-        colors=np.clip(albedo * light, 0, 1).astype(np.float32),
+        colors=np.clip(albedo * light[:, None], 0, 1).astype(np.float32),
         normals=normals.astype(np.float32),
     )
 
@@ -197,13 +197,15 @@ def _surface(parts: list[Part], spacing: float) -> tuple[Array, Array, Array]:
     samples = [part.sample(spacing) for part in parts]
     owner = np.repeat(np.arange(len(parts)), [len(points) for points, _ in samples])
     points, normals = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
-    keep = np.ones(len(points), bool)
+    keep, columns = np.ones(len(points), bool), np.ascontiguousarray(points.T)
     for index, part in enumerate(parts):
         if not part.solid:
             continue
         hull = part.hull()
-        low, high = hull.min(0), hull.max(0)
-        near = np.flatnonzero(keep & (owner != index) & (abs(points - (low + high) / 2) < (high - low) / 2).all(1))
+        near = owner != index
+        for column, low, high in zip(columns, hull.min(0), hull.max(0), strict=True):
+            near &= (column > low) & (column < high)
+        near = np.flatnonzero(near)
         keep[near[part.inside(points[near], 0.25 * spacing)]] = False
     colors = np.stack([part.color for part in parts])
     return points[keep], normals[keep], colors[owner[keep]]
@@ -211,24 +213,24 @@ def _surface(parts: list[Part], spacing: float) -> tuple[Array, Array, Array]:
 
 def _facing(normals: Array) -> Array:
     """[N, 4] the shortest rotations (wxyz) that take the z axis to the normals."""
-    quats = np.stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], np.zeros(len(normals))], 1)
-    quats[normals[:, 2] < -0.9999] = (0, 1, 0, 0)
-    return quats / np.linalg.norm(quats, axis=1, keepdims=True)
+    x, y, z = normals.T
+    quats = np.stack([1 + z, -y, x, np.zeros_like(x)], 1)
+    quats[z < -0.9999] = (0, 1, 0, 0)
+    return quats / np.sqrt(np.einsum("ij,ij->i", quats, quats))[:, None]
 
 
 # Light
 
 KEY = np.array([0.55, -0.45, 0.70]) / np.linalg.norm([0.55, -0.45, 0.70])
 """Direction towards the key light: front, left, above."""
-AMBIENT, SKY, KEY_STRENGTH, WRAP = 0.66, 0.13, 0.30, 0.3
+AMBIENT, SKY, KEY_STRENGTH, WRAP = 0.68, 0.13, 0.28, 0.3
 """Light from all around, its growth towards the zenith, the key light, and how far that reaches round the object."""
 
 
 def _light(normals: Array) -> Array:
-    """[N, 3] light on matt surfaces: a bright sky above a pale ground, and a soft key light."""
+    """[N] light on matt surfaces: a bright sky above a pale ground, and a soft key light."""
     key = np.maximum(normals @ KEY + WRAP, 0) / (1 + WRAP)
-    amount = AMBIENT + SKY * normals[:, 2] + KEY_STRENGTH * key
-    return amount[:, None] * np.array([1.0, 1.0, 1.0])
+    return AMBIENT + SKY * normals[:, 2] + KEY_STRENGTH * key
 
 
 def _openness(points: Array, normals: Array, spacing: float, cell: float = 0.1) -> Array:

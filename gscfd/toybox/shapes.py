@@ -147,13 +147,11 @@ class Box:
         faces, outward = [], []
         for axis in range(3):
             a, b = (axis + 1) % 3, (axis + 2) % 3
-            grid = _cells(half[a], spacing)[:, None], _cells(half[b], spacing)[None, :]
-            count = grid[0].size * grid[1].size
-            face = np.empty((2, count, 3))
-            face[..., a] = np.broadcast_to(grid[0], (grid[0].size, grid[1].size)).ravel()
-            face[..., b] = np.broadcast_to(grid[1], (grid[0].size, grid[1].size)).ravel()
+            across, along = _cells(half[a], spacing), _cells(half[b], spacing)
+            face = np.empty((2, len(across) * len(along), 3))
+            face[..., a], face[..., b] = np.repeat(across, len(along)), np.tile(along, len(across))
             face[0, :, axis], face[1, :, axis] = half[axis], -half[axis]
-            normal = np.zeros((2, count, 3))
+            normal = np.zeros_like(face)
             normal[0, :, axis], normal[1, :, axis] = 1, -1
             faces.append(face.reshape(-1, 3))
             outward.append(normal.reshape(-1, 3))
@@ -165,7 +163,8 @@ class Box:
         return points, normals
 
     def inside(self, points: Array, margin: float) -> NDArray[np.bool_]:
-        return (np.abs(points) < np.array(self.half) - margin).all(1)
+        x, y, z = (np.abs(column) < half - margin for column, half in zip(points.T, self.half, strict=True))
+        return x & y & z
 
     def hull(self) -> Array:
         inner = np.array(self.half) - 0.42 * self.rounding
@@ -221,15 +220,12 @@ class Extrusion:
 
     def _within(self, flat: Array, margin: float) -> NDArray[np.bool_]:
         """[K] whether the [K, 2] points are inside the outline and further than margin from it."""
-        start, end = self.outline, np.roll(self.outline, -1, 0)
-        edge = end - start
-        offset = flat[:, None] - start
-        along = np.clip((offset * edge).sum(-1) / (edge**2).sum(-1), 0, 1)
-        distance = ((offset - along[..., None] * edge) ** 2).sum(-1).min(1)
-        crosses = (start[:, 1] > flat[:, 1:]) != (end[:, 1] > flat[:, 1:])
-        left = offset[..., 0] * edge[:, 1] < offset[..., 1] * edge[:, 0]
-        crossings = (crosses & (left == (edge[:, 1] > 0))).sum(1)
-        return (crossings % 2 == 1) & (distance > margin**2)
+        edge_x, edge_z = (np.roll(self.outline, -1, 0) - self.outline).T[..., None]
+        x, z = flat.T[:, None] - self.outline.T[..., None]
+        along = np.clip((x * edge_x + z * edge_z) / (edge_x**2 + edge_z**2), 0, 1)
+        distance = ((x - along * edge_x) ** 2 + (z - along * edge_z) ** 2).min(0)
+        crosses = ((z < 0) != (z < edge_z)) & ((x * edge_z < z * edge_x) == (edge_z > 0))
+        return (crosses.sum(0) % 2 == 1) & (distance > margin**2)
 
 
 @dataclass(frozen=True)
@@ -303,7 +299,7 @@ def _cells(half: float, spacing: float) -> Array:
 
 
 def _unit(vectors: Array) -> Array:
-    return vectors / np.maximum(np.sqrt((vectors * vectors).sum(1, keepdims=True)), 1e-12)
+    return vectors / np.maximum(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)), 1e-12)[:, None]
 
 
 def _plane_normal(path: Array) -> Array:
