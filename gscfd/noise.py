@@ -104,7 +104,7 @@ class NoiseField:
         self.__init__(**state)
 
     def clock(self, step: int) -> float:
-        """Lambda(step) = -1/2 sum of log(1 - gamma_i), i <= step: steps s < t correlate by exp(Lambda(s) - Lambda(t))."""
+        """Lambda(step) = -1/2 sum of log(1 - gamma_i), i <= step: s < t correlate by exp(Lambda(s) - Lambda(t))."""
         known = min(step, len(self._clock) - 1)
         return self._clock[known] + (step - known) * self._last_rate
 

@@ -11,8 +11,10 @@
 
 #ifdef __CUDACC__
 #define GSCFD_HD static __host__ __device__ __forceinline__
+#define GSCFD_UNROLL _Pragma("unroll")
 #else
 #define GSCFD_HD static inline __attribute__((always_inline))
+#define GSCFD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace gscfd {
@@ -127,6 +129,7 @@ GSCFD_HD Tangent tangent_plane(const Camera& camera, float x, float y, float z, 
 
     // The four corner rays meet the plane at these offsets from the sample's point.
     float low0 = 0, low1 = 0, low2 = 0, high0 = 0, high1 = 0, high2 = 0;
+    GSCFD_UNROLL
     for (int corner = 0; corner < 4; corner++) {
         const float dx = (corner & 1 ? 0.5f : -0.5f) / fx, dy = (corner & 2 ? 0.5f : -0.5f) / fy;
         const float tilt = nx * dx + ny * dy;
@@ -184,12 +187,12 @@ GSCFD_HD Place place(const Camera& camera, double x, double y, float depth, int 
 
 // Columns, relative to the sample's own, whose centres may lie in [low, high] (in pitches from the sample).
 GSCFD_HD int first_column(float within, float low) {
-    const int column = int(ceilf(within + low - 0.51f));
-    return column < -kHalfBox ? -kHalfBox : column;
+    const float column = ceilf(within + low - 0.51f);
+    return int(column > -kHalfBox ? (column < kHalfBox ? column : kHalfBox) : -kHalfBox);
 }
 GSCFD_HD int last_column(float within, float high) {
-    const int column = int(floorf(within + high - 0.49f));
-    return column > kHalfBox - 1 ? kHalfBox - 1 : column;
+    const float column = floorf(within + high - 0.49f);
+    return int(column < kHalfBox - 1 ? (column > -kHalfBox ? column : -kHalfBox) : kHalfBox - 1);
 }
 
 // The map from an offset (du, dv) in a sample's plane, world units, to twice the offset in the image times its depth.
@@ -250,7 +253,7 @@ struct Words {
 
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 GSCFD_HD Words philox(Words x, uint32_t key0, uint32_t key1) {
-#pragma GCC unroll 10
+    GSCFD_UNROLL
     for (int round = 0; round < 10; round++) {
         const uint64_t p = uint64_t(0xD2511F53u) * x.a, q = uint64_t(0xCD9E8D57u) * x.c;
         x = {uint32_t(q >> 32) ^ x.b ^ key0, uint32_t(q), uint32_t(p >> 32) ^ x.d ^ key1, uint32_t(p)};

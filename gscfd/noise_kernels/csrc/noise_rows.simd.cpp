@@ -14,8 +14,9 @@ constexpr int kLanes = 16;  // cells drawn together
 
 // Samples of one render row, as arrays so that the loops below vectorise.
 struct Block {
-    SlopeFit fit[kBlock];
+    float xx[kBlock], xy[kBlock], yy[kBlock], bx[kBlock], by[kBlock];  // SlopeFit
     float x[kBlock], z[kBlock], inverse[kBlock];
+    int32_t covered[kBlock];
     int32_t axis[kBlock], outward[kBlock];
     float slope_u[kBlock], slope_v[kBlock], low_u[kBlock], high_u[kBlock], low_v[kBlock], high_v[kBlock];
     double along[kBlock];
@@ -24,11 +25,10 @@ struct Block {
 };
 
 void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride, int size,
-                Block& block) {
-    float xx[kBlock], xy[kBlock], yy[kBlock], bx[kBlock], by[kBlock];
+                Block& b) {
+    const SlopeFit none;
     for (int i = 0; i < size; i++) {
-        const SlopeFit fit;
-        xx[i] = fit.xx, xy[i] = fit.xy, yy[i] = fit.yy, bx[i] = fit.bx, by[i] = fit.by;
+        b.xx[i] = none.xx, b.xy[i] = none.xy, b.yy[i] = none.yy, b.bx[i] = none.bx, b.by[i] = none.by;
     }
     for (int dy = -g.normal_radius; dy <= g.normal_radius; dy++) {
         for (int dx = -g.normal_radius; dx <= g.normal_radius; dx++) {
@@ -37,23 +37,24 @@ void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, con
             const float* other = depth + dy * stride + dx;
             const float* other_inverse = inverse + dy * stride + dx;
             for (int i = 0; i < size; i++) {
-                SlopeFit fit{xx[i], xy[i], yy[i], bx[i], by[i]};
-                add_neighbour(fit, depth[i], inverse[i], other[i], other_inverse[i], float(dx), float(dy), limit);
-                xx[i] = fit.xx, xy[i] = fit.xy, yy[i] = fit.yy, bx[i] = fit.bx, by[i] = fit.by;
+                SlopeFit fit{b.xx[i], b.xy[i], b.yy[i], b.bx[i], b.by[i]};
+                add_neighbour(fit, b.z[i], b.inverse[i], other[i], other_inverse[i], float(dx), float(dy), limit);
+                b.xx[i] = fit.xx, b.xy[i] = fit.xy, b.yy[i] = fit.yy, b.bx[i] = fit.bx, b.by[i] = fit.by;
             }
         }
     }
-    for (int i = 0; i < size; i++) block.fit[i] = {xx[i], xy[i], yy[i], bx[i], by[i]};
 }
 
-void prepare(const Geometry& g, const Camera& camera, float y, int first, int size, Block& block) {
+void fit_planes(const Geometry& g, const Camera& camera_in, float y, int first, int size, Block& b) {
+    const Camera camera = camera_in;
     const float inverse_pitch = 1 / g.pitch;
+    for (int i = 0; i < size; i++) b.x[i] = float((first + i + 0.5 - camera.cx) * camera.inverse_fx);
     for (int i = 0; i < size; i++) {
-        block.x[i] = float((first + i + 0.5 - camera.cx) * camera.inverse_fx);
-        const Tangent t = tangent_plane(camera, block.x[i], y, block.z[i], block.inverse[i], block.fit[i]);
-        block.axis[i] = t.axis, block.outward[i] = t.outward, block.slope_u[i] = t.slope_u, block.slope_v[i] = t.slope_v;
-        block.low_u[i] = t.low_u * inverse_pitch, block.high_u[i] = t.high_u * inverse_pitch;
-        block.low_v[i] = t.low_v * inverse_pitch, block.high_v[i] = t.high_v * inverse_pitch;
+        const SlopeFit fit{b.xx[i], b.xy[i], b.yy[i], b.bx[i], b.by[i]};
+        const Tangent t = tangent_plane(camera, b.x[i], y, b.z[i], b.inverse[i], fit);
+        b.axis[i] = t.axis, b.outward[i] = t.outward, b.slope_u[i] = t.slope_u, b.slope_v[i] = t.slope_v;
+        b.low_u[i] = t.low_u * inverse_pitch, b.high_u[i] = t.high_u * inverse_pitch;
+        b.low_v[i] = t.low_v * inverse_pitch, b.high_v[i] = t.high_v * inverse_pitch;
     }
 }
 
@@ -68,7 +69,7 @@ void place_samples(const Geometry& g, const Camera& camera, double y, int first,
         block.last_u[i] = last_column(p.within_u, block.high_u[i]);
         block.first_v[i] = first_column(p.within_v, block.low_v[i]);
         block.last_v[i] = last_column(p.within_v, block.high_v[i]);
-        if (block.inverse[i] == 0 || !p.valid) block.last_u[i] = block.first_u[i] - 1;
+        if (!block.covered[i] || !p.valid) block.last_u[i] = block.first_u[i] - 1;
     }
 }
 
@@ -131,16 +132,18 @@ bool enumerate_row(const Geometry& g, const Camera& camera, MaskedDepth masked, 
             const int64_t start = (row + g.normal_radius) * masked.stride + g.normal_radius + first;
             bool any = false;
             for (int i = 0; i < size; i++) {
-                block.z[i] = masked.depth[start + i];
-                block.inverse[i] = masked.inverse[start + i];
-                any |= block.inverse[i] > 0;
+                const float z = masked.depth[start + i];
+                block.covered[i] = z > 0;
+                block.z[i] = z > 0 ? z : 1;
+                block.inverse[i] = z > 0 ? masked.inverse[start + i] : 1;
+                any |= z > 0;
             }
             if (!any) continue;
             fit_slopes(g, camera, masked.depth + start, masked.inverse + start, masked.stride, size, block);
-            prepare(g, camera, float(y), first, size, block);
+            fit_planes(g, camera, float(y), first, size, block);
             place_samples(g, camera, y, first, size, block);
             for (int i = 0; i < size; i++) {
-                if (block.inverse[i] == 0) continue;
+                if (!block.covered[i]) continue;
                 const int column = latent_index(first + i, g.render_width, g.latent_width);
                 covered[column]++;
                 if (block.first_u[i] > block.last_u[i] || block.first_v[i] > block.last_v[i]) continue;
