@@ -116,10 +116,10 @@ def arc(center: tuple[float, float, float], radius: float | tuple[float, float],
         plane: str = "yz", steps: int = 13) -> Array:
     """[steps, 3] points of an arc, degrees counted from the first axis of the plane to the second."""
     angle = np.radians(np.linspace(start, end, steps))
-    radii = (radius, radius) if isinstance(radius, float) else radius
+    across, up = np.broadcast_to(radius, 2)
     path = np.tile(np.array(center, float), (steps, 1))
-    path[:, "xyz".index(plane[0])] += radii[0] * np.cos(angle)
-    path[:, "xyz".index(plane[1])] += radii[1] * np.sin(angle)
+    path[:, "xyz".index(plane[0])] += across * np.cos(angle)
+    path[:, "xyz".index(plane[1])] += up * np.sin(angle)
     return path
 
 
@@ -456,8 +456,8 @@ def flower(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def tree(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    trunk, thick = _vary(rng, 0.5), _vary(rng, 0.15)
-    parts = [cylinder(second, 1.15 * thick, trunk + 0.4, top=0.9 * thick)]
+    trunk, thick = _vary(rng, 0.66, 0.15), _vary(rng, 0.17)
+    parts = [cylinder(second, 1.2 * thick, trunk + 0.4, top=0.95 * thick)]
     if rng.random() < 0.5:
         tiers, wide = int(rng.integers(2, 4)), _vary(rng, 0.66, 0.12)
         step = _vary(rng, 1.15, 0.12) / tiers
@@ -735,7 +735,7 @@ def airplane(rng: np.random.Generator, main: Array, second: Array) -> list[Part]
 
 
 def balloon(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    radius, drop, size = _vary(rng, 0.66, 0.08), _vary(rng, 0.42), _vary(rng, 0.3, 0.12)
+    radius, drop, size = _vary(rng, 0.66, 0.08), _vary(rng, 0.46), _vary(rng, 0.37, 0.12)
     mouth, low = 0.26, math.radians(-42)
     neck = radius * math.sin(low) - 0.35
     globe = [(radius * math.cos(a), radius * math.sin(a)) for a in np.linspace(low, math.pi / 2, 21)]

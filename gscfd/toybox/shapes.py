@@ -98,10 +98,9 @@ class Tube:
 
     def sample(self, spacing: float) -> tuple[Array, Array]:
         line, tangent = resample(self._with_ends(), spacing)
-        step = np.linalg.norm(tangent[:, :3], axis=1, keepdims=True)
-        along = tangent[:, :3] / np.maximum(step, 1e-9)
-        across = _plane_normal(self.path)
+        along, across = _unit(tangent[:, :3]), _plane_normal(self.path)
         side = np.cross(across, along)
+        step = np.sqrt(1 - np.minimum(tangent[:, 3:] ** 2, 1))
         index, angle = _ring_angles(line[:, 3], spacing)
         around = np.cos(angle)[:, None] * side[index] + np.sin(angle)[:, None] * across
         normals = around * step[index] - along[index] * tangent[index, 3:]
@@ -299,7 +298,8 @@ def _cells(half: float, spacing: float) -> Array:
 
 
 def _unit(vectors: Array) -> Array:
-    return vectors / np.maximum(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)), 1e-12)[:, None]
+    length: Array = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return vectors / np.maximum(length, 1e-12)[:, None]
 
 
 def _plane_normal(path: Array) -> Array:
@@ -308,7 +308,7 @@ def _plane_normal(path: Array) -> Array:
     normal = np.cross(steps[0], steps[np.abs(np.cross(steps[0], steps)).sum(1).argmax()])
     if np.abs(normal).sum() < 1e-9:
         normal = np.cross(steps[0], np.eye(3)[np.abs(steps[0]).argmin()])
-    return normal / np.linalg.norm(normal)
+    return _unit(normal[None])[0]
 
 
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
