@@ -52,6 +52,8 @@ GSCFD_INLINE bool any(Mask a) { return a.m != 0; }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
 GSCFD_INLINE Float or_zero(Mask m, Float a) { return _mm512_maskz_mov_ps(m.m, a.v); }
 
+GSCFD_INLINE __m256 fold(Float a) { return _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)); }
+
 #elif defined(__AVX2__) && defined(__FMA__)
 
 struct Mask {
@@ -89,6 +91,7 @@ GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {_mm256_andnot_ps(b.m, a.m)};
 GSCFD_INLINE bool any(Mask a) { return _mm256_movemask_ps(a.m) != 0; }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return _mm256_blendv_ps(b.v, a.v, m.m); }
 GSCFD_INLINE Float or_zero(Mask m, Float a) { return _mm256_and_ps(m.m, a.v); }
+GSCFD_INLINE __m256 fold(Float a) { return a.v; }
 
 #else
 
@@ -147,6 +150,30 @@ GSCFD_INLINE bool any(Mask a) {
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return blend(m.m, a, b); }
 GSCFD_INLINE Float or_zero(Mask m, Float a) { return (Vector4)((Integer4)a.v & m.m); }
 
+#endif
+
+// out[i] is the sum of the lanes of a[i]; the order of the additions is fixed.
+#if defined(__AVX2__) && defined(__FMA__)
+GSCFD_INLINE __m256 sum_four_halves(const Float* a) {
+    return _mm256_hadd_ps(_mm256_hadd_ps(fold(a[0]), fold(a[1])), _mm256_hadd_ps(fold(a[2]), fold(a[3])));
+}
+GSCFD_INLINE void sum_lanes4(const Float* a, float* out) {
+    const __m256 halves = sum_four_halves(a);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+GSCFD_INLINE void sum_lanes8(const Float* a, float* out) {
+    const __m256 first = sum_four_halves(a), second = sum_four_halves(a + 4);
+    const __m256 low = _mm256_permute2f128_ps(first, second, 0x20), high = _mm256_permute2f128_ps(first, second, 0x31);
+    _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+}
+#else
+GSCFD_INLINE void sum_lanes4(const Float* a, float* out) {
+    for (int i = 0; i < 4; ++i) out[i] = (a[i].v[0] + a[i].v[1]) + (a[i].v[2] + a[i].v[3]);
+}
+GSCFD_INLINE void sum_lanes8(const Float* a, float* out) {
+    sum_lanes4(a, out);
+    sum_lanes4(a + 4, out + 4);
+}
 #endif
 
 GSCFD_INLINE Float operator-(Float a) { return Float(0.0f) - a; }

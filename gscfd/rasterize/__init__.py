@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from gscfd.rasterize import cpu, reference
+from gscfd.rasterize import cpu
 from gscfd.types import Cameras, Render
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ def rasterization(
     if not wants_colour:
         colors = means.new_empty(means.shape[0], 0)
     elif sh_degree is not None:
-        rotations, translations = viewmats[:, :3, :3], viewmats[:, :3, 3:]
-        directions = means + (rotations.transpose(1, 2) @ translations)[:, None, :, 0]
-        colors = reference.spherical_harmonics(sh_degree, directions, colors)
+        colors = cpu.harmonics(means, colors, viewmats, sh_degree)
     colours, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
         far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size or 8,

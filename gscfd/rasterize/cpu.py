@@ -4,160 +4,227 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, FunctionCtx
+from torch.autograd.function import Function, once_differentiable
 
 from gscfd import native
 
-_Pointer = ctypes.c_void_p
+# The C structures of csrc/*.h: pairs of a type and the names of consecutive fields.
+_POINTER, _LONG, _INT, _BOOL, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_float
 
 
-class _Projection(ctypes.Structure):
-    """csrc/project.h: Projection."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("views", "count")],
-        *[(name, _Pointer) for name in ("means", "quats", "scales", "opacities", "viewmats", "intrinsics")],
-        *[(name, ctypes.c_int) for name in ("width", "height")],
-        *[(name, ctypes.c_float) for name in ("eps2d", "near_plane", "far_plane", "radius_clip")],
-        *[(name, _Pointer) for name in ("radii", "means2d", "factors", "depths", "conics")],
-    ]
+def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
+    fields = [(field, kind) for kind, names in groups for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-class _Grid(ctypes.Structure):
-    """csrc/splat.h: Grid."""
-
-    _fields_ = [(name, ctypes.c_int) for name in ("width", "height", "tile", "tiles_x", "tiles_y")]
-
-
-class _Composite(ctypes.Structure):
-    """csrc/composite.h: Composite."""
-
-    _fields_ = [
-        ("grid", _Grid),
-        ("views", ctypes.c_int64),
-        ("channels", ctypes.c_int),
-        ("expected", ctypes.c_bool),
-        *[(name, _Pointer) for name in ("records", "offsets", "ids")],
-        *[(name, _Pointer) for name in ("colours", "alphas", "medians", "transmittance", "last")],
-    ]
+_Projection = _structure(
+    "Projection",
+    (_LONG, "views count"),
+    (_POINTER, "means quats scales opacities viewmats intrinsics"),
+    (_INT, "width height"),
+    (_FLOAT, "eps2d near_plane far_plane radius_clip"),
+    (_POINTER, "radii means2d factors depths conics"),
+)
+_ProjectionGradient = _structure(
+    "ProjectionGradient", (_POINTER, "d_means2d d_factors d_depths d_means d_quats d_scales")
+)
+_Harmonics = _structure(
+    "Harmonics", (_LONG, "views count"), (_INT, "degree bases"), (_BOOL, "per_view"),
+    (_POINTER, "means centres coefficients colours"),
+)  # fmt: skip
+_HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colours d_means d_coefficients"))
+_Grid = _structure("Grid", (_INT, "width height tile tiles_x tiles_y"))
+_Tiles = _structure(
+    "Tiles", (_LONG, "views count"), (_Grid, "grid"),
+    (_POINTER, "opacities radii means2d factors depths tiles_per_splat first_slot"),
+)  # fmt: skip
+_Records = _structure(
+    "Records", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view"),
+    (_POINTER, "radii means2d factors depths opacities colours records"),
+)  # fmt: skip
+_Composite = _structure(
+    "Composite", (_Grid, "grid"), (_LONG, "views"), (_INT, "channels"), (_BOOL, "expected"),
+    (_POINTER, "records offsets ids colours alphas medians transmittance last"),
+)  # fmt: skip
+_CompositeGradient = _structure(
+    "CompositeGradient", (_POINTER, "d_colours d_alphas slots"), (_BOOL, "absolute"), (_POINTER, "sums")
+)
+_Reduction = _structure(
+    "Reduction", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view absolute"),
+    (_POINTER, "factors opacities tiles_per_splat first_slot sums"),
+    (_POINTER, "d_means2d d_factors d_depths d_opacities d_colours absolute_means2d"),
+)  # fmt: skip
 
 
 @functools.cache
-def _library() -> dict[str, Any]:
-    """The native functions with their signatures declared."""
-    number, pointer = ctypes.c_int, _Pointer
-    size = ctypes.c_int64
-    return {
-        "project": native.function("gscfd_project", number, pointer),
-        "tiles_begin": native.function(
-            "gscfd_tiles_begin", number, size, size, number, number, number, *[pointer] * 7, restype=pointer
-        ),
-        "tiles_finish": native.function("gscfd_tiles_finish", number, *[pointer] * 4),
-        "record_stride": native.function("gscfd_record_stride", number, restype=number),
-        "records": native.function("gscfd_records", number, size, size, number, number, number, *[pointer] * 7),
-        "composite": native.function("gscfd_composite", number, pointer),
+def _native(name: str) -> Any:
+    """The native function gscfd_<name>, which takes the number of threads and addresses of structures or arrays."""
+    arguments = {
+        "tiles_finish": [_INT, *[_POINTER] * 4],
+        "record_stride": [_INT],
+        "sums_stride": [_INT],
+        "project_backward": [_INT, _POINTER, _POINTER],
+        "harmonics_backward": [_INT, _POINTER, _POINTER],
+        "composite_backward": [_INT, _POINTER, _POINTER],
     }
+    results = {"tiles_begin": _POINTER, "record_stride": _INT, "sums_stride": _INT}
+    return native.function(f"gscfd_{name}", *arguments.get(name, [_INT, _POINTER]), restype=results.get(name))
 
 
-def _call(name: str, *arguments: Any) -> Any:
-    """Call a native function; tensors become pointers, structures go by address."""
-    converted = [
-        a.data_ptr() if isinstance(a, Tensor) else ctypes.addressof(a) if isinstance(a, ctypes.Structure) else a
-        for a in arguments
-    ]
-    return _library()[name](native.threads(), *converted)
+def _run(name: str, *structures: ctypes.Structure) -> Any:
+    return _native(name)(native.threads(), *map(ctypes.addressof, structures))
+
+
+def _addresses(*tensors: Tensor | None) -> list[int | None]:
+    """Addresses of contiguous tensors, which the caller keeps alive."""
+    return [native.pointer(t) for t in tensors]
 
 
 class _Project(Function):
-    """Gaussians to splats: (means2d [V, N, 2], factors [V, N, 3], depths [V, N], conics [V, N, 3], radii [V, N, 2])."""
+    """Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N], conics [V, N, 3], radii [V, N, 2]."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        means: Tensor,
-        quats: Tensor,
-        scales: Tensor,
-        opacities: Tensor,
-        viewmats: Tensor,
-        Ks: Tensor,
-        image: tuple[int, int],
-        limits: tuple[float, float, float, float],
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx, means, quats, scales, opacities, viewmats, Ks, image, limits):  # noqa: ANN001
         views, count = viewmats.shape[0], means.shape[0]
         inputs = [t.contiguous() for t in (means, quats, scales, opacities, viewmats, Ks)]
         radii = torch.empty(views, count, 2, dtype=torch.int32)
         means2d, factors = torch.empty(views, count, 2), torch.empty(views, count, 3)
         depths, conics = torch.empty(views, count), torch.empty(views, count, 3)
-        outputs = [t.data_ptr() for t in (radii, means2d, factors, depths, conics)]
-        _call("project", _Projection(views, count, *[t.data_ptr() for t in inputs], *image, *limits, *outputs))
+        outputs = _addresses(radii, means2d, factors, depths, conics)
+        _run("project", _Projection(views, count, *_addresses(*inputs), *image, *limits, *outputs))
+        ctx.save_for_backward(*inputs, depths)
+        ctx.image, ctx.limits = image, limits
         ctx.mark_non_differentiable(conics, radii)
         return means2d, factors, depths, conics, radii
 
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_means2d, d_factors, d_depths, _conics, _radii):  # noqa: ANN001
+        *inputs, depths = ctx.saved_tensors
+        gradients = [torch.empty_like(t) for t in inputs[:3]]
+        given = [t.contiguous() for t in (d_means2d, d_factors, d_depths)]
+        addresses = [*_addresses(*inputs), *ctx.image, *ctx.limits, None, None, None, depths.data_ptr(), None]
+        projection = _Projection(*depths.shape, *addresses)
+        _run("project_backward", projection, _ProjectionGradient(*_addresses(*given, *gradients)))
+        return *gradients, None, None, None, None, None
 
+
+class _EvaluateHarmonics(Function):
+    """SH coefficients [N, K, 3] or [V, N, K, 3] to colours [V, N, 3]."""
+
+    @staticmethod
+    def forward(ctx, means, coefficients, centres, degree):  # noqa: ANN001
+        inputs = [t.contiguous() for t in (means, centres, coefficients)]
+        colours = torch.empty(centres.shape[0], *means.shape)
+        ctx.sizes = (*colours.shape[:2], degree, coefficients.shape[-2], coefficients.ndim == 4)
+        _run("harmonics", _Harmonics(*ctx.sizes, *_addresses(*inputs, colours)))
+        ctx.save_for_backward(*inputs)
+        return colours
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_colours):  # noqa: ANN001
+        means, centres, coefficients = ctx.saved_tensors
+        d_colours, d_means, d_coefficients = (
+            d_colours.contiguous(),
+            torch.empty_like(means),
+            torch.zeros_like(coefficients),
+        )
+        harmonics = _Harmonics(*ctx.sizes, *_addresses(means, centres, coefficients, None))
+        _run("harmonics_backward", harmonics, _HarmonicsGradient(*_addresses(d_colours, d_means, d_coefficients)))
+        return d_means, d_coefficients, None, None
+
+
+@dataclass
 class Tiles:
-    """Lists of splats per tile, nearest first.
+    """Lists of splats per tile, nearest first."""
 
-    offsets: [V * tiles + 1] int32, where the list of each tile starts. flatten_ids: [P] int32, view * N + Gaussian.
-    slots: [P] int32, the place of each entry when entries are ordered by splat. tiles_per_gauss: [V, N] int32.
-    """
+    grid: ctypes.Structure
+    """Sizes of the image and of its tiles."""
+    offsets: Tensor
+    """[V * tiles + 1] int32: where the list of each tile starts."""
+    flatten_ids: Tensor
+    """[P] int32: view * N + Gaussian."""
+    slots: Tensor
+    """[P] int32: the place of each entry when entries are ordered by splat."""
+    tiles_per_gauss: Tensor
+    """[V, N] int32."""
+    first_slot: Tensor
+    """[V * N + 1] int64: running sum of tiles_per_gauss."""
 
-    def __init__(
-        self, means2d: Tensor, factors: Tensor, depths: Tensor, radii: Tensor, opacities: Tensor, width: int,
-        height: int, tile_size: int,
-    ):  # fmt: skip
-        views, count = depths.shape
-        self.width, self.height, self.tile_size = width, height, tile_size
-        self.tiles_x, self.tiles_y = -(-width // tile_size), -(-height // tile_size)
-        self.tiles_per_gauss = torch.empty(views, count, dtype=torch.int32)
-        self.offsets = torch.empty(views * self.tiles_x * self.tiles_y + 1, dtype=torch.int32)
-        pairs = ctypes.c_int64()
-        handle = _call(
-            "tiles_begin", views, count, width, height, tile_size, opacities, radii, means2d, factors, depths,
-            self.tiles_per_gauss, ctypes.addressof(pairs),
-        )  # fmt: skip
-        self.flatten_ids = torch.empty(pairs.value, dtype=torch.int32)
-        self.slots = torch.empty(pairs.value, dtype=torch.int32)
-        _call("tiles_finish", handle, self.offsets, self.flatten_ids, self.slots)
+
+def _make_tiles(
+    means2d: Tensor, factors: Tensor, depths: Tensor, radii: Tensor, opacities: Tensor, grid: ctypes.Structure
+) -> Tiles:
+    views, count = depths.shape
+    tiles_per_gauss = torch.empty(views, count, dtype=torch.int32)
+    first_slot = torch.empty(views * count + 1, dtype=torch.int64)
+    arrays = _addresses(opacities, radii, means2d, factors, depths, tiles_per_gauss, first_slot)
+    handle = _run("tiles_begin", _Tiles(views, count, grid, *arrays))
+    offsets = torch.empty(views * grid.tiles_x * grid.tiles_y + 1, dtype=torch.int32)
+    flatten_ids = torch.empty(int(first_slot[-1]), dtype=torch.int32)
+    slots = torch.empty_like(flatten_ids)
+    _native("tiles_finish")(native.threads(), handle, *_addresses(offsets, flatten_ids, slots))
+    return Tiles(grid, offsets, flatten_ids, slots, tiles_per_gauss, first_slot)
 
 
 class _CompositeSplats(Function):
-    """Splats to images: (colours [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1])."""
+    """Splats to images: colours [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        means2d: Tensor,
-        factors: Tensor,
-        depths: Tensor,
-        opacities: Tensor,
-        colors: Tensor,
-        radii: Tensor,
-        tiles: Tiles,
-        depth_channel: bool,
-        expected: bool,
-        absgrad: bool,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx, means2d, factors, depths, opacities, colors, radii, tiles, depth_channel, expected, absgrad):  # noqa: ANN001
         views, count = depths.shape
-        channels = colors.shape[-1] + depth_channel
-        records = torch.empty(views * count, _library()["record_stride"](channels))
-        _call(
-            "records", views, count, colors.shape[-1], colors.ndim == 3, depth_channel, radii, means2d, factors, depths,
-            opacities.contiguous(), colors.contiguous(), records,
-        )  # fmt: skip
-        colours = torch.empty(views, tiles.height, tiles.width, channels)
-        alphas = torch.empty(views, tiles.height, tiles.width, 1)
-        medians = torch.empty_like(alphas)
-        transmittance = torch.empty(views * tiles.tiles_x * tiles.tiles_y, tiles.tile_size**2)
+        channels, grid = colors.shape[-1] + depth_channel, tiles.grid
+        opacities, colors = opacities.contiguous(), colors.contiguous()
+        records = torch.empty(views * count, _native("record_stride")(channels))
+        arrays = _addresses(radii, means2d, factors, depths, opacities, colors, records)
+        _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
+
+        colours = torch.empty(views, grid.height, grid.width, channels)
+        alphas, medians = (torch.empty(views, grid.height, grid.width, 1) for _ in range(2))
+        transmittance = torch.empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
         arrays = (records, tiles.offsets, tiles.flatten_ids, colours, alphas, medians, transmittance, last)
-        grid = _Grid(tiles.width, tiles.height, tiles.tile_size, tiles.tiles_x, tiles.tiles_y)
-        _call("composite", _Composite(grid, views, channels, expected, *[t.data_ptr() for t in arrays]))
+        _run("composite", _Composite(grid, views, channels, expected, *_addresses(*arrays)))
+        ctx.save_for_backward(means2d, factors, opacities, records, colours, alphas, transmittance, last)
+        ctx.tiles, ctx.colour_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
         return colours, alphas, medians
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_colours, d_alphas, _medians):  # noqa: ANN001
+        means2d, factors, opacities, records, colours, alphas, transmittance, last = ctx.saved_tensors
+        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colours.shape[-1]
+        d_colours, d_alphas = d_colours.contiguous(), d_alphas.contiguous()
+        sums = torch.empty(tiles.slots.numel(), _native("sums_stride")(channels))
+        arrays = (records, tiles.offsets, tiles.flatten_ids, colours, alphas, None, transmittance, last)
+        composite = _Composite(tiles.grid, views, channels, ctx.expected, *_addresses(*arrays))
+        given = _addresses(d_colours, d_alphas, tiles.slots)
+        _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, sums.data_ptr()))
+
+        d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
+        d_depths = torch.zeros(views, count)
+        d_colors = torch.empty(ctx.colour_shape)
+        absolute = torch.empty_like(means2d) if ctx.absgrad else None
+        sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, ctx.absgrad)
+        arrays = (factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums)
+        outputs = (d_means2d, d_factors, d_depths, d_opacities, d_colors, absolute)
+        _run("reduce", _Reduction(*sizes, *_addresses(*arrays, *outputs)))
+        if absolute is not None:
+            means2d.absgrad = absolute
+        return d_means2d, d_factors, d_depths, d_opacities, d_colors, None, None, None, None, None
+
+
+def harmonics(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
+    """[V, N, 3] colours max(0, SH + 1/2) of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
+    centres = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+    return _EvaluateHarmonics.apply(means, coefficients, centres, degree)  # pyright: ignore
 
 
 def rasterize_splats(
@@ -189,7 +256,8 @@ def rasterize_splats(
     means2d, factors, depths, conics, radii = _Project.apply(
         means, quats, scales, opacities, viewmats, Ks, (width, height), limits
     )  # pyright: ignore
-    tiles = Tiles(means2d, factors, depths, radii, opacities.contiguous(), width, height, tile_size)
+    grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
+    tiles = _make_tiles(means2d, factors, depths, radii, opacities.contiguous(), grid)
     colours, alphas, medians = _CompositeSplats.apply(
         means2d, factors, depths, opacities, colors, radii, tiles, depth_channel, expected, absgrad
     )  # pyright: ignore
@@ -202,11 +270,11 @@ def rasterize_splats(
         "depths": depths,
         "conics": conics,
         "opacities": opacities.expand(views, count),
-        "tile_width": tiles.tiles_x,
-        "tile_height": tiles.tiles_y,
+        "tile_width": grid.tiles_x,
+        "tile_height": grid.tiles_y,
         "tiles_per_gauss": tiles.tiles_per_gauss,
         "flatten_ids": tiles.flatten_ids,
-        "isect_offsets": tiles.offsets[:-1].view(views, tiles.tiles_y, tiles.tiles_x),
+        "isect_offsets": tiles.offsets[:-1].view(views, grid.tiles_y, grid.tiles_x),
         "width": width,
         "height": height,
         "tile_size": tile_size,

@@ -6,6 +6,16 @@
 
 namespace gscfd {
 
+// What goes into the records.
+struct Records {
+    int64_t views, count;
+    int channels, colour_channels;  // with and without the depth channel
+    bool colours_per_view;          // colours [V, N, D] instead of [N, D]
+    const int32_t* radii;           // [V, N, 2]: culled splats are skipped
+    const float *means2d, *factors, *depths, *opacities, *colours;  // [V, N, 2 | 3 | 1], [N]
+    float* records;                 // [V * N, record_stride(channels)]
+};
+
 struct Composite {
     Grid grid;
     int64_t views;
@@ -22,8 +32,22 @@ struct Composite {
 struct CompositeGradient {
     const float *d_colours, *d_alphas;  // as in Composite
     const int32_t* slots;
-    bool absolute;
-    float* sums;  // [pairs, sums_stride(channels)] at the slots
+    bool absolute;  // also sum absolute values, for absgrad
+    float* sums;    // [pairs, sums_stride(channels)] at the slots
+};
+
+// From the sums of a splat's tiles to its gradients.
+struct Reduction {
+    int64_t views, count;
+    int channels, colour_channels;  // with and without the depth channel
+    bool colours_per_view, absolute;
+    const float *factors, *opacities;                       // [V, N, 3], [N]
+    const int32_t* tiles_per_splat;                         // [V, N]
+    const int64_t* first_slot;                              // [V * N + 1]
+    const float* sums;
+    float *d_means2d, *d_factors, *d_depths, *d_opacities;  // [V, N, 2 | 3 | 1], [N]
+    float* d_colours;                                       // [N, D] or [V, N, D]
+    float* absolute_means2d;                                // [V, N, 2], null unless absolute
 };
 
 }  // namespace gscfd
@@ -31,3 +55,5 @@ struct CompositeGradient {
 // The tiles [begin, end) of all views.
 GSCFD_DECLARE(void, composite, (const Composite&, int64_t begin, int64_t end))
 GSCFD_DECLARE(void, composite_backward, (const Composite&, const CompositeGradient&, int64_t begin, int64_t end))
+// The Gaussians [begin, end) in all views.
+GSCFD_DECLARE(void, reduce_sums, (const Reduction&, int64_t begin, int64_t end))

@@ -53,11 +53,13 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
     const int stride = record_stride(c.channels);
     const int32_t begin = c.offsets[tile], end = c.offsets[tile + 1];
 
-    Float transmittance[P::kVectors], median[P::kVectors], last[P::kVectors], colour[P::kVectors][kGroup];
+    // alpha is summed: 1 - transmittance would lose the digits of a faint pixel, by which its depth is divided.
+    Float transmittance[P::kVectors], alphas[P::kVectors], median[P::kVectors], last[P::kVectors];
+    Float colour[P::kVectors][kGroup];
     Mask alive[P::kVectors];
     for (int k = 0; k < P::kVectors; ++k) {
         transmittance[k] = Float(1.0f);
-        median[k] = Float(0.0f);
+        alphas[k] = median[k] = Float(0.0f);
         last[k] = Float(-1.0f);
         alive[k] = Float(0.0f) < Float(1.0f);
         for (int d = 0; d < kGroup; ++d) colour[k][d] = Float(0.0f);
@@ -86,6 +88,7 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
                 stopped = true;
             }
             const Float w = or_zero(hit, weight);
+            alphas[k] += w;
             for (int d = 0; d < kGroup; ++d) colour[k][d] = fma(w, Float(r[kChannels + channel + d]), colour[k][d]);
             median[k] = select(hit & (transmittance[k] >= Float(0.5f)), depth, median[k]);
             last[k] = select(hit, index, last[k]);
@@ -98,22 +101,120 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
         }
     }
 
-    float lanes[kGroup][P::kCount], medians[P::kCount];
-    float* final_transmittance = c.transmittance + tile * P::kCount;
+    float lanes[kGroup][P::kCount], alpha_lanes[P::kCount], medians[P::kCount];
     for (int k = 0; k < P::kVectors; ++k) {
-        store(final_transmittance + k * kWidth, transmittance[k]);
+        store(c.transmittance + tile * P::kCount + k * kWidth, transmittance[k]);
+        store(alpha_lanes + k * kWidth, alphas[k]);
         store(c.last + tile * P::kCount + k * kWidth, last[k]);
         store(medians + k * kWidth, or_zero(transmittance[k] < Float(0.5f), median[k]));
         for (int d = 0; d < kGroup; ++d) store(lanes[d] + k * kWidth, colour[k][d]);
     }
     const bool divide = c.expected && channel + kGroup == c.channels;
     pixels.each(c.grid, [&](int i, int64_t pixel) {
-        const float alpha = 1.0f - final_transmittance[i];
+        const float alpha = alpha_lanes[i];
         if (divide) lanes[kGroup - 1][i] /= alpha > 1e-10f ? alpha : 1e-10f;
         for (int d = 0; d < kGroup; ++d) c.colours[pixel * c.channels + channel + d] = lanes[d][i];
         c.alphas[pixel] = alpha;
         c.medians[pixel] = medians[i];
     });
+}
+
+// Back to front, undoing the forward pass: transmittance before a splat is that behind it / (1 - alpha), which loses
+// nothing, where a difference from the final colour would. With the loss's gradient g of a pixel's channels and a of
+// its alpha, the derivative by a splat's alpha is T (c . g) - behind / (1 - alpha), with
+// behind = sum over the splats further back of w (c . g), - a T at the very end.
+template <int kTile, int kGroup, bool kAbsolute>
+void composite_tile_backward(const Composite& c, const CompositeGradient& g, int64_t tile, int channel) {
+    using P = Pixels<kTile>;
+    const P pixels(c.grid, tile);
+    const int stride = record_stride(c.channels), sums_size = sums_stride(c.channels);
+    const int32_t begin = c.offsets[tile], end = c.offsets[tile + 1];
+    if (begin == end) return;
+    const float *final_transmittance = c.transmittance + tile * P::kCount, *final_last = c.last + tile * P::kCount;
+    const bool divide = c.expected && channel + kGroup == c.channels;
+
+    // The gradient per pixel. Alpha's belongs to the first group of channels, that of the division to the last.
+    float gradients[kGroup][P::kCount] = {}, behinds[P::kCount] = {}, lasts[P::kCount];
+    for (int i = 0; i < P::kCount; ++i) lasts[i] = -1.0f;
+    float furthest = -1.0f;
+    pixels.each(c.grid, [&](int i, int64_t pixel) {
+        const int64_t at = pixel * c.channels + channel;
+        for (int d = 0; d < kGroup; ++d) gradients[d][i] = g.d_colours[at + d];
+        float d_alpha = channel == 0 ? g.d_alphas[pixel] : 0.0f;
+        const float alpha = c.alphas[pixel];
+        if (divide) {
+            gradients[kGroup - 1][i] /= alpha > 1e-10f ? alpha : 1e-10f;
+            if (alpha > 1e-10f) d_alpha -= gradients[kGroup - 1][i] * c.colours[at + kGroup - 1];
+        }
+        behinds[i] = -d_alpha * final_transmittance[i];
+        lasts[i] = final_last[i];
+        furthest = lasts[i] > furthest ? lasts[i] : furthest;
+    });
+    Float transmittance[P::kVectors], behind[P::kVectors], last[P::kVectors], gradient[P::kVectors][kGroup];
+    for (int k = 0; k < P::kVectors; ++k) {
+        transmittance[k] = load(final_transmittance + k * kWidth);
+        behind[k] = load(behinds + k * kWidth);
+        last[k] = load(lasts + k * kWidth);
+        for (int d = 0; d < kGroup; ++d) gradient[k][d] = load(gradients[d] + k * kWidth);
+    }
+
+    for (int32_t i = end - 1; i >= begin; --i) {
+        float* sums = g.sums + static_cast<int64_t>(g.slots[i]) * sums_size;
+        if (channel == 0)
+            for (int j = 0; j < sums_size; ++j) sums[j] = 0.0f;
+        if (i - begin > static_cast<int32_t>(furthest)) continue;
+        const float* r = c.records + static_cast<int64_t>(c.ids[i]) * stride;
+        if (i - 4 >= begin) __builtin_prefetch(c.records + static_cast<int64_t>(c.ids[i - 4]) * stride);
+        const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
+        const Float index(static_cast<float>(i - begin)), my(r[kMeanY]);
+        Float dx[P::kColumns], u_of_x[P::kColumns];
+        for (int k = 0; k < P::kColumns; ++k) {
+            dx[k] = pixels.x[k] - Float(r[kMeanX]);
+            u_of_x[k] = f0 * dx[k];
+        }
+        Float shape[8], weights[4];
+        for (int j = 0; j < 8; ++j) shape[j] = Float(0.0f);
+        for (int d = 0; d < 4; ++d) weights[d] = Float(0.0f);
+        bool touched = false;
+        for (int k = 0; k < P::kVectors; ++k) {
+            const Float dy = pixels.y[k] - my;
+            const Float u = fma(f1, dy, u_of_x[k % P::kColumns]), v = f2 * dy;
+            const Float exponent = fnma(u, u, fnma(v, v, log_opacity));
+            const Mask hit = (exponent >= Float(kLog2MinAlpha)) & (index <= last[k]);
+            if (!any(hit)) continue;
+            touched = true;
+            const Float raw = exp2(exponent), alpha = min(raw, Float(kMaxAlpha));
+            const Float inverse = Float(1.0f) / (Float(1.0f) - alpha);
+            const Float before = transmittance[k] * inverse;
+            const Float weight = or_zero(hit, alpha * before);
+            Float along(0.0f);
+            for (int d = 0; d < kGroup; ++d) {
+                along = fma(Float(r[kChannels + channel + d]), gradient[k][d], along);
+                weights[d] = fma(weight, gradient[k][d], weights[d]);
+            }
+            const Float d_alpha = fnma(behind[k], inverse, before * along);
+            const Float q = or_zero(hit & (raw <= Float(kMaxAlpha)), alpha * d_alpha);
+            behind[k] = fma(weight, along, behind[k]);
+            transmittance[k] = select(hit, before, transmittance[k]);
+            const Float qu = q * u, qdy = q * dy;
+            shape[0] += q;
+            shape[1] += qu;
+            shape[2] += qdy;
+            shape[3] = fma(qu, dx[k % P::kColumns], shape[3]);
+            shape[4] = fma(qu, dy, shape[4]);
+            shape[5] = fma(qdy, dy, shape[5]);
+            if (kAbsolute) {
+                shape[6] += abs(qu);
+                shape[7] += abs(q * fma(f1, u, f2 * v));
+            }
+        }
+        if (!touched) continue;
+        float lanes[8];
+        sum_lanes8(shape, lanes);
+        for (int j = 0; j < 8; ++j) sums[j] += lanes[j];
+        sum_lanes4(weights, lanes);
+        for (int d = 0; d < kGroup; ++d) sums[kSumChannels + channel + d] = lanes[d];
+    }
 }
 
 template <int kTile>
@@ -125,6 +226,21 @@ void composite_group(const Composite& c, int64_t tile, int channel) {
     composite_tile<kTile, 1>(c, tile, channel);
 }
 
+template <int kTile, bool kAbsolute>
+void composite_group_backward(const Composite& c, const CompositeGradient& g, int64_t tile, int channel) {
+    const int left = c.channels - channel;
+    if (left >= 4) return composite_tile_backward<kTile, 4, kAbsolute>(c, g, tile, channel);
+    if (left == 3) return composite_tile_backward<kTile, 3, kAbsolute>(c, g, tile, channel);
+    if (left == 2) return composite_tile_backward<kTile, 2, kAbsolute>(c, g, tile, channel);
+    composite_tile_backward<kTile, 1, kAbsolute>(c, g, tile, channel);
+}
+
+template <bool kAbsolute>
+void composite_all_backward(const Composite& c, const CompositeGradient& g, int64_t tile, int channel) {
+    if (c.grid.tile == 8) composite_group_backward<8, kAbsolute>(c, g, tile, channel);
+    else composite_group_backward<16, kAbsolute>(c, g, tile, channel);
+}
+
 }  // namespace
 
 void composite(const Composite& c, int64_t begin, int64_t end) {
@@ -133,6 +249,51 @@ void composite(const Composite& c, int64_t begin, int64_t end) {
             if (c.grid.tile == 8) composite_group<8>(c, tile, channel);
             else composite_group<16>(c, tile, channel);
         }
+}
+
+void composite_backward(const Composite& c, const CompositeGradient& g, int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile)
+        for (int channel = 0; channel < c.channels; channel += kMaxGroup) {
+            if (g.absolute) composite_all_backward<true>(c, g, tile, channel);
+            else composite_all_backward<false>(c, g, tile, channel);
+        }
+}
+
+void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
+    const int stride = sums_stride(r.channels);
+    const float unscale = 1.0f / kFactorScale;
+    for (int64_t n = begin; n < end; ++n) {
+        float d_opacity = 0.0f;
+        if (!r.colours_per_view)
+            for (int d = 0; d < r.colour_channels; ++d) r.d_colours[n * r.colour_channels + d] = 0.0f;
+        for (int64_t view = 0; view < r.views; ++view) {
+            const int64_t id = view * r.count + n;
+            const float *first = r.sums + r.first_slot[id] * stride, *f = r.factors + 3 * id;
+            const int tiles = r.tiles_per_splat[id];
+            float shape[8] = {};
+            for (int i = 0; i < tiles; ++i)
+                for (int j = 0; j < 8; ++j) shape[j] += first[i * stride + j];
+            r.d_means2d[2 * id] = f[0] * unscale * shape[1];
+            r.d_means2d[2 * id + 1] = f[1] * unscale * shape[1] + f[2] * f[2] * shape[2];
+            r.d_factors[3 * id] = -unscale * shape[3];
+            r.d_factors[3 * id + 1] = -unscale * shape[4];
+            r.d_factors[3 * id + 2] = -f[2] * shape[5];
+            if (r.absolute) {
+                r.absolute_means2d[2 * id] = f[0] * unscale * shape[6];
+                r.absolute_means2d[2 * id + 1] = unscale * unscale * shape[7];
+            }
+            d_opacity += shape[0];
+            for (int d = 0; d < r.channels; ++d) {
+                float sum = 0.0f;
+                for (int i = 0; i < tiles; ++i) sum += first[i * stride + kSumChannels + d];
+                if (d == r.colour_channels) r.d_depths[id] = sum;
+                else if (r.colours_per_view) r.d_colours[id * r.colour_channels + d] = sum;
+                else r.d_colours[n * r.colour_channels + d] += sum;
+            }
+        }
+        // A Gaussian of opacity 0 is in no list.
+        r.d_opacities[n] = d_opacity != 0.0f ? d_opacity / r.opacities[n] : 0.0f;
+    }
 }
 
 }  // namespace GSCFD_ISA

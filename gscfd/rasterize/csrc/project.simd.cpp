@@ -1,6 +1,6 @@
 #include "project.h"
 
-#include "simd.h"
+#include "lanes.h"
 
 namespace gscfd {
 namespace GSCFD_ISA {
@@ -8,42 +8,11 @@ namespace {
 
 constexpr int kWidth = Float::width;
 
-struct Vec3 {
-    Float x, y, z;
-};
-GSCFD_INLINE Vec3 operator+(Vec3 a, Vec3 b) { return {a.x + b.x, a.y + b.y, a.z + b.z}; }
-GSCFD_INLINE Vec3 operator*(Float s, Vec3 a) { return {s * a.x, s * a.y, s * a.z}; }
-GSCFD_INLINE Vec3 scaled(Vec3 a, Vec3 b) { return {a.x * b.x, a.y * b.y, a.z * b.z}; }
-GSCFD_INLINE Float dot(Vec3 a, Vec3 b) { return fma(a.x, b.x, fma(a.y, b.y, a.z * b.z)); }
-GSCFD_INLINE Vec3 cross(Vec3 a, Vec3 b) {
-    return {fnma(a.z, b.y, a.y * b.z), fnma(a.x, b.z, a.z * b.x), fnma(a.y, b.x, a.x * b.y)};
-}
-
 struct Rotation {
     Vec3 row0, row1, row2;
 };
 GSCFD_INLINE Vec3 row_times(Vec3 a, const Rotation& r) { return a.x * r.row0 + a.y * r.row1 + a.z * r.row2; }
 GSCFD_INLINE Vec3 times(const Rotation& r, Vec3 a) { return {dot(r.row0, a), dot(r.row1, a), dot(r.row2, a)}; }
-
-// A lane per Gaussian: values [first, first + kWidth) of an [N, size] array; lanes at and after `end` repeat the last.
-template <int size>
-GSCFD_INLINE void gather(const float* values, int64_t first, int64_t end, Float* out) {
-    float lanes[size][kWidth];
-    for (int l = 0; l < kWidth; ++l) {
-        const int64_t i = first + l < end ? first + l : end - 1;
-        for (int k = 0; k < size; ++k) lanes[k][l] = values[size * i + k];
-    }
-    for (int k = 0; k < size; ++k) out[k] = load(lanes[k]);
-}
-
-template <int size>
-GSCFD_INLINE void scatter(const Float* in, int64_t first, int64_t end, float* values) {
-    float lanes[size][kWidth];
-    for (int k = 0; k < size; ++k) store(lanes[k], in[k]);
-    const int valid = end - first < kWidth ? static_cast<int>(end - first) : kWidth;
-    for (int l = 0; l < valid; ++l)
-        for (int k = 0; k < size; ++k) values[size * (first + l) + k] = lanes[k][l];
-}
 
 struct Camera {
     Rotation rotation;
@@ -77,8 +46,8 @@ struct Shape {
 
 GSCFD_INLINE Shape read_shape(const Projection& p, int64_t first, int64_t end) {
     Float q[4], s[3];
-    gather<4>(p.quats, first, end, q);
-    gather<3>(p.scales, first, end, s);
+    gather<4>(p.quats, 4, first, end, q);
+    gather<3>(p.scales, 3, first, end, s);
     const Float norm2 = fma(q[0], q[0], fma(q[1], q[1], fma(q[2], q[2], q[3] * q[3])));
     Shape g;
     g.inverse_norm = Float(1.0f) / max(sqrt(norm2), Float(1e-12f));
@@ -149,11 +118,10 @@ void project(const Projection& p, int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kWidth) {
         const Shape shape = read_shape(p, first, end);
         const Float extent = box_extent(p, first, end);
-        Float mean[3];
-        gather<3>(p.means, first, end, mean);
+        const Vec3 mean = gather3(p.means, first, end);
         for (int64_t view = 0; view < p.views; ++view) {
             const Camera camera = read_camera(p, view);
-            const Splat s = splat(camera, shape, {mean[0], mean[1], mean[2]}, p.eps2d);
+            const Splat s = splat(camera, shape, mean, p.eps2d);
             const Float x = fma(camera.fx * s.position.x, s.inverse_z, camera.cx);
             const Float y = fma(camera.fy * s.position.y, s.inverse_z, camera.cy);
             const Float radius_x = ceil(extent * sqrt(s.a)), radius_y = ceil(extent * sqrt(s.c));
@@ -173,10 +141,10 @@ void project(const Projection& p, int64_t begin, int64_t end) {
             const Float depths[1] = {or_zero(visible, s.position.z)};
             const Float largest(1e9f);
             const Float radii[2] = {or_zero(visible, min(radius_x, largest)), or_zero(visible, min(radius_y, largest))};
-            scatter<2>(means2d, first, end, p.means2d + 2 * view * p.count);
-            scatter<3>(factors, first, end, p.factors + 3 * view * p.count);
-            scatter<3>(conics, first, end, p.conics + 3 * view * p.count);
-            scatter<1>(depths, first, end, p.depths + view * p.count);
+            scatter<2>(means2d, 2, first, end, p.means2d + 2 * view * p.count);
+            scatter<3>(factors, 3, first, end, p.factors + 3 * view * p.count);
+            scatter<3>(conics, 3, first, end, p.conics + 3 * view * p.count);
+            scatter<1>(depths, 1, first, end, p.depths + view * p.count);
             float lanes[2][kWidth];
             store(lanes[0], radii[0]);
             store(lanes[1], radii[1]);
@@ -186,6 +154,82 @@ void project(const Projection& p, int64_t begin, int64_t end) {
                 out[2 * l + 1] = static_cast<int32_t>(lanes[1][l]);
             }
         }
+    }
+}
+
+void project_backward(const Projection& p, const ProjectionGradient& g, int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += kWidth) {
+        const Shape shape = read_shape(p, first, end);
+        const Vec3 mean = gather3(p.means, first, end);
+        const Vec3 zero = {0.0f, 0.0f, 0.0f};
+        Vec3 d_mean = zero, d_scale = zero;
+        Rotation d_rotation = {zero, zero, zero};
+        for (int64_t view = 0; view < p.views; ++view) {
+            const Camera camera = read_camera(p, view);
+            const Splat s = splat(camera, shape, mean, p.eps2d);
+            Float d_means2d[2], d_factors[3], d_depth[1], depth[1];
+            gather<2>(g.d_means2d + 2 * view * p.count, 2, first, end, d_means2d);
+            gather<3>(g.d_factors + 3 * view * p.count, 3, first, end, d_factors);
+            gather<1>(g.d_depths + view * p.count, 1, first, end, d_depth);
+            gather<1>(p.depths + view * p.count, 1, first, end, depth);
+            const Mask visible = depth[0] > Float(0.0f);  // culled splats carry zeros
+            if (!any(visible)) continue;
+
+            // factors = (sqrt(c / det), -b / sqrt(c det), 1 / sqrt(c))
+            const Float r = Float(1.0f) / sqrt(s.c), t = Float(1.0f) / sqrt(s.det), half(0.5f);
+            const Float d_t = d_factors[0] * s.c * r - d_factors[1] * s.b * r;
+            const Float d_r = d_factors[2] - d_factors[1] * s.b * t;
+            const Float d_b = -d_factors[1] * t * r;
+            const Float d_c = half * (d_factors[0] * t * r - d_r * r * r * r);
+            const Float d_det = -half * d_t * t * t * t;
+
+            // det = |m0 x m1|^2 + eps (|m0|^2 + |m1|^2) + eps^2, b = m0 . m1, c = |m1|^2 + eps
+            const Float two(2.0f), blur = two * Float(p.eps2d) * d_det;
+            const Vec3 d_normal = (two * d_det) * s.normal;
+            const Vec3 d_m0 = cross(s.m1, d_normal) + blur * s.m0 + d_b * s.m1;
+            const Vec3 d_m1 = cross(d_normal, s.m0) + (blur + two * d_c) * s.m1 + d_b * s.m0;
+            const Vec3 d_n0 = scaled(d_m0, shape.scale), d_n1 = scaled(d_m1, shape.scale);
+            const Vec3 d_s = scaled(d_m0, s.n0) + scaled(d_m1, s.n1);
+            const Vec3 d_jw0 = times(shape.rotation, d_n0), d_jw1 = times(shape.rotation, d_n1);
+
+            // jw0 = fx/z (row0 - ratio_x row2), likewise jw1; mean2d = f x/z + c
+            const Rotation& w = camera.rotation;
+            const Float z = s.inverse_z;
+            const Float d_ratio_x = -camera.fx * z * dot(d_jw0, w.row2), d_ratio_y = -camera.fy * z * dot(d_jw1, w.row2);
+            const Float x_ratio = s.position.x * z, y_ratio = s.position.y * z;
+            const Mask free_x = (x_ratio >= camera.x_low) & (x_ratio <= camera.x_high);
+            const Mask free_y = (y_ratio >= camera.y_low) & (y_ratio <= camera.y_high);
+            const Float d_x_ratio = fma(camera.fx, d_means2d[0], or_zero(free_x, d_ratio_x));
+            const Float d_y_ratio = fma(camera.fy, d_means2d[1], or_zero(free_y, d_ratio_y));
+            const Float d_inverse_z =
+                camera.fx * (dot(d_jw0, w.row0) - s.ratio_x * dot(d_jw0, w.row2)) +
+                camera.fy * (dot(d_jw1, w.row1) - s.ratio_y * dot(d_jw1, w.row2)) +
+                s.position.x * d_x_ratio + s.position.y * d_y_ratio;
+            const Vec3 d_position = {d_x_ratio * z, d_y_ratio * z, d_depth[0] - d_inverse_z * z * z};
+
+            d_mean = d_mean + or_zero(visible, row_times(d_position, w));
+            d_scale = d_scale + or_zero(visible, d_s);
+            d_rotation.row0 = d_rotation.row0 + or_zero(visible, s.jw0.x * d_n0 + s.jw1.x * d_n1);
+            d_rotation.row1 = d_rotation.row1 + or_zero(visible, s.jw0.y * d_n0 + s.jw1.y * d_n1);
+            d_rotation.row2 = d_rotation.row2 + or_zero(visible, s.jw0.z * d_n0 + s.jw1.z * d_n1);
+        }
+
+        // The rotation matrix by the unit quaternion, then the normalisation.
+        const Rotation& d = d_rotation;
+        const Float two(2.0f), w = shape.w, x = shape.x, y = shape.y, z = shape.z;
+        const Float d_w = two * (x * (d.row2.y - d.row1.z) + y * (d.row0.z - d.row2.x) + z * (d.row1.x - d.row0.y));
+        const Float d_x = two * (y * (d.row0.y + d.row1.x) + z * (d.row0.z + d.row2.x) + w * (d.row2.y - d.row1.z) -
+                                 two * x * (d.row1.y + d.row2.z));
+        const Float d_y = two * (x * (d.row0.y + d.row1.x) + z * (d.row1.z + d.row2.y) + w * (d.row0.z - d.row2.x) -
+                                 two * y * (d.row0.x + d.row2.z));
+        const Float d_z = two * (x * (d.row0.z + d.row2.x) + y * (d.row1.z + d.row2.y) + w * (d.row1.x - d.row0.y) -
+                                 two * z * (d.row0.x + d.row1.y));
+        const Float along = w * d_w + x * d_x + y * d_y + z * d_z;
+        const Float quats[4] = {(d_w - along * w) * shape.inverse_norm, (d_x - along * x) * shape.inverse_norm,
+                                (d_y - along * y) * shape.inverse_norm, (d_z - along * z) * shape.inverse_norm};
+        scatter3(d_mean, first, end, g.d_means);
+        scatter<4>(quats, 4, first, end, g.d_quats);
+        scatter3(d_scale, first, end, g.d_scales);
     }
 }
 

@@ -13,7 +13,7 @@ constexpr int64_t kChunk = 512;
 
 // The tiles which hold a pixel centre where the splat's alpha reaches kMinAlpha, row by row. Each row is exact: an
 // ellipse cut by a horizontal strip is convex, so its shadow on the x axis decides which columns it meets.
-void append_spans(const TileInput& in, int64_t id, std::vector<Span>& spans) {
+void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
     const Grid& grid = in.grid;
     const float mx = in.means2d[2 * id], my = in.means2d[2 * id + 1];
     const float f0 = in.factors[3 * id], f1 = in.factors[3 * id + 1], f2 = in.factors[3 * id + 2];
@@ -46,7 +46,7 @@ void append_spans(const TileInput& in, int64_t id, std::vector<Span>& spans) {
 }
 
 void spans_of_chunk(Tiling& t, int64_t chunk) {
-    const TileInput& in = t.input;
+    const Tiles& in = t.input;
     const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, in.views * in.count);
     std::vector<Span>& spans = t.spans[chunk];
     spans.reserve(4 * kChunk);
@@ -59,7 +59,7 @@ void spans_of_chunk(Tiling& t, int64_t chunk) {
             spans[i].slot = tiles;
             tiles += spans[i].end - spans[i].begin;
         }
-        t.tiles_per_splat[id] = tiles;
+        in.tiles_per_splat[id] = tiles;
     }
 }
 
@@ -69,7 +69,7 @@ void sort_view(Tiling& t, int64_t view) {
         uint32_t key;
         int32_t index;
     };
-    const TileInput& in = t.input;
+    const Tiles& in = t.input;
     std::vector<Entry> entries, other;
     entries.reserve(in.count);
     uint32_t low = UINT32_MAX, high = 0;
@@ -104,7 +104,7 @@ void sort_view(Tiling& t, int64_t view) {
 
 }  // namespace
 
-Tiling* begin_tiling(const TileInput& input, int threads) {
+Tiling* begin_tiling(const Tiles& input, int threads) {
     const int64_t splats = input.views * input.count, chunks = (splats + kChunk - 1) / kChunk;
     Tiling* t = new Tiling;
     t->input = input;
@@ -112,8 +112,6 @@ Tiling* begin_tiling(const TileInput& input, int threads) {
     t->first_span.resize(splats);
     t->order.resize(splats);
     t->visible.resize(input.views);
-    t->tiles_per_splat.resize(splats);
-    t->first_slot.resize(splats + 1);
     parallel_for(threads, input.views + chunks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
             if (task < input.views) sort_view(*t, task);
@@ -122,21 +120,21 @@ Tiling* begin_tiling(const TileInput& input, int threads) {
     });
     int64_t slot = 0;
     for (int64_t id = 0; id < splats; ++id) {
-        t->first_slot[id] = slot;
-        slot += t->tiles_per_splat[id];
+        input.first_slot[id] = slot;
+        slot += input.tiles_per_splat[id];
     }
-    t->first_slot[splats] = slot;
+    input.first_slot[splats] = slot;
     return t;
 }
 
 void finish_tiling(const Tiling& t, int threads, int32_t* offsets, int32_t* flatten_ids, int32_t* slots) {
-    const TileInput& in = t.input;
+    const Tiles& in = t.input;
     const Grid& grid = in.grid;
     const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
 
     const auto for_spans = [&](int64_t id, auto&& body) {
         const Span* span = t.spans[id / kChunk].data() + t.first_span[id];
-        for (int32_t left = t.tiles_per_splat[id]; left > 0; left -= span->end - span->begin, ++span) body(*span);
+        for (int32_t left = in.tiles_per_splat[id]; left > 0; left -= span->end - span->begin, ++span) body(*span);
     };
     parallel_for(threads, in.views, 1, [&](int64_t begin, int64_t end) {
         for (int64_t view = begin; view < end; ++view) {
@@ -167,7 +165,7 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, int32_t* flat
                 const int64_t id = view * in.count + t.order[view * in.count + i];
                 for_spans(id, [&](const Span& s) {
                     if (s.row < first_row || s.row >= last_row) return;
-                    int32_t slot = static_cast<int32_t>(t.first_slot[id]) + s.slot;
+                    int32_t slot = static_cast<int32_t>(in.first_slot[id]) + s.slot;
                     for (int x = s.begin; x < s.end; ++x) {
                         const int32_t place = next[(s.row - first_row) * grid.tiles_x + x]++;
                         flatten_ids[place] = static_cast<int32_t>(id);

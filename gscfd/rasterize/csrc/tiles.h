@@ -8,12 +8,14 @@
 
 namespace gscfd {
 
-struct TileInput {
+struct Tiles {
     int64_t views, count;
     Grid grid;
     const float* opacities;                    // [N]
     const int32_t* radii;                      // [V, N, 2]
     const float *means2d, *factors, *depths;   // [V, N, 2 | 3 | 1]
+    int32_t* tiles_per_splat;                  // [V * N], written by begin_tiling, like
+    int64_t* first_slot;                       // [V * N + 1]: running sum of tiles_per_splat
 };
 
 // One row of tiles that a splat touches: columns [begin, end).
@@ -24,18 +26,16 @@ struct Span {
 
 // The first half of tiling: what is known before the lists can be allocated.
 struct Tiling {
-    TileInput input;
+    Tiles input;
     std::vector<std::vector<Span>> spans;     // per chunk of flat ids
     std::vector<int64_t> first_span;          // [V * N] in its chunk
     std::vector<int32_t> order;               // [V, N]: Gaussians of each view, visible ones first, by depth
     std::vector<int64_t> visible;             // [V]
-    std::vector<int32_t> tiles_per_splat;     // [V * N]
-    std::vector<int64_t> first_slot;          // [V * N + 1]
 };
 
-Tiling* begin_tiling(const TileInput& input, int threads);
+Tiling* begin_tiling(const Tiles& input, int threads);
 
-// offsets [V * tiles + 1], flatten_ids and slots [first_slot.back()]: entries offsets[t] to offsets[t + 1] are the
+// offsets [V * tiles + 1], flatten_ids and slots [first_slot's last]: entries offsets[t] to offsets[t + 1] are the
 // splats of tile t by depth, equal depths by index. slots numbers the (splat, tile) pairs in the order of flat ids.
 void finish_tiling(const Tiling& tiling, int threads, int32_t* offsets, int32_t* flatten_ids, int32_t* slots);
 
