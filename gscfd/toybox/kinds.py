@@ -266,7 +266,7 @@ def barrel(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     parts = [lathe(main, outer, inner=inner)]
     for low in (0.06, 0.26, 0.66, 0.86):
         r0, r1 = (end + bulge * math.sin(math.pi * t) + 0.02 for t in (low, low + 0.08))
-        parts.append(cylinder(STEEL * 0.62, r0, 0.08 * tall, (0, 0, low * tall), top=r1, solid=False))
+        parts.append(cylinder(STEEL * 0.62, r0, 0.08 * tall, (0, 0, low * tall), top=r1))
     return parts
 
 

@@ -215,7 +215,7 @@ def _facing(normals: Array) -> Array:
     """[N, 4] the shortest rotations (wxyz) that take the z axis to the normals."""
     x, y, z = normals.T
     quats = np.stack([1 + z, -y, x, np.zeros_like(x)], 1)
-    quats[z < -0.9999] = (0, 1, 0, 0)
+    quats[z < 1e-9 - 1] = (0, 1, 0, 0)
     return quats / np.sqrt(np.einsum("ij,ij->i", quats, quats))[:, None]
 
 

@@ -294,7 +294,7 @@ def _even_on_ellipse(angle: Array, stretch: tuple[float, float]) -> Array:
 def _cells(half: float, spacing: float) -> Array:
     """[n] centres of n equal cells of [-half, half]."""
     count = max(1, round(2 * half / spacing))
-    return (np.arange(count) + 0.5) * (2 * half / count) - half
+    return (np.arange(count, dtype=np.float64) + 0.5) * (2 * half / count) - half
 
 
 def _unit(vectors: Array) -> Array:

@@ -41,7 +41,7 @@ def parse_caption(text: str) -> Caption | None:
 
     Returns None where the text says something that the grammar does not have.
     """
-    words = [word for word in _split(text.split(",")[0]) if word not in ("a", "an", "the")]
+    words = [word for word in _split(text.split(",")[0]) if word not in ("a", "an")]
     color, kind, rest = _read_noun(words)
     if kind is None:
         return None
