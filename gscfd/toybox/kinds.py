@@ -36,6 +36,7 @@ TIRE, STEEL, GLASS = np.array([0.13, 0.13, 0.14]), np.array([0.66, 0.68, 0.71]),
 WOOD, DOUGH, BULB = np.array([0.50, 0.31, 0.16]), np.array([0.83, 0.60, 0.33]), np.array([1.0, 0.94, 0.58])
 LEAF, SOIL, LINEN = np.array([0.22, 0.58, 0.22]), np.array([0.27, 0.17, 0.10]), np.array([0.95, 0.94, 0.90])
 
+Place = Sequence[float] | Array
 Recipe = Callable[[np.random.Generator, Array, Array], list[Part]]
 
 
@@ -57,12 +58,13 @@ class Kind:
 # Parts
 
 
-def sphere(color: Array, radius: float, at: Points | tuple[float, ...], *, solid: bool = True) -> Part:
+def sphere(color: Array, radius: float, at: Place, *, solid: bool = True) -> Part:
     return ellipsoid(color, (radius, radius, radius), at, solid=solid)
 
 
-def ellipsoid(color: Array, radii: tuple[float, float, float], at: object, *, turn: Array | None = None,
-              solid: bool = True) -> Part:
+def ellipsoid(
+    color: Array, radii: tuple[float, float, float], at: Place, *, turn: Array | None = None, solid: bool = True
+) -> Part:
     widest = max(radii[0], radii[1])
     angle = np.linspace(-math.pi / 2, math.pi / 2, 25)
     contour = np.stack([widest * np.cos(angle), radii[2] * np.sin(angle)], 1)
@@ -70,14 +72,30 @@ def ellipsoid(color: Array, radii: tuple[float, float, float], at: object, *, tu
     return _part(Lathe(contour, stretch=(radii[0] / widest, radii[1] / widest)), color, at, turn, solid)
 
 
-def lathe(color: Array, outer: Points, at: object = (0, 0, 0), *, inner: Points | None = None,
-          turn: Array | None = None, stretch: tuple[float, float] = (1, 1), solid: bool = True) -> Part:
+def lathe(
+    color: Array,
+    outer: Points,
+    at: Place = (0, 0, 0),
+    *,
+    inner: Points | None = None,
+    turn: Array | None = None,
+    stretch: tuple[float, float] = (1, 1),
+    solid: bool = True,
+) -> Part:
     cavity = None if inner is None else np.array(inner, float)
     return _part(Lathe(np.array(outer, float), cavity, stretch), color, at, turn, solid)
 
 
-def cylinder(color: Array, radius: float, height: float, at: object = (0, 0, 0), *, top: float | None = None,
-             turn: Array | None = None, solid: bool = True) -> Part:
+def cylinder(
+    color: Array,
+    radius: float,
+    height: float,
+    at: Place = (0, 0, 0),
+    *,
+    top: float | None = None,
+    turn: Array | None = None,
+    solid: bool = True,
+) -> Part:
     """Stands on `at`; top is the radius of the upper end, 0 for a cone."""
     top = radius if top is None else top
     return lathe(color, [(0, 0), (radius, 0), (top, height), (0, height)], at, turn=turn, solid=solid)
@@ -95,25 +113,46 @@ def wheel(color: Array, radius: float, width: float, at: tuple[float, float, flo
     ]
 
 
-def box(color: Array, size: tuple[float, float, float], at: object, *, rounding: float = 0.0,
-        turn: Array | None = None, solid: bool = True) -> Part:
+def box(
+    color: Array,
+    size: tuple[float, float, float],
+    at: Place,
+    *,
+    rounding: float = 0.0,
+    turn: Array | None = None,
+    solid: bool = True,
+) -> Part:
     half = (size[0] / 2, size[1] / 2, size[2] / 2)
     return _part(Box(half, min(rounding, *half)), color, at, turn, solid)
 
 
-def tube(color: Array, path: Points, radius: float | Sequence[float], at: object = (0, 0, 0), *,
-         turn: Array | None = None, solid: bool = True) -> Part:
+def tube(
+    color: Array,
+    path: Points,
+    radius: float | Sequence[float],
+    at: Place = (0, 0, 0),
+    *,
+    turn: Array | None = None,
+    solid: bool = True,
+) -> Part:
     points = np.array(path, float)
     return _part(Tube(points, np.broadcast_to(np.array(radius, float), len(points))), color, at, turn, solid)
 
 
-def extrusion(color: Array, outline: Points, depth: float, at: object = (0, 0, 0), *, turn: Array | None = None,
-              solid: bool = True) -> Part:
+def extrusion(
+    color: Array, outline: Points, depth: float, at: Place = (0, 0, 0), *, turn: Array | None = None, solid: bool = True
+) -> Part:
     return _part(Extrusion(np.array(outline, float), depth), color, at, turn, solid)
 
 
-def arc(center: tuple[float, float, float], radius: float | tuple[float, float], start: float, end: float,
-        plane: str = "yz", steps: int = 13) -> Array:
+def arc(
+    center: tuple[float, float, float],
+    radius: float | tuple[float, float],
+    start: float,
+    end: float,
+    plane: str = "yz",
+    steps: int = 13,
+) -> Array:
     """[steps, 3] points of an arc, degrees counted from the first axis of the plane to the second."""
     angle = np.radians(np.linspace(start, end, steps))
     across, up = np.broadcast_to(radius, 2)
@@ -140,7 +179,7 @@ def pot(rng: np.random.Generator, color: Array, radius: float, height: float) ->
     return [lathe(color, wall, inner=soil), cylinder(SOIL, 0.9 * radius, 0.08 * height, (0, 0, 0.86 * height))]
 
 
-def _part(shape: Lathe | Tube | Box | Extrusion, color: Array, at: object, turn: Array | None, solid: bool) -> Part:
+def _part(shape: Lathe | Tube | Box | Extrusion, color: Array, at: Place, turn: Array | None, solid: bool) -> Part:
     return Part(shape, color, np.array(at, float), np.eye(3) if turn is None else turn, solid=solid)
 
 
@@ -186,8 +225,9 @@ def teapot(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 def bottle(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     radius, neck = _vary(rng, 0.36), _vary(rng, 0.13, 0.15)
     body, shoulder, top = _vary(rng, 1.0), _vary(rng, 0.4, 0.3), _vary(rng, 0.35)
-    curve = [(neck + (radius - neck) * 0.5 * (1 + math.cos(t * math.pi)), body + shoulder * t)
-             for t in np.linspace(0, 1, 9)]
+    curve = [
+        (neck + (radius - neck) * 0.5 * (1 + math.cos(t * math.pi)), body + shoulder * t) for t in np.linspace(0, 1, 9)
+    ]
     high = body + shoulder + top
     outer = [(0, 0), (radius - 0.05, 0), (radius, 0.05), *curve, (neck, high), (0, high)]
     parts = [lathe(main, outer), cylinder(second, neck + 0.06, 0.24, (0, 0, high - 0.1))]
@@ -605,8 +645,14 @@ def house(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     rise, eave, thick = _vary(rng, 0.58), 0.12, 0.15
     edge, low = wide / 2 + eave, tall - 2 * rise / wide * eave
     gable = [(-wide / 2, 0), (wide / 2, 0), (wide / 2, tall), (0, tall + rise), (-wide / 2, tall)]
-    roof = [(-edge, low), (0, tall + rise), (edge, low), (edge, low + thick), (0, tall + rise + thick),
-            (-edge, low + thick)]
+    roof = [
+        (-edge, low),
+        (0, tall + rise),
+        (edge, low),
+        (edge, low + thick),
+        (0, tall + rise + thick),
+        (-edge, low + thick),
+    ]
     across, front = turned(z=90), deep / 2
     door = rng.uniform(-0.22, 0.22) * wide
     window = door + (0.38 if door < 0 else -0.38) * wide
@@ -751,6 +797,7 @@ def balloon(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     return parts
 
 
+# fmt: off
 CATALOGUE: dict[str, Kind] = {
     "airplane": Kind(build=airplane, natural=("white", "red"), withheld="green",
                      part="with {} wings", part_natural=("red", "gray")),
@@ -818,6 +865,7 @@ CATALOGUE: dict[str, Kind] = {
     "umbrella": Kind(build=umbrella, natural=("red", "yellow"), withheld="pink",
                      part="with a {} handle", part_natural=("brown", "black")),
 }
+# fmt: on
 """Every kind by its noun."""
 
 CARRIED = ("apple", "ball", "bottle", "cactus", "crown", "donut", "duck", "hat", "mug", "penguin", "robot", "teapot")

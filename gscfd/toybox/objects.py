@@ -17,7 +17,14 @@ from gscfd.toybox.shapes import Array, Part
 from gscfd.toybox.words import Caption, nearest, parse_caption, unknown_words, vocabulary, write_caption
 
 __all__ = [
-    "COLORS", "KINDS", "WITHHELD", "Caption", "ToyObject", "parse_caption", "sample_object", "unknown_words",
+    "COLORS",
+    "KINDS",
+    "WITHHELD",
+    "Caption",
+    "ToyObject",
+    "parse_caption",
+    "sample_object",
+    "unknown_words",
     "vocabulary",
 ]
 
