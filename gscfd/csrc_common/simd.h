@@ -47,6 +47,7 @@ GSCFD_INLINE Float scale_by_power(Float a, Float n) { return _mm512_scalef_ps(a.
 GSCFD_INLINE Mask operator<(Float a, Float b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 GSCFD_INLINE Mask operator<=(Float a, Float b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & b.m)}; }
+GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.m | b.m)}; }
 GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & ~b.m)}; }
 GSCFD_INLINE bool any(Mask a) { return a.m != 0; }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
@@ -87,6 +88,7 @@ GSCFD_INLINE Float scale_by_power(Float a, Float n) {
 GSCFD_INLINE Mask operator<(Float a, Float b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 GSCFD_INLINE Mask operator<=(Float a, Float b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)}; }
 GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
+GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {_mm256_or_ps(a.m, b.m)}; }
 GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {_mm256_andnot_ps(b.m, a.m)}; }
 GSCFD_INLINE bool any(Mask a) { return _mm256_movemask_ps(a.m) != 0; }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return _mm256_blendv_ps(b.v, a.v, m.m); }
@@ -141,6 +143,7 @@ GSCFD_INLINE Float scale_by_power(Float a, Float n) {
 GSCFD_INLINE Mask operator<(Float a, Float b) { return {a.v < b.v}; }
 GSCFD_INLINE Mask operator<=(Float a, Float b) { return {a.v <= b.v}; }
 GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
+GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {a.m | b.m}; }
 GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {a.m & ~b.m}; }
 GSCFD_INLINE bool any(Mask a) {
     int64_t halves[2];

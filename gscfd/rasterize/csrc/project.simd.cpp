@@ -163,6 +163,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
         const Vec3 mean = gather3(p.means, first, end);
         const Vec3 zero = {0.0f, 0.0f, 0.0f};
         Vec3 d_mean = zero, d_scale = zero;
+        Mask seen = Float(1.0f) < Float(0.0f);  // in some view; the rest get zeros, whatever they are
         Rotation d_rotation = {zero, zero, zero};
         for (int64_t view = 0; view < p.views; ++view) {
             const Camera camera = read_camera(p, view);
@@ -174,6 +175,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             gather<1>(p.depths + view * p.count, 1, first, end, depth);
             const Mask visible = depth[0] > Float(0.0f);  // culled splats carry zeros
             if (!any(visible)) continue;
+            seen = seen | visible;
 
             // factors = (sqrt(c / det), -b / sqrt(c det), 1 / sqrt(c))
             const Float r = Float(1.0f) / sqrt(s.c), t = Float(1.0f) / sqrt(s.det), half(0.5f);
@@ -225,8 +227,8 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
         const Float d_z = two * (x * (d.row0.z + d.row2.x) + y * (d.row1.z + d.row2.y) + w * (d.row1.x - d.row0.y) -
                                  two * z * (d.row0.x + d.row1.y));
         const Float along = w * d_w + x * d_x + y * d_y + z * d_z;
-        const Float quats[4] = {(d_w - along * w) * shape.inverse_norm, (d_x - along * x) * shape.inverse_norm,
-                                (d_y - along * y) * shape.inverse_norm, (d_z - along * z) * shape.inverse_norm};
+        const Float quats[4] = {or_zero(seen, (d_w - along * w) * shape.inverse_norm), or_zero(seen, (d_x - along * x) * shape.inverse_norm),
+                                or_zero(seen, (d_y - along * y) * shape.inverse_norm), or_zero(seen, (d_z - along * z) * shape.inverse_norm)};
         scatter3(d_mean, first, end, g.d_means);
         scatter<4>(quats, 4, first, end, g.d_quats);
         scatter3(d_scale, first, end, g.d_scales);
