@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPVisionConfig
@@ -77,8 +78,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_vae() -> AutoencoderKL:
-    """Images [B, 3, 4h, 4w] in [-1, 1] to latents [B, 4, h, w]."""
-    return AutoencoderKL(
+    """Images [B, 3, 4h, 4w] in [-1, 1] to latents [B, 4, h, w]. It starts with little posterior noise: with the usual
+    unit noise, small networks stay in a grey, collapsed state for long."""
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 64),
@@ -88,6 +90,10 @@ def build_vae() -> AutoencoderKL:
         sample_size=SINGLEVIEW_SIZE,
         mid_block_add_attention=False,
     )
+    with torch.no_grad():
+        vae.quant_conv.weight[LATENT_CHANNELS:] = 0
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -5
+    return vae
 
 
 def build_unet(multiview: bool) -> UNet2DConditionModel:

@@ -43,7 +43,7 @@ class Recipe:
     batch: int
     """Examples per step; an example is a group of views."""
     lr: float = 8e-4
-    """Peak learning rate of AdamW; warms up over 200 steps, then falls to zero along a cosine."""
+    """Peak learning rate of AdamW; warms up over 100 steps, then falls to zero along a cosine."""
     reuse: float = 3.0
     """How many times an example is seen before it leaves the pool, on average."""
     pool: int = 4096
@@ -61,7 +61,7 @@ class Settings:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
-    vae: Recipe = field(default_factory=lambda: Recipe(steps=2500, batch=4, lr=1e-3, pool=1024, reuse=2.0))
+    vae: Recipe = field(default_factory=lambda: Recipe(steps=4000, batch=2, lr=2e-3, pool=1024, reuse=2.0))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
     scorer: Recipe = field(default_factory=lambda: Recipe(steps=1500, batch=32, lr=1e-3, pool=4096, reuse=6.0))
@@ -141,7 +141,7 @@ def fit(
         torch.manual_seed(int(rng.integers(2**62)))
         # The learning rate warms up, then falls to zero along a cosine.
         fraction = step / recipe.steps
-        lr = recipe.lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * fraction))
+        lr = recipe.lr * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * fraction))
         for group in optimizer.param_groups:
             group["lr"] = lr
         # One step.
@@ -197,7 +197,7 @@ def vae_loss(vae: nn.Module, batch: list[Tensor], rng: np.random.Generator) -> T
     posterior = vae.encode(x).latent_dist
     difference = vae.decode(posterior.sample()).sample - x
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return difference.abs().mean() + 2 * difference.square().mean() + 3e-4 * kl
+    return difference.abs().mean() + 2 * difference.square().mean() + 1e-4 * kl
 
 
 def train_vae(settings: Settings) -> AutoencoderKL:

@@ -1,0 +1,75 @@
+import pytest
+import yaml
+
+from gscfd.config import Config, StageConfig, load_preset, merged, presets, to_yaml
+from gscfd.errors import UserError
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_and_round_trips(name):
+    config = load_preset(name)
+    assert merged(Config(), yaml.safe_load(to_yaml(config))) == config
+
+
+def test_changed_settings_round_trip():
+    config = merged(Config(), {"prompt": "ein Bär", "coarse": {"steps": 7, "t_points": [[0, 0], [1, 0.5]]}, "out": "x"})
+    assert config.coarse.steps == 7 and config.coarse.t_points == ((0.0, 0.0), (1.0, 0.5))
+    assert merged(Config(), yaml.safe_load(to_yaml(config))) == config
+
+
+def test_an_unknown_key_is_an_error_that_names_the_nearest():
+    with pytest.raises(UserError, match=r"'coarse.step'.*did you mean 'steps'"):
+        merged(Config(), {"coarse": {"step": 3}})
+
+
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"seed": "many"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"guidance": "dds"}, "guidance"),
+        ({"noise": {"gamma": 1.5}}, "noise.gamma"),
+        ({"noise": {"kind": "white"}}, "noise.kind"),
+        ({"init": {"opacity": 1.0}}, "init.opacity"),
+        ({"coarse": {"elevation": [10]}}, "coarse.elevation"),
+        ({"coarse": {"elevation": [30, 10]}}, "elevation"),
+        ({"coarse": {"t_max": 1.0}}, "t_max"),
+        ({"coarse": 3}, "coarse"),
+        ({"refine": {"lr": {"means": 0}}}, "lr.means"),
+    ],
+)
+def test_bad_values_are_named(changes, name):
+    with pytest.raises(UserError, match=name):
+        merged(Config(), changes)
+
+
+def test_good_values_pass():
+    assert merged(Config(), {"seed": 3, "noise": {"kind": "iid", "gamma": 0}}).noise.kind == "iid"
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UserError, match="toybox"):
+        load_preset("toybx")
+
+
+def test_a_preset_file_is_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("coarse:\n  steps: 11\n")
+    assert load_preset(str(path)).coarse.steps == 11
+
+
+def test_a_broken_preset_file_is_one_clear_error(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("coarse: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_preset(str(path))
+
+
+def test_noise_follows_the_guidance_unless_it_is_set():
+    assert Config().noise_kind == "surface"
+    assert Config(guidance="sds").noise_kind == "iid"
+    assert merged(Config(), {"guidance": "sds", "noise": {"kind": "fixed"}}).noise_kind == "fixed"
+
+
+def test_stages_are_two_values_of_one_type():
+    assert type(Config().coarse) is type(Config().refine) is StageConfig
