@@ -43,18 +43,6 @@ def capsule(start: tuple[float, float, float], end: tuple[float, float, float], 
     return hit
 
 
-def plate(center: tuple[float, float, float], normal: tuple[float, float, float], radius: float) -> Hit:
-    """A disc of no thickness, seen from both sides."""
-
-    def hit(origin: Tensor, direction: Tensor) -> Tensor:
-        c, n = torch.tensor(center, dtype=origin.dtype), torch.tensor(normal, dtype=origin.dtype)
-        t = ((c - origin) @ n) / (direction @ n)
-        inside = (origin + t[:, None] * direction - c).norm(dim=-1) <= radius
-        return torch.where(inside & (t > 0), t, math.inf)
-
-    return hit
-
-
 def ellipsoid(center: tuple[float, float, float], radii: tuple[float, float, float]) -> Hit:
     def hit(origin: Tensor, direction: Tensor) -> Tensor:
         scale = torch.tensor(radii, dtype=origin.dtype)
@@ -66,7 +54,7 @@ def ellipsoid(center: tuple[float, float, float], radii: tuple[float, float, flo
 
 
 def torus(major: float = 0.65, minor: float = 0.25) -> Hit:
-    """A torus around the z axis, by sphere tracing and a bracketed bisection."""
+    """A torus around the z axis, by sphere tracing to 1e-6."""
 
     def distance(p: Tensor) -> Tensor:
         return torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - major, p[:, 2]) - minor
@@ -74,10 +62,11 @@ def torus(major: float = 0.65, minor: float = 0.25) -> Hit:
     def hit(origin: Tensor, direction: Tensor) -> Tensor:
         t = sphere((0.0, 0.0, 0.0), major + minor + 0.01)(origin, direction)
         alive = t.isfinite()
-        t = torch.where(alive, t, 0.0)
-        for _ in range(200):
-            t = t + torch.where(alive, distance(origin + t[:, None] * direction).clamp(max=0.5), 0.0)
-        return torch.where(alive & (distance(origin + t[:, None] * direction).abs() < 1e-9), t, math.inf)
+        origin, direction, near = origin[alive], direction[alive], t[alive]
+        for _ in range(60):
+            near = near + distance(origin + near[:, None] * direction)
+        t[alive] = torch.where(distance(origin + near[:, None] * direction).abs() < 1e-6, near, math.inf)
+        return t
 
     return hit
 
@@ -123,8 +112,8 @@ def render_scene(hit: Hit, cameras: Cameras) -> Render:
     return Render(rgb=opacity.expand(-1, -1, -1, 3).float(), depth=depth.float(), opacity=opacity.float())
 
 
-def views(*azimuths: float, size: int | tuple[int, int] = 512, elevation: float = 15.0, fov: float = 40.0) -> Cameras:
-    """Orbit cameras that just frame the unit ball; size: pixels, or (height, width)."""
+def views(*azimuths: float, size: int | tuple[int, int] = 256, elevation: float = 15.0, fov: float = 40.0) -> Cameras:
+    """Orbit cameras, azimuths in degrees, that just frame the unit ball; size: pixels, or (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     azimuth = torch.tensor(azimuths, dtype=torch.float64)
     ones = torch.ones_like(azimuth)
