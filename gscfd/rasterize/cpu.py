@@ -28,7 +28,7 @@ _Projection = _structure(
     (_POINTER, "means quats scales opacities viewmats intrinsics"),
     (_INT, "width height"),
     (_FLOAT, "eps2d near_plane far_plane radius_clip"),
-    (_POINTER, "radii means2d factors depths conics"),
+    (_POINTER, "radii means2d factors depths conics log_opacities"),
 )
 _ProjectionGradient = _structure(
     "ProjectionGradient", (_POINTER, "d_means2d d_factors d_depths d_means d_quats d_scales")
@@ -41,22 +41,22 @@ _HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colours d_mea
 _Grid = _structure("Grid", (_INT, "width height tile tiles_x tiles_y"))
 _Tiles = _structure(
     "Tiles", (_LONG, "views count"), (_Grid, "grid"),
-    (_POINTER, "opacities radii means2d factors depths tiles_per_splat first_slot"),
+    (_POINTER, "log_opacities radii means2d factors depths tiles_per_splat first_slot"),
 )  # fmt: skip
 _Records = _structure(
     "Records", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view"),
-    (_POINTER, "radii means2d factors depths opacities colours records"),
+    (_POINTER, "radii means2d factors depths log_opacities colours records"),
 )  # fmt: skip
 _Composite = _structure(
     "Composite", (_Grid, "grid"), (_LONG, "views"), (_INT, "channels"), (_BOOL, "expected"),
-    (_POINTER, "records offsets ids colours alphas medians transmittance last"),
+    (_POINTER, "records offsets entries colours alphas medians transmittance last"),
 )  # fmt: skip
 _CompositeGradient = _structure(
-    "CompositeGradient", (_POINTER, "d_colours d_alphas slots"), (_BOOL, "absolute"), (_POINTER, "sums")
+    "CompositeGradient", (_POINTER, "d_colours d_alphas"), (_BOOL, "absolute"), (_POINTER, "sums used")
 )
 _Reduction = _structure(
     "Reduction", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view absolute"),
-    (_POINTER, "factors opacities tiles_per_splat first_slot sums"),
+    (_POINTER, "factors opacities tiles_per_splat first_slot sums used"),
     (_POINTER, "d_means2d d_factors d_depths d_opacities d_colours absolute_means2d"),
 )  # fmt: skip
 
@@ -65,7 +65,7 @@ _Reduction = _structure(
 def _native(name: str) -> Any:
     """The native function gscfd_<name>, which takes the number of threads and addresses of structures or arrays."""
     arguments = {
-        "tiles_finish": [_INT, *[_POINTER] * 4],
+        "tiles_finish": [_INT, *[_POINTER] * 3],
         "record_stride": [_INT],
         "sums_stride": [_INT],
         "project_backward": [_INT, _POINTER, _POINTER],
@@ -86,7 +86,9 @@ def _addresses(*tensors: Tensor | None) -> list[int | None]:
 
 
 class _Project(Function):
-    """Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N], conics [V, N, 3], radii [V, N, 2]."""
+    """Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N]; without gradient conics [V, N, 3],
+    radii [V, N, 2] and log2 of the opacities [N]. The factors are the Cholesky factors of the conics (csrc/splat.h).
+    """
 
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, viewmats, Ks, image, limits):  # noqa: ANN001
@@ -95,20 +97,21 @@ class _Project(Function):
         radii = torch.empty(views, count, 2, dtype=torch.int32)
         means2d, factors = torch.empty(views, count, 2), torch.empty(views, count, 3)
         depths, conics = torch.empty(views, count), torch.empty(views, count, 3)
-        outputs = _addresses(radii, means2d, factors, depths, conics)
+        log_opacities = torch.empty(count)
+        outputs = _addresses(radii, means2d, factors, depths, conics, log_opacities)
         _run("project", _Projection(views, count, *_addresses(*inputs), *image, *limits, *outputs))
         ctx.save_for_backward(*inputs, depths)
         ctx.image, ctx.limits = image, limits
-        ctx.mark_non_differentiable(conics, radii)
-        return means2d, factors, depths, conics, radii
+        ctx.mark_non_differentiable(conics, radii, log_opacities)
+        return means2d, factors, depths, conics, radii, log_opacities
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_means2d, d_factors, d_depths, _conics, _radii):  # noqa: ANN001
+    def backward(ctx, d_means2d, d_factors, d_depths, *_none):  # noqa: ANN001
         *inputs, depths = ctx.saved_tensors
         gradients = [torch.empty_like(t) for t in inputs[:3]]
         given = [t.contiguous() for t in (d_means2d, d_factors, d_depths)]
-        addresses = [*_addresses(*inputs), *ctx.image, *ctx.limits, None, None, None, depths.data_ptr(), None]
+        addresses = [*_addresses(*inputs), *ctx.image, *ctx.limits, None, None, None, depths.data_ptr(), None, None]
         projection = _Projection(*depths.shape, *addresses)
         _run("project_backward", projection, _ProjectionGradient(*_addresses(*given, *gradients)))
         return *gradients, None, None, None, None, None
@@ -148,10 +151,8 @@ class Tiles:
     """Sizes of the image and of its tiles."""
     offsets: Tensor
     """[V * tiles + 1] int32: where the list of each tile starts."""
-    flatten_ids: Tensor
-    """[P] int32: view * N + Gaussian."""
-    slots: Tensor
-    """[P] int32: the place of each entry when entries are ordered by splat."""
+    entries: Tensor
+    """[P, 2] int32: flat id (view * N + Gaussian), and the entry's place when entries are ordered by splat."""
     tiles_per_gauss: Tensor
     """[V, N] int32."""
     first_slot: Tensor
@@ -159,39 +160,40 @@ class Tiles:
 
 
 def _make_tiles(
-    means2d: Tensor, factors: Tensor, depths: Tensor, radii: Tensor, opacities: Tensor, grid: ctypes.Structure
+    means2d: Tensor, factors: Tensor, depths: Tensor, radii: Tensor, log_opacities: Tensor, grid: ctypes.Structure
 ) -> Tiles:
     views, count = depths.shape
     tiles_per_gauss = torch.empty(views, count, dtype=torch.int32)
     first_slot = torch.empty(views * count + 1, dtype=torch.int64)
-    arrays = _addresses(opacities, radii, means2d, factors, depths, tiles_per_gauss, first_slot)
+    arrays = _addresses(log_opacities, radii, means2d, factors, depths, tiles_per_gauss, first_slot)
     handle = _run("tiles_begin", _Tiles(views, count, grid, *arrays))
     offsets = torch.empty(views * grid.tiles_x * grid.tiles_y + 1, dtype=torch.int32)
-    flatten_ids = torch.empty(int(first_slot[-1]), dtype=torch.int32)
-    slots = torch.empty_like(flatten_ids)
-    _native("tiles_finish")(native.threads(), handle, *_addresses(offsets, flatten_ids, slots))
-    return Tiles(grid, offsets, flatten_ids, slots, tiles_per_gauss, first_slot)
+    entries = torch.empty(int(first_slot[-1]), 2, dtype=torch.int32)
+    _native("tiles_finish")(native.threads(), handle, *_addresses(offsets, entries))
+    return Tiles(grid, offsets, entries, tiles_per_gauss, first_slot)
 
 
 class _CompositeSplats(Function):
     """Splats to images: colours [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
 
     @staticmethod
-    def forward(ctx, means2d, factors, depths, opacities, colors, radii, tiles, depth_channel, expected, absgrad):  # noqa: ANN001
+    def forward(
+        ctx, means2d, factors, depths, opacities, colors, radii, log_opacities, tiles, depth_channel, expected, absgrad
+    ):  # noqa: ANN001
         views, count = depths.shape
         channels, grid = colors.shape[-1] + depth_channel, tiles.grid
-        opacities, colors = opacities.contiguous(), colors.contiguous()
+        colors = colors.contiguous()
         records = torch.empty(views * count, _native("record_stride")(channels))
-        arrays = _addresses(radii, means2d, factors, depths, opacities, colors, records)
+        arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
         _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
 
         colours = torch.empty(views, grid.height, grid.width, channels)
         alphas, medians = (torch.empty(views, grid.height, grid.width, 1) for _ in range(2))
         transmittance = torch.empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
-        arrays = (records, tiles.offsets, tiles.flatten_ids, colours, alphas, medians, transmittance, last)
+        arrays = (records, tiles.offsets, tiles.entries, colours, alphas, medians, transmittance, last)
         _run("composite", _Composite(grid, views, channels, expected, *_addresses(*arrays)))
-        ctx.save_for_backward(means2d, factors, opacities, records, colours, alphas, transmittance, last)
+        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, colours, alphas, transmittance, last)
         ctx.tiles, ctx.colour_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
         return colours, alphas, medians
@@ -202,23 +204,24 @@ class _CompositeSplats(Function):
         means2d, factors, opacities, records, colours, alphas, transmittance, last = ctx.saved_tensors
         tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colours.shape[-1]
         d_colours, d_alphas = d_colours.contiguous(), d_alphas.contiguous()
-        sums = torch.empty(tiles.slots.numel(), _native("sums_stride")(channels))
-        arrays = (records, tiles.offsets, tiles.flatten_ids, colours, alphas, None, transmittance, last)
+        sums = torch.empty(len(tiles.entries), _native("sums_stride")(channels))
+        used = torch.zeros(len(tiles.entries), dtype=torch.uint8)
+        arrays = (records, tiles.offsets, tiles.entries, colours, alphas, None, transmittance, last)
         composite = _Composite(tiles.grid, views, channels, ctx.expected, *_addresses(*arrays))
-        given = _addresses(d_colours, d_alphas, tiles.slots)
-        _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, sums.data_ptr()))
+        given = _addresses(d_colours, d_alphas)
+        _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
         d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
         d_depths = torch.zeros(views, count)
         d_colors = torch.empty(ctx.colour_shape)
         absolute = torch.empty_like(means2d) if ctx.absgrad else None
         sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, ctx.absgrad)
-        arrays = (factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums)
+        arrays = (factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums, used)
         outputs = (d_means2d, d_factors, d_depths, d_opacities, d_colors, absolute)
         _run("reduce", _Reduction(*sizes, *_addresses(*arrays, *outputs)))
         if absolute is not None:
             means2d.absgrad = absolute
-        return d_means2d, d_factors, d_depths, d_opacities, d_colors, None, None, None, None, None
+        return d_means2d, d_factors, d_depths, d_opacities, d_colors, None, None, None, None, None, None
 
 
 def harmonics(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
@@ -253,13 +256,13 @@ def rasterize_splats(
     """
     views, count = viewmats.shape[0], means.shape[0]
     limits = (eps2d, near_plane, far_plane, radius_clip)
-    means2d, factors, depths, conics, radii = _Project.apply(
+    means2d, factors, depths, conics, radii, log_opacities = _Project.apply(
         means, quats, scales, opacities, viewmats, Ks, (width, height), limits
     )  # pyright: ignore
     grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
-    tiles = _make_tiles(means2d, factors, depths, radii, opacities.contiguous(), grid)
+    tiles = _make_tiles(means2d, factors, depths, radii, log_opacities, grid)
     colours, alphas, medians = _CompositeSplats.apply(
-        means2d, factors, depths, opacities, colors, radii, tiles, depth_channel, expected, absgrad
+        means2d, factors, depths, opacities, colors, radii, log_opacities, tiles, depth_channel, expected, absgrad
     )  # pyright: ignore
     info = {
         "batch_ids": None,
@@ -273,7 +276,7 @@ def rasterize_splats(
         "tile_width": grid.tiles_x,
         "tile_height": grid.tiles_y,
         "tiles_per_gauss": tiles.tiles_per_gauss,
-        "flatten_ids": tiles.flatten_ids,
+        "flatten_ids": tiles.entries[:, 0],
         "isect_offsets": tiles.offsets[:-1].view(views, grid.tiles_y, grid.tiles_x),
         "width": width,
         "height": height,

@@ -1,7 +1,5 @@
 // The C interface of the CPU rasteriser. Every array is dense, row-major, float unless said otherwise; shapes stand in
 // project.h, tiles.h and composite.h. Nothing here throws: the callers in cpu.py have checked shapes and types.
-#include <cmath>
-
 #include "composite.h"
 #include "dispatch.h"
 #include "harmonics.h"
@@ -23,7 +21,7 @@ void write_records(const Records& r, int64_t begin, int64_t end) {
         out[kMeanX] = r.means2d[2 * id];
         out[kMeanY] = r.means2d[2 * id + 1];
         for (int k = 0; k < 3; ++k) out[kFactor + k] = kFactorScale * r.factors[3 * id + k];
-        out[kLogOpacity] = std::log2(r.opacities[id % r.count]);
+        out[kLogOpacity] = r.log_opacities[id % r.count];
         out[kDepth] = r.depths[id];
         const float* colour = r.colours + (r.colours_per_view ? id : id % r.count) * r.colour_channels;
         for (int d = 0; d < r.colour_channels; ++d) out[kChannels + d] = colour[d];
@@ -56,10 +54,9 @@ GSCFD_EXPORT void gscfd_project_backward(int threads, const Projection* p, const
 // Returns a handle for gscfd_tiles_finish, which frees it. The arrays must live until then.
 GSCFD_EXPORT void* gscfd_tiles_begin(int threads, const Tiles* tiles) { return begin_tiling(*tiles, threads); }
 
-GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, int32_t* flatten_ids,
-                                     int32_t* slots) {
+GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries) {
     Tiling* tiling = static_cast<Tiling*>(handle);
-    finish_tiling(*tiling, threads, offsets, flatten_ids, slots);
+    finish_tiling(*tiling, threads, offsets, entries);
     delete tiling;
 }
 

@@ -12,7 +12,8 @@ struct Records {
     int channels, colour_channels;  // with and without the depth channel
     bool colours_per_view;          // colours [V, N, D] instead of [N, D]
     const int32_t* radii;           // [V, N, 2]: culled splats are skipped
-    const float *means2d, *factors, *depths, *opacities, *colours;  // [V, N, 2 | 3 | 1], [N]
+    const float *means2d, *factors, *depths;  // [V, N, 2 | 3 | 1]
+    const float *log_opacities, *colours;     // [N]
     float* records;                 // [V * N, record_stride(channels)]
 };
 
@@ -23,7 +24,7 @@ struct Composite {
     bool expected;           // divide the last channel by alpha
     const float* records;    // [V * N, record_stride(channels)]
     const int32_t* offsets;  // [V * tiles + 1]
-    const int32_t* ids;      // flatten_ids
+    const Entry* entries;    // of all tiles
     float* colours;          // [V, H, W, channels]
     float *alphas, *medians;  // [V, H, W]
     float *transmittance, *last;  // [V * tiles, tile * tile]: at the end, and which entry of the list came last (-1: none)
@@ -31,9 +32,9 @@ struct Composite {
 
 struct CompositeGradient {
     const float *d_colours, *d_alphas;  // as in Composite
-    const int32_t* slots;
     bool absolute;  // also sum absolute values, for absgrad
     float* sums;    // [pairs, sums_stride(channels)] at the slots
+    uint8_t* used;  // [pairs], zeros at first: whether sums were written
 };
 
 // From the sums of a splat's tiles to its gradients.
@@ -45,6 +46,7 @@ struct Reduction {
     const int32_t* tiles_per_splat;                         // [V, N]
     const int64_t* first_slot;                              // [V * N + 1]
     const float* sums;
+    const uint8_t* used;
     float *d_means2d, *d_factors, *d_depths, *d_opacities;  // [V, N, 2 | 3 | 1], [N]
     float* d_colours;                                       // [N, D] or [V, N, D]
     float* absolute_means2d;                                // [V, N, 2], null unless absolute

@@ -66,8 +66,8 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
     }
 
     for (int32_t i = begin; i < end; ++i) {
-        const float* r = c.records + static_cast<int64_t>(c.ids[i]) * stride;
-        if (i + 4 < end) __builtin_prefetch(c.records + static_cast<int64_t>(c.ids[i + 4]) * stride);
+        const float* r = c.records + static_cast<int64_t>(c.entries[i].id) * stride;
+        if (i + 4 < end) __builtin_prefetch(c.records + static_cast<int64_t>(c.entries[i + 4].id) * stride);
         const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
         const Float index(static_cast<float>(i - begin)), depth(r[kDepth]), my(r[kMeanY]);
         Float u_of_x[P::kColumns];
@@ -158,13 +158,9 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
         for (int d = 0; d < kGroup; ++d) gradient[k][d] = load(gradients[d] + k * kWidth);
     }
 
-    for (int32_t i = end - 1; i >= begin; --i) {
-        float* sums = g.sums + static_cast<int64_t>(g.slots[i]) * sums_size;
-        if (channel == 0)
-            for (int j = 0; j < sums_size; ++j) sums[j] = 0.0f;
-        if (i - begin > static_cast<int32_t>(furthest)) continue;
-        const float* r = c.records + static_cast<int64_t>(c.ids[i]) * stride;
-        if (i - 4 >= begin) __builtin_prefetch(c.records + static_cast<int64_t>(c.ids[i - 4]) * stride);
+    for (int32_t i = begin + static_cast<int32_t>(furthest); i >= begin; --i) {
+        const float* r = c.records + static_cast<int64_t>(c.entries[i].id) * stride;
+        if (i - 4 >= begin) __builtin_prefetch(c.records + static_cast<int64_t>(c.entries[i - 4].id) * stride);
         const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
         const Float index(static_cast<float>(i - begin)), my(r[kMeanY]);
         Float dx[P::kColumns], u_of_x[P::kColumns];
@@ -184,7 +180,7 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
             if (!any(hit)) continue;
             touched = true;
             const Float raw = exp2(exponent), alpha = min(raw, Float(kMaxAlpha));
-            const Float inverse = Float(1.0f) / (Float(1.0f) - alpha);
+            const Float inverse = reciprocal(Float(1.0f) - alpha);
             const Float before = transmittance[k] * inverse;
             const Float weight = or_zero(hit, alpha * before);
             Float along(0.0f);
@@ -209,9 +205,10 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
             }
         }
         if (!touched) continue;
-        float lanes[8];
+        float lanes[8], *sums = g.sums + static_cast<int64_t>(c.entries[i].slot) * sums_size;
         sum_lanes8(shape, lanes);
-        for (int j = 0; j < 8; ++j) sums[j] += lanes[j];
+        for (int j = 0; j < 8; ++j) sums[j] = channel == 0 ? lanes[j] : sums[j] + lanes[j];
+        g.used[c.entries[i].slot] = 1;
         sum_lanes4(weights, lanes);
         for (int d = 0; d < kGroup; ++d) sums[kSumChannels + channel + d] = lanes[d];
     }
@@ -267,28 +264,38 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
         if (!r.colours_per_view)
             for (int d = 0; d < r.colour_channels; ++d) r.d_colours[n * r.colour_channels + d] = 0.0f;
         for (int64_t view = 0; view < r.views; ++view) {
-            const int64_t id = view * r.count + n;
-            const float *first = r.sums + r.first_slot[id] * stride, *f = r.factors + 3 * id;
-            const int tiles = r.tiles_per_splat[id];
-            float shape[8] = {};
-            for (int i = 0; i < tiles; ++i)
-                for (int j = 0; j < 8; ++j) shape[j] += first[i * stride + j];
-            r.d_means2d[2 * id] = f[0] * unscale * shape[1];
-            r.d_means2d[2 * id + 1] = f[1] * unscale * shape[1] + f[2] * f[2] * shape[2];
-            r.d_factors[3 * id] = -unscale * shape[3];
-            r.d_factors[3 * id + 1] = -unscale * shape[4];
-            r.d_factors[3 * id + 2] = -f[2] * shape[5];
+            const int64_t id = view * r.count + n, slot = r.first_slot[id];
+            const float *first = r.sums + slot * stride, *f = r.factors + 3 * id;
+            // total[j]: column + j summed over the splat's tiles, in their order.
+            float total[kSumChannels + kMaxGroup];
+            const auto sum_columns = [&](int column, int width) {
+                for (int j = 0; j < width; ++j) total[j] = 0.0f;
+                for (int i = 0; i < r.tiles_per_splat[id]; ++i)
+                    if (r.used[slot + i])
+                        for (int j = 0; j < width; ++j) total[j] += first[i * stride + column + j];
+            };
+            sum_columns(0, kSumChannels + kMaxGroup);
+            d_opacity += total[0];
+            r.d_means2d[2 * id] = f[0] * unscale * total[1];
+            r.d_means2d[2 * id + 1] = f[1] * unscale * total[1] + f[2] * f[2] * total[2];
+            r.d_factors[3 * id] = -unscale * total[3];
+            r.d_factors[3 * id + 1] = -unscale * total[4];
+            r.d_factors[3 * id + 2] = -f[2] * total[5];
             if (r.absolute) {
-                r.absolute_means2d[2 * id] = f[0] * unscale * shape[6];
-                r.absolute_means2d[2 * id + 1] = unscale * unscale * shape[7];
+                r.absolute_means2d[2 * id] = f[0] * unscale * total[6];
+                r.absolute_means2d[2 * id + 1] = unscale * unscale * total[7];
             }
-            d_opacity += shape[0];
-            for (int d = 0; d < r.channels; ++d) {
-                float sum = 0.0f;
-                for (int i = 0; i < tiles; ++i) sum += first[i * stride + kSumChannels + d];
-                if (d == r.colour_channels) r.d_depths[id] = sum;
-                else if (r.colours_per_view) r.d_colours[id * r.colour_channels + d] = sum;
-                else r.d_colours[n * r.colour_channels + d] += sum;
+            const float* sums = total + kSumChannels;
+            for (int channel = 0; channel < r.channels; channel += kMaxGroup) {
+                if (channel > 0) {
+                    sum_columns(kSumChannels + channel, kMaxGroup);
+                    sums = total;
+                }
+                for (int d = channel; d < channel + kMaxGroup && d < r.channels; ++d) {
+                    if (d == r.colour_channels) r.d_depths[id] = sums[d - channel];
+                    else if (r.colours_per_view) r.d_colours[id * r.colour_channels + d] = sums[d - channel];
+                    else r.d_colours[n * r.colour_channels + d] += sums[d - channel];
+                }
             }
         }
         // A Gaussian of opacity 0 is in no list.

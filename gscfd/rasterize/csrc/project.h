@@ -14,6 +14,7 @@ struct Projection {
     float eps2d, near_plane, far_plane, radius_clip;
     int32_t* radii;                              // [V, N, 2], zero where the splat is culled
     float *means2d, *factors, *depths, *conics;  // [V, N, 2 | 3 | 1 | 3], zero where the splat is culled
+    float* log_opacities;                        // [N], to base 2
 };
 
 struct ProjectionGradient {

@@ -97,19 +97,16 @@ GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Fl
 }
 
 // Half the side of a splat's box in units of its standard deviation: where alpha falls to kMinAlpha, 3.33 at most
-// (opacity-aware bounding boxes, StopThePop, Radl et al. 2024, appendix B.2); negative where it never reaches it.
+// (opacity-aware bounding boxes, StopThePop, Radl et al. 2024, appendix B.2); NaN where it never reaches it.
 GSCFD_INLINE Float box_extent(const Projection& p, int64_t first, int64_t end) {
-    float extent[kWidth];
+    float logs[kWidth];
     for (int l = 0; l < kWidth; ++l) {
-        const float opacity = p.opacities[first + l < end ? first + l : end - 1];
-        if (!(opacity >= kMinAlpha)) {
-            extent[l] = -1.0f;
-            continue;
-        }
-        const float e = __builtin_sqrtf(2.0f * __builtin_logf(opacity / kMinAlpha));
-        extent[l] = e < 3.33f ? e : 3.33f;
+        const int64_t i = first + l < end ? first + l : end - 1;
+        logs[l] = p.log_opacities[i] = __builtin_log2f(p.opacities[i]);
     }
-    return load(extent);
+    const float two_ln2 = 1.3862943611198906f;
+    // min returns its second argument when one is NaN.
+    return min(Float(3.33f), sqrt(Float(two_ln2) * (load(logs) - Float(kLog2MinAlpha))));
 }
 
 }  // namespace

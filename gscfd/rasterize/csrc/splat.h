@@ -28,7 +28,12 @@ inline int record_stride(int channels) { return (kChannels + channels + 15) / 16
 // Sums over the pixels of one tile for one splat, from which its gradients follow; q is dL / d ln(alpha):
 // q, q u, q dy, q u dx, q u dy, q dy^2, |q u|, |q dv/dmy|, then w g per channel (kSumChannels on).
 constexpr int kSumChannels = 8;
-inline int sums_stride(int channels) { return (kSumChannels + channels + 15) / 16 * 16; }
+inline int sums_stride(int channels) { return (kSumChannels + channels + 3) / 4 * 4; }
+
+// An element of a tile's list. slot numbers the (splat, tile) pairs in the order of flat ids.
+struct Entry {
+    int32_t id, slot;
+};
 
 struct Grid {
     int width, height, tile, tiles_x, tiles_y;

@@ -11,6 +11,16 @@ namespace {
 
 constexpr int64_t kChunk = 512;
 
+// The first pixel whose centre is at or right of x, and the last at or left of it, for x that is not far outside [0, size].
+int first_pixel(float x, int size) {
+    x = std::min(std::max(x - 0.5f, 0.0f), static_cast<float>(size));
+    const int i = static_cast<int>(x);
+    return i + (x > static_cast<float>(i));
+}
+int last_pixel(float x, int size) {
+    return static_cast<int>(std::min(std::max(x + 0.5f, 0.0f), static_cast<float>(size))) - 1;
+}
+
 // The tiles which hold a pixel centre where the splat's alpha reaches kMinAlpha, row by row. Each row is exact: an
 // ellipse cut by a horizontal strip is convex, so its shadow on the x axis decides which columns it meets.
 void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
@@ -18,30 +28,26 @@ void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
     const float mx = in.means2d[2 * id], my = in.means2d[2 * id + 1];
     const float f0 = in.factors[3 * id], f1 = in.factors[3 * id + 1], f2 = in.factors[3 * id + 2];
     // (f0 dx + f1 dy)^2 + (f2 dy)^2 <= reach, a little wider against rounding.
-    const float reach = 2.0f * std::log(in.opacities[id % in.count] / kMinAlpha) * 1.0001f + 1e-3f;
-    const float margin = 1e-3f;
-    const float root = std::sqrt(reach);
+    const float two_ln2 = 1.3862943611198906f, margin = 1e-3f;
+    const float reach = two_ln2 * (in.log_opacities[id % in.count] - kLog2MinAlpha) * 1.0001f + 1e-3f;
+    const float root = std::sqrt(reach), inverse_f0 = 1.0f / f0, f22 = f2 * f2;
     const float half_height = root / f2 + margin;
-    const float peak = -f1 * root / (f2 * std::sqrt(f1 * f1 + f2 * f2));  // dy of the rightmost point
-    const float inverse_f0 = 1.0f / f0;
+    const float peak = -f1 * root / (f2 * std::sqrt(f1 * f1 + f22));  // dy of the rightmost point
 
-    const float first_y = std::max(std::ceil(my - half_height - 0.5f), 0.0f);
-    const float last_y = std::min(std::floor(my + half_height - 0.5f), grid.height - 1.0f);
-    if (!(first_y <= last_y)) return;
-    const int last_row = static_cast<int>(last_y) / grid.tile;
-    for (int row = static_cast<int>(first_y) / grid.tile; row <= last_row; ++row) {
+    const int first_y = first_pixel(my - half_height, grid.height), last_y = last_pixel(my + half_height, grid.height);
+    if (first_y > last_y) return;
+    const int last_row = last_y / grid.tile;
+    for (int row = first_y / grid.tile; row <= last_row; ++row) {
         const float low = std::max(row * grid.tile + 0.5f - my, -half_height);
         const float high = std::min((row + 1) * grid.tile - 0.5f - my, half_height);
         const float right_dy = std::min(std::max(peak, low), high), left_dy = std::min(std::max(-peak, low), high);
-        const float right_root = std::sqrt(std::max(reach - f2 * f2 * right_dy * right_dy, 0.0f));
-        const float left_root = std::sqrt(std::max(reach - f2 * f2 * left_dy * left_dy, 0.0f));
-        const float right = mx + (right_root - f1 * right_dy) * inverse_f0 + margin;
-        const float left = mx - (left_root + f1 * left_dy) * inverse_f0 - margin;
-        const float first_x = std::max(std::ceil(left - 0.5f), 0.0f);
-        const float last_x = std::min(std::floor(right - 0.5f), grid.width - 1.0f);
-        if (!(first_x <= last_x)) continue;
-        spans.push_back({0, static_cast<uint16_t>(row), static_cast<uint16_t>(static_cast<int>(first_x) / grid.tile),
-                         static_cast<uint16_t>(static_cast<int>(last_x) / grid.tile + 1)});
+        const float right_root = std::sqrt(std::max(reach - f22 * right_dy * right_dy, 0.0f));
+        const float left_root = std::sqrt(std::max(reach - f22 * left_dy * left_dy, 0.0f));
+        const int first_x = first_pixel(mx - (left_root + f1 * left_dy) * inverse_f0 - margin, grid.width);
+        const int last_x = last_pixel(mx + (right_root - f1 * right_dy) * inverse_f0 + margin, grid.width);
+        if (first_x > last_x) continue;
+        spans.push_back({0, static_cast<uint16_t>(row), static_cast<uint16_t>(first_x / grid.tile),
+                         static_cast<uint16_t>(last_x / grid.tile + 1)});
     }
 }
 
@@ -65,41 +71,41 @@ void spans_of_chunk(Tiling& t, int64_t chunk) {
 
 // Radix sort by the bits of the depth (positive floats sort like integers), stable, on as many bits as differ.
 void sort_view(Tiling& t, int64_t view) {
-    struct Entry {
+    struct Item {
         uint32_t key;
         int32_t index;
     };
     const Tiles& in = t.input;
-    std::vector<Entry> entries, other;
-    entries.reserve(in.count);
+    std::vector<Item> items, other;
+    items.reserve(in.count);
     uint32_t low = UINT32_MAX, high = 0;
     for (int64_t i = 0; i < in.count; ++i) {
         const int64_t id = view * in.count + i;
         if (in.radii[2 * id] <= 0) continue;
         uint32_t key;
         std::memcpy(&key, in.depths + id, sizeof key);
-        entries.push_back({key, static_cast<int32_t>(i)});
+        items.push_back({key, static_cast<int32_t>(i)});
         low = std::min(low, key);
         high = std::max(high, key);
     }
     constexpr int kBits = 11;
-    other.resize(entries.size());
-    for (int shift = 0; shift < 32 && !entries.empty() && ((high - low) >> shift) != 0; shift += kBits) {
+    other.resize(items.size());
+    for (int shift = 0; shift < 32 && !items.empty() && ((high - low) >> shift) != 0; shift += kBits) {
         int32_t starts[1 << kBits] = {};
-        const auto digit = [&](const Entry& e) { return ((e.key - low) >> shift) & ((1u << kBits) - 1); };
-        for (const Entry& e : entries) ++starts[digit(e)];
+        const auto digit = [&](const Item& e) { return ((e.key - low) >> shift) & ((1u << kBits) - 1); };
+        for (const Item& e : items) ++starts[digit(e)];
         int32_t sum = 0;
         for (int32_t& start : starts) {
             const int32_t n = start;
             start = sum;
             sum += n;
         }
-        for (const Entry& e : entries) other[starts[digit(e)]++] = e;
-        entries.swap(other);
+        for (const Item& e : items) other[starts[digit(e)]++] = e;
+        items.swap(other);
     }
-    t.visible[view] = static_cast<int64_t>(entries.size());
+    t.visible[view] = static_cast<int64_t>(items.size());
     int32_t* order = t.order.data() + view * in.count;
-    for (size_t i = 0; i < entries.size(); ++i) order[i] = entries[i].index;
+    for (size_t i = 0; i < items.size(); ++i) order[i] = items[i].index;
 }
 
 }  // namespace
@@ -127,7 +133,7 @@ Tiling* begin_tiling(const Tiles& input, int threads) {
     return t;
 }
 
-void finish_tiling(const Tiling& t, int threads, int32_t* offsets, int32_t* flatten_ids, int32_t* slots) {
+void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entries) {
     const Tiles& in = t.input;
     const Grid& grid = in.grid;
     const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
@@ -167,9 +173,7 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, int32_t* flat
                     if (s.row < first_row || s.row >= last_row) return;
                     int32_t slot = static_cast<int32_t>(in.first_slot[id]) + s.slot;
                     for (int x = s.begin; x < s.end; ++x) {
-                        const int32_t place = next[(s.row - first_row) * grid.tiles_x + x]++;
-                        flatten_ids[place] = static_cast<int32_t>(id);
-                        slots[place] = slot++;
+                        entries[next[(s.row - first_row) * grid.tiles_x + x]++] = {static_cast<int32_t>(id), slot++};
                     }
                 });
             }

@@ -11,7 +11,7 @@ namespace gscfd {
 struct Tiles {
     int64_t views, count;
     Grid grid;
-    const float* opacities;                    // [N]
+    const float* log_opacities;                // [N], to base 2
     const int32_t* radii;                      // [V, N, 2]
     const float *means2d, *factors, *depths;   // [V, N, 2 | 3 | 1]
     int32_t* tiles_per_splat;                  // [V * N], written by begin_tiling, like
@@ -35,8 +35,8 @@ struct Tiling {
 
 Tiling* begin_tiling(const Tiles& input, int threads);
 
-// offsets [V * tiles + 1], flatten_ids and slots [first_slot's last]: entries offsets[t] to offsets[t + 1] are the
-// splats of tile t by depth, equal depths by index. slots numbers the (splat, tile) pairs in the order of flat ids.
-void finish_tiling(const Tiling& tiling, int threads, int32_t* offsets, int32_t* flatten_ids, int32_t* slots);
+// offsets [V * tiles + 1], entries [first_slot's last]: entries offsets[t] to offsets[t + 1] are the splats of tile t
+// by depth, equal depths by index.
+void finish_tiling(const Tiling& tiling, int threads, int32_t* offsets, Entry* entries);
 
 }  // namespace gscfd
