@@ -1,4 +1,4 @@
-"""Every setting of a run. Defaults live here, once, and are the toybox preset; presets in `configs/` hold differences."""
+"""Every setting of a run. The defaults, which are the toybox preset, live here; presets in `configs/` hold changes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ class DensifyConfig:
     """No growth beyond this many."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.start <= self.stop <= 1, "densify.start, stop", "0 <= start <= stop <= 1", (self.start, self.stop))
+        check(
+            0 <= self.start <= self.stop <= 1, "densify.start, stop", "0 <= start <= stop <= 1", (self.start, self.stop)
+        )
         check(self.every >= 1, "densify.every", "at least 1 step", self.every)
 
 
@@ -263,7 +265,9 @@ def merged(base: Any, changes: Any, where: str = "") -> Any:
 
 
 def presets() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("gscfd.configs").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("gscfd.configs").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_preset(name: str) -> Config:

@@ -35,7 +35,9 @@ class Densifier:
     def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
         self.strategy.step_pre_backward(gaussians.params, optimizers, self.state, step, info)
 
-    def after_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int) -> None:
+    def after_backward(
+        self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
+    ) -> None:
         """Call after the optimisers' step. seed: of the positions of split Gaussians."""
         grow = self.strategy.grow_grad2d
         if len(gaussians) >= self.max_count:

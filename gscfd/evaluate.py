@@ -23,6 +23,7 @@ from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.metrics import Scorer, r_precision
 
+SCORER = Path(str(resources.files("gscfd.toybox"))) / "weights" / "scorer"
 VIEWS = 120
 SHEET_VIEWS = 6
 BACKGROUND = 0.75
@@ -98,7 +99,7 @@ def main(settings: Settings) -> int:
     try:
         if not settings.runs:
             raise UserError("runs: expected at least one folder of a finished run, got none")
-        scorer = Scorer(Path(str(resources.files("gscfd.toybox"))) / "weights" / "scorer")
+        scorer = Scorer(SCORER)
         scores, frames = evaluate(list(settings.runs), scorer)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

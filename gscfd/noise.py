@@ -179,7 +179,7 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
 
 def surface_parts(field: NoiseField, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
     """What `surface` composes: foreground noise, cells per pixel, coverage. Raises ValueError as `surface` does."""
-    depth, opacity = _surface_images(cameras, render)
+    depth, opacity = surface_images(cameras, render)
     return cpu.surface(
         grid(field),
         depth,
@@ -205,8 +205,8 @@ def grid(field: NoiseField) -> cpu.Grid:
     )
 
 
-def _surface_images(cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
-    """[V, H, W] depth, [V, H, W] opacity, checked."""
+def surface_images(cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
+    """([V, H, W], [V, H, W]) the depth that shows the surface, and opacity. Raises ValueError as `surface` does."""
     expected = (len(cameras), cameras.height, cameras.width, 1)
     depth, opacity, median = render.depth, render.opacity, render.median_depth
     for name, tensor in (("render.depth", depth), ("render.opacity", opacity), ("render.median_depth", median)):

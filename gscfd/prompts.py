@@ -6,7 +6,7 @@ VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 
 
 def view_words(azimuth: float, elevation: float) -> str:
-    """"front view" within 30 degrees of the front, "back view" within 30 of the back, "overhead view" above 60."""
+    """ "front view" within 30 degrees of the front, "back view" within 30 of the back, "overhead view" above 60."""
     if elevation > 60:
         return "overhead view"
     azimuth = abs((azimuth + 180.0) % 360.0 - 180.0)

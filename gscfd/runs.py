@@ -70,7 +70,9 @@ class RunFolder:
         foreign = [] if not self.path.is_dir() else sorted({p.name for p in self.path.iterdir()} - KNOWN)
         if foreign or not self.path.is_dir():
             what = f"holds {', '.join(foreign[:3])}" if foreign else "is a file"
-            raise UserError(f"out: --overwrite replaces only a run of gscfd, and {self.path} {what}; choose another --out")
+            raise UserError(
+                f"out: --overwrite replaces only a run of gscfd, and {self.path} {what}; choose another --out"
+            )
         shutil.rmtree(self.path)
 
     def __enter__(self) -> RunFolder:

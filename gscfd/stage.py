@@ -160,7 +160,9 @@ def detached(render: Render) -> Render:
 
 def check_finite(gaussians: Gaussians, loss: Tensor, name: str, step: int) -> None:
     """Raise NonFiniteError, naming the parameters whose gradient is not finite."""
-    broken = [key for key, value in gaussians.params.items() if value.grad is not None and not value.grad.isfinite().all()]
+    broken = [
+        key for key, value in gaussians.params.items() if value.grad is not None and not value.grad.isfinite().all()
+    ]
     if broken or not loss.isfinite():
         what = f"gradient of {', '.join(broken)}" if broken else "loss"
         raise NonFiniteError(f"{name}: the {what} is not finite at step {step}")

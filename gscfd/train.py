@@ -1,10 +1,11 @@
-"""The command line: `python -m gscfd.train --prompt "a yellow duck"`. Chooses the parts; everything else receives them."""
+"""The command line, `python -m gscfd.train --prompt "a yellow duck"`: chooses the parts; all else receives them."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from gscfd.rasterize import rasterize
 from gscfd.runs import RunFolder
 from gscfd.stage import NonFiniteError, StepReport, run_stage
 from gscfd.teachers import Prompt, load_teacher
-from gscfd.teachers.load import TOYBOX
+from gscfd.teachers.load import TOYBOX, teacher_folder
 from gscfd.toybox.objects import unknown_words, vocabulary
 
 log = logging.getLogger("gscfd")
@@ -36,6 +37,15 @@ def choose_device(name: str) -> torch.device:
             "install a CUDA build of torch and a driver that fits it, or use --device cpu"
         )
     return torch.device(name)
+
+
+def preflight(config: Config) -> None:
+    """Raise UserError for what can be known to fail before anything is made: device, teachers, prompt."""
+    choose_device(config.device)
+    for stage in (config.coarse, config.refine):
+        if stage.steps:
+            teacher_folder(stage.teacher)
+    check_prompt(config)
 
 
 def check_prompt(config: Config) -> None:
@@ -63,7 +73,7 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
 
 def distil(config: Config, on_step: Callable[[StepReport], None]) -> Gaussians:
     """Prompt in, splat out: the coarse stage, then the refine stage."""
-    check_prompt(config)
+    preflight(config)
     device = choose_device(config.device)
     # One seed, one independent stream for each part.
     seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -80,9 +90,7 @@ def distil(config: Config, on_step: Callable[[StepReport], None]) -> Gaussians:
             continue
         teacher = load_teacher(stage.teacher, views=stage.views, device=device)
         teacher.set_prompt(
-            Prompt(
-                text=config.prompt, negative=stage.negative_prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale
-            )
+            Prompt(text=config.prompt, negative=stage.negative_prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale)
         )
         run_stage(
             gaussians,
@@ -111,16 +119,13 @@ def generate(
     config: every setting, instead of `preset`; its prompt and seed are replaced by these.
     on_step: called after every optimisation step. Raises UserError for bad input.
     """
-    from dataclasses import replace
-
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
     return distil(config, on_step or (lambda report: None))
 
 
 def train(config: Config) -> int:
     """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
-    check_prompt(config)
-    choose_device(config.device)
+    preflight(config)
     with RunFolder(config) as run:
         callbacks = [run.on_step]
         if config.viewer:
@@ -167,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return train(parse(arguments))
-    except (UserError, FileNotFoundError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

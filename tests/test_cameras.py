@@ -32,7 +32,9 @@ def test_cameras_look_at_the_origin_with_z_up():
     cameras = one(50, 25)
     origin = cameras.Ks[0] @ cameras.viewmats[0, :3, 3]
     assert torch.allclose(origin[:2] / origin[2], torch.tensor([32.0, 32.0], dtype=torch.float64))
-    above = cameras.Ks[0] @ (cameras.viewmats[0, :3, :3] @ torch.tensor([0, 0, 0.2], dtype=torch.float64) + cameras.viewmats[0, :3, 3])
+    above = cameras.Ks[0] @ (
+        cameras.viewmats[0, :3, :3] @ torch.tensor([0, 0, 0.2], dtype=torch.float64) + cameras.viewmats[0, :3, 3]
+    )
     assert above[1] / above[2] < 32, "a point above the origin is drawn above the centre (y points down)"
 
 
@@ -55,7 +57,8 @@ def test_views_of_a_group_are_evenly_spaced_and_share_the_rest():
 def test_groups_differ_from_draw_to_draw():
     generator = torch.Generator().manual_seed(3)
     first, second = (
-        sample_group(4, elevation=(0, 30), fov=(30, 45), radius=(1, 1.1), size=64, generator=generator) for _ in range(2)
+        sample_group(4, elevation=(0, 30), fov=(30, 45), radius=(1, 1.1), size=64, generator=generator)
+        for _ in range(2)
     )
     assert not torch.allclose(first.viewmats, second.viewmats)
 

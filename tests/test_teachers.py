@@ -5,6 +5,7 @@ import torch
 from transformers import CLIPTextModel
 
 from gscfd.cameras import turntable
+from gscfd.errors import UserError
 from gscfd.prompts import view_words, with_view
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.latent import LatentTeacher, guide
@@ -168,7 +169,16 @@ def test_asking_without_a_prompt_is_refused():
 
 @pytest.mark.parametrize(
     "azimuth, elevation, words",
-    [(0, 0, "front"), (-29, 0, "front"), (31, 0, "side"), (-149, 0, "side"), (151, 0, "back"), (180, 0, "back"), (0, 61, "overhead"), (359, 0, "front")],
+    [
+        (0, 0, "front"),
+        (-29, 0, "front"),
+        (31, 0, "side"),
+        (-149, 0, "side"),
+        (151, 0, "back"),
+        (180, 0, "back"),
+        (0, 61, "overhead"),
+        (359, 0, "front"),
+    ],
 )
 def test_view_words_follow_the_camera(azimuth, elevation, words):
     assert view_words(azimuth, elevation) == f"{words} view"
@@ -214,5 +224,5 @@ def test_the_shipped_vae_reconstructs_what_it_sees():
 
 def test_a_missing_teacher_says_what_is_missing(tmp_path):
     (tmp_path / "vae").mkdir()
-    with pytest.raises(FileNotFoundError, match="no unet, text_encoder, tokenizer, scheduler"):
+    with pytest.raises(UserError, match="no unet, text_encoder, tokenizer, scheduler"):
         teacher_folder(str(tmp_path))

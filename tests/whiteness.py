@@ -58,10 +58,10 @@ class View:
 
 def owner_views(field: NoiseField, cameras: Cameras, render: Render) -> list[View]:
     parts = noise.surface_parts(field, cameras, render, 0)
+    depth, opacity = noise.surface_images(cameras, render)
     views = []
     for v in range(len(cameras)):
-        depth, opacity = render.depth[v, ..., 0], render.opacity[v, ..., 0]
-        cells, pixels = cpu.owners(noise.grid(field), depth, opacity, cameras.viewmats[v], cameras.Ks[v])
+        cells, pixels = cpu.owners(noise.grid(field), depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v])
         counts, coverage = parts.counts[v].flatten().numpy(), parts.coverage[v].flatten().numpy()
         views.append(View(cells.numpy(), pixels.numpy(), counts, coverage))
     return views

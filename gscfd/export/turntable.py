@@ -14,7 +14,7 @@ from gscfd.gaussians import Gaussians
 
 
 def turntable_frames(gaussians: Gaussians, frames: int, size: int, background: float = 1.0) -> np.ndarray:
-    """[frames, size, size, 3] uint8, from the front, counter-clockwise seen from above; background: a grey in [0, 1]."""
+    """[frames, size, size, 3] uint8, from the front, counter-clockwise from above; background: a grey in [0, 1]."""
     cameras = turntable(frames, size=size)
     chunks = [gaussians.render(cameras[i : i + 8]) for i in range(0, frames, 8)]
     images = [render.over(render.rgb.new_tensor(background)).clamp(0, 1) for render in chunks]

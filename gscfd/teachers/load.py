@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
+from gscfd.errors import UserError
 from gscfd.teachers.latent import LatentTeacher
 from gscfd.teachers.multiview import join_views
 
@@ -19,7 +21,7 @@ PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 def teacher_folder(name: str) -> Path:
     """The folder a teacher's name stands for; "toybox/NAME" is shipped inside the package.
 
-    Raises FileNotFoundError, naming what is missing.
+    Raises UserError, naming what is missing.
     """
     if name.startswith(TOYBOX):
         folder = Path(str(resources.files("gscfd.toybox"))) / "weights" / name.removeprefix(TOYBOX)
@@ -27,19 +29,22 @@ def teacher_folder(name: str) -> Path:
         folder = Path(name).expanduser()
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
-        raise FileNotFoundError(
+        raise UserError(
             f"teacher: expected {name!r} to be a diffusers folder, but {folder} has no {', '.join(missing)}; "
             f"give a folder with {', '.join(PARTS)}, or toybox/multiview, toybox/singleview"
         )
     return folder
 
 
-def load_teacher(name: str, *, views: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LatentTeacher:
+def load_teacher(
+    name: str, *, views: int, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> LatentTeacher:
     """Load the teacher in `name` (see `teacher_folder`) for groups of `views` views; nothing is fetched or executed.
 
     A UNet whose class embedding is a projection of 16 numbers is a multi-view teacher (MVDream).
     """
     folder = teacher_folder(name)
+    transformers_logging.disable_progress_bar()
     local = {"local_files_only": True}
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **local)
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **local)

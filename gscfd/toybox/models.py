@@ -1,4 +1,4 @@
-"""The toybox networks, in the classes and folder layout of diffusers and transformers. All start from random weights."""
+"""The toybox networks, in the classes and folder layout of diffusers and transformers, with random weights."""
 
 from __future__ import annotations
 
@@ -139,4 +139,6 @@ def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
         patch_size=8,
         projection_dim=128,
     )
-    return CLIPModel(CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    return CLIPModel(
+        CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=128)
+    )

@@ -61,7 +61,7 @@ class Settings:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
-    vae: Recipe = field(default_factory=lambda: Recipe(steps=4000, batch=2, lr=2e-3, pool=1024, reuse=2.0))
+    vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=2e-3, pool=1024, reuse=4.0))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
     scorer: Recipe = field(default_factory=lambda: Recipe(steps=1500, batch=32, lr=1e-3, pool=4096, reuse=6.0))
@@ -192,8 +192,13 @@ def image_example(seed: int, views: int) -> Tensor:
 
 
 def vae_loss(vae: nn.Module, batch: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """L1 and squared error of the reconstruction, and a light pull of the posterior towards N(0, I)."""
-    x = torch.cat(batch).to(vae.device, torch.float32) / 127.5 - 1
+    """L1 and squared error of the reconstruction, and a light pull of the posterior towards N(0, I).
+
+    Most steps see crops of 32 x 32: a quarter of the cost, and nearly the same progress per step.
+    """
+    size = 32 if rng.random() < 0.8 else 64
+    y, x = rng.integers(64 - size + 1, size=2)
+    x = torch.cat(batch)[:, :, y : y + size, x : x + size].to(vae.device, torch.float32) / 127.5 - 1
     posterior = vae.encode(x).latent_dist
     difference = vae.decode(posterior.sample()).sample - x
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
@@ -262,7 +267,12 @@ def choose_caption(captions: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 def denoising_loss(
-    denoiser: nn.Module, batch: list[LatentGroup], rng: np.random.Generator, *, scheduler: DDIMScheduler, multiview: bool
+    denoiser: nn.Module,
+    batch: list[LatentGroup],
+    rng: np.random.Generator,
+    *,
+    scheduler: DDIMScheduler,
+    multiview: bool,
 ) -> Tensor:
     """Squared error of the v-prediction (Salimans & Ho 2022), one time per group of views."""
     assert isinstance(denoiser, Denoiser)

@@ -1,0 +1,59 @@
+import torch
+
+from gscfd.cameras import turntable
+from gscfd.config import DensifyConfig
+from gscfd.densify import Densifier
+from gscfd.gaussians import ball, make_optimizers
+from gscfd.rasterize import rasterize
+
+CAMERAS = turntable(2, size=32)
+RATES = {"means": 1e-3, "quats": 1e-3, "scales": 1e-3, "opacities": 1e-2, "sh0": 1e-2, "shN": 1e-3}
+
+
+def densified(config, steps=12, seed=0, opacity=0.3):
+    gaussians = ball(100, radius=0.5, opacity=opacity, generator=torch.Generator().manual_seed(0))
+    optimizers = make_optimizers(gaussians, RATES)
+    densifier = Densifier(config, steps)
+    target = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+    for step in range(steps):
+        render = rasterize(gaussians, CAMERAS)
+        densifier.before_backward(gaussians, optimizers, step, render.info)
+        (render.rgb - target).square().sum().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
+    return gaussians
+
+
+def settings(**changes):
+    return DensifyConfig(**{"start": 0.0, "stop": 1.0, "every": 4, "grad_threshold": 1e-3, **changes})
+
+
+def test_gaussians_with_large_gradients_multiply():
+    gaussians = densified(settings())
+    assert len(gaussians) > 120
+    assert all(len(value) == len(gaussians) for value in gaussians.params.values())
+
+
+def test_no_growth_above_an_unreachable_threshold():
+    assert len(densified(settings(grad_threshold=1e9, prune_opacity=0.0))) == 100
+
+
+def test_growth_stops_at_the_cap():
+    assert len(densified(settings(max_count=100, prune_opacity=0.0))) == 100
+
+
+def test_faint_gaussians_are_removed():
+    assert len(densified(settings(grad_threshold=1e9, prune_opacity=0.9))) == 0
+
+
+def test_growth_is_reproducible_and_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = densified(settings())
+    assert torch.equal(torch.rand(1), expected)
+    second, other = densified(settings()), densified(settings(), seed=100)
+    assert torch.equal(first.means, second.means)
+    assert not (len(first) == len(other) and torch.equal(first.means, other.means))

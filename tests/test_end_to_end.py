@@ -1,0 +1,189 @@
+"""The whole program on the shipped teachers, with few steps: prompt in, files out, and every way it can be stopped."""
+
+import json
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import gscfd
+from gscfd import noise, stage, train
+from gscfd.cameras import turntable
+from gscfd.config import Config, load_preset, merged
+from gscfd.errors import UserError
+from gscfd.export.ply import read_ply
+
+SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer"]
+FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+
+
+def run(*arguments):
+    return train.main([*SHORT, *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "duck"
+    assert run("--prompt", "a yellow duck", "--out", out) == 0
+    return out
+
+
+def test_a_run_leaves_everything_a_user_expects(finished):
+    assert {p.name for p in finished.iterdir()} == FILES
+    assert len(read_ply(finished / "splat.ply")) >= 1
+    assert iio.imread(finished / "turntable.png").shape == (512, 1024, 3)
+    frames = iio.imread(finished / "turntable.mp4", plugin="FFMPEG")
+    assert frames.shape == (48, 256, 256, 3)
+
+
+def test_the_written_config_reloads_to_the_same_config(finished):
+    config = merged(Config(), yaml.safe_load((finished / "config.yaml").read_text()))
+    assert config == train.parse([*SHORT, "--prompt", "a yellow duck", "--out", str(finished)])
+
+
+def test_every_step_has_its_line_of_statistics(finished):
+    rows = [json.loads(line) for line in (finished / "stats.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in rows] == [("coarse", i) for i in range(6)] + [
+        ("refine", i) for i in range(4)
+    ]
+    assert set(rows[0]["seconds"]) == {"render", "encode", "noise", "teacher", "backward", "optimiser", "densify"}
+    assert rows[0]["t"] > rows[5]["t"] and np.isfinite([r["loss"] for r in rows]).all()
+
+
+def test_the_same_seed_gives_the_same_file_byte_for_byte_and_another_seed_does_not(finished, tmp_path):
+    assert run("--prompt", "a yellow duck", "--out", tmp_path / "again") == 0
+    assert run("--prompt", "a yellow duck", "--out", tmp_path / "other", "--seed", 1) == 0
+    first = (finished / "splat.ply").read_bytes()
+    assert (tmp_path / "again" / "splat.ply").read_bytes() == first
+    assert (tmp_path / "other" / "splat.ply").read_bytes() != first
+
+
+def test_the_guidance_matters(finished, tmp_path):
+    assert run("--prompt", "a yellow duck", "--out", tmp_path / "sds", "--guidance", "sds") == 0
+    assert (tmp_path / "sds" / "splat.ply").read_bytes() != (finished / "splat.ply").read_bytes()
+
+
+def test_python_gives_the_same_splat_as_the_command(finished):
+    config = train.parse(SHORT)
+    gaussians = gscfd.generate("a yellow duck", config=config)
+    assert torch.equal(gaussians.means, read_ply(finished / "splat.ply").means)
+    assert gaussians.render(turntable(2, size=32)).rgb.shape == (2, 32, 32, 3)
+
+
+def test_an_existing_folder_is_kept_unless_asked(finished, capsys):
+    before = (finished / "splat.ply").read_bytes()
+    assert run("--prompt", "a red mug", "--out", finished) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (finished / "splat.ply").read_bytes() == before
+
+
+def test_overwrite_replaces_a_run_but_nothing_else(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--prompt", "a red mug", "--out", out, "--refine.steps", 0, "--coarse.steps", 1) == 0
+    assert run("--prompt", "a red mug", "--out", out, "--refine.steps", 0, "--coarse.steps", 1, "--overwrite") == 0
+    (out / "thesis.tex").write_text("years of work")
+    assert run("--prompt", "a red mug", "--out", out, "--overwrite") == 2
+    assert "thesis.tex" in capsys.readouterr().err and (out / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--prompt", " "], ["prompt", "a yellow duck"]),
+        (["--prompt", "a yelow dragon"], ["'yelow'", "yellow", "'dragon'", "--list-words", "--coarse.teacher"]),
+        (["--prompt", "a mug", "--preset", "toybx"], ["preset", "toybox"]),
+        (["--prompt", "a mug", "--coarse.teacher", "/nowhere"], ["teacher", "/nowhere"]),
+        (["--prompt", "a mug", "--device", "cuda"], ["device", "CUDA", "--device cpu"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(*arguments, "--out", tmp_path / "x") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words), error
+    assert not (tmp_path / "x" / "splat.ply").exists()
+
+
+def test_an_unwritable_folder_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("--prompt", "a mug", "--out", tmp_path / "file" / "run") == 2
+    assert "file/run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", [["--coarse.stepz", "3"], ["--init.opacity", "2"], ["--seed", "x"]])
+def test_bad_options_exit_with_2_and_no_traceback(argument):
+    command = [sys.executable, "-m", "gscfd.train", "--prompt", "a mug", *argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    assert argument[0].removeprefix("--") in done.stderr + done.stdout
+
+
+def test_list_words_needs_no_prompt(capsys):
+    assert train.main(["--list-words"]) == 0
+    assert {"duck", "yellow", "mushroom"} <= set(capsys.readouterr().out.split())
+
+
+def test_ctrl_c_keeps_what_was_made(tmp_path, monkeypatch, capsys):
+    def interrupt(run_folder, report, original=train.RunFolder.on_step):
+        original(run_folder, report)
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.RunFolder, "on_step", interrupt)
+    assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
+    assert len(read_ply(tmp_path / "x" / "splat.ply")) >= 1
+    assert "splat.ply" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    def full(self, gaussians):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.RunFolder, "finish", full)
+    assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
+    assert "No space left" in capsys.readouterr().out
+
+
+def test_non_finite_noise_stops_the_run_before_it_reaches_the_gaussians(tmp_path, monkeypatch, capsys):
+    def poisoned(field, cameras, render, step):
+        value = noise.surface(field, cameras, render, step)
+        return value * float("nan") if step == 3 else value
+
+    monkeypatch.setitem(train.NOISES, "surface", poisoned)
+    assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
+    assert "not finite at step 3" in capsys.readouterr().out
+    assert all(v.isfinite().all() for v in read_ply(tmp_path / "x" / "splat.ply").tensors().values())
+
+
+def test_a_stage_changes_every_parameter():
+    config = train.parse(
+        [
+            *SHORT,
+            "--prompt",
+            "a mug",
+            "--refine.steps",
+            "0",
+            "--coarse.densify.start",
+            "1",
+            "--coarse.densify.stop",
+            "1",
+        ]
+    )
+    first: dict[str, torch.Tensor] = {}
+
+    def on_step(report: stage.StepReport) -> None:
+        if report.step == 0:
+            first.update(report.gaussians.tensors())
+
+    last = gscfd.generate("a mug", config=config, on_step=on_step).tensors()
+    for name in ("means", "quats", "scales", "opacities", "sh0"):
+        assert not torch.equal(first[name], last[name]), name
+
+
+def test_generate_refuses_unknown_words():
+    with pytest.raises(UserError, match="zebra"):
+        gscfd.generate("a zebra", config=load_preset("toybox"))

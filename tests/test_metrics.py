@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from gscfd import evaluate
+from gscfd.errors import UserError
+from gscfd.metrics import Scorer, r_precision
+from gscfd.toybox.data import make_group
+from gscfd.toybox.models import SCORER_SIZE
+
+
+def test_r_precision_counts_the_views_that_find_their_caption():
+    similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.5, 0.1]])
+    assert r_precision(similarity, 0) == 0.75 and r_precision(similarity, 1) == 0.25
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    from gscfd.evaluate import SCORER
+
+    return Scorer(SCORER)
+
+
+def test_the_scorer_finds_the_captions_of_unseen_objects_and_not_shuffled_ones(scorer):
+    groups = [make_group(seed, views=4, size=SCORER_SIZE, grouped=True) for seed in range(40)]
+    captions = [group.captions[0] for group in groups]
+    hits = [
+        r_precision(scorer.similarity(group.images, captions), captions.index(caption))
+        for group, caption in zip(groups, captions, strict=True)
+    ]
+    assert sum(hits) / len(hits) > 0.8
+    shuffled = [r_precision(scorer.similarity(g.images, captions), (i + 7) % 40) for i, g in enumerate(groups)]
+    assert sum(shuffled) / len(shuffled) < 0.1
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("prompt: a mug\n")
+    with pytest.raises(UserError, match=r"no splat.ply"):
+        evaluate.read_run(tmp_path)
+
+
+def test_the_table_has_a_row_for_each_run_and_the_mean():
+    scores = [
+        evaluate.Score(run=f"r{i}", prompt="a mug", guidance="cfd", r_precision=p, similarity=0.5, gaussians=10)
+        for i, p in enumerate((1.0, 0.5))
+    ]
+    lines = evaluate.table(scores).splitlines()
+    assert len(lines) == 5 and "75.0%" in lines[-1]
