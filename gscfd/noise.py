@@ -21,6 +21,7 @@ from gscfd.noise_kernels import cpu
 from gscfd.types import Cameras, Render
 
 BACKGROUNDS = ("screen", "fresh", "direction")
+DEPTHS = ("expected", "median")
 
 # Random numbers of different uses never meet: each has its own counter space.
 _SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION = range(6)
@@ -44,6 +45,7 @@ class NoiseField:
         gamma: float | Sequence[float] = 1e-4,
         beta: float = 1.0,
         background: str = "screen",
+        depth: str = "expected",
         footprint: float | None = None,
         span: int = 4096,
         opacity_threshold: float = 0.5,
@@ -55,6 +57,8 @@ class NoiseField:
         beta: in [0, 1], share of variance that is consistent; the rest is fresh each step (METHOD section 3).
         background: where no surface is, "screen" (one image fixed to the screen, ageing with gamma), "direction"
         (fixed to the viewing direction, ageing with gamma), or "fresh" (new in every view and step).
+        depth: which of the render's depths is the surface, "expected" or "median". On rendered Gaussians the expected
+        depth makes views agree better (docs/noise.md): the median is the depth of a splat's centre, constant per splat.
         footprint: size of a latent pixel on the object, world units; 2 / height by default: the unit ball fills the
         latents. Cells have the pitch footprint / 4 and the depth 4 footprint. span: expected number of steps; it
         belongs to the seed (another span, other noise) and sets the cost: about 2 + log2(span) draws per cell, and one
@@ -69,12 +73,14 @@ class NoiseField:
         _check(len(gammas) > 0 and all(0 <= g <= 1 for g in gammas), "gamma", "numbers in [0, 1]", gamma)
         _check(0 <= beta <= 1, "beta", "a number in [0, 1]", beta)
         _check(background in BACKGROUNDS, "background", f"one of {BACKGROUNDS}", background)
+        _check(depth in DEPTHS, "depth", f"one of {DEPTHS}", depth)
         _check(footprint is None or footprint > 0, "footprint", "a positive length, or None for 2 / height", footprint)
         _check(span >= 1, "span", "at least 1 step", span)
         _check(0 <= opacity_threshold < 1, "opacity_threshold", "a number in [0, 1)", opacity_threshold)
         _check(normal_radius >= 1, "normal_radius", "at least 1 sample", normal_radius)
         self.seed, self.channels, self.height, self.width = seed, channels, height, width
         self.gammas, self.beta, self.background, self.span = gammas, beta, background, span
+        self.depth = depth
         self.footprint = 2 / height if footprint is None else footprint
         self.opacity_threshold, self.normal_radius = opacity_threshold, normal_radius
         rates = [-0.5 * math.log(max(1 - g, 1e-300)) for g in gammas]
@@ -90,6 +96,7 @@ class NoiseField:
             "gamma": list(self.gammas),
             "beta": self.beta,
             "background": self.background,
+            "depth": self.depth,
             "footprint": self.footprint,
             "span": self.span,
             "opacity_threshold": self.opacity_threshold,
@@ -165,10 +172,10 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
     """[V, C, h, w] noise that is white in every view and agrees between views where they see the same surface.
 
     G = sqrt(alpha) n^-1/2 sum of W over the n cells that a pixel owns + sqrt(1 - alpha) B (CFD Alg. 2 in the form of
-    docs/noise.md). cameras: of the render's size, which need not be a multiple of the latents'. render: depth and
-    opacity are read, and median_depth in place of depth where it is given. step: the optimisation step, from 0.
+    docs/noise.md). cameras: of the render's size, which need not be a multiple of the latents'. render: opacity and the
+    depth that field.depth names are read. step: the optimisation step, from 0.
 
-    Raises ValueError for CUDA tensors, for sizes that disagree, and for a negative step.
+    Raises ValueError for CUDA tensors, for sizes that disagree, for a missing median depth, and for a negative step.
     """
     parts = surface_parts(field, cameras, render, step)
     # A covered pixel that owns no cell is background.
@@ -179,7 +186,7 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
 
 def surface_parts(field: NoiseField, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
     """What `surface` composes: foreground noise, cells per pixel, coverage. Raises ValueError as `surface` does."""
-    depth, opacity = surface_images(cameras, render)
+    depth, opacity = surface_images(field, cameras, render)
     return cpu.surface(
         grid(field),
         depth,
@@ -205,13 +212,17 @@ def grid(field: NoiseField) -> cpu.Grid:
     )
 
 
-def surface_images(cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
+def surface_images(field: NoiseField, cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
     """([V, H, W], [V, H, W]) the depth that shows the surface, and opacity. Raises ValueError as `surface` does."""
     expected = (len(cameras), cameras.height, cameras.width, 1)
-    depth, opacity, median = render.depth, render.opacity, render.median_depth
-    for name, tensor in (("render.depth", depth), ("render.opacity", opacity), ("render.median_depth", median)):
+    images = {"render.depth": render.depth, "render.opacity": render.opacity}
+    if field.depth == "median":
+        images = {"render.median_depth": render.median_depth, "render.opacity": render.opacity}
+    for name, tensor in images.items():
         if tensor is None:
-            continue
+            raise ValueError(
+                f'{name}: expected {list(expected)}, got None; choose depth="expected" for this rasteriser'
+            )
         if tensor.is_cuda:
             raise ValueError(
                 f"{name}: expected a CPU tensor, got one on {tensor.device}; the noise kernel is for the CPU only:"
@@ -222,9 +233,8 @@ def surface_images(cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
                 f"{name}: expected {list(expected)} to match cameras, got {list(tensor.shape)};"
                 " use cameras.resized(width, height) for a render of another size"
             )
-    if median is not None:
-        depth = torch.where(median > 0, median, depth)
-    return depth[..., 0], opacity[..., 0]
+    depth, opacity = (tensor[..., 0] for tensor in images.values() if tensor is not None)
+    return depth, opacity
 
 
 def _background(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:

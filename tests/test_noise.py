@@ -74,6 +74,9 @@ def test_every_cell_has_one_owner(name: str) -> None:
     for view in (a, b):
         assert len(np.unique(view.cells)) == len(view.cells)
         assert np.array_equal(np.bincount(view.pixels, minlength=64 * 64), view.counts)
+    itself = shared(a, a).tocoo()
+    assert np.array_equal(itself.row, itself.col), "no cell is shared within a view"
+    assert np.allclose(itself.data, 1)
     norm = float(np.max(scipy.sparse.linalg.svds(shared(a, b), k=1)[1]))
     print(f"norm of R, {name}: {norm:.6f}")
     assert norm <= 1 + 1e-6
@@ -394,11 +397,14 @@ def test_iid_is_new_in_every_view_and_step_and_fixed_is_not() -> None:
     assert torch.equal(same[0], same[1]) and torch.equal(same, noise.fixed(field, cameras, render, 1))
 
 
-def test_median_depth_is_preferred_where_it_is_given() -> None:
+def test_the_surface_is_the_depth_that_was_chosen() -> None:
     cameras, render = scene("sphere", 20, size=64)
-    field = NoiseField(0, 4, 16, 16)
-    wrong = Render(render.rgb, render.depth + 0.3, render.opacity, median_depth=render.depth)
-    assert torch.equal(noise.surface(field, cameras, render, 0), noise.surface(field, cameras, wrong, 0))
+    expected, median = NoiseField(0, 4, 16, 16), NoiseField(0, 4, 16, 16, depth="median")
+    both = Render(render.rgb, render.depth + 0.3, render.opacity, median_depth=render.depth)
+    assert torch.equal(noise.surface(expected, cameras, render, 0), noise.surface(median, cameras, both, 0))
+    assert not torch.equal(noise.surface(expected, cameras, both, 0), noise.surface(median, cameras, both, 0))
+    with pytest.raises(ValueError, match=r"render.median_depth: .*got None"):
+        noise.surface(median, cameras, render, 0)
 
 
 def test_undefined_depth_is_no_surface() -> None:
@@ -490,7 +496,15 @@ def test_counter_based_words_are_philox() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", -1), ("channels", 0), ("gamma", 1.5), ("gamma", []), ("beta", -0.1), ("background", "black")]
+    [
+        ("seed", -1),
+        ("channels", 0),
+        ("gamma", 1.5),
+        ("gamma", []),
+        ("beta", -0.1),
+        ("background", "black"),
+        ("depth", "mode"),
+    ]
     + [("footprint", 0.0), ("span", 0), ("opacity_threshold", 1.0), ("normal_radius", 0)],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:

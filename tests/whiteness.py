@@ -58,7 +58,7 @@ class View:
 
 def owner_views(field: NoiseField, cameras: Cameras, render: Render) -> list[View]:
     parts = noise.surface_parts(field, cameras, render, 0)
-    depth, opacity = noise.surface_images(cameras, render)
+    depth, opacity = noise.surface_images(field, cameras, render)
     views = []
     for v in range(len(cameras)):
         cells, pixels = cpu.owners(noise.grid(field), depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v])
