@@ -25,12 +25,14 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.prompts import with_view
 from gscfd.teachers.multiview import join_views
 from gscfd.toybox import models
 from gscfd.toybox.data import Group, make_group
 
 Example = TypeVar("Example")
+Model = TypeVar("Model", bound=nn.Module)
 PARTS = ("vae", "multiview", "singleview", "scorer", "export")
 
 
@@ -62,7 +64,7 @@ class Settings:
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=2e-3, pool=1024, reuse=4.0))
-    multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8))
+    multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8, lr=1e-3))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
     scorer: Recipe = field(default_factory=lambda: Recipe(steps=1500, batch=32, lr=1e-3, pool=4096, reuse=6.0))
     seed: int = 0
@@ -97,13 +99,13 @@ class Pool(Generic[Example]):
 
 def fit(
     name: str,
-    module: nn.Module,
+    module: Model,
     make: Callable[[int], Example],
-    loss_of: Callable[[nn.Module, list[Example], np.random.Generator], Tensor],
-    sheet: Callable[[nn.Module], Image.Image],
+    loss_of: Callable[[Model, list[Example], np.random.Generator], Tensor],
+    sheet: Callable[[Model], Image.Image],
     recipe: Recipe,
     settings: Settings,
-) -> nn.Module:
+) -> Model:
     """Train `module`, resuming from `settings.out / name / state.pt` when it is there; returns the averaged weights."""
     folder = settings.out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +193,7 @@ def image_example(seed: int, views: int) -> Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
-def vae_loss(vae: nn.Module, batch: list[Tensor], rng: np.random.Generator) -> Tensor:
+def vae_loss(vae: AutoencoderKL, batch: list[Tensor], rng: np.random.Generator) -> Tensor:
     """L1 and squared error of the reconstruction, and a light pull of the posterior towards N(0, I).
 
     Most steps see crops of 32 x 32: a quarter of the cost, and nearly the same progress per step.
@@ -209,14 +211,13 @@ def train_vae(settings: Settings) -> AutoencoderKL:
     vae = models.build_vae().to(memory_format=torch.channels_last)
     shown = torch.cat([image_example(seed, 2) for seed in range(12)])
 
-    def sheet(average: nn.Module) -> Image.Image:
+    def sheet(average: AutoencoderKL) -> Image.Image:
         x = shown.to(average.device, torch.float32) / 127.5 - 1
         with torch.no_grad():
             decoded = average.decode(average.encode(x).latent_dist.mean).sample
         return tile(torch.cat([x, decoded]) / 2 + 0.5, 12)
 
     trained = fit("vae", vae, lambda seed: image_example(seed, 4), vae_loss, sheet, settings.vae, settings)
-    assert isinstance(trained, AutoencoderKL)
     with torch.no_grad():
         latents = trained.encode(shown.to(settings.device, torch.float32) / 127.5 - 1).latent_dist.mean
     trained.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
@@ -267,7 +268,7 @@ def choose_caption(captions: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 def denoising_loss(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     batch: list[LatentGroup],
     rng: np.random.Generator,
     *,
@@ -275,7 +276,6 @@ def denoising_loss(
     multiview: bool,
 ) -> Tensor:
     """Squared error of the v-prediction (Salimans & Ho 2022), one time per group of views."""
-    assert isinstance(denoiser, Denoiser)
     device, views = denoiser.unet.device, models.VIEWS
     z = torch.cat([item.latents for item in batch]).to(device)
     captions = [choose_caption(item.group.captions, rng) for item in batch for _ in range(1 if multiview else views)]
@@ -323,11 +323,8 @@ def ddim(denoiser: Denoiser, texts: list[str], cameras: Tensor | None, *, cfg: f
     return x
 
 
-def sample_sheet(denoiser: nn.Module, vae: AutoencoderKL, *, multiview: bool) -> Image.Image:
+def sample_sheet(denoiser: Denoiser, vae: AutoencoderKL, *, multiview: bool) -> Image.Image:
     """Four views of each of the prompts above."""
-    assert isinstance(denoiser, Denoiser)
-    from gscfd.cameras import mvdream_matrices, turntable
-
     cameras = turntable(models.VIEWS, size=64)
     repeated = [prompt for prompt in SHEET_PROMPTS for _ in range(models.VIEWS)]
     if multiview:
@@ -351,10 +348,10 @@ def train_denoiser(settings: Settings, vae: AutoencoderKL, start_from: Denoiser 
         weights = {k: v for k, v in start_from.unet.state_dict().items() if not k.startswith("class_embedding.")}
         denoiser.unet.load_state_dict(weights)
 
-    def loss_of(module: nn.Module, batch: list[LatentGroup], rng: np.random.Generator) -> Tensor:
+    def loss_of(module: Denoiser, batch: list[LatentGroup], rng: np.random.Generator) -> Tensor:
         return denoising_loss(module, batch, rng, scheduler=scheduler, multiview=multiview)
 
-    trained = fit(
+    return fit(
         name,
         denoiser,
         lambda seed: latent_example(seed, vae, size=size, grouped=multiview),
@@ -363,8 +360,6 @@ def train_denoiser(settings: Settings, vae: AutoencoderKL, start_from: Denoiser 
         getattr(settings, name),
         settings,
     )
-    assert isinstance(trained, Denoiser)
-    return trained
 
 
 # ------------------------------------------------------------------------------------------------------------- scorer
@@ -394,9 +389,8 @@ def degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
     return (images + 0.06 * rng.random() * torch.randn_like(images)).clamp(0, 1)
 
 
-def contrastive_loss(scorer: nn.Module, batch: list[Group], rng: np.random.Generator) -> Tensor:
+def contrastive_loss(scorer: Scorer, batch: list[Group], rng: np.random.Generator) -> Tensor:
     """CLIP's symmetric cross-entropy; images of equal captions are all right answers (SupCon)."""
-    assert isinstance(scorer, Scorer)
     device = scorer.clip.device
     texts = [g.captions[0] if rng.random() < 0.7 else g.captions[rng.integers(len(g.captions))] for g in batch]
     images = torch.stack([g.images[rng.integers(len(g.images))] for g in batch]).to(device).float() / 255
@@ -411,9 +405,8 @@ def contrastive_loss(scorer: nn.Module, batch: list[Group], rng: np.random.Gener
 def train_scorer(settings: Settings) -> Scorer:
     held = [scorer_example(seed) for seed in range(64)]
 
-    def sheet(average: nn.Module) -> Image.Image:
+    def sheet(average: Scorer) -> Image.Image:
         """Held-out retrieval accuracy goes to the console; the sheet shows the pictures it was measured on."""
-        assert isinstance(average, Scorer)
         tokens = average.tokenizer([g.captions[0] for g in held], padding="max_length", return_tensors="pt")
         images = torch.stack([g.images[0] for g in held]).to(average.clip.device).float() / 127.5 - 1
         with torch.no_grad():
@@ -423,9 +416,7 @@ def train_scorer(settings: Settings) -> Scorer:
         tqdm.write(f"scorer: {sum(right)} of {len(held)} held-out images retrieve their caption among {len(held)}")
         return tile(images / 2 + 0.5, 16)
 
-    trained = fit("scorer", Scorer(), scorer_example, contrastive_loss, sheet, settings.scorer, settings)
-    assert isinstance(trained, Scorer)
-    return trained
+    return fit("scorer", Scorer(), scorer_example, contrastive_loss, sheet, settings.scorer, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------- export
