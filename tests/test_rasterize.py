@@ -22,7 +22,7 @@ NAMES = ("means", "quats", "scales", "opacities", "colors")
 LIMIT = 1e-4
 
 
-def make_scene(n: int = 200, *, seed: int = 0, size: float = 0.08, channels: int = 3) -> Scene:
+def make_scene(n: int = 150, *, seed: int = 0, size: float = 0.08, channels: int = 3) -> Scene:
     g = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
@@ -59,7 +59,8 @@ def outputs_and_gradients(
     info["means2d"].retain_grad()
     g = torch.Generator().manual_seed(1)
     weights = [torch.randn(t.shape, generator=g) for t in (colours, alphas)]
-    sum((t * w.to(dtype)).sum() for t, w in zip((colours, alphas), weights, strict=True)).backward()
+    loss = (colours * weights[0].to(dtype)).sum() + (alphas * weights[1].to(dtype)).sum()
+    loss.backward()
     gradients = {name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grad = info["means2d"].grad
     gradients["means2d"] = grad if grad is not None else torch.zeros_like(info["means2d"])
@@ -70,9 +71,12 @@ def relative_errors(scene: Scene, cameras: Cameras, **settings: Any) -> dict[str
     """Norm of the difference to the float64 oracle over the norm of the oracle, of images and gradients."""
     oracle_settings = {k: v for k, v in settings.items() if k != "tile_size"}
     images, gradients = outputs_and_gradients(rasterization, scene, cameras, torch.float32, **settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the oracle's many small operations gain nothing from threads
     true_images, true_gradients = outputs_and_gradients(
         reference.rasterization, scene, cameras, torch.float64, **oracle_settings
     )
+    torch.set_num_threads(threads)
     got, true = images | gradients, true_images | true_gradients
     for name, tensor in got.items():
         assert tensor.isfinite().all(), f"{name} is not finite"
@@ -99,7 +103,7 @@ def test_every_instruction_set_matches_the_oracle(isa: str) -> None:
         pytest.skip(f"this CPU has no {isa}")
     try:
         assert_matches_oracle(make_scene(), make_cameras())
-        sh = make_scene() | {"colors": torch.randn(200, 16, 3, generator=torch.Generator().manual_seed(2))}
+        sh = make_scene() | {"colors": torch.randn(150, 16, 3, generator=torch.Generator().manual_seed(2))}
         assert_matches_oracle(sh, make_cameras(), sh_degree=3)
     finally:
         native.set_instruction_set(widest)
@@ -125,13 +129,13 @@ def test_any_number_of_channels_with_background_matches_the_oracle(channels: int
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_spherical_harmonics_match_the_oracle(degree: int, per_view: bool) -> None:
     g = torch.Generator().manual_seed(4)
-    shape = (2, 200, 16, 3) if per_view else (200, 16, 3)
+    shape = (2, 150, 16, 3) if per_view else (150, 16, 3)
     scene = make_scene() | {"colors": 0.5 * torch.randn(shape, generator=g)}
     assert_matches_oracle(scene, make_cameras(), sh_degree=degree)
 
 
 def test_colours_per_view_match_the_oracle() -> None:
-    colors = torch.rand(2, 200, 3, generator=torch.Generator().manual_seed(5))
+    colors = torch.rand(2, 150, 3, generator=torch.Generator().manual_seed(5))
     assert_matches_oracle(make_scene() | {"colors": colors}, make_cameras())
 
 
@@ -189,7 +193,7 @@ def test_degenerate_scales_match_the_oracle(kind: str) -> None:
 
 def test_unnormalised_and_zero_quaternions() -> None:
     scene = make_scene()
-    scene["quats"] *= torch.logspace(-3, 3, 200)[:, None]
+    scene["quats"] *= torch.logspace(-3, 3, 150)[:, None]
     assert_matches_oracle(scene, make_cameras())
     scene["quats"][:5] = 0
     _, gradients = outputs_and_gradients(rasterization, scene, make_cameras(), torch.float32)
@@ -218,7 +222,7 @@ def test_gaussians_that_are_not_finite_are_left_out() -> None:
 
 def test_a_wrong_gradient_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison would notice an error of one part in a thousand."""
-    backward = cpu._Project.backward
+    backward: Any = cpu._Project.backward
 
     def wrong(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         means, *rest = backward(ctx, *gradients)
@@ -423,17 +427,17 @@ def test_rasterize_reads_stored_parameters() -> None:
 
 
 WRONG = {
-    "means": ({"means": torch.zeros(200, 2)}, r"means: expected \[N, 3\], got \[200, 2\]"),
-    "quats": ({"quats": torch.zeros(200, 3)}, r"quats: expected \[200, 4\]"),
-    "scales": ({"scales": torch.zeros(199, 3)}, r"scales: expected \[200, 3\]"),
-    "opacities": ({"opacities": torch.zeros(200, 1)}, r"opacities: expected \[200\]"),
-    "colors": ({"colors": torch.zeros(100, 3)}, r"colors: expected \[200, D\]"),
-    "sh": ({"colors": torch.zeros(200, 3, 3), "sh_degree": 1}, "K >= 4"),
+    "means": ({"means": torch.zeros(150, 2)}, r"means: expected \[N, 3\], got \[150, 2\]"),
+    "quats": ({"quats": torch.zeros(150, 3)}, r"quats: expected \[150, 4\]"),
+    "scales": ({"scales": torch.zeros(149, 3)}, r"scales: expected \[150, 3\]"),
+    "opacities": ({"opacities": torch.zeros(150, 1)}, r"opacities: expected \[150\]"),
+    "colors": ({"colors": torch.zeros(100, 3)}, r"colors: expected \[150, D\]"),
+    "sh": ({"colors": torch.zeros(150, 3, 3), "sh_degree": 1}, "K >= 4"),
     "degree": ({"sh_degree": 4}, "sh_degree: expected None or 0 to 3, got 4"),
     "viewmats": ({"viewmats": torch.eye(4)}, "viewmats: expected"),
     "Ks": ({"Ks": torch.eye(3)}, "Ks: expected"),
-    "type": ({"scales": torch.zeros(200, 3, dtype=torch.float64)}, r"scales: expected torch.float32 .* use .float"),
-    "device": ({"opacities": torch.zeros(200, device="meta")}, "opacities: expected device cpu"),
+    "type": ({"scales": torch.zeros(150, 3, dtype=torch.float64)}, r"scales: expected torch.float32 .* use .float"),
+    "device": ({"opacities": torch.zeros(150, device="meta")}, "opacities: expected device cpu"),
     "mode": ({"render_mode": "rgb"}, "render_mode: expected one of"),
     "width": ({"width": 0}, "width, height"),
     "near": ({"near_plane": 0.0}, "near_plane"),

@@ -46,8 +46,9 @@ def rasterization(
     opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or
     [V, N, K, 3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels.
     near_plane, far_plane: depths outside are left out. radius_clip: splats whose radius in pixels is at most this are
-    left out. eps2d: added to the 2D covariance, in square pixels. tile_size: 8 or 16 pixels; None takes the faster on
-    this device. backgrounds: [V, D], added where the Gaussians leave transmittance; depth has none.
+    left out. eps2d: added to the 2D covariance, in square pixels. tile_size: 8 or 16 pixels; None takes the one that
+    is expected to be faster, on CUDA always 16. backgrounds: [V, D], added where the Gaussians leave transmittance;
+    depth has none.
     render_mode: "RGB" colour, "D" depth accumulated with the compositing weights, "ED" that divided by alpha.
     absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after backward.
 
@@ -84,7 +85,7 @@ def rasterization(
         colors = cpu.harmonics(means, colors, viewmats, sh_degree)
     colours, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
-        far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size or 8,
+        far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size,
         depth_channel=wants_depth, expected="ED" in render_mode, absgrad=absgrad,
     )  # fmt: skip
     if backgrounds is not None and wants_colour:

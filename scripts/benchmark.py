@@ -1,0 +1,133 @@
+"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize`. Prints Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gscfd import native
+from gscfd.cameras import turntable
+from gscfd.rasterize import rasterization, reference
+from gscfd.types import Cameras
+
+Scene = dict[str, Tensor]
+
+
+def median_times(function: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """Median wall-clock and CPU time of a call in milliseconds, after two calls to warm up."""
+    for _ in range(2 if repeats > 1 else 0):
+        function()
+    wall, cpu = [], []
+    for _ in range(repeats):
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        function()
+        wall.append(time.perf_counter() - wall_start)
+        cpu.append(time.process_time() - cpu_start)
+    return 1e3 * statistics.median(wall), 1e3 * statistics.median(cpu)
+
+
+def ball(count: int, seed: int = 0) -> Scene:
+    """Gaussians spread over a ball of radius 0.8, standard deviations about 0.027, opacities 0.05 to 0.95."""
+    g = torch.Generator().manual_seed(seed)
+    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=-1)
+    return {
+        "means": 0.8 * direction * torch.rand(count, 1, generator=g) ** (1 / 3),
+        "quats": torch.randn(count, 4, generator=g),
+        "scales": torch.exp(0.3 * torch.randn(count, 3, generator=g) - 3.6),
+        "opacities": 0.05 + 0.9 * torch.rand(count, generator=g),
+        "colors": torch.rand(count, 3, generator=g),
+    }
+
+
+def render(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> tuple[Tensor, Tensor]:
+    size = {"width": cameras.width, "height": cameras.height}
+    colours, alphas, _ = function(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
+    return colours, alphas
+
+
+def render_and_differentiate(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> None:
+    leaves = {name: value.requires_grad_() for name, value in scene.items()}
+    colours, alphas = render(function, leaves, cameras, **settings)
+    torch.autograd.grad(colours.sum() + alphas.sum(), list(leaves.values()))
+
+
+def torch_in_bands(scene: Scene, cameras: Cameras, rows: int) -> None:
+    """The plain torch compositor on bands of rows, because the whole image would not fit in memory."""
+    for top in range(0, cameras.height, rows):
+        Ks = cameras.Ks.clone()
+        Ks[:, 1, 2] -= top
+        render_and_differentiate(reference.rasterization, scene, Cameras(cameras.viewmats, Ks, cameras.width, rows))
+
+
+def rasterize(arguments: argparse.Namespace) -> None:
+    """Forward and backward times of the CPU rasteriser, and of the plain torch compositor for comparison."""
+    threads, repeats = torch.get_num_threads(), arguments.repeats
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    print(f"{platform.machine()}, {native.instruction_set()}, {threads} threads, torch {torch.__version__}, ", end="")
+    print(
+        f"load average at the start {load:.1f}.\nColour and expected depth (4 channels), medians of {repeats}. ", end=""
+    )
+    print("CPU time on one thread is what counts on a busy machine.\n")
+    print("| Gaussians | views | pixels | tile | forward ms | forward + backward ms | CPU ms on one thread |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for count, views, size in ((10_000, 1, 128), (30_000, 1, 256), (2_000, 4, 64), (5_000, 4, 64)):
+        scene, cameras = ball(count), turntable(views, size=size)
+        for tile in (None, 8, 16):
+
+            def both(scene: Scene = scene, cameras: Cameras = cameras, tile: int | None = tile) -> None:
+                render_and_differentiate(rasterization, scene, cameras, tile_size=tile)
+
+            def forward(scene: Scene = scene, cameras: Cameras = cameras, tile: int | None = tile) -> None:
+                with torch.no_grad():
+                    render(rasterization, scene, cameras, tile_size=tile)
+
+            forward_wall, _ = median_times(forward, repeats)
+            wall, _ = median_times(both, repeats)
+            torch.set_num_threads(1)
+            _, cpu = median_times(both, repeats)
+            torch.set_num_threads(threads)
+            times = f"{forward_wall:.1f} | {wall:.1f} | {cpu:.1f}"
+            print(f"| {count:,} | {views} | {size}² | {tile or 'default'} | {times} |", flush=True)
+    if arguments.compare:
+        compare_with_torch(repeats)
+
+
+def compare_with_torch(repeats: int) -> None:
+    """CPU times on one thread of both, forward + backward."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    print(
+        "\n| forward + backward, CPU ms on one thread | native | plain torch compositor | ratio |\n|---|---:|---:|---:|"
+    )
+    for count, size, rows in ((1_000, 64, 64), (10_000, 128, 8)):
+        scene, cameras = ball(count), turntable(1, size=size)
+        _, ours = median_times(partial(render_and_differentiate, rasterization, scene, cameras), repeats)
+        _, theirs = median_times(partial(torch_in_bands, scene, cameras, rows), 3 if rows == size else 1)
+        note = "" if rows == size else f", torch in bands of {rows} rows, one run"
+        print(f"| {count:,} Gaussians, {size}²{note} | {ours:.1f} | {theirs:.0f} | {theirs / ours:.0f} |", flush=True)
+    torch.set_num_threads(threads)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="PART")
+    command = commands.add_parser("rasterize", help=rasterize.__doc__)
+    command.add_argument("--repeats", type=int, default=30, help="calls per figure (default 30)")
+    compare = "also time the plain torch compositor (half a minute on an idle machine)"
+    command.add_argument("--compare", action=argparse.BooleanOptionalAction, default=True, help=compare)
+    command.set_defaults(run=rasterize)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
