@@ -124,7 +124,7 @@ class RunFolder:
         """Keep what there is; returns the exit code."""
         log.error(reason)
         kept = "nothing was made yet"
-        if self.latest is not None:
+        if self.latest is not None and len(self.latest):
             try:
                 self.latest.save_ply(self.path / "splat.ply")
                 kept = f"the splat so far is in {self.path}/splat.ply"

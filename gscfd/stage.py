@@ -20,6 +20,10 @@ from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Guidance, Noise, Rasterize, Render
 
 
+PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify")
+"""The parts of a step, in order. Of these encode, teacher and encode_backward run the teacher's networks."""
+
+
 @dataclass
 class StepReport:
     """What a step did; callbacks read it and change nothing."""
@@ -35,15 +39,15 @@ class StepReport:
     count: int
     """Gaussians after the step."""
     seconds: dict[str, float]
-    """Time of each part: render, encode, noise, teacher, backward, optimiser, densify."""
+    """Time of each part, by the names in PARTS."""
     gaussians: Gaussians
     cameras: Cameras
     images: Tensor
     """[V, H, W, 3] what the teacher was shown, detached."""
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is not finite; the Gaussians are still those of the step before."""
+class StageError(RuntimeError):
+    """The run cannot go on. After a loss or gradient that is not finite, the Gaussians are those of the step before."""
 
 
 class Clock:
@@ -79,7 +83,8 @@ def run_stage(
 ) -> None:
     """Distil the teacher into the Gaussians, in place.
 
-    Raises NonFiniteError before a non-finite gradient reaches the Gaussians. What `on_step` raises ends the stage.
+    Raises StageError before a non-finite gradient reaches the Gaussians, and when pruning left none. What `on_step`
+    raises ends the stage.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizers = make_optimizers(gaussians, {key: getattr(config.lr, key) for key in gaussians.params})
@@ -103,7 +108,8 @@ def run_stage(
         clock.lap("render")
 
         # Show them to the teacher.
-        z = teacher.encode(images.permute(0, 3, 1, 2))
+        shown = images.detach().requires_grad_()
+        z = teacher.encode(shown.permute(0, 3, 1, 2))
         clock.lap("encode")
 
         # Draw the noise on the surface that is there now.
@@ -115,21 +121,25 @@ def run_stage(
         grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), cameras)
         clock.lap("teacher")
 
-        # Carry the answer back to the Gaussians.
+        # Carry the answer back to the pixels, and from there to the Gaussians.
         loss = distillation_loss(z, grad)
+        (pixel_grad,) = torch.autograd.grad(loss, shown)
+        clock.lap("encode_backward")
         regulariser = regularisers(gaussians, render, config)
         densifier.before_backward(gaussians, optimizers, step, render.info)
-        (loss + regulariser).backward()
+        torch.autograd.backward([images, regulariser], [pixel_grad, torch.ones_like(regulariser)])
         check_finite(gaussians, loss, name, step)
-        clock.lap("backward")
+        clock.lap("render_backward")
 
         # Step, then grow and prune.
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        clock.lap("optimiser")
+        clock.lap("optimise")
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
+        if len(gaussians) == 0:
+            raise StageError(f"{name}: no Gaussians are left at step {step}")
         on_step(
             StepReport(
                 stage=name,
@@ -159,10 +169,10 @@ def detached(render: Render) -> Render:
 
 
 def check_finite(gaussians: Gaussians, loss: Tensor, name: str, step: int) -> None:
-    """Raise NonFiniteError, naming the parameters whose gradient is not finite."""
+    """Raise StageError, naming the parameters whose gradient is not finite."""
     broken = [
         key for key, value in gaussians.params.items() if value.grad is not None and not value.grad.isfinite().all()
     ]
     if broken or not loss.isfinite():
         what = f"gradient of {', '.join(broken)}" if broken else "loss"
-        raise NonFiniteError(f"{name}: the {what} is not finite at step {step}")
+        raise StageError(f"{name}: the {what} is not finite at step {step}")

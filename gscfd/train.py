@@ -17,7 +17,7 @@ from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.rasterize import rasterize
 from gscfd.runs import RunFolder
-from gscfd.stage import NonFiniteError, StepReport, run_stage
+from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.load import TOYBOX, teacher_folder
 from gscfd.toybox.objects import unknown_words, vocabulary
@@ -141,7 +141,7 @@ def train(config: Config) -> int:
             run.finish(distil(config, on_step))
         except KeyboardInterrupt:
             return run.stopped("interrupted", code=130)
-        except NonFiniteError as error:
+        except StageError as error:
             return run.stopped(f"{error}; try a smaller --{run.stage}.lr or --{run.stage}.cfg", code=1)
         except OSError as error:
             return run.stopped(f"could not write: {error}", code=1)
