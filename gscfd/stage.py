@@ -19,7 +19,6 @@ from gscfd.schedule import anneal, time_index, uniform
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Guidance, Noise, Rasterize, Render
 
-
 PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify")
 """The parts of a step, in order. Of these encode, teacher and encode_backward run the teacher's networks."""
 
