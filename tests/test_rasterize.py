@@ -344,6 +344,17 @@ def test_any_number_of_threads_gives_identical_bits(isa: str) -> None:
         native.set_instruction_set(widest)
 
 
+def test_default_type_of_torch_does_not_matter() -> None:
+    expected, _ = outputs_and_gradients(rasterization, make_scene(), make_cameras(), torch.float32)
+    scene, cameras = make_scene(), make_cameras()
+    torch.set_default_dtype(torch.float64)
+    try:
+        colours, _, _ = render(scene, cameras)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(colours, expected["colours"])
+
+
 def test_tile_size_changes_only_rounding() -> None:
     scene, cameras = make_scene(500), make_cameras()
     small, _ = outputs_and_gradients(rasterization, scene, cameras, torch.float32, tile_size=8)

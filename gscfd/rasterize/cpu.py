@@ -94,10 +94,10 @@ class _Project(Function):
     def forward(ctx, means, quats, scales, opacities, viewmats, Ks, image, limits):
         views, count = viewmats.shape[0], means.shape[0]
         inputs = [t.contiguous() for t in (means, quats, scales, opacities, viewmats, Ks)]
-        radii = torch.empty(views, count, 2, dtype=torch.int32)
-        means2d, factors = torch.empty(views, count, 2), torch.empty(views, count, 3)
-        depths, conics = torch.empty(views, count), torch.empty(views, count, 3)
-        log_opacities = torch.empty(count)
+        radii = means.new_empty(views, count, 2, dtype=torch.int32)
+        means2d, factors = means.new_empty(views, count, 2), means.new_empty(views, count, 3)
+        depths, conics = means.new_empty(views, count), means.new_empty(views, count, 3)
+        log_opacities = means.new_empty(count)
         outputs = _addresses(radii, means2d, factors, depths, conics, log_opacities)
         _run("project", _Projection(views, count, *_addresses(*inputs), *image, *limits, *outputs))
         ctx.save_for_backward(*inputs, depths)
@@ -107,7 +107,7 @@ class _Project(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
         d_means2d, d_factors, d_depths = grad_outputs[:3]
         *inputs, depths = ctx.saved_tensors
         gradients = [torch.empty_like(t) for t in inputs[:3]]
@@ -124,7 +124,7 @@ class _EvaluateHarmonics(Function):
     @staticmethod
     def forward(ctx, means, coefficients, centres, degree):
         inputs = [t.contiguous() for t in (means, centres, coefficients)]
-        colours = torch.empty(centres.shape[0], *means.shape)
+        colours = means.new_empty(centres.shape[0], *means.shape)
         ctx.sizes = (*colours.shape[:2], degree, coefficients.shape[-2], coefficients.ndim == 4)
         _run("harmonics", _Harmonics(*ctx.sizes, *_addresses(*inputs, colours)))
         ctx.save_for_backward(*inputs)
@@ -132,7 +132,7 @@ class _EvaluateHarmonics(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colours):
+    def backward(ctx, d_colours):  # pyright: ignore[reportIncompatibleMethodOverride]
         means, centres, coefficients = ctx.saved_tensors
         d_colours, d_means, d_coefficients = (
             d_colours.contiguous(),
@@ -164,12 +164,16 @@ def _make_tiles(
     means2d: Tensor, factors: Tensor, depths: Tensor, radii: Tensor, log_opacities: Tensor, grid: ctypes.Structure
 ) -> Tiles:
     views, count = depths.shape
-    tiles_per_gauss = torch.empty(views, count, dtype=torch.int32)
-    first_slot = torch.empty(views * count + 1, dtype=torch.int64)
+    tiles_per_gauss = depths.new_empty(views, count, dtype=torch.int32)
+    first_slot = depths.new_empty(views * count + 1, dtype=torch.int64)
     arrays = _addresses(log_opacities, radii, means2d, factors, depths, tiles_per_gauss, first_slot)
     handle = _run("tiles_begin", _Tiles(views, count, grid, *arrays))
-    offsets = torch.empty(views * grid.tiles_x * grid.tiles_y + 1, dtype=torch.int32)
-    entries = torch.empty(int(first_slot[-1]), 2, dtype=torch.int32)
+    if first_slot[-1] > torch.iinfo(torch.int32).max:
+        raise ValueError(
+            f"scales: the splats touch {int(first_slot[-1])} tiles in all, more than 2^31; use fewer views"
+        )
+    offsets = depths.new_empty(views * grid.tiles_x * grid.tiles_y + 1, dtype=torch.int32)
+    entries = depths.new_empty(int(first_slot[-1]), 2, dtype=torch.int32)
     _native("tiles_finish")(native.threads(), handle, *_addresses(offsets, entries))
     return Tiles(grid, offsets, entries, tiles_per_gauss, first_slot)
 
@@ -184,13 +188,13 @@ class _CompositeSplats(Function):
         views, count = depths.shape
         channels, grid = colors.shape[-1] + depth_channel, tiles.grid
         colors = colors.contiguous()
-        records = torch.empty(views * count, _native("record_stride")(channels))
+        records = depths.new_empty(views * count, _native("record_stride")(channels))
         arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
         _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
 
-        colours = torch.empty(views, grid.height, grid.width, channels)
-        alphas, medians = (torch.empty(views, grid.height, grid.width, 1) for _ in range(2))
-        transmittance = torch.empty(tiles.offsets.numel() - 1, grid.tile**2)
+        colours = depths.new_empty(views, grid.height, grid.width, channels)
+        alphas, medians = (depths.new_empty(views, grid.height, grid.width, 1) for _ in range(2))
+        transmittance = depths.new_empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
         arrays = (records, tiles.offsets, tiles.entries, colours, alphas, medians, transmittance, last)
         _run("composite", _Composite(grid, views, channels, expected, *_addresses(*arrays)))
@@ -201,20 +205,20 @@ class _CompositeSplats(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colours, d_alphas, _medians):
+    def backward(ctx, d_colours, d_alphas, _medians):  # pyright: ignore[reportIncompatibleMethodOverride]
         means2d, factors, opacities, records, colours, alphas, transmittance, last = ctx.saved_tensors
         tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colours.shape[-1]
         d_colours, d_alphas = d_colours.contiguous(), d_alphas.contiguous()
-        sums = torch.empty(len(tiles.entries), _native("sums_stride")(channels))
-        used = torch.zeros(len(tiles.entries), dtype=torch.uint8)
+        sums = means2d.new_empty(len(tiles.entries), _native("sums_stride")(channels))
+        used = means2d.new_zeros(len(tiles.entries), dtype=torch.uint8)
         arrays = (records, tiles.offsets, tiles.entries, colours, alphas, None, transmittance, last)
         composite = _Composite(tiles.grid, views, channels, ctx.expected, *_addresses(*arrays))
         given = _addresses(d_colours, d_alphas)
         _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
         d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
-        d_depths = torch.zeros(views, count)
-        d_colors = torch.empty(ctx.colour_shape)
+        d_depths = means2d.new_zeros(views, count)
+        d_colors = means2d.new_empty(ctx.colour_shape)
         absolute = torch.empty_like(means2d) if ctx.absgrad else None
         sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, ctx.absgrad)
         arrays = (factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums, used)
