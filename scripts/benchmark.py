@@ -1,4 +1,4 @@
-"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize`. Prints Markdown."""
+"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize` or `noise`. Prints Markdown."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
+from gscfd.noise import NoiseField, iid, surface
 from gscfd.rasterize import rasterization, reference
-from gscfd.types import Cameras
+from gscfd.types import Cameras, Render
 
 Scene = dict[str, Tensor]
 
 
-def median_times(function: Callable[[], None], repeats: int) -> tuple[float, float]:
+def median_times(function: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Median wall-clock and CPU time of a call in milliseconds, after two calls to warm up."""
     for _ in range(2 if repeats > 1 else 0):
         function()
@@ -117,6 +118,39 @@ def compare_with_torch(repeats: int) -> None:
     torch.set_num_threads(threads)
 
 
+def sphere(cameras: Cameras, radius: float = 0.9) -> Render:
+    """Depth and opacity of a sphere around the origin, seen by cameras that look at it."""
+    rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
+    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1)
+    rays = torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(cameras.Ks))
+    distance = cameras.viewmats[:, 2, 3, None, None]
+    a, b, c = (rays**2).sum(-1), distance * rays[..., 2], distance**2 - radius**2
+    discriminant = b**2 - a * c
+    depth = torch.where(discriminant > 0, (b - discriminant.clamp(min=0).sqrt()) / a, 0.0)[..., None]
+    opacity = (depth > 0).float()
+    return Render(rgb=opacity.expand(-1, -1, -1, 3), depth=depth, opacity=opacity)
+
+
+def noise(arguments: argparse.Namespace) -> None:
+    """Times of the noise functions on a sphere that fills two thirds of the image."""
+    print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads, 4 views,")
+    print(f"load average at the start {os.getloadavg()[0]:.1f}, medians of {arguments.repeats}. Times per view.\n")
+    print("| latents | depth | noise | ms | CPU ms |")
+    print("|---:|---:|---|---:|---:|")
+    for latent, size in ((16, 64), (32, 128), (64, 512)):
+        cameras = turntable(4, size=size)
+        render = sphere(cameras)
+        for name, function, gamma in (
+            ("iid", iid, 1e-4),
+            ("surface, gamma 0", surface, 0.0),
+            ("surface, gamma 1e-4", surface, 1e-4),
+        ):
+            field = NoiseField(0, 4, latent, latent, gamma=gamma)
+            call = partial(function, field, cameras, render, 1001)
+            wall, cpu = median_times(call, arguments.repeats)
+            print(f"| {latent}² x 4 | {size}² | {name} | {wall / 4:.3f} | {cpu / 4:.3f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="PART")
@@ -125,6 +159,9 @@ def main() -> None:
     compare = "also time the plain torch compositor (half a minute on an idle machine)"
     command.add_argument("--compare", action=argparse.BooleanOptionalAction, default=True, help=compare)
     command.set_defaults(run=rasterize)
+    command = commands.add_parser("noise", help=noise.__doc__)
+    command.add_argument("--repeats", type=int, default=100, help="calls per figure (default 100)")
+    command.set_defaults(run=noise)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
