@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def library() -> ctypes.CDLL:
     )
 
 
-def function(name: str, *argtypes: type, restype: type | None = None) -> ctypes._CFuncPtr:  # pyright: ignore
+def function(name: str, *argtypes: type, restype: type | None = None) -> Callable:
     """The C function `name` with its signature declared, so that ctypes converts and checks arguments."""
     result = getattr(library(), name)
     result.argtypes = argtypes

@@ -64,7 +64,7 @@ _Reduction = _structure(
 @functools.cache
 def _native(name: str) -> Any:
     """The native function gscfd_<name>, which takes the number of threads and addresses of structures or arrays."""
-    arguments = {
+    arguments: dict[str, list[type]] = {
         "tiles_finish": [_INT, *[_POINTER] * 3],
         "record_stride": [_INT],
         "sums_stride": [_INT],
