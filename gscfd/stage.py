@@ -20,7 +20,9 @@ from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Guidance, Noise, Rasterize, Render
 
 PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify")
-"""The parts of a step, in order. Of these encode, teacher and encode_backward run the teacher's networks."""
+"""The parts of a step, in order."""
+TEACHER_PARTS = ("encode", "teacher", "encode_backward")
+"""Those that run the teacher's networks."""
 
 
 @dataclass

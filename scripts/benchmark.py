@@ -1,4 +1,4 @@
-"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize` or `noise`. Prints Markdown."""
+"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize`, `noise` or `step`. Prints Markdown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
+from gscfd.config import Config, merged
 from gscfd.noise import NoiseField, iid, surface
 from gscfd.rasterize import rasterization, reference
+from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.train import distil
 from gscfd.types import Cameras, Render
 
 Scene = dict[str, Tensor]
@@ -151,6 +154,22 @@ def noise(arguments: argparse.Namespace) -> None:
             print(f"| {latent}² x 4 | {size}² | {name} | {wall / 4:.3f} | {cpu / 4:.3f} |")
 
 
+def step(arguments: argparse.Namespace) -> None:
+    """where the time of a default training step goes, and the step against its teacher alone"""
+    config = merged(Config(), {"prompt": arguments.prompt, "seed": 1})
+    reports: list[StepReport] = []
+    distil(config, reports.append)
+    print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads; medians in ms\n")
+    print("| stage | " + " | ".join(PARTS) + " | whole step ms | outside the teacher | step / teacher |")
+    print("|---" * (len(PARTS) + 4) + "|")
+    for name in ("coarse", "refine"):
+        rows = [report.seconds for report in reports if report.stage == name]
+        parts = {part: 1e3 * statistics.median(row[part] for row in rows) for part in PARTS}
+        whole, networks = sum(parts.values()), sum(parts[part] for part in TEACHER_PARTS)
+        cells = " | ".join(f"{parts[part]:.1f}" for part in PARTS)
+        print(f"| {name} | {cells} | {whole:.1f} | {1 - networks / whole:.1%} | {whole / networks:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="PART")
@@ -162,6 +181,9 @@ def main() -> None:
     command = commands.add_parser("noise", help=noise.__doc__)
     command.add_argument("--repeats", type=int, default=100, help="calls per figure (default 100)")
     command.set_defaults(run=noise)
+    command = commands.add_parser("step", help=step.__doc__)
+    command.add_argument("--prompt", default="a yellow duck", help="what to make (default: a yellow duck)")
+    command.set_defaults(run=step)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
