@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gscfd.backgrounds import random_background
 from gscfd.cameras import sample_group
 from gscfd.config import StageConfig
 from gscfd.densify import Densifier
@@ -63,11 +64,6 @@ class Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self.last
         self.last = now
-
-
-def random_background(generator: torch.Generator) -> Tensor:
-    """[3] any grey with a slight tint: shared by the views of a group, and what the toybox teachers know."""
-    return (torch.rand(1, generator=generator) + 0.16 * (torch.rand(3, generator=generator) - 0.5)).clamp(0, 1)
 
 
 def run_stage(

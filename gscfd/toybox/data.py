@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gscfd.backgrounds import random_background
 from gscfd.cameras import azimuth_elevation, mvdream_matrices, orbit, sample_group
 from gscfd.prompts import view_words
 from gscfd.rasterize import rasterization
@@ -30,13 +31,6 @@ class Group:
     """True captions, most specific first."""
     view_words: list[str]
     """For each view, its view words: "front view", ..."""
-
-
-def random_background(generator: torch.Generator) -> Tensor:
-    """[3] a plain background in [0, 1]: any grey with a slight tint."""
-    grey = torch.rand((), generator=generator)
-    tint = 0.16 * (torch.rand(3, generator=generator) - 0.5)
-    return (grey + tint).clamp(0, 1)
 
 
 def render_object(thing: ToyObject, cameras: Cameras, background: Tensor) -> Tensor:
