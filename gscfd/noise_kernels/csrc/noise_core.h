@@ -2,7 +2,7 @@
 // enumeration, claims, and counter-based random numbers. The algorithm is stated in docs/noise.md.
 //
 // Plain functions over plain structs. Decisions that must agree between devices (which column, which layer, which
-// pixel) are made from offsets to the sample, which float32 holds to 1e-6 pixel; only the sample's own position is double.
+// pixel) are made from offsets to the sample, which float32 holds to 1e-6 pixel; only the sample's position is double.
 #pragma once
 
 #include <math.h>
@@ -77,7 +77,8 @@ struct SlopeFit {
 };
 
 // Adds the sample at offset (dx, dy); inverse is 0 where there is none. limit: largest |z - centre z| / centre z.
-GSCFD_HD void add_neighbour(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy, float limit) {
+GSCFD_HD void add_neighbour(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy,
+                            float limit) {
     const float step = z0 - z;
     const float weight = (inverse > 0 && fabsf(step) <= limit * z0) ? 1.0f : 0.0f;
     const float delta = weight * step * inverse0 * inverse;
@@ -165,7 +166,8 @@ struct Place {
 };
 
 // (x, y, 1): the sample's ray.
-GSCFD_HD Place place(const Camera& camera, double x, double y, float depth, int axis, double inverse_pitch, double inverse_layer) {
+GSCFD_HD Place place(const Camera& camera, double x, double y, float depth, int axis, double inverse_pitch,
+                     double inverse_layer) {
     const double z = depth;
     const float* r = camera.rotation;
     const double p0 = camera.origin[0] + z * (r[0] * x + r[3] * y + r[6]);

@@ -36,7 +36,8 @@ class ClaimTable {
         size_t slot = mix(cell) & mask_;
         for (;; slot = (slot + 1) & mask_) {
             uint64_t found = slots_[slot].cell.load(std::memory_order_relaxed);
-            if (found == kNoKey && slots_[slot].cell.compare_exchange_strong(found, cell, std::memory_order_relaxed)) break;
+            const bool taken = found != kNoKey;
+            if (!taken && slots_[slot].cell.compare_exchange_strong(found, cell, std::memory_order_relaxed)) break;
             if (found == cell) break;
         }
         std::atomic<uint64_t>& best = slots_[slot].claim;
@@ -149,7 +150,8 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
         counts[start + column]++;
     });
     for (int c = 0; c < channels; c++) std::fill_n(noise + c * plane + start, g.latent_width, 0.0f);
-    GSCFD_DISPATCH(add_cells, draws, cells.data(), columns.data(), int64_t(cells.size()), channels, noise + start, plane);
+    const int64_t size = int64_t(cells.size());
+    GSCFD_DISPATCH(add_cells, draws, cells.data(), columns.data(), size, channels, noise + start, plane);
     for (int x = 0; x < g.latent_width; x++) {
         const float scale = 1.0f / sqrtf(float(std::max(counts[start + x], 1)));
         for (int c = 0; c < channels; c++) noise[c * plane + start + x] *= scale;
@@ -163,11 +165,11 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
 using namespace gscfd;
 using namespace gscfd::noise;
 
-// noise [views, channels, h, w], counts [views, h, w] and coverage [views, h, w] of the surface. 0, or 1: out of memory.
-GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* depth, const float* opacity, const float* viewmats,
-                                     const float* Ks, int views, int channels, uint64_t seed, uint32_t stream,
-                                     const uint32_t* node, const float* weight, int nodes, float* noise, int32_t* counts,
-                                     float* coverage, int threads) try {
+// noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. 0, or 1: out of memory.
+GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
+                                     const float* viewmats, const float* Ks, int views, int channels, uint64_t seed,
+                                     uint32_t stream, const uint32_t* node, const float* weight, int nodes, float* noise,
+                                     int32_t* counts, float* coverage, int threads) try {
     const Geometry& g = *geometry;
     const Draws draws{seed, stream, nodes, node, weight};
     const int64_t pixels = int64_t(g.latent_height) * g.latent_width;
@@ -210,8 +212,8 @@ GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, const float* d
 }
 
 // noise [channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel).
-GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const uint32_t* node, const float* weight,
-                                    int nodes, int channels, int64_t pixels, float* noise, int threads) {
+GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const uint32_t* node,
+                                    const float* weight, int nodes, int channels, int64_t pixels, float* noise, int threads) {
     constexpr int64_t kChunk = 256;
     const Draws draws{seed, stream, nodes, node, weight};
     parallel_for(threads, (pixels + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {

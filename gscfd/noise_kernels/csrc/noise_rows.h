@@ -40,7 +40,8 @@ struct Draws {
 
 // Fills one row of masked (row: of the image).
 GSCFD_DECLARE(void, mask_row,
-              (const gscfd::noise::Geometry&, int row, const float* depth, const float* opacity, gscfd::noise::MaskedDepth))
+              (const gscfd::noise::Geometry&, int row, const float* depth, const float* opacity,
+               gscfd::noise::MaskedDepth))
 
 // Appends the candidates of a latent row; covered[latent_width] counts its covered samples. False: out of memory.
 GSCFD_DECLARE(bool, enumerate_row,

@@ -24,8 +24,8 @@ struct Block {
     float within_u[kBlock], within_v[kBlock];
 };
 
-void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride, int size,
-                Block& b) {
+void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride,
+                int size, Block& b) {
     const SlopeFit none;
     for (int i = 0; i < size; i++) {
         b.xx[i] = none.xx, b.xy[i] = none.xy, b.yy[i] = none.yy, b.bx[i] = none.bx, b.by[i] = none.by;
@@ -155,8 +155,8 @@ bool enumerate_row(const Geometry& g, const Camera& camera, MaskedDepth masked, 
     return true;
 }
 
-void add_cells(const Draws& draws, const uint64_t* cells, const uint32_t* columns, int64_t size, int channels, float* sums,
-               int64_t channel_stride) {
+void add_cells(const Draws& draws, const uint64_t* cells, const uint32_t* columns, int64_t size, int channels,
+               float* sums, int64_t channel_stride) {
     for (int64_t first = 0; first < size; first += kLanes) {
         const int lanes = size - first < kLanes ? int(size - first) : kLanes;
         uint32_t low[kLanes], high[kLanes];
