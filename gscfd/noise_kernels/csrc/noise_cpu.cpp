@@ -168,8 +168,8 @@ using namespace gscfd::noise;
 // noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. 0, or 1: out of memory.
 GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
                                      const float* viewmats, const float* Ks, int views, int channels, uint64_t seed,
-                                     uint32_t stream, const uint32_t* node, const float* weight, int nodes, float* noise,
-                                     int32_t* counts, float* coverage, int threads) try {
+                                     uint32_t stream, const uint32_t* node, const float* weight, int nodes,
+                                     float* noise, int32_t* counts, float* coverage, int threads) try {
     const Geometry& g = *geometry;
     const Draws draws{seed, stream, nodes, node, weight};
     const int64_t pixels = int64_t(g.latent_height) * g.latent_width;
@@ -213,7 +213,8 @@ GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, const float* d
 
 // noise [channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel).
 GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const uint32_t* node,
-                                    const float* weight, int nodes, int channels, int64_t pixels, float* noise, int threads) {
+                                    const float* weight, int nodes, int channels, int64_t pixels, float* noise,
+                                    int threads) {
     constexpr int64_t kChunk = 256;
     const Draws draws{seed, stream, nodes, node, weight};
     parallel_for(threads, (pixels + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
