@@ -65,10 +65,13 @@ def free_views(views: int, size: int, generator: torch.Generator) -> Cameras:
     return orbit(azimuth, elevation, distance, fov, size, size)
 
 
-def make_group(seed: int, *, views: int, size: int, grouped: bool) -> Group:
-    """One training example. grouped: views at equal azimuth steps (multi-view teacher), else independent."""
+def make_group(seed: int, *, views: int, size: int, grouped: bool, allow_withheld: bool = False) -> Group:
+    """One training example. grouped: views at equal azimuth steps (multi-view teacher), else independent.
+
+    allow_withheld: also the (kind, colour) pairs that teachers must never see; the scorer, their judge, knows them.
+    """
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([7, seed]).generate_state(1)[0]))
-    thing = sample_object(seed, spacing=spacing_for(size))
+    thing = sample_object(seed, spacing=spacing_for(size), allow_withheld=allow_withheld)
     if grouped:
         cameras = sample_group(views, elevation=(0, 30), fov=FOV, radius=RADIUS, size=size, generator=generator)
     else:

@@ -66,7 +66,7 @@ class Settings:
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=2e-3, pool=1024, reuse=4.0))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8, lr=1e-3))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
-    scorer: Recipe = field(default_factory=lambda: Recipe(steps=1500, batch=32, lr=1e-3, pool=4096, reuse=6.0))
+    scorer: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -373,7 +373,7 @@ class Scorer(nn.Module):
 
 
 def scorer_example(seed: int) -> Group:
-    group = make_group(seed, views=2, size=models.SCORER_SIZE, grouped=False)
+    group = make_group(seed, views=2, size=models.SCORER_SIZE, grouped=False, allow_withheld=True)
     group.images = (group.images * 255).round().to(torch.uint8)
     return group
 
