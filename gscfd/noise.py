@@ -108,7 +108,7 @@ class NoiseField:
         saved = tuple(state[name] for name in ("channels", "height", "width"))
         shape = (self.channels, self.height, self.width)
         _check(saved == shape, "state", f"noise of channels, height, width {shape}, as this run's teacher has", saved)
-        self.__init__(**state)
+        vars(self).update(vars(NoiseField(**state)))
 
     def clock(self, step: int) -> float:
         """Lambda(step) = -1/2 sum of log(1 - gamma_i), i <= step: s < t correlate by exp(Lambda(s) - Lambda(t))."""
@@ -215,7 +215,7 @@ def grid(field: NoiseField) -> cpu.Grid:
 def surface_images(field: NoiseField, cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
     """([V, H, W], [V, H, W]) the depth that shows the surface, and opacity. Raises ValueError as `surface` does."""
     expected = (len(cameras), cameras.height, cameras.width, 1)
-    images = {"render.depth": render.depth, "render.opacity": render.opacity}
+    images: dict[str, Tensor | None] = {"render.depth": render.depth, "render.opacity": render.opacity}
     if field.depth == "median":
         images = {"render.median_depth": render.median_depth, "render.opacity": render.opacity}
     for name, tensor in images.items():
@@ -226,7 +226,7 @@ def surface_images(field: NoiseField, cameras: Cameras, render: Render) -> tuple
         if tensor.is_cuda:
             raise ValueError(
                 f"{name}: expected a CPU tensor, got one on {tensor.device}; the noise kernel is for the CPU only:"
-                " pass --noise-device cpu, which copies depth and opacity to the CPU"
+                " pass cameras.to('cpu') and render.to('cpu')"
             )
         if tuple(tensor.shape) != expected:
             raise ValueError(

@@ -6,10 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 import tyro
+from torch import Tensor
 
 from gscfd import guidance, noise
 from gscfd.config import Config, StageConfig, load_preset
@@ -21,6 +21,7 @@ from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.load import TOYBOX, teacher_folder
 from gscfd.toybox.objects import unknown_words, vocabulary
+from gscfd.types import Cameras, Noise, Render
 
 log = logging.getLogger("gscfd")
 
@@ -64,11 +65,19 @@ def check_prompt(config: Config) -> None:
         )
 
 
-def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int], seed: int) -> Callable:
-    """The noise of one stage, bound to its state."""
+def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int], seed: int) -> Noise:
+    """The noise of one stage, bound to its state. The kernel runs on the CPU: what it needs of a render on another
+    device is copied there, and the noise back."""
     channels, height, width = shape
-    field = noise.NoiseField(seed, channels, height, width, gamma=config.noise.gamma, beta=config.noise.beta)
-    return partial(NOISES[config.noise_kind], field)
+    field = noise.NoiseField(
+        seed, channels, height, width, gamma=config.noise.gamma, beta=config.noise.beta, span=stage.steps
+    )
+    kind = NOISES[config.noise_kind]
+
+    def draw(cameras: Cameras, render: Render, step: int) -> Tensor:
+        return kind(field, cameras.to("cpu"), render.to("cpu"), step).to(render.rgb.device)
+
+    return draw
 
 
 def distil(config: Config, on_step: Callable[[StepReport], None]) -> Gaussians:
@@ -126,6 +135,8 @@ def generate(
 def train(config: Config) -> int:
     """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
     preflight(config)
+    if choose_device(config.device).type == "cuda":
+        print("noise: drawn on the CPU; the CUDA kernel is not there yet")
     with RunFolder(config) as run:
         callbacks = [run.on_step]
         if config.viewer:

@@ -68,6 +68,11 @@ class Render:
     info: dict[str, Any] = field(default_factory=dict)
     """gsplat's dictionary: means2d, radii, conics, width, height, n_cameras, ..."""
 
+    def to(self, device: torch.device | str) -> Render:
+        """A copy of the images on another device; `info` stays behind."""
+        median = None if self.median_depth is None else self.median_depth.to(device)
+        return Render(self.rgb.to(device), self.depth.to(device), self.opacity.to(device), median)
+
     def over(self, background: Tensor) -> Tensor:
         """[V, H, W, 3] the render composited over background, which broadcasts to [V, H, W, 3]."""
         return self.rgb + (1.0 - self.opacity) * background

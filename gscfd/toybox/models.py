@@ -16,7 +16,7 @@ VAE_FACTOR = 4
 VIEWS = 4
 MULTIVIEW_SIZE = 64
 SINGLEVIEW_SIZE = 128
-SCORER_SIZE = 64
+CLIP_SIZE = 64
 
 
 def byte_characters() -> list[str]:
@@ -74,6 +74,7 @@ def text_config(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH) -> CLIPTextCo
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text tower of `build_clip`, which it takes its weights from."""
     return CLIPTextModel(text_config(tokenizer))
 
 
@@ -97,7 +98,10 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet(multiview: bool) -> UNet2DConditionModel:
-    """The denoiser; multiview adds the camera (16 numbers) to the time embedding, as MVDream does."""
+    """The denoiser; multiview adds the camera (16 numbers) to the time embedding, as MVDream does.
+
+    The text reaches the time embedding too, pooled: with cross-attention alone a short training ignores it.
+    """
     size = MULTIVIEW_SIZE if multiview else SINGLEVIEW_SIZE
     return UNet2DConditionModel(
         sample_size=size // VAE_FACTOR,
@@ -110,6 +114,8 @@ def build_unet(multiview: bool) -> UNet2DConditionModel:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
         class_embed_type="projection" if multiview else None,
         projection_class_embeddings_input_dim=16 if multiview else None,
     )
@@ -128,14 +134,15 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A small CLIP over 64 x 64 images: scores how well a picture fits a caption."""
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A small CLIP over 64 x 64 images: its text tower reads the prompts, as in Stable Diffusion, and the whole of it
+    scores how well a picture fits a caption."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=SCORER_SIZE,
+        image_size=CLIP_SIZE,
         patch_size=8,
         projection_dim=128,
     )

@@ -1,8 +1,8 @@
 """Train the toybox teachers: `python -m gscfd.toybox.train_teachers --out DIR`.
 
-Five parts in order: the VAE, the multi-view teacher with its text encoder, the single-view teacher (which starts from
-the multi-view one), the scorer, and the export in diffusers' folder layout. Every part saves as it goes; the same
-command continues where it stopped.
+Six parts in order: the VAE; a small CLIP, whose text tower reads the prompts; the multi-view teacher; the single-view
+teacher, which starts from it; the scorer, which continues the CLIP; and the export in diffusers' folder layout. Every
+part saves as it goes; the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import CLIPModel
 
 from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.prompts import with_view
@@ -33,7 +34,7 @@ from gscfd.toybox.data import Group, make_group
 
 Example = TypeVar("Example")
 Model = TypeVar("Model", bound=nn.Module)
-PARTS = ("vae", "multiview", "singleview", "scorer", "export")
+PARTS = ("vae", "clip", "multiview", "singleview", "scorer", "export")
 
 
 @dataclass(kw_only=True)
@@ -64,9 +65,10 @@ class Settings:
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=2e-3, pool=1024, reuse=4.0))
+    clip: Recipe = field(default_factory=lambda: Recipe(steps=3000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8, lr=1e-3))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
-    scorer: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
+    scorer: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=48, lr=5e-4, pool=8192, reuse=6.0))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -228,16 +230,18 @@ def train_vae(settings: Settings) -> AutoencoderKL:
 
 
 class Denoiser(nn.Module):
-    """A UNet and its text encoder, trained together."""
+    """A UNet and the frozen text encoder that it listens to."""
 
-    def __init__(self, multiview: bool):
+    def __init__(self, multiview: bool, clip: CLIPModel):
         super().__init__()
         self.tokenizer = models.build_tokenizer()
-        self.text_encoder = models.build_text_encoder(self.tokenizer)
+        self.text_encoder = models.build_text_encoder(self.tokenizer).requires_grad_(False)
+        self.text_encoder.load_state_dict(clip.text_model.state_dict())
         self.unet = models.build_unet(multiview).to(memory_format=torch.channels_last)
         if multiview:
             join_views(self.unet, models.VIEWS)
 
+    @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """[B, L, D] text embedding."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
@@ -338,13 +342,12 @@ def sample_sheet(denoiser: Denoiser, vae: AutoencoderKL, *, multiview: bool) -> 
     return tile(vae.decode(latents / vae.config["scaling_factor"]).sample / 2 + 0.5, 2 * models.VIEWS)
 
 
-def train_denoiser(settings: Settings, vae: AutoencoderKL, start_from: Denoiser | None) -> Denoiser:
+def train_denoiser(settings: Settings, vae: AutoencoderKL, clip: CLIPModel, start_from: Denoiser | None) -> Denoiser:
     """The multi-view teacher, or (given one to start from) the single-view teacher."""
     multiview = start_from is None
     name, size = ("multiview", models.MULTIVIEW_SIZE) if multiview else ("singleview", models.SINGLEVIEW_SIZE)
-    denoiser, scheduler = Denoiser(multiview), models.build_scheduler()
+    denoiser, scheduler = Denoiser(multiview, clip), models.build_scheduler()
     if start_from is not None:
-        denoiser.text_encoder.load_state_dict(start_from.text_encoder.state_dict())
         weights = {k: v for k, v in start_from.unet.state_dict().items() if not k.startswith("class_embedding.")}
         denoiser.unet.load_state_dict(weights)
 
@@ -362,18 +365,26 @@ def train_denoiser(settings: Settings, vae: AutoencoderKL, start_from: Denoiser 
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- scorer
+# --------------------------------------------------------------------------------------------------- CLIP and scorer
 
 
-class Scorer(nn.Module):
+class Clip(nn.Module):
+    """A CLIP and its tokenizer."""
+
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = models.build_tokenizer()
-        self.clip = models.build_scorer(self.tokenizer)
+        self.clip = models.build_clip(self.tokenizer)
+
+    def compare(self, images: Tensor, texts: list[str]) -> Tensor:
+        """[B, P] logits of images [B, 3, 64, 64] in [0, 1] and P texts."""
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        output = self.clip(input_ids=tokens.input_ids.to(images.device), pixel_values=images * 2 - 1)
+        return output.logits_per_image
 
 
-def scorer_example(seed: int) -> Group:
-    group = make_group(seed, views=2, size=models.SCORER_SIZE, grouped=False, allow_withheld=True)
+def clip_example(seed: int, allow_withheld: bool) -> Group:
+    group = make_group(seed, views=2, size=models.CLIP_SIZE, grouped=False, allow_withheld=allow_withheld)
     group.images = (group.images * 255).round().to(torch.uint8)
     return group
 
@@ -383,40 +394,47 @@ def degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
     if rng.random() < 0.5:
         small = int(rng.integers(28, 60))
         images = F.interpolate(images, size=(small, small), mode="bilinear", antialias=True)
-        images = F.interpolate(images, size=(models.SCORER_SIZE,) * 2, mode="bilinear")
+        images = F.interpolate(images, size=(models.CLIP_SIZE,) * 2, mode="bilinear")
     contrast = 0.8 + 0.4 * torch.rand(len(images), 1, 1, 1, device=images.device)
     images = (images - 0.5) * contrast + 0.5
     return (images + 0.06 * rng.random() * torch.randn_like(images)).clamp(0, 1)
 
 
-def contrastive_loss(scorer: Scorer, batch: list[Group], rng: np.random.Generator) -> Tensor:
+def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator) -> Tensor:
     """CLIP's symmetric cross-entropy; images of equal captions are all right answers (SupCon)."""
-    device = scorer.clip.device
+    device = module.clip.device
     texts = [g.captions[0] if rng.random() < 0.7 else g.captions[rng.integers(len(g.captions))] for g in batch]
     images = torch.stack([g.images[rng.integers(len(g.images))] for g in batch]).to(device).float() / 255
-    tokens = scorer.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-    output = scorer.clip(input_ids=tokens.input_ids.to(device), pixel_values=degrade(images, rng) * 2 - 1)
+    logits = module.compare(degrade(images, rng), texts)
     same = torch.tensor([[a == b for b in texts] for a in texts], device=device).float()
     same = same / same.sum(1, keepdim=True)
-    logits = output.logits_per_image
     return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
 
 
-def train_scorer(settings: Settings) -> Scorer:
-    held = [scorer_example(seed) for seed in range(64)]
+def train_clip(settings: Settings, start_from: Clip | None) -> Clip:
+    """The CLIP, on what teachers may see; or, from one to start from, the scorer, on all (kind, colour) pairs."""
+    name, module = ("clip", Clip()) if start_from is None else ("scorer", copy.deepcopy(start_from).requires_grad_())
+    held = [clip_example(seed, start_from is not None) for seed in range(64)]
 
-    def sheet(average: Scorer) -> Image.Image:
-        """Held-out retrieval accuracy goes to the console; the sheet shows the pictures it was measured on."""
-        tokens = average.tokenizer([g.captions[0] for g in held], padding="max_length", return_tensors="pt")
-        images = torch.stack([g.images[0] for g in held]).to(average.clip.device).float() / 127.5 - 1
-        with torch.no_grad():
-            logits = average.clip(input_ids=tokens.input_ids.to(images.device), pixel_values=images).logits_per_image
+    def sheet(average: Clip) -> Image.Image:
+        """Held-out retrieval goes to the console; the sheet shows the pictures it was measured on."""
         texts = [g.captions[0] for g in held]
-        right = [texts[i] == g.captions[0] for i, g in zip(logits.argmax(1).tolist(), held, strict=True)]
-        tqdm.write(f"scorer: {sum(right)} of {len(held)} held-out images retrieve their caption among {len(held)}")
-        return tile(images / 2 + 0.5, 16)
+        images = torch.stack([g.images[0] for g in held]).to(average.clip.device).float() / 255
+        with torch.no_grad():
+            best = average.compare(images, texts).argmax(1).tolist()
+        right = sum(texts[i] == text for i, text in zip(best, texts, strict=True))
+        tqdm.write(f"{name}: {right} of {len(held)} held-out images retrieve their caption among {len(held)}")
+        return tile(images, 16)
 
-    return fit("scorer", Scorer(), scorer_example, contrastive_loss, sheet, settings.scorer, settings)
+    return fit(
+        name,
+        module,
+        lambda seed: clip_example(seed, start_from is not None),
+        contrastive_loss,
+        sheet,
+        getattr(settings, name),
+        settings,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -439,17 +457,17 @@ def export_teacher(denoiser: Denoiser, vae: AutoencoderKL, folder: Path) -> None
 
 def main(settings: Settings) -> None:
     print(f"training {', '.join(settings.parts)} on {settings.device} into {settings.out}")
-    vae = train_vae(settings).eval().requires_grad_(False)
-    folder = settings.out / "export"
-    multiview: Denoiser | None = None
-    if {"multiview", "singleview", "export"} & set(settings.parts):
-        multiview = train_denoiser(settings, vae, None)
+    parts, folder = set(settings.parts), settings.out / "export"
+    vae = train_vae(settings).eval().requires_grad_(False) if parts - {"clip", "scorer"} else None
+    clip = train_clip(settings, None) if parts - {"vae"} else None
+    if vae is not None and clip is not None:
+        multiview = train_denoiser(settings, vae, clip.clip, None)
         export_teacher(multiview, vae, folder / "multiview")
-    if multiview is not None and {"singleview", "export"} & set(settings.parts):
-        singleview = train_denoiser(settings, vae, multiview)
-        export_teacher(singleview, vae, folder / "singleview")
-    if {"scorer", "export"} & set(settings.parts):
-        scorer = train_scorer(settings)
+        if parts & {"singleview", "export"}:
+            singleview = train_denoiser(settings, vae, clip.clip, multiview)
+            export_teacher(singleview, vae, folder / "singleview")
+    if clip is not None and parts & {"scorer", "export"}:
+        scorer = train_clip(settings, clip)
         copy.deepcopy(scorer.clip).half().save_pretrained(folder / "scorer")
         scorer.tokenizer.save_pretrained(folder / "scorer")
 
