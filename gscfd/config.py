@@ -89,18 +89,19 @@ class DensifyConfig:
     """Share after which it stops."""
     every: int = 50
     """Steps between two rounds."""
-    grad_threshold: float = 2e-4
+    grad_threshold: float = 0.5
     """Mean screen-space gradient above which a Gaussian is split or cloned."""
     prune_opacity: float = 0.02
     """Gaussians fainter than this are removed."""
-    max_count: int = 20000
-    """No growth beyond this many."""
+    max_count: int = 8000
+    """No round of growth starts from this many or more."""
 
     def __post_init__(self) -> None:
         check(
             0 <= self.start <= self.stop <= 1, "densify.start, stop", "0 <= start <= stop <= 1", (self.start, self.stop)
         )
         check(self.every >= 1, "densify.every", "at least 1 step", self.every)
+        check(0 <= self.prune_opacity < 1, "densify.prune_opacity", "a value in [0, 1)", self.prune_opacity)
 
 
 @dataclass(kw_only=True)
@@ -200,6 +201,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
+        kinds = (None, "surface", "fixed") if self.guidance == "cfd" else (None, "iid")
+        expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
+        check(self.noise.kind in kinds, "noise.kind", expected, self.noise.kind)
 
     @property
     def noise_kind(self) -> NoiseKind:
@@ -282,4 +286,7 @@ def load_preset(name: str) -> Config:
         changes = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise UserError(f"preset: {name} is not valid YAML: {error}") from None
-    return merged(Config(), {"preset": name, **changes})
+    check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
+    # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
+    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite")}
+    return merged(Config(), {"preset": name, **settings})

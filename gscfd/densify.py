@@ -20,7 +20,6 @@ class Densifier:
             prune_opa=config.prune_opacity,
             grow_grad2d=config.grad_threshold,
             grow_scale3d=0.03,
-            prune_scale3d=0.5,
             refine_scale2d_stop_iter=0,
             refine_start_iter=int(config.start * steps),
             refine_stop_iter=int(config.stop * steps),

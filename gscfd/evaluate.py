@@ -36,8 +36,9 @@ class Score:
     run: str
     prompt: str
     guidance: str
-    r_precision: float
-    """Share of 120 views whose most similar prompt, among those of all runs given, is the run's own."""
+    r_precision: float | None
+    """Share of 120 views whose most similar prompt, among those of all runs given, is the run's own; None when that is
+    the only prompt."""
     similarity: float
     """Mean cosine similarity of the views and the prompt."""
     gaussians: int
@@ -45,7 +46,7 @@ class Score:
 
 def read_run(folder: Path) -> tuple[Config, Gaussians]:
     """A finished run's settings and splat. Raises UserError naming what is missing."""
-    for name in ("config.yaml", "splat.ply"):
+    for name in ("config.yaml", "splat.ply", "turntable.mp4"):
         if not (folder / name).is_file():
             raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
     return merged(Config(), yaml.safe_load((folder / "config.yaml").read_text())), read_ply(folder / "splat.ply")
@@ -66,7 +67,7 @@ def evaluate(folders: list[Path], scorer: Scorer) -> tuple[list[Score], np.ndarr
                 run=folder.name,
                 prompt=config.prompt,
                 guidance=config.guidance,
-                r_precision=r_precision(similarity, truth),
+                r_precision=r_precision(similarity, truth) if len(prompts) > 1 else None,
                 similarity=similarity[:, truth].mean().item(),
                 gaussians=len(gaussians),
             )
@@ -75,13 +76,18 @@ def evaluate(folders: list[Path], scorer: Scorer) -> tuple[list[Score], np.ndarr
     return scores, np.concatenate(frames)
 
 
+def percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.1%}"
+
+
 def table(scores: list[Score]) -> str:
     """The scores as a Markdown table, with the mean last."""
     lines = ["| prompt | guidance | R-precision | similarity | Gaussians |", "|---|---|---|---|---|"]
     for s in scores:
-        lines.append(f"| {s.prompt} | {s.guidance} | {s.r_precision:.1%} | {s.similarity:.3f} | {s.gaussians} |")
-    mean = sum(s.r_precision for s in scores) / len(scores)
-    lines.append(f"| **mean of {len(scores)}** | | **{mean:.1%}** | | |")
+        lines.append(f"| {s.prompt} | {s.guidance} | {percent(s.r_precision)} | {s.similarity:.3f} | {s.gaussians} |")
+    known = [s.r_precision for s in scores if s.r_precision is not None]
+    mean = sum(known) / len(known) if known else None
+    lines.append(f"| **mean of {len(scores)}** | | **{percent(mean)}** | | |")
     return "\n".join(lines) + "\n"
 
 

@@ -56,11 +56,12 @@ class Clock:
     """Splits a step's time into named parts."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         self.seconds: dict[str, float] = {}
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        self.wait()
         now = time.perf_counter()
         self.seconds[name] = now - self.last
         self.last = now
@@ -101,7 +102,7 @@ def run_stage(
             generator=generator,
         ).to(gaussians.device)
         render = rasterize(gaussians, cameras)
-        images = render.over(random_background(generator).to(gaussians.device))
+        images = straight_through_clamp(render.over(random_background(generator).to(gaussians.device)))
         clock.lap("render")
 
         # Show them to the teacher.
@@ -136,7 +137,8 @@ def run_stage(
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
         if len(gaussians) == 0:
-            raise StageError(f"{name}: no Gaussians are left at step {step}")
+            advice = f"try a smaller --{name}.densify.prune-opacity, or a larger --init.opacity"
+            raise StageError(f"{name}: no Gaussians are left at step {step}; {advice}")
         on_step(
             StepReport(
                 stage=name,
@@ -161,6 +163,11 @@ def draw_time(config: StageConfig, done: float, generator: torch.Generator) -> f
     return anneal(done, config.t_points, config.t_min, config.t_max)
 
 
+def straight_through_clamp(images: Tensor) -> Tensor:
+    """Images as they would be shown, in [0, 1]; the gradient passes, so that colours outside find their way back."""
+    return images + (images.clamp(0, 1) - images).detach()
+
+
 def detached(render: Render) -> Render:
     return Render(render.rgb.detach(), render.depth.detach(), render.opacity.detach(), render.median_depth)
 
@@ -172,4 +179,5 @@ def check_finite(gaussians: Gaussians, loss: Tensor, name: str, step: int) -> No
     ]
     if broken or not loss.isfinite():
         what = f"gradient of {', '.join(broken)}" if broken else "loss"
-        raise StageError(f"{name}: the {what} is not finite at step {step}")
+        advice = f"try a smaller --{name}.cfg or smaller --{name}.lr.* values"
+        raise StageError(f"{name}: the {what} is not finite at step {step}; {advice}")

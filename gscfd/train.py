@@ -19,6 +19,7 @@ from gscfd.rasterize import rasterize
 from gscfd.runs import RunFolder
 from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.latent import LatentTeacher
 from gscfd.teachers.load import TOYBOX, teacher_folder
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
@@ -80,9 +81,23 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
     return draw
 
 
-def distil(config: Config, on_step: Callable[[StepReport], None]) -> Gaussians:
-    """Prompt in, splat out: the coarse stage, then the refine stage."""
+def load_teachers(config: Config) -> dict[str, LatentTeacher]:
+    """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step."""
     preflight(config)
+    device = choose_device(config.device)
+    teachers = {}
+    for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
+        if stage.steps == 0:
+            continue
+        teachers[name] = load_teacher(stage.teacher, views=stage.views, device=device)
+        teachers[name].set_prompt(
+            Prompt(text=config.prompt, negative=stage.negative_prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale)
+        )
+    return teachers
+
+
+def distil(config: Config, teachers: dict[str, LatentTeacher], on_step: Callable[[StepReport], None]) -> Gaussians:
+    """Prompt in, splat out: the coarse stage, then the refine stage. teachers: of `load_teachers`."""
     device = choose_device(config.device)
     # One seed, one independent stream for each part.
     seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -95,12 +110,9 @@ def distil(config: Config, on_step: Callable[[StepReport], None]) -> Gaussians:
     )
     gaussians.params.to(device)
     for name, stage, seed in (("coarse", config.coarse, seeds[1]), ("refine", config.refine, seeds[2])):
-        if stage.steps == 0:
+        if name not in teachers:
             continue
-        teacher = load_teacher(stage.teacher, views=stage.views, device=device)
-        teacher.set_prompt(
-            Prompt(text=config.prompt, negative=stage.negative_prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale)
-        )
+        teacher = teachers[name]
         run_stage(
             gaussians,
             stage,
@@ -129,12 +141,12 @@ def generate(
     on_step: called after every optimisation step. Raises UserError for bad input.
     """
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
-    return distil(config, on_step or (lambda report: None))
+    return distil(config, load_teachers(config), on_step or (lambda report: None))
 
 
 def train(config: Config) -> int:
     """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
-    preflight(config)
+    teachers = load_teachers(config)
     if choose_device(config.device).type == "cuda":
         print("noise: drawn on the CPU; the CUDA kernel is not there yet")
     with RunFolder(config) as run:
@@ -149,11 +161,11 @@ def train(config: Config) -> int:
                 callback(report)
 
         try:
-            run.finish(distil(config, on_step))
+            run.finish(distil(config, teachers, on_step))
         except KeyboardInterrupt:
             return run.stopped("interrupted", code=130)
         except StageError as error:
-            return run.stopped(f"{error}; try a smaller --{run.stage}.lr or --{run.stage}.cfg", code=1)
+            return run.stopped(str(error), code=1)
         except OSError as error:
             return run.stopped(f"could not write: {error}", code=1)
     return 0

@@ -20,7 +20,7 @@ from gscfd.config import Config, merged
 from gscfd.noise import NoiseField, iid, surface
 from gscfd.rasterize import rasterization, reference
 from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
-from gscfd.train import distil
+from gscfd.train import distil, load_teachers
 from gscfd.types import Cameras, Render
 
 Scene = dict[str, Tensor]
@@ -158,7 +158,7 @@ def step(arguments: argparse.Namespace) -> None:
     """where the time of a default training step goes, and the step against its teacher alone"""
     config = merged(Config(), {"prompt": arguments.prompt, "seed": 1})
     reports: list[StepReport] = []
-    distil(config, reports.append)
+    distil(config, load_teachers(config), reports.append)
     print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads; medians in ms\n")
     print("| stage | " + " | ".join(PARTS) + " | whole step ms | outside the teacher | step / teacher |")
     print("|---" * (len(PARTS) + 4) + "|")

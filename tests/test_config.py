@@ -30,6 +30,8 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest():
         ({"guidance": "dds"}, "guidance"),
         ({"noise": {"gamma": 1.5}}, "noise.gamma"),
         ({"noise": {"kind": "white"}}, "noise.kind"),
+        ({"guidance": "sds", "noise": {"kind": "surface"}}, "noise.kind"),
+        ({"noise": {"kind": "iid"}}, "noise.kind"),
         ({"init": {"opacity": 1.0}}, "init.opacity"),
         ({"coarse": {"elevation": [10]}}, "coarse.elevation"),
         ({"coarse": {"elevation": [30, 10]}}, "elevation"),
@@ -44,7 +46,7 @@ def test_bad_values_are_named(changes, name):
 
 
 def test_good_values_pass():
-    assert merged(Config(), {"seed": 3, "noise": {"kind": "iid", "gamma": 0}}).noise.kind == "iid"
+    assert merged(Config(), {"guidance": "sds", "noise": {"kind": "iid", "gamma": 0}}).noise.kind == "iid"
 
 
 def test_an_unknown_preset_lists_the_known_ones():
@@ -58,6 +60,20 @@ def test_a_preset_file_is_read(tmp_path):
     assert load_preset(str(path)).coarse.steps == 11
 
 
+def test_the_config_of_a_run_is_a_preset_without_its_place(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(Config(prompt="a mug", seed=4, out=tmp_path, overwrite=True)))
+    config = load_preset(str(path))
+    assert (config.prompt, config.seed, config.out, config.overwrite) == ("a mug", 4, None, False)
+
+
+def test_a_preset_that_is_no_mapping_is_one_clear_error(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("- steps")
+    with pytest.raises(UserError, match="mapping"):
+        load_preset(str(path))
+
+
 def test_a_broken_preset_file_is_one_clear_error(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("coarse: [")
@@ -68,7 +84,7 @@ def test_a_broken_preset_file_is_one_clear_error(tmp_path):
 def test_noise_follows_the_guidance_unless_it_is_set():
     assert Config().noise_kind == "surface"
     assert Config(guidance="sds").noise_kind == "iid"
-    assert merged(Config(), {"guidance": "sds", "noise": {"kind": "fixed"}}).noise_kind == "fixed"
+    assert merged(Config(), {"noise": {"kind": "fixed"}}).noise_kind == "fixed"
 
 
 def test_stages_are_two_values_of_one_type():

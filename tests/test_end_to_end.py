@@ -95,6 +95,8 @@ def test_overwrite_replaces_a_run_but_nothing_else(tmp_path, capsys):
     [
         (["--prompt", " "], ["prompt", "a yellow duck"]),
         (["--prompt", "a yelow dragon"], ["'yelow'", "yellow", "'dragon'", "--list-words", "--coarse.teacher"]),
+        (["--prompt", "黄色的鸭子"], ["黄色的鸭子", "--list-words"]),
+        (["--prompt", "a mug" + " on a mug" * 9], ["prompt", "tokens"]),
         (["--prompt", "a mug", "--preset", "toybx"], ["preset", "toybox"]),
         (["--prompt", "a mug", "--coarse.teacher", "/nowhere"], ["teacher", "/nowhere"]),
         (["--prompt", "a mug", "--device", "cuda"], ["device", "CUDA", "--device cpu"]),
@@ -155,7 +157,7 @@ def test_non_finite_noise_stops_the_run_before_it_reaches_the_gaussians(tmp_path
 
     monkeypatch.setitem(train.NOISES, "surface", poisoned)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
-    assert "not finite at step 3" in capsys.readouterr().out
+    assert "not finite at step 3; try a smaller --coarse.cfg" in capsys.readouterr().out
     assert all(v.isfinite().all() for v in read_ply(tmp_path / "x" / "splat.ply").tensors().values())
 
 

@@ -5,7 +5,7 @@ from gscfd import evaluate
 from gscfd.errors import UserError
 from gscfd.metrics import Scorer, r_precision
 from gscfd.toybox.data import make_group
-from gscfd.toybox.models import SCORER_SIZE
+from gscfd.toybox.models import CLIP_SIZE
 
 
 def test_r_precision_counts_the_views_that_find_their_caption():
@@ -21,7 +21,7 @@ def scorer():
 
 
 def test_the_scorer_finds_the_captions_of_unseen_objects_and_not_shuffled_ones(scorer):
-    groups = [make_group(seed, views=4, size=SCORER_SIZE, grouped=True) for seed in range(40)]
+    groups = [make_group(seed, views=4, size=CLIP_SIZE, grouped=True) for seed in range(40)]
     captions = [group.captions[0] for group in groups]
     hits = [
         r_precision(scorer.similarity(group.images, captions), captions.index(caption))
@@ -45,3 +45,8 @@ def test_the_table_has_a_row_for_each_run_and_the_mean():
     ]
     lines = evaluate.table(scores).splitlines()
     assert len(lines) == 5 and "75.0%" in lines[-1]
+
+
+def test_one_prompt_alone_has_no_r_precision():
+    score = evaluate.Score(run="r", prompt="a mug", guidance="cfd", r_precision=None, similarity=0.5, gaussians=10)
+    assert evaluate.table([score]).count("n/a") == 2

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gscfd.cameras import azimuth_elevation, mvdream_matrices
+from gscfd.errors import UserError
 from gscfd.prompts import VIEW_WORDS, view_words
 from gscfd.teachers.base import Prompt
 from gscfd.types import Cameras
@@ -41,7 +42,7 @@ class LatentTeacher:
         multiview: bool,
     ):
         if prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction: expected epsilon or v_prediction, got {prediction}")
+            raise UserError(f"prediction: expected epsilon or v_prediction, got {prediction}")
         self.vae, self.unet, self.text_encoder, self.tokenizer = vae, unet, text_encoder, tokenizer
         self.prediction, self.multiview = prediction, multiview
         self.alphas_cumprod = alphas_cumprod.double().tolist()
@@ -60,18 +61,18 @@ class LatentTeacher:
 
     @torch.no_grad()
     def set_prompt(self, prompt: Prompt) -> None:
-        """Encode the prompt once; a single-view teacher gets one text for each view word (DreamFusion)."""
+        """Encode the prompt once; a single-view teacher gets one text for each view word (DreamFusion).
+
+        Raises UserError when a text is longer than the text encoder reads.
+        """
         texts = {"": prompt.text, "negative": prompt.negative}
         if not self.multiview:
             texts |= {words: f"{prompt.text}, {words}" for words in VIEW_WORDS}
-        tokens = self.tokenizer(
-            list(texts.values()), padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
-        )
-        if tokens.input_ids.shape[1] > self.tokenizer.model_max_length:
-            raise ValueError(
-                f"prompt: expected at most {self.tokenizer.model_max_length} tokens, "
-                f"got {tokens.input_ids.shape[1]}; shorten {prompt.text!r}"
-            )
+        limit = self.tokenizer.model_max_length
+        longest = max(len(ids) for ids in self.tokenizer(list(texts.values())).input_ids)
+        if longest > limit:
+            raise UserError(f"prompt: expected at most {limit} tokens, got {longest}; shorten {prompt.text!r}")
+        tokens = self.tokenizer(list(texts.values()), padding="max_length", return_tensors="pt")
         encoded = self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
         self.embeddings = dict(zip(texts, encoded.to(self.unet.dtype), strict=True))
         self.prompt = prompt

@@ -41,9 +41,17 @@ def load_teacher(
 ) -> LatentTeacher:
     """Load the teacher in `name` (see `teacher_folder`) for groups of `views` views; nothing is fetched or executed.
 
-    A UNet whose class embedding is a projection of 16 numbers is a multi-view teacher (MVDream).
+    A UNet whose class embedding is a projection of 16 numbers is a multi-view teacher (MVDream). Raises UserError when
+    a part is missing or cannot be read.
     """
     folder = teacher_folder(name)
+    try:
+        return read_teacher(folder, views, device, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"teacher: {folder} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_teacher(folder: Path, views: int, device: torch.device | str, dtype: torch.dtype) -> LatentTeacher:
     transformers_logging.disable_progress_bar()
     local = {"local_files_only": True}
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **local)

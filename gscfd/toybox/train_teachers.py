@@ -60,7 +60,7 @@ class Settings:
     out: Path
     """Where checkpoints, sample sheets and the exported teachers go."""
     parts: tuple[str, ...] = PARTS
-    """Which parts to train, in order."""
+    """Which parts to train; what they need is loaded, or trained before them."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
@@ -460,7 +460,7 @@ def main(settings: Settings) -> None:
     parts, folder = set(settings.parts), settings.out / "export"
     vae = train_vae(settings).eval().requires_grad_(False) if parts - {"clip", "scorer"} else None
     clip = train_clip(settings, None) if parts - {"vae"} else None
-    if vae is not None and clip is not None:
+    if vae is not None and clip is not None and parts & {"multiview", "singleview", "export"}:
         multiview = train_denoiser(settings, vae, clip.clip, None)
         export_teacher(multiview, vae, folder / "multiview")
         if parts & {"singleview", "export"}:

@@ -96,4 +96,4 @@ def _read_noun(words: list[str]) -> tuple[str | None, str | None, list[str]]:
 
 
 def _split(text: str) -> list[str]:
-    return re.findall(r"[a-z]+|,", text.lower())
+    return re.findall(r"[^\W_]+|,", text.lower())
