@@ -64,7 +64,7 @@ class Settings:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
-    vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=2e-3, pool=1024, reuse=4.0))
+    vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
     clip: Recipe = field(default_factory=lambda: Recipe(steps=3000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=10000, batch=8, lr=1e-3))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
