@@ -12,5 +12,5 @@ from gscfd.types import Render
 def regularisers(gaussians: Gaussians, render: Render, config: StageConfig) -> Tensor:
     """The weighted sum of the stage's regularisers, a scalar."""
     half_opaque = (render.opacity * (1 - render.opacity)).mean()
-    largest = gaussians.scales.exp().amax(-1).mean() if len(gaussians) else gaussians.scales.sum()
+    largest = gaussians.scales.exp().amax(-1).mean()
     return config.opacity_reg * half_opaque + config.scale_reg * largest

@@ -15,6 +15,11 @@ def view_words(azimuth: float, elevation: float) -> str:
     return "back view" if azimuth > 150 else "side view"
 
 
+def join_words(prompt: str, words: str) -> str:
+    """The prompt followed by view words, as the single-view teachers are trained: "a mug, front view"."""
+    return f"{prompt}, {words}"
+
+
 def with_view(prompt: str, azimuth: float, elevation: float) -> str:
-    """The prompt with its view words, as the single-view teachers are trained: "a mug, front view"."""
-    return f"{prompt}, {view_words(azimuth, elevation)}"
+    """The prompt with the view words of a camera in degrees."""
+    return join_words(prompt, view_words(azimuth, elevation))

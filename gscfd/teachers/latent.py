@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from gscfd.cameras import azimuth_elevation, mvdream_matrices
 from gscfd.errors import UserError
-from gscfd.prompts import VIEW_WORDS, view_words
+from gscfd.prompts import VIEW_WORDS, join_words, view_words
 from gscfd.teachers.base import Prompt
 from gscfd.types import Cameras
 
@@ -67,7 +67,7 @@ class LatentTeacher:
         """
         texts = {"": prompt.text, "negative": prompt.negative}
         if not self.multiview:
-            texts |= {words: f"{prompt.text}, {words}" for words in VIEW_WORDS}
+            texts |= {words: join_words(prompt.text, words) for words in VIEW_WORDS}
         limit = self.tokenizer.model_max_length
         longest = max(len(ids) for ids in self.tokenizer(list(texts.values())).input_ids)
         if longest > limit:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import CLIPModel
 
 from gscfd.cameras import mvdream_matrices, turntable
-from gscfd.prompts import with_view
+from gscfd.prompts import join_words, with_view
 from gscfd.teachers.multiview import join_views
 from gscfd.toybox import models
 from gscfd.toybox.data import Group, make_group
@@ -289,7 +289,7 @@ def denoising_loss(
         cameras = torch.cat([item.group.cameras for item in batch]).to(device)
     else:
         words = [w for item in batch for w in item.group.view_words]
-        texts = [f"{c}, {w}" if c and rng.random() < 0.85 else c for c, w in zip(captions, words, strict=True)]
+        texts = [join_words(c, w) if c and rng.random() < 0.85 else c for c, w in zip(captions, words, strict=True)]
         t = torch.randint(1000, (len(z),))
         cameras = None
     noise = torch.randn_like(z)

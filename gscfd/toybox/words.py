@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gscfd.prompts import VIEW_WORDS
 from gscfd.toybox.kinds import CATALOGUE, COLORS, SUPPORTS
 
-VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 """What may follow a caption after a comma to name the side it is seen from."""
 
 
