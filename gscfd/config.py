@@ -201,6 +201,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
+        check(0 < self.viewer_port < 2**16, "viewer-port", "a port in [1, 65535]", self.viewer_port)
         kinds = (None, "surface", "fixed") if self.guidance == "cfd" else (None, "iid")
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
         check(self.noise.kind in kinds, "noise.kind", expected, self.noise.kind)

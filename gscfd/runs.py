@@ -6,9 +6,13 @@ import json
 import logging
 import re
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO
 
 from tqdm import tqdm
@@ -22,11 +26,54 @@ from gscfd.stage import StepReport
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
+"""What a write that was killed leaves behind (`files.atomic_write`)."""
 
 
 def default_folder(prompt: str, seed: int) -> Path:
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
     return Path("outputs") / f"{slug}-{seed}"
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names in the folder that no run writes."""
+    names = {path.name: UNFINISHED.fullmatch(path.name) for path in folder.iterdir()}
+    return sorted(name for name, tmp in names.items() if (tmp[1] if tmp else name) not in KNOWN)
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Raise UserError unless `path`, which exists, is a run that may be replaced."""
+    if not overwrite:
+        raise UserError(f"out: {path} exists; choose another --out, another --seed, or add --overwrite")
+    if not path.is_dir():
+        raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} is a file; choose another --out")
+    foreign = foreign_files(path)
+    if foreign or not (path / "config.yaml").is_file():
+        what = f"holds {', '.join(foreign[:3])}" if foreign else "has no config.yaml"
+        raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} {what}; choose another --out")
+
+
+@contextmanager
+def interrupt_between_steps() -> Iterator[Callable[[StepReport], None]]:
+    """Ctrl-C takes effect in the callback this yields, where the Gaussians are whole; a second one at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.set()
+
+    def on_step(report: StepReport) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield on_step
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield on_step
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class RunFolder:
@@ -43,14 +90,12 @@ class RunFolder:
         self.stage = "coarse"
         self.started = time.monotonic()
         self.bar: tqdm | None = None
+        self.stats: IO[str]
+        self.handler: logging.Handler
         self.make_folder()
-        self.stats: IO[str] = open(self.path / "stats.jsonl", "w")
-        self.handler = logging.FileHandler(self.path / "log.txt", mode="w")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.setLevel(logging.INFO)
         log.addHandler(self.handler)
-        with atomic_write(self.path / "config.yaml") as file:
-            file.write(to_yaml(config).encode())
         log.info("prompt %r, seed %d", config.prompt, config.seed)
 
     def make_folder(self) -> None:
@@ -58,6 +103,10 @@ class RunFolder:
             if self.path.exists():
                 self.clear()
             self.path.mkdir(parents=True)
+            with atomic_write(self.path / "config.yaml") as file:
+                file.write(to_yaml(self.config).encode())
+            self.stats = open(self.path / "stats.jsonl", "w")
+            self.handler = logging.FileHandler(self.path / "log.txt", mode="w")
         except OSError as error:
             raise UserError(
                 f"out: expected a folder that can be written, got {self.path} ({error.strerror}); choose another --out"
@@ -65,14 +114,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove an earlier run, if that was asked for and it is one."""
-        if not self.config.overwrite:
-            raise UserError(f"out: {self.path} exists; choose another --out, another --seed, or add --overwrite")
-        foreign = [] if not self.path.is_dir() else sorted({p.name for p in self.path.iterdir()} - KNOWN)
-        if foreign or not self.path.is_dir():
-            what = f"holds {', '.join(foreign[:3])}" if foreign else "is a file"
-            raise UserError(
-                f"out: --overwrite replaces only a run of gscfd, and {self.path} {what}; choose another --out"
-            )
+        check_replaceable(self.path, self.config.overwrite)
         shutil.rmtree(self.path)
 
     def __enter__(self) -> RunFolder:

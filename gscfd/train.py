@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import tyro
@@ -16,7 +16,7 @@ from gscfd.config import Config, StageConfig, load_preset
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.rasterize import rasterize
-from gscfd.runs import RunFolder
+from gscfd.runs import RunFolder, check_replaceable, default_folder, interrupt_between_steps
 from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.latent import LatentTeacher
@@ -24,7 +24,8 @@ from gscfd.teachers.load import TOYBOX, teacher_folder
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
-log = logging.getLogger("gscfd")
+if TYPE_CHECKING:
+    from gscfd.viewer import Viewer
 
 NOISES = {"surface": noise.surface, "fixed": noise.fixed, "iid": noise.iid}
 
@@ -48,6 +49,9 @@ def preflight(config: Config) -> None:
         if stage.steps:
             teacher_folder(stage.teacher)
     check_prompt(config)
+    for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
+        if stage.steps and stage.teacher.startswith(TOYBOX):
+            check_words(f"{name}.negative-prompt", stage.negative_prompt)
 
 
 def check_prompt(config: Config) -> None:
@@ -57,11 +61,16 @@ def check_prompt(config: Config) -> None:
     stages = [stage for stage in (config.coarse, config.refine) if stage.steps]
     if not any(stage.teacher.startswith(TOYBOX) for stage in stages):
         return
-    unknown = unknown_words(config.prompt)
+    check_words("prompt", config.prompt)
+
+
+def check_words(name: str, text: str) -> None:
+    """Raise UserError for words of the argument `name` that a toybox teacher never saw."""
+    unknown = unknown_words(text)
     if unknown:
         words = ", ".join(f"{word!r} (nearest: {near!r})" for word, near in unknown)
         raise UserError(
-            f"prompt: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
+            f"{name}: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
             "know. Free text needs teachers of your own: --coarse.teacher DIR --refine.teacher DIR"
         )
 
@@ -146,22 +155,26 @@ def generate(
 
 def train(config: Config) -> int:
     """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
+    preflight(config)
+    folder = config.out or default_folder(config.prompt, config.seed)
+    if folder.exists():
+        check_replaceable(folder, config.overwrite)
     teachers = load_teachers(config)
     if choose_device(config.device).type == "cuda":
         print("noise: drawn on the CPU; the CUDA kernel is not there yet")
+    viewer = start_viewer(config) if config.viewer else None
     with RunFolder(config) as run:
-        callbacks = [run.on_step]
-        if config.viewer:
-            from gscfd.viewer import Viewer
-
-            callbacks.append(Viewer(config.viewer_port, config.prompt).on_step)
-
-        def on_step(report: StepReport) -> None:
-            for callback in callbacks:
-                callback(report)
-
         try:
-            run.finish(distil(config, teachers, on_step))
+            with interrupt_between_steps() as interrupt:
+
+                def on_step(report: StepReport) -> None:
+                    run.on_step(report)
+                    if viewer is not None:
+                        viewer.on_step(report)
+                    interrupt(report)
+
+                gaussians = distil(config, teachers, on_step)
+            run.finish(gaussians)
         except KeyboardInterrupt:
             return run.stopped("interrupted", code=130)
         except StageError as error:
@@ -169,6 +182,16 @@ def train(config: Config) -> int:
         except OSError as error:
             return run.stopped(f"could not write: {error}", code=1)
     return 0
+
+
+def start_viewer(config: Config) -> Viewer:
+    """Raises UserError when no server can be started."""
+    from gscfd.viewer import Viewer
+
+    try:
+        return Viewer(config.viewer_port, config.prompt)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"viewer: cannot start ({error}); choose another --viewer-port, or --no-viewer") from error
 
 
 def parse(arguments: list[str]) -> Config:

@@ -1,6 +1,7 @@
 """The whole program on the shipped teachers, with few steps: prompt in, files out, and every way it can be stopped."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -97,6 +98,7 @@ def test_overwrite_replaces_a_run_but_nothing_else(tmp_path, capsys):
         (["--prompt", "a yelow dragon"], ["'yelow'", "yellow", "'dragon'", "--list-words", "--coarse.teacher"]),
         (["--prompt", "黄色的鸭子"], ["黄色的鸭子", "--list-words"]),
         (["--prompt", "a mug" + " on a mug" * 9], ["prompt", "tokens"]),
+        (["--prompt", "a mug", "--coarse.negative-prompt", "blury"], ["coarse.negative-prompt", "'blury'"]),
         (["--prompt", "a mug", "--preset", "toybx"], ["preset", "toybox"]),
         (["--prompt", "a mug", "--coarse.teacher", "/nowhere"], ["teacher", "/nowhere"]),
         (["--prompt", "a mug", "--device", "cuda"], ["device", "CUDA", "--device cpu"]),
@@ -116,7 +118,9 @@ def test_an_unwritable_folder_is_named(tmp_path, capsys):
     assert "file/run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argument", [["--coarse.stepz", "3"], ["--init.opacity", "2"], ["--seed", "x"]])
+@pytest.mark.parametrize(
+    "argument", [["--coarse.stepz", "3"], ["--init.opacity", "2"], ["--seed", "x"], ["--viewer-port", "0"]]
+)
 def test_bad_options_exit_with_2_and_no_traceback(argument):
     command = [sys.executable, "-m", "gscfd.train", "--prompt", "a mug", *argument]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -129,16 +133,38 @@ def test_list_words_needs_no_prompt(capsys):
     assert {"duck", "yellow", "mushroom"} <= set(capsys.readouterr().out.split())
 
 
-def test_ctrl_c_keeps_what_was_made(tmp_path, monkeypatch, capsys):
-    def interrupt(run_folder, report, original=train.RunFolder.on_step):
-        original(run_folder, report)
-        if report.step == 3:
-            raise KeyboardInterrupt
+def test_ctrl_c_waits_for_the_end_of_its_step_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
+    def press(self, *args, original=stage.Densifier.after_backward, **kwargs):
+        if args[2] == 3:
+            signal.raise_signal(signal.SIGINT)
+        original(self, *args, **kwargs)
 
-    monkeypatch.setattr(train.RunFolder, "on_step", interrupt)
+    monkeypatch.setattr(stage.Densifier, "after_backward", press)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
+    assert len((tmp_path / "x" / "stats.jsonl").read_text().splitlines()) == 4
     assert len(read_ply(tmp_path / "x" / "splat.ply")) >= 1
     assert "splat.ply" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
+    def press_twice(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second Ctrl-C waited")
+
+    monkeypatch.setattr(stage.Densifier, "after_backward", press_twice)
+    assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
+
+
+def test_overwrite_also_replaces_what_a_killed_run_left(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--prompt", "a red mug", "--out", out, "--refine.steps", 0, "--coarse.steps", 1) == 0
+    (out / ".splat.ply.123.tmp").write_bytes(b"half a splat")
+    assert run("--prompt", "a red mug", "--out", out, "--refine.steps", 0, "--coarse.steps", 1, "--overwrite") == 0
+    (out / "config.yaml").unlink()
+    assert run("--prompt", "a red mug", "--out", out, "--overwrite") == 2
+    assert "has no config.yaml" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from gscfd.cameras import turntable
+from gscfd.config import Config
+from gscfd.errors import UserError
 from gscfd.gaussians import ball
 from gscfd.stage import StepReport
+from gscfd.train import start_viewer
 from gscfd.viewer import Viewer, covariances
 
 
@@ -67,3 +70,12 @@ def test_a_dead_viewer_does_not_stop_the_run(viewer, monkeypatch):
     viewer.on_step(report(step=1))
     assert not viewer.alive
     viewer.on_step(report(step=1))
+
+
+def test_a_viewer_that_cannot_start_is_one_clear_error(monkeypatch):
+    def broken(**kwargs):
+        raise OSError("no free port")
+
+    monkeypatch.setattr("gscfd.viewer.viser.ViserServer", broken)
+    with pytest.raises(UserError, match="viewer: cannot start .no free port.; choose another --viewer-port"):
+        start_viewer(Config(prompt="a mug"))
