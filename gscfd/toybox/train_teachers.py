@@ -66,7 +66,7 @@ class Settings:
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
     clip: Recipe = field(default_factory=lambda: Recipe(steps=3000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
-    multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=1e-3, pool=16384, reuse=6.0))
+    multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=5e-4, pool=16384, reuse=6.0))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
     scorer: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=48, lr=5e-4, pool=8192, reuse=6.0))
     seed: int = 0
@@ -284,34 +284,35 @@ def denoising_loss(
     scheduler: DDIMScheduler,
     multiview: bool,
 ) -> Tensor:
-    """Squared error of the v-prediction (Salimans & Ho 2022), one time per group of views.
-
-    In terms of the clean latents its weight is 1 + SNR, which is capped at 5 (after Hang et al. 2023): nearly clean
-    latents would spend the network on details below the VAE's. The times of a batch are stratified.
-    """
+    """Squared error of the v-prediction (Salimans & Ho 2022), one time per group of views."""
     device, views = denoiser.unet.device, models.VIEWS
     z = torch.cat([item.latents for item in batch]).to(device)
     captions = [choose_caption(item.group.captions, rng) for item in batch for _ in range(1 if multiview else views)]
     if multiview:
         texts = [caption for caption in captions for _ in range(views)]
-        t = stratified_times(len(batch)).repeat_interleave(views)
+        t = draw_times(len(batch), rng, COARSE_TIMES).repeat_interleave(views)
         cameras = torch.cat([item.group.cameras for item in batch]).to(device)
     else:
         words = [w for item in batch for w in item.group.view_words]
         texts = [join_words(c, w) if c and rng.random() < 0.85 else c for c, w in zip(captions, words, strict=True)]
-        t = stratified_times(len(z))
+        t = draw_times(len(z), rng, REFINE_TIMES)
         cameras = None
     noise = torch.randn_like(z)
     x = scheduler.add_noise(z, noise, t)
     target = scheduler.get_velocity(z, noise, t)
     v = denoiser.unet(x, t.to(device), denoiser.embed(texts), class_labels=cameras).sample
-    weight = (5 * (1 - scheduler.alphas_cumprod[t])).clamp(max=1).to(device)
-    return (weight * (v.float() - target).square().mean((1, 2, 3))).mean()
+    return F.mse_loss(v.float(), target)
 
 
-def stratified_times(count: int) -> Tensor:
-    """[count] int64 times in [0, 1000), one in each of `count` equal intervals."""
-    return ((torch.arange(count) + torch.rand(count)) * (1000 / count)).long()
+COARSE_TIMES = ((0.0, 0.0), (0.1, 200.0), (1.0, 1000.0))
+REFINE_TIMES = ((0.0, 0.0), (0.05, 50.0), (0.75, 500.0), (1.0, 1000.0))
+"""(share of the draws, t below which they lie): most where the stage that the teacher serves spends its steps."""
+
+
+def draw_times(count: int, rng: np.random.Generator, shares: tuple[tuple[float, float], ...]) -> Tensor:
+    """[count] int64 times in [0, 1000), one in each of `count` equal shares of the distribution."""
+    strata = (np.arange(count) + rng.random(count)) / count
+    return torch.from_numpy(np.interp(strata, *zip(*shares, strict=True))).long()
 
 
 SHEET_PROMPTS = (
