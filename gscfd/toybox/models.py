@@ -114,6 +114,7 @@ def build_unet(multiview: bool) -> UNet2DConditionModel:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
         class_embed_type="projection" if multiview else None,

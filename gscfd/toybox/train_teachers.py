@@ -66,7 +66,7 @@ class Settings:
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
     clip: Recipe = field(default_factory=lambda: Recipe(steps=3000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
-    multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=5e-4, pool=16384, reuse=6.0))
+    multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=1e-3, pool=16384, reuse=6.0))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
     scorer: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=48, lr=5e-4, pool=8192, reuse=6.0))
     seed: int = 0
@@ -304,7 +304,7 @@ def denoising_loss(
     return F.mse_loss(v.float(), target)
 
 
-COARSE_TIMES = ((0.0, 0.0), (0.1, 200.0), (1.0, 1000.0))
+COARSE_TIMES = ((0.0, 0.0), (0.05, 200.0), (0.35, 600.0), (1.0, 1000.0))
 REFINE_TIMES = ((0.0, 0.0), (0.05, 50.0), (0.75, 500.0), (1.0, 1000.0))
 """(share of the draws, t below which they lie): most where the stage that the teacher serves spends its steps."""
 
