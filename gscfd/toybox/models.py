@@ -74,7 +74,7 @@ def text_config(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH) -> CLIPTextCo
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The text tower of `build_clip`, which it takes its weights from."""
+    """[B, L] tokens to [B, L, 128] features."""
     return CLIPTextModel(text_config(tokenizer))
 
 
@@ -136,8 +136,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A small CLIP over 64 x 64 images: its text tower reads the prompts, as in Stable Diffusion, and the whole of it
-    scores how well a picture fits a caption."""
+    """A small CLIP over 64 x 64 images, which scores how well a picture fits a caption."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,

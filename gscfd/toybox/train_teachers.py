@@ -1,8 +1,7 @@
 """Train the toybox teachers: `python -m gscfd.toybox.train_teachers --out DIR`.
 
-Six parts in order: the VAE; a small CLIP, whose text tower reads the prompts; the multi-view teacher; the single-view
-teacher, which starts from it; the scorer, which continues the CLIP; and the export in diffusers' folder layout. Every
-part saves as it goes; the same command continues where it stopped.
+Five parts in order: the VAE; the multi-view teacher; the single-view teacher, which starts from it; the scorer; and the
+export in diffusers' folder layout. Every part saves as it goes; the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel
 
 from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.prompts import join_words, with_view
 from gscfd.teachers.multiview import join_views
 from gscfd.toybox import models
 from gscfd.toybox.data import Group, make_group
+from gscfd.toybox.objects import sample_object
 
 Example = TypeVar("Example")
 Model = TypeVar("Model", bound=nn.Module)
-PARTS = ("vae", "clip", "multiview", "singleview", "scorer", "export")
+PARTS = ("vae", "multiview", "singleview", "scorer", "export")
 
 
 @dataclass(kw_only=True)
@@ -65,10 +64,9 @@ class Settings:
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
-    clip: Recipe = field(default_factory=lambda: Recipe(steps=3000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=1e-3, pool=16384, reuse=6.0))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
-    scorer: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=48, lr=5e-4, pool=8192, reuse=6.0))
+    scorer: Recipe = field(default_factory=lambda: Recipe(steps=8000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -235,13 +233,19 @@ def train_vae(settings: Settings) -> AutoencoderKL:
 
 
 class Denoiser(nn.Module):
-    """A UNet and the frozen text encoder that it listens to."""
+    """A UNet and the text encoder that it listens to.
 
-    def __init__(self, multiview: bool, clip: CLIPModel):
+    The text encoder keeps its random weights: its features of the few words of the grammar are all distinct, and about
+    equally far apart. (Those of a small CLIP tell colours apart far better than nouns, and so did the UNets that
+    listened to it.)
+    """
+
+    def __init__(self, multiview: bool):
         super().__init__()
         self.tokenizer = models.build_tokenizer()
-        self.text_encoder = models.build_text_encoder(self.tokenizer).requires_grad_(False)
-        self.text_encoder.load_state_dict(clip.text_model.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.text_encoder = models.build_text_encoder(self.tokenizer).requires_grad_(False)
         self.unet = models.build_unet(multiview).to(memory_format=torch.channels_last)
         if multiview:
             join_views(self.unet, models.VIEWS)
@@ -251,6 +255,35 @@ class Denoiser(nn.Module):
         """[B, L, D] text embedding."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.unet.device)).last_hidden_state
+
+
+@torch.no_grad()
+def balance_text(denoiser: Denoiser, captions: list[str], most: float = 100.0) -> None:
+    """Let the UNet hear every word about equally loud, in place.
+
+    What varies little is learnt late, and in pooled text features every word is faint beside what all captions share.
+    So every layer that reads the text has its weights multiplied by a matrix that whitens its input over the captions,
+    with gains of at most `most`.
+    """
+
+    def whitening(features: Tensor) -> Tensor:
+        variances, directions = torch.linalg.eigh(features.T @ features / len(features))
+        gains = (variances[-1] / variances.clamp(min=1e-12)).sqrt().clamp(max=most)
+        same_power = (variances.sum() / (gains.square() * variances).sum()).sqrt()
+        return same_power * directions @ torch.diag(gains) @ directions.T
+
+    context = denoiser.embed(captions)
+    tokens = denoiser.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").attention_mask
+    words = whitening(context[tokens.bool().to(context.device)])
+    for name, layer in denoiser.unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            layer.weight.copy_(layer.weight @ words)
+    pooling = denoiser.unet.add_embedding
+    pooled = pooling.pool(pooling.norm1(context))
+    mean = pooled.mean(0)
+    gain = whitening(pooled - mean)
+    pooling.proj.bias.add_(pooling.proj.weight @ (mean - gain @ mean))
+    pooling.proj.weight.copy_(pooling.proj.weight @ gain)
 
 
 @dataclass
@@ -312,7 +345,7 @@ REFINE_TIMES = ((0.0, 0.0), (0.05, 50.0), (0.75, 500.0), (1.0, 1000.0))
 def draw_times(count: int, rng: np.random.Generator, shares: tuple[tuple[float, float], ...]) -> Tensor:
     """[count] int64 times in [0, 1000), one in each of `count` equal shares of the distribution."""
     strata = (np.arange(count) + rng.random(count)) / count
-    return torch.from_numpy(np.interp(strata, *zip(*shares, strict=True))).long()
+    return torch.from_numpy(np.interp(strata, [share for share, _ in shares], [t for _, t in shares])).long()
 
 
 SHEET_PROMPTS = (
@@ -358,12 +391,14 @@ def sample_sheet(denoiser: Denoiser, vae: AutoencoderKL, *, multiview: bool) -> 
     return tile(vae.decode(latents / vae.config["scaling_factor"]).sample / 2 + 0.5, 2 * models.VIEWS)
 
 
-def train_denoiser(settings: Settings, vae: AutoencoderKL, clip: CLIPModel, start_from: Denoiser | None) -> Denoiser:
+def train_denoiser(settings: Settings, vae: AutoencoderKL, start_from: Denoiser | None) -> Denoiser:
     """The multi-view teacher, or (given one to start from) the single-view teacher."""
     multiview = start_from is None
     name, size = ("multiview", models.MULTIVIEW_SIZE) if multiview else ("singleview", models.SINGLEVIEW_SIZE)
-    denoiser, scheduler = Denoiser(multiview, clip), models.build_scheduler()
-    if start_from is not None:
+    denoiser, scheduler = Denoiser(multiview), models.build_scheduler()
+    if start_from is None:
+        balance_text(denoiser, [sample_object(seed).captions[0] for seed in range(500)])
+    else:
         weights = {k: v for k, v in start_from.unet.state_dict().items() if not k.startswith("class_embedding.")}
         denoiser.unet.load_state_dict(weights)
 
@@ -381,7 +416,7 @@ def train_denoiser(settings: Settings, vae: AutoencoderKL, clip: CLIPModel, star
     )
 
 
-# --------------------------------------------------------------------------------------------------- CLIP and scorer
+# ------------------------------------------------------------------------------------------------------------- scorer
 
 
 class Clip(nn.Module):
@@ -399,8 +434,9 @@ class Clip(nn.Module):
         return output.logits_per_image
 
 
-def clip_example(seed: int, allow_withheld: bool) -> Group:
-    group = make_group(seed, views=2, size=models.CLIP_SIZE, grouped=False, allow_withheld=allow_withheld)
+def scorer_example(seed: int) -> Group:
+    """Views of any object: the judge knows also the (kind, colour) pairs that the teachers never see."""
+    group = make_group(seed, views=2, size=models.CLIP_SIZE, grouped=False, allow_withheld=True)
     group.images = (group.images * 255).round().to(torch.uint8)
     return group
 
@@ -427,10 +463,9 @@ def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator)
     return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
 
 
-def train_clip(settings: Settings, start_from: Clip | None) -> Clip:
-    """The CLIP, on what teachers may see; or, from one to start from, the scorer, on all (kind, colour) pairs."""
-    name, module = ("clip", Clip()) if start_from is None else ("scorer", copy.deepcopy(start_from).requires_grad_())
-    held = [clip_example(seed, start_from is not None) for seed in range(64)]
+def train_scorer(settings: Settings) -> Clip:
+    """A CLIP over all (kind, colour) pairs."""
+    held = [scorer_example(seed) for seed in range(64)]
 
     def sheet(average: Clip) -> Image.Image:
         """Held-out retrieval goes to the console; the sheet shows the pictures it was measured on."""
@@ -439,18 +474,10 @@ def train_clip(settings: Settings, start_from: Clip | None) -> Clip:
         with torch.no_grad():
             best = average.compare(images, texts).argmax(1).tolist()
         right = sum(texts[i] == text for i, text in zip(best, texts, strict=True))
-        tqdm.write(f"{name}: {right} of {len(held)} held-out images retrieve their caption among {len(held)}")
+        tqdm.write(f"scorer: {right} of {len(held)} held-out images retrieve their caption among {len(held)}")
         return tile(images, 16)
 
-    return fit(
-        name,
-        module,
-        lambda seed: clip_example(seed, start_from is not None),
-        contrastive_loss,
-        sheet,
-        getattr(settings, name),
-        settings,
-    )
+    return fit("scorer", Clip(), scorer_example, contrastive_loss, sheet, settings.scorer, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -474,16 +501,15 @@ def export_teacher(denoiser: Denoiser, vae: AutoencoderKL, folder: Path) -> None
 def main(settings: Settings) -> None:
     print(f"training {', '.join(settings.parts)} on {settings.device} into {settings.out}")
     parts, folder = set(settings.parts), settings.out / "export"
-    vae = train_vae(settings).eval().requires_grad_(False) if parts - {"clip", "scorer"} else None
-    clip = train_clip(settings, None) if parts - {"vae"} else None
-    if vae is not None and clip is not None and parts & {"multiview", "singleview", "export"}:
-        multiview = train_denoiser(settings, vae, clip.clip, None)
-        export_teacher(multiview, vae, folder / "multiview")
+    if parts - {"scorer"}:
+        vae = train_vae(settings).eval().requires_grad_(False)
+        if parts & {"multiview", "singleview", "export"}:
+            multiview = train_denoiser(settings, vae, None)
+            export_teacher(multiview, vae, folder / "multiview")
         if parts & {"singleview", "export"}:
-            singleview = train_denoiser(settings, vae, clip.clip, multiview)
-            export_teacher(singleview, vae, folder / "singleview")
-    if clip is not None and parts & {"scorer", "export"}:
-        scorer = train_clip(settings, clip)
+            export_teacher(train_denoiser(settings, vae, multiview), vae, folder / "singleview")
+    if parts & {"scorer", "export"}:
+        scorer = train_scorer(settings)
         copy.deepcopy(scorer.clip).half().save_pretrained(folder / "scorer")
         scorer.tokenizer.save_pretrained(folder / "scorer")
 
