@@ -1,7 +1,8 @@
 """Train the toybox teachers: `python -m gscfd.toybox.train_teachers --out DIR`.
 
-Five parts in order: the VAE; the multi-view teacher; the single-view teacher, which starts from it; the scorer; and the
-export in diffusers' folder layout. Every part saves as it goes; the same command continues where it stopped.
+Six parts in order: the VAE; the text encoder; the multi-view teacher; the single-view teacher, which starts from it;
+the scorer; and the export in diffusers' folder layout. Every part saves as it goes; the same command continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import CLIPTextModel
 
 from gscfd.cameras import mvdream_matrices, turntable
-from gscfd.prompts import join_words, with_view
+from gscfd.prompts import VIEW_WORDS, join_words, with_view
 from gscfd.teachers.multiview import join_views
 from gscfd.toybox import models
 from gscfd.toybox.data import Group, make_group
-from gscfd.toybox.objects import sample_object
+from gscfd.toybox.objects import COLORS, KINDS, parse_caption, sample_object
 
 Example = TypeVar("Example")
 Model = TypeVar("Model", bound=nn.Module)
-PARTS = ("vae", "multiview", "singleview", "scorer", "export")
+PARTS = ("vae", "text", "multiview", "singleview", "scorer", "export")
 
 
 @dataclass(kw_only=True)
@@ -64,6 +66,7 @@ class Settings:
     bf16: bool = torch.cuda.is_available()
     """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
+    text: Recipe = field(default_factory=lambda: Recipe(steps=1000, batch=128, lr=1e-3, pool=8192, reuse=50.0, ema=0.9))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=1e-3, pool=16384, reuse=6.0))
     singleview: Recipe = field(default_factory=lambda: Recipe(steps=5000, batch=2, lr=4e-4, pool=2048))
     scorer: Recipe = field(default_factory=lambda: Recipe(steps=8000, batch=48, lr=1e-3, pool=8192, reuse=6.0))
@@ -102,7 +105,7 @@ def fit(
     module: Model,
     make: Callable[[int], Example],
     loss_of: Callable[[Model, list[Example], np.random.Generator], Tensor],
-    sheet: Callable[[Model], Image.Image],
+    sheet: Callable[[Model], Image.Image] | None,
     recipe: Recipe,
     settings: Settings,
 ) -> Model:
@@ -134,7 +137,8 @@ def fit(
         }
         torch.save(state, folder / "state.tmp")
         os.replace(folder / "state.tmp", state_path)
-        sheet(average).save(folder / "samples.png")
+        if sheet is not None:
+            sheet(average).save(folder / "samples.png")
         with open(folder / "loss.csv", "a") as file:
             file.write(f"{step},{smooth:.5f}\n")
 
@@ -229,23 +233,62 @@ def train_vae(settings: Settings) -> AutoencoderKL:
     return trained
 
 
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+class TextReader(nn.Module):
+    """A text encoder whose end tokens say what the caption says: kind, colours, view words.
+
+    The UNets hear a caption best through its many end tokens. A small CLIP's tell colours apart far better than kinds,
+    and so did the UNets that listened to one: the right colours on shapeless blobs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = models.build_tokenizer()
+        self.text_encoder = models.build_text_encoder(self.tokenizer)
+        colors = (None, *COLORS)
+        self.answers = ((None, *KINDS), colors, colors, (None, *KINDS), colors, ("", *VIEW_WORDS))
+        self.heads = nn.ModuleList([nn.Linear(models.TEXT_WIDTH, len(answers)) for answers in self.answers])
+
+
+def caption_example(seed: int) -> tuple[str, ...]:
+    return (*sample_object(seed, spacing=0.2).captions, "")
+
+
+def reading_loss(module: TextReader, batch: list[tuple[str, ...]], rng: np.random.Generator) -> Tensor:
+    """Cross-entropy of each answer, read linearly from a random one of the caption's end tokens."""
+    device = module.text_encoder.device
+    texts, truth = [], []
+    for captions in batch:
+        caption = captions[rng.integers(len(captions))]
+        words = VIEW_WORDS[rng.integers(len(VIEW_WORDS))] if caption and rng.random() < 0.5 else ""
+        said = parse_caption(caption)
+        facts = (None,) * 5 if said is None else (said.kind, said.color, said.part_color, said.on_kind, said.on_color)
+        texts.append(join_words(caption, words) if words else caption)
+        truth.append([a.index(fact) for a, fact in zip(module.answers, (*facts, words), strict=True)])
+    ids = module.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ends = torch.multinomial((ids == module.tokenizer.eos_token_id).float(), 1)[:, 0]
+    features = module.text_encoder(ids.to(device)).last_hidden_state[torch.arange(len(ids)), ends.to(device)]
+    targets = torch.tensor(truth, device=device).T
+    losses = [F.cross_entropy(head(features), target) for head, target in zip(module.heads, targets, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def train_text(settings: Settings) -> CLIPTextModel:
+    return fit("text", TextReader(), caption_example, reading_loss, None, settings.text, settings).text_encoder
+
+
 # ----------------------------------------------------------------------------------------------------------- teachers
 
 
 class Denoiser(nn.Module):
-    """A UNet and the text encoder that it listens to.
+    """A UNet and the frozen text encoder that it listens to."""
 
-    The text encoder keeps its random weights: its features of the few words of the grammar are all distinct, and about
-    equally far apart. (Those of a small CLIP tell colours apart far better than nouns, and so did the UNets that
-    listened to it.)
-    """
-
-    def __init__(self, multiview: bool):
+    def __init__(self, multiview: bool, text_encoder: CLIPTextModel):
         super().__init__()
         self.tokenizer = models.build_tokenizer()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.text_encoder = models.build_text_encoder(self.tokenizer).requires_grad_(False)
+        self.text_encoder = copy.deepcopy(text_encoder).eval().requires_grad_(False)
         self.unet = models.build_unet(multiview).to(memory_format=torch.channels_last)
         if multiview:
             join_views(self.unet, models.VIEWS)
@@ -255,35 +298,6 @@ class Denoiser(nn.Module):
         """[B, L, D] text embedding."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self.unet.device)).last_hidden_state
-
-
-@torch.no_grad()
-def balance_text(denoiser: Denoiser, captions: list[str], most: float = 100.0) -> None:
-    """Let the UNet hear every word about equally loud, in place.
-
-    What varies little is learnt late, and in pooled text features every word is faint beside what all captions share.
-    So every layer that reads the text has its weights multiplied by a matrix that whitens its input over the captions,
-    with gains of at most `most`.
-    """
-
-    def whitening(features: Tensor) -> Tensor:
-        variances, directions = torch.linalg.eigh(features.T @ features / len(features))
-        gains = (variances[-1] / variances.clamp(min=1e-12)).sqrt().clamp(max=most)
-        same_power = (variances.sum() / (gains.square() * variances).sum()).sqrt()
-        return same_power * directions @ torch.diag(gains) @ directions.T
-
-    context = denoiser.embed(captions)
-    tokens = denoiser.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").attention_mask
-    words = whitening(context[tokens.bool().to(context.device)])
-    for name, layer in denoiser.unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            layer.weight.copy_(layer.weight @ words)
-    pooling = denoiser.unet.add_embedding
-    pooled = pooling.pool(pooling.norm1(context))
-    mean = pooled.mean(0)
-    gain = whitening(pooled - mean)
-    pooling.proj.bias.add_(pooling.proj.weight @ (mean - gain @ mean))
-    pooling.proj.weight.copy_(pooling.proj.weight @ gain)
 
 
 @dataclass
@@ -391,14 +405,14 @@ def sample_sheet(denoiser: Denoiser, vae: AutoencoderKL, *, multiview: bool) -> 
     return tile(vae.decode(latents / vae.config["scaling_factor"]).sample / 2 + 0.5, 2 * models.VIEWS)
 
 
-def train_denoiser(settings: Settings, vae: AutoencoderKL, start_from: Denoiser | None) -> Denoiser:
+def train_denoiser(
+    settings: Settings, vae: AutoencoderKL, text_encoder: CLIPTextModel, start_from: Denoiser | None
+) -> Denoiser:
     """The multi-view teacher, or (given one to start from) the single-view teacher."""
     multiview = start_from is None
     name, size = ("multiview", models.MULTIVIEW_SIZE) if multiview else ("singleview", models.SINGLEVIEW_SIZE)
-    denoiser, scheduler = Denoiser(multiview), models.build_scheduler()
-    if start_from is None:
-        balance_text(denoiser, [sample_object(seed).captions[0] for seed in range(500)])
-    else:
+    denoiser, scheduler = Denoiser(multiview, text_encoder), models.build_scheduler()
+    if start_from is not None:
         weights = {k: v for k, v in start_from.unet.state_dict().items() if not k.startswith("class_embedding.")}
         denoiser.unet.load_state_dict(weights)
 
@@ -501,13 +515,15 @@ def export_teacher(denoiser: Denoiser, vae: AutoencoderKL, folder: Path) -> None
 def main(settings: Settings) -> None:
     print(f"training {', '.join(settings.parts)} on {settings.device} into {settings.out}")
     parts, folder = set(settings.parts), settings.out / "export"
-    if parts - {"scorer"}:
+    if parts - {"scorer", "text"}:
         vae = train_vae(settings).eval().requires_grad_(False)
-        if parts & {"multiview", "singleview", "export"}:
-            multiview = train_denoiser(settings, vae, None)
-            export_teacher(multiview, vae, folder / "multiview")
-        if parts & {"singleview", "export"}:
-            export_teacher(train_denoiser(settings, vae, multiview), vae, folder / "singleview")
+    if parts - {"scorer", "vae"}:
+        text_encoder = train_text(settings)
+    if parts & {"multiview", "singleview", "export"}:
+        multiview = train_denoiser(settings, vae, text_encoder, None)
+        export_teacher(multiview, vae, folder / "multiview")
+    if parts & {"singleview", "export"}:
+        export_teacher(train_denoiser(settings, vae, text_encoder, multiview), vae, folder / "singleview")
     if parts & {"scorer", "export"}:
         scorer = train_scorer(settings)
         copy.deepcopy(scorer.clip).half().save_pretrained(folder / "scorer")
