@@ -196,8 +196,9 @@ def test_the_foreground_of_the_world_map_is_decided_over_the_latent_footprint() 
     assert torch.equal(found[:, 1], empty_only[:, 1])
 
 
-def test_the_world_map_agrees_between_near_views_and_less_than_surface_noise() -> None:
-    """The share of variance that a view predicts of the same sphere, 7.5 degrees on: one column of the map."""
+def test_the_world_map_agrees_between_near_views_but_not_where_the_surface_went() -> None:
+    """A sphere 7.5 degrees on, one column of the map: the patch moves as one. After 45 degrees the patch has moved by
+    six columns, the middle of the sphere by more."""
     cameras = views(20, 27.5, size=96, elevation=0)
     render = render_scene(sphere(), cameras)
     field = NoiseField(0, 4096, 24, 24, gamma=0.0)
