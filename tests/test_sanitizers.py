@@ -91,10 +91,11 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=280
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=800
     )
 
 
+@pytest.mark.timeout(900)
 def test_noise_and_rasteriser_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
     sources = sorted([*PACKAGE.glob("csrc_common/*.cpp"), *PACKAGE.glob("*/csrc/*.cpp")])
     build(sources, tmp_path / "libgscfd_cpu.so")
@@ -109,4 +110,7 @@ def test_the_sanitizers_see_a_read_past_the_end(tmp_path: Path) -> None:
     script = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).read_past({})"
     assert run(script.format(3), str(tmp_path / "broken.so")).returncode == 0
     done = run(script.format(4), str(tmp_path / "broken.so"))
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr or "insufficient space" in done.stderr, (
+        "either of the two may be first"
+    )
