@@ -47,11 +47,18 @@ class Settings:
     noise: NoiseKind | None = None
     """Another noise than the run's own."""
 
-    def __post_init__(self) -> None:
-        check(self.frames >= 2, "frames", "at least 2", self.frames)
-        check(self.size >= 16 and self.size % SAMPLES == 0, "size", f"a multiple of {SAMPLES} from 16 up", self.size)
-        if self.out is not None:
-            check(self.out.suffix == ".mp4", "out", "the name of an .mp4 file", str(self.out))
+
+def check_settings(settings: Settings) -> None:
+    """Raise UserError for a value out of range."""
+    check(settings.frames >= 2, "frames", "at least 2", settings.frames)
+    check(
+        settings.size >= 16 and settings.size % SAMPLES == 0,
+        "size",
+        f"a multiple of {SAMPLES} from 16 up",
+        settings.size,
+    )
+    if settings.out is not None:
+        check(settings.out.suffix == ".mp4", "out", "the name of an .mp4 file", str(settings.out))
 
 
 def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, frames: int, size: int) -> np.ndarray:
@@ -111,6 +118,7 @@ def _bytes(image: Tensor) -> np.ndarray:
 
 def show(settings: Settings) -> None:
     """Write the files. Raises UserError for what the user can mend."""
+    check_settings(settings)
     config, gaussians = read_run(settings.run)
     kind = settings.noise or config.noise_kind
     video = settings.out or settings.run / "noise.mp4"

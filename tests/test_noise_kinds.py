@@ -265,9 +265,9 @@ def test_radial_noise_starves_on_flat_parts_and_surface_noise_does_not() -> None
 
 @pytest.mark.parametrize("name", SCENES)
 def test_the_radial_core_agrees_with_the_oracle(name: str) -> None:
-    """The core's normals are float32; a surface seen edge-on from the origin magnifies their rounding."""
+    """No whole degrees: rays of the map then pass between two samples, and rounding decides."""
     field = NoiseField(2**63 + 5, 4, 32, 32, gamma=1e-2)
-    assert_as_oracle(field, *scene(name, 23, 141, size=64), radial=True, agreement=0.995)
+    assert_as_oracle(field, *scene(name, 23.37, 141.61, size=64), radial=True)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -283,10 +283,15 @@ def test_the_radial_core_agrees_with_the_oracle_anywhere(
     latent: tuple[int, int],
     center: tuple[float, float, float],
 ) -> None:
-    azimuth, elevation, distance, fov = (torch.tensor([value]).double() for value in place)
+    azimuth, elevation, distance, fov = (torch.tensor([value + 0.01234]).double() for value in place)
     cameras = orbit(azimuth, elevation, distance, fov, width=image[1], height=image[0])
-    render = render_scene(union(sphere(center, 0.35), sphere((0.0, 0.5, 0.6), 0.15)), cameras)
-    assert_as_oracle(NoiseField(6, 2, *latent), cameras, render, radial=True, agreement=0.98)
+    render = render_scene(
+        union(
+            sphere((center[0] + 0.0123, center[1] + 0.0234, center[2] + 0.0345), 0.35), sphere((0.0, 0.5, 0.6), 0.15)
+        ),
+        cameras,
+    )
+    assert_as_oracle(NoiseField(6, 2, *latent), cameras, render, radial=True)
 
 
 def test_the_radial_map_is_one_to_one_and_equal_area() -> None:

@@ -262,7 +262,8 @@ def _unsquare(u: Floats, v: Floats, side: int) -> Floats:
     """[N, 3] the direction of a point of the square."""
     radius = np.maximum(np.abs(u), np.abs(v))
     wide = np.abs(u) >= np.abs(v)
-    ratio = np.where(wide, v, u) / np.where(wide, u, v)
+    major = np.where(wide, u, v)
+    ratio = np.where(wide, v, u) / np.where(major == 0, 1, major)
     azimuth = np.where(
         wide, np.pi / 4 * ratio + np.pi * (u < 0), np.pi / 2 - np.pi / 4 * ratio + np.pi * ((v < 0) & ~wide)
     )
