@@ -222,8 +222,9 @@ def radial_parts(field: NoiseField, cameras: Cameras, render: Render, step: int)
 def radial_grid(field: NoiseField) -> cpu.Grid:
     """Cells that have on the unit sphere the area of the surface cells; layers as theirs."""
     cells = grid(field)
-    # One square holds half the unit sphere, 2 pi.
-    cells.radial = min(max(round(math.sqrt(2 * math.pi) / cells.pitch), 1), 2**20 - 1)
+    # One square holds half the unit sphere, 2 pi. An even number: no cell's centre lies on the pole, which cameras that
+    # look at the origin see on the border between two columns.
+    cells.radial = min(max(2 * round(math.sqrt(2 * math.pi) / cells.pitch / 2), 2), 2**20 - 2)
     return cells
 
 

@@ -159,8 +159,8 @@ def noise(arguments: argparse.Namespace) -> None:
         if arguments.compare:
             noise_map = torch.randn(4, 2048, 2048, generator=torch.Generator().manual_seed(0))
             call = partial(algorithm2, noise_map, cameras, render, latent, latent)
-            times = median_times(call, max(1, arguments.repeats // 30))
-            rows.append(("Algorithm 2 in torch, 2048² map", noise_map.numel() * noise_map.element_size(), *times))
+            kept = noise_map.numel() * noise_map.element_size()
+            rows.append(("Algorithm 2 in torch, 2048² map", kept, *median_times(call, max(1, arguments.repeats // 30))))
         for name, kept, wall, cpu in rows:
             times = f"{wall / 4:.3f} | {cpu / 4:.3f} | {wall / rows[0][2]:.2f}"
             print(f"| {latent}² x 4 | {size}² | {name} | {times} | {kept:,} |", flush=True)

@@ -1,6 +1,6 @@
 """Equal seeds and steps, different noise: what does it change? Prints a Markdown table.
 
-    python scripts/noise_ablation.py OUT [--seeds 8] [--prompts ...] [--variants ...] [gscfd.train options after --]
+    python scripts/noise_ablation.py OUT [--seeds 8] [--prompts ...] [--variants ...] [--rest gscfd.train options]
 
 Finished runs are kept, so that the script can be stopped and started again. Columns: how much of the first step's noise
 is left at the end of the coarse stage, (1 - gamma)^(steps / 2); the scaled gradient variance (CFD Eq. 15,
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=8, help="runs of each prompt (default 8)")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")
+    parser.add_argument("--rest", nargs=argparse.REMAINDER, default=[], help="further options of gscfd.train, last")
     chosen = parser.parse_args(arguments)
     scorer, rows = Scorer(SCORER), []
     for variant in chosen.variants:

@@ -19,7 +19,18 @@ def test_the_ablation_prints_a_row_for_each_noise_and_keeps_its_runs(
     import noise_ablation
 
     short = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
-    arguments = [str(tmp_path), "--seeds", "2", "--prompts", "a mug", "--variants", "iid", "surface-1e-3", "--", *short]
+    arguments = [
+        str(tmp_path),
+        "--seeds",
+        "2",
+        "--prompts",
+        "a mug",
+        "--variants",
+        "iid",
+        "surface-1e-3",
+        "--rest",
+        *short,
+    ]
     assert noise_ablation.main(arguments) == 0
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line[1].strip() for line in lines] == ["noise", "---", "iid", "surface-1e-3"]

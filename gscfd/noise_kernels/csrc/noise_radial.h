@@ -91,11 +91,12 @@ GSCFD_HD ChartBox chart_box(const Camera& camera, const RadialSample& s, int sid
         low_u = c.u < low_u ? c.u : low_u, high_u = c.u > high_u ? c.u : high_u;
         low_v = c.v < low_v ? c.v : low_v, high_v = c.v > high_v ? c.v : high_v;
     }
-    // The map bends straight edges: a margin of a third of the extent, and of half a cell.
-    const double half = 0.5 * cells, margin_u = 0.33 * (high_u - low_u) * half, margin_v = 0.33 * (high_v - low_v) * half;
+    // The map bends straight edges, most on its diagonals: a margin of half the extent, and of half a cell.
+    const double half = 0.5 * cells;
+    const double margin = 0.5 * half * (high_u - low_u > high_v - low_v ? high_u - low_u : high_v - low_v);
     const int base_u = int(floor((centre.u + 1) * half)), base_v = int(floor((centre.v + 1) * half));
-    const double from_u = ceil((low_u + 1) * half - margin_u - 1), to_u = floor((high_u + 1) * half + margin_u);
-    const double from_v = ceil((low_v + 1) * half - margin_v - 1), to_v = floor((high_v + 1) * half + margin_v);
+    const double from_u = ceil((low_u + 1) * half - margin - 1), to_u = floor((high_u + 1) * half + margin);
+    const double from_v = ceil((low_v + 1) * half - margin - 1), to_v = floor((high_v + 1) * half + margin);
     const int least_u = base_u > kHalfBox ? base_u - kHalfBox : 0, least_v = base_v > kHalfBox ? base_v - kHalfBox : 0;
     const int most_u = base_u + kHalfBox < cells ? base_u + kHalfBox - 1 : cells - 1;
     const int most_v = base_v + kHalfBox < cells ? base_v + kHalfBox - 1 : cells - 1;
