@@ -16,7 +16,7 @@ import yaml
 from gscfd.errors import UserError
 
 Guidance = Literal["cfd", "sds"]
-NoiseKind = Literal["surface", "fixed", "iid"]
+NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
 
 
 def check(condition: bool, name: str, expected: str, got: object) -> None:
@@ -50,16 +50,20 @@ class NoiseConfig:
     """The noise the teacher's input is made with."""
 
     kind: NoiseKind | None = None
-    """surface: white noise that agrees on the object's surface between views (CFD). fixed: one image for all views, a
-    negative control. iid: fresh every step. Unset: surface for cfd, iid for sds."""
+    """surface: white noise that agrees on the object's surface between views (CFD). radial: the same by the paper's
+    reference sphere. world_map: the part of a wide map that the camera stands over (FSD). fixed: one image for all
+    views, a negative control. iid: fresh every step. Unset: surface for cfd, iid for sds."""
     gamma: float = 1e-4
     """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE."""
     beta: float = 1.0
     """Share of the consistent noise against fresh noise (FSD)."""
+    theta: float = 180.0
+    """Degrees of azimuth after which the world map has moved by one image (FSD)."""
 
     def __post_init__(self) -> None:
         check(0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
         check(0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
+        check(0 < self.theta <= 360, "noise.theta", "degrees in (0, 360]", self.theta)
 
 
 @dataclass(kw_only=True)
@@ -202,7 +206,8 @@ class Config:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
         check(0 < self.viewer_port < 2**16, "viewer-port", "a port in [1, 65535]", self.viewer_port)
-        kinds = (None, "surface", "fixed") if self.guidance == "cfd" else (None, "iid")
+        consistent = (None, "surface", "radial", "world_map", "fixed")
+        kinds = consistent if self.guidance == "cfd" else (None, "iid")
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
         check(self.noise.kind in kinds, "noise.kind", expected, self.noise.kind)
 

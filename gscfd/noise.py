@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gscfd.cameras import azimuth_elevation
 from gscfd.noise_kernels import cpu
 from gscfd.types import Cameras, Render
 
@@ -24,7 +25,7 @@ BACKGROUNDS = ("screen", "fresh", "direction")
 DEPTHS = ("expected", "median")
 
 # Random numbers of different uses never meet: each has its own counter space.
-_SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION = range(6)
+_SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION, _WORLD_MAP, _RADIAL = range(8)
 
 
 class NoiseField:
@@ -50,6 +51,7 @@ class NoiseField:
         span: int = 4096,
         opacity_threshold: float = 0.5,
         normal_radius: int = 1,
+        theta: float = 180.0,
     ) -> None:
         """A field of latents with `channels` x `height` x `width`.
 
@@ -63,7 +65,8 @@ class NoiseField:
         latents. Cells have the pitch footprint / 4 and the depth 4 footprint. span: expected number of steps; it
         belongs to the seed (another span, other noise) and sets the cost: about 2 + log2(span) draws per cell, and one
         more for every further span. opacity_threshold: in [0, 1); samples at or below it show no surface.
-        normal_radius: render samples on each side that take part in a normal.
+        normal_radius: render samples on each side that take part in a normal. theta: in (0, 360], degrees of camera
+        azimuth after which `world_map` has moved by one latent width (FSD's Theta).
 
         Raises ValueError for a value out of range.
         """
@@ -78,9 +81,10 @@ class NoiseField:
         _check(span >= 1, "span", "at least 1 step", span)
         _check(0 <= opacity_threshold < 1, "opacity_threshold", "a number in [0, 1)", opacity_threshold)
         _check(normal_radius >= 1, "normal_radius", "at least 1 sample", normal_radius)
+        _check(0 < theta <= 360, "theta", "degrees in (0, 360]", theta)
         self.seed, self.channels, self.height, self.width = seed, channels, height, width
         self.gammas, self.beta, self.background, self.span = gammas, beta, background, span
-        self.depth = depth
+        self.depth, self.theta = depth, theta
         self.footprint = 2 / height if footprint is None else footprint
         self.opacity_threshold, self.normal_radius = opacity_threshold, normal_radius
         rates = [-0.5 * math.log(max(1 - g, 1e-300)) for g in gammas]
@@ -101,6 +105,7 @@ class NoiseField:
             "span": self.span,
             "opacity_threshold": self.opacity_threshold,
             "normal_radius": self.normal_radius,
+            "theta": self.theta,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,6 +173,61 @@ def fixed(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Ten
     return _blend(field, torch.stack([screen] * len(cameras)), cameras, step)
 
 
+def world_map(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w] each view's foreground reads the part of one wide map that its camera stands over (FSD Eq. 16).
+
+    The map is periodic in azimuth, 360 / theta latent images wide and 180 / theta high, and goes on by half an image
+    beyond the poles, where cameras still look. A view reads the patch centred on its camera's azimuth and elevation,
+    moved to the nearest whole cell: any interpolation would correlate the pixels, so sub-cell motion is rounded.
+    Latent pixels whose opacity averages to the threshold or less read the background. White in every view; views
+    agree roughly, as if the object were a screen at a fixed distance. cameras, render, step: as for `surface`; only
+    render.opacity is read.
+
+    Raises ValueError for CUDA tensors, for sizes that disagree, and for a negative step.
+    """
+    opacity = _image("render.opacity", render.opacity, cameras)
+    nodes, columns = _nodes(field, step), round(field.width * 360 / field.theta)
+    rows = round(field.height * 180 / field.theta)
+    plane = cpu.white(
+        field.channels, rows + field.height, columns, seed=field.seed, stream=_WORLD_MAP, key=0, nodes=nodes
+    )
+    azimuth, elevation = azimuth_elevation(Cameras(cameras.viewmats.double(), cameras.Ks, 1, 1))
+    # The object's points move up the image as the camera falls, and to the left as it goes round.
+    top = ((90 - elevation) / 180 * rows).round().long().clamp(0, rows)
+    left = (azimuth / 360 * columns - field.width / 2).round().long()
+    row = top[:, None, None] + torch.arange(field.height)[:, None]
+    column = (left[:, None, None] + torch.arange(field.width)) % columns
+    patches = plane[:, row, column].transpose(0, 1)
+    footprint = torch.nn.functional.adaptive_avg_pool2d(opacity[:, None].double(), (field.height, field.width))
+    foreground = footprint > field.opacity_threshold
+    noise = torch.where(foreground, patches, _background(field, cameras, render, step))
+    return _blend(field, noise, cameras, step)
+
+
+def radial(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w] as `surface`, with cells in one map of the directions from the origin and layers of distance.
+
+    The plain reading of CFD Alg. 2: white in every view, and as consistent as `surface` on smooth shapes around the
+    origin. Surfaces seen edge-on from the origin (flat parts through it, off-centre parts) get few cells or none.
+    Arguments and errors as for `surface`.
+    """
+    return _compose(field, radial_parts(field, cameras, render, step), cameras, render, step)
+
+
+def radial_parts(field: NoiseField, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
+    """What `radial` composes, as `surface_parts`."""
+    return _parts(field, radial_grid(field), _RADIAL, cameras, render, step)
+
+
+def radial_grid(field: NoiseField) -> cpu.Grid:
+    """Cells that have on the unit sphere the area of the surface cells; layers as theirs."""
+    cells = grid(field)
+    # One square holds half the unit sphere, 2 pi. An even number: no cell's centre lies on the pole, which cameras that
+    # look at the origin see on the border between two columns.
+    cells.radial = min(max(2 * round(math.sqrt(2 * math.pi) / cells.pitch / 2), 2), 2**20 - 2)
+    return cells
+
+
 def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
     """[V, C, h, w] noise that is white in every view and agrees between views where they see the same surface.
 
@@ -177,27 +237,12 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
 
     Raises ValueError for CUDA tensors, for sizes that disagree, for a missing median depth, and for a negative step.
     """
-    parts = surface_parts(field, cameras, render, step)
-    # A covered pixel that owns no cell is background.
-    alpha = torch.where(parts.counts > 0, parts.coverage, 0.0)[:, None]
-    noise = alpha.sqrt() * parts.noise + (1 - alpha).sqrt() * _background(field, cameras, render, step)
-    return _blend(field, noise, cameras, step)
+    return _compose(field, surface_parts(field, cameras, render, step), cameras, render, step)
 
 
 def surface_parts(field: NoiseField, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
     """What `surface` composes: foreground noise, cells per pixel, coverage. Raises ValueError as `surface` does."""
-    depth, opacity = surface_images(field, cameras, render)
-    return cpu.surface(
-        grid(field),
-        depth,
-        opacity,
-        cameras.viewmats,
-        cameras.Ks,
-        channels=field.channels,
-        seed=field.seed,
-        stream=_SURFACE,
-        nodes=_nodes(field, step),
-    )
+    return _parts(field, grid(field), _SURFACE, cameras, render, step)
 
 
 def grid(field: NoiseField) -> cpu.Grid:
@@ -214,27 +259,54 @@ def grid(field: NoiseField) -> cpu.Grid:
 
 def surface_images(field: NoiseField, cameras: Cameras, render: Render) -> tuple[Tensor, Tensor]:
     """([V, H, W], [V, H, W]) the depth that shows the surface, and opacity. Raises ValueError as `surface` does."""
-    expected = (len(cameras), cameras.height, cameras.width, 1)
-    images: dict[str, Tensor | None] = {"render.depth": render.depth, "render.opacity": render.opacity}
+    name, depth = "render.depth", render.depth
     if field.depth == "median":
-        images = {"render.median_depth": render.median_depth, "render.opacity": render.opacity}
-    for name, tensor in images.items():
-        if tensor is None:
+        if render.median_depth is None:
             raise ValueError(
-                f'{name}: expected {list(expected)}, got None; choose depth="expected" for this rasteriser'
+                "render.median_depth: expected depths of the render's size, got None;"
+                ' choose depth="expected" for this rasteriser'
             )
-        if tensor.is_cuda:
-            raise ValueError(
-                f"{name}: expected a CPU tensor, got one on {tensor.device}; the noise kernel is for the CPU only:"
-                " pass cameras.to('cpu') and render.to('cpu')"
-            )
-        if tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"{name}: expected {list(expected)} to match cameras, got {list(tensor.shape)};"
-                " use cameras.resized(width, height) for a render of another size"
-            )
-    depth, opacity = (tensor[..., 0] for tensor in images.values() if tensor is not None)
-    return depth, opacity
+        name, depth = "render.median_depth", render.median_depth
+    return _image(name, depth, cameras), _image("render.opacity", render.opacity, cameras)
+
+
+def _image(name: str, image: Tensor, cameras: Cameras) -> Tensor:
+    """[V, H, W] of the cameras' size, from [V, H, W, 1]. Raises ValueError as `surface` does."""
+    expected = (len(cameras), cameras.height, cameras.width, 1)
+    if image.is_cuda:
+        raise ValueError(
+            f"{name}: expected a CPU tensor, got one on {image.device}; the noise kernel is for the CPU only:"
+            " pass cameras.to('cpu') and render.to('cpu')"
+        )
+    if tuple(image.shape) != expected:
+        raise ValueError(
+            f"{name}: expected {list(expected)} to match cameras, got {list(image.shape)};"
+            " use cameras.resized(width, height) for a render of another size"
+        )
+    return image[..., 0]
+
+
+def _parts(field: NoiseField, cells: cpu.Grid, stream: int, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
+    depth, opacity = surface_images(field, cameras, render)
+    return cpu.surface(
+        cells,
+        depth,
+        opacity,
+        cameras.viewmats,
+        cameras.Ks,
+        channels=field.channels,
+        seed=field.seed,
+        stream=stream,
+        nodes=_nodes(field, step),
+    )
+
+
+def _compose(field: NoiseField, parts: cpu.Surface, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """[V, C, h, w] sqrt(alpha) foreground + sqrt(1 - alpha) background, blended with fresh noise."""
+    # A covered pixel that owns no cell is background.
+    alpha = torch.where(parts.counts > 0, parts.coverage, 0.0)[:, None]
+    noise = alpha.sqrt() * parts.noise + (1 - alpha).sqrt() * _background(field, cameras, render, step)
+    return _blend(field, noise, cameras, step)
 
 
 def _background(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:

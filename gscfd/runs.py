@@ -26,6 +26,8 @@ from gscfd.stage import StepReport
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"}
+"""What a run and `gscfd.show_noise` write."""
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
 """What a write that was killed leaves behind (`files.atomic_write`)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class StepReport:
     cameras: Cameras
     images: Tensor
     """[V, H, W, 3] what the teacher was shown, detached."""
+    optimizers: dict[str, torch.optim.Adam] = field(default_factory=dict)
+    """By parameter name, after the step: their moments tell how much the gradients vary."""
 
 
 class StageError(RuntimeError):
@@ -152,6 +154,7 @@ def run_stage(
                 gaussians=gaussians,
                 cameras=cameras,
                 images=images.detach(),
+                optimizers=optimizers,
             )
         )
 

@@ -27,7 +27,13 @@ from gscfd.types import Cameras, Noise, Render
 if TYPE_CHECKING:
     from gscfd.viewer import Viewer
 
-NOISES = {"surface": noise.surface, "fixed": noise.fixed, "iid": noise.iid}
+NOISES = {
+    "surface": noise.surface,
+    "radial": noise.radial,
+    "world_map": noise.world_map,
+    "fixed": noise.fixed,
+    "iid": noise.iid,
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -80,7 +86,14 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
     device is copied there, and the noise back."""
     channels, height, width = shape
     field = noise.NoiseField(
-        seed, channels, height, width, gamma=config.noise.gamma, beta=config.noise.beta, span=stage.steps
+        seed,
+        channels,
+        height,
+        width,
+        gamma=config.noise.gamma,
+        beta=config.noise.beta,
+        theta=config.noise.theta,
+        span=stage.steps,
     )
     kind = NOISES[config.noise_kind]
 

@@ -8,16 +8,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
+from algorithm2 import algorithm2
 from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
 from gscfd.config import Config, merged
-from gscfd.noise import NoiseField, iid, surface
+from gscfd.noise import NoiseField, iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
 from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
 from gscfd.train import distil, load_teachers
@@ -135,23 +137,60 @@ def sphere(cameras: Cameras, radius: float = 0.9) -> Render:
 
 
 def noise(arguments: argparse.Namespace) -> None:
-    """Times of the noise functions on a sphere that fills two thirds of the image."""
-    print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads, 4 views,")
+    """Times of the noise functions, of the paper's Algorithm 2 in torch, and the noise's share of a training step."""
+    print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads, 4 views of a sphere,")
     print(f"load average at the start {os.getloadavg()[0]:.1f}, medians of {arguments.repeats}. Times per view.\n")
-    print("| latents | depth | noise | ms | CPU ms |")
-    print("|---:|---:|---|---:|---:|")
+    print("| latents | depth | noise | ms | CPU ms | time / surface, gamma 1e-4 | bytes kept between steps |")
+    print("|---:|---:|---|---:|---:|---:|---:|")
     for latent, size in ((16, 64), (32, 128), (64, 512)):
         cameras = turntable(4, size=size)
         render = sphere(cameras)
+        rows = []
         for name, function, gamma in (
-            ("iid", iid, 1e-4),
-            ("surface, gamma 0", surface, 0.0),
             ("surface, gamma 1e-4", surface, 1e-4),
+            ("surface, gamma 0", surface, 0.0),
+            ("iid", iid, 1e-4),
+            ("world_map, gamma 1e-4", world_map, 1e-4),
+            ("radial, gamma 1e-4", radial, 1e-4),
         ):
             field = NoiseField(0, 4, latent, latent, gamma=gamma)
             call = partial(function, field, cameras, render, 1001)
-            wall, cpu = median_times(call, arguments.repeats)
-            print(f"| {latent}² x 4 | {size}² | {name} | {wall / 4:.3f} | {cpu / 4:.3f} |")
+            rows.append((name, 0, *median_times(call, arguments.repeats)))
+        if arguments.compare:
+            noise_map = torch.randn(4, 2048, 2048, generator=torch.Generator().manual_seed(0))
+            call = partial(algorithm2, noise_map, cameras, render, latent, latent)
+            kept = noise_map.numel() * noise_map.element_size()
+            rows.append(("Algorithm 2 in torch, 2048² map", kept, *median_times(call, max(1, arguments.repeats // 30))))
+        for name, kept, wall, cpu in rows:
+            times = f"{wall / 4:.3f} | {cpu / 4:.3f} | {wall / rows[0][2]:.2f}"
+            print(f"| {latent}² x 4 | {size}² | {name} | {times} | {kept:,} |", flush=True)
+    if arguments.compare:
+        share_of_a_step(arguments.steps)
+
+
+class Enough(Exception):
+    """Ends a run that has been measured."""
+
+
+def share_of_a_step(steps: int) -> None:
+    """What the noise takes of the first `steps` default toybox steps of each stage."""
+    print("\n| toybox stage | noise | noise ms | whole step ms | share |\n|---|---|---:|---:|---:|")
+    for stage, other in (("coarse", "refine"), ("refine", "coarse")):
+        for kind in ("surface", "radial", "world_map"):
+            changes = {"prompt": "a yellow duck", "seed": 1, other: {"steps": 0}, "noise": {"kind": kind}}
+            config = merged(Config(), changes)
+            reports: list[StepReport] = []
+
+            def on_step(report: StepReport, reports: list[StepReport] = reports) -> None:
+                reports.append(report)
+                if len(reports) == steps:
+                    raise Enough
+
+            with suppress(Enough):
+                distil(config, load_teachers(config), on_step)
+            drawn = 1e3 * statistics.median(report.seconds["noise"] for report in reports)
+            whole = 1e3 * statistics.median(sum(report.seconds.values()) for report in reports)
+            print(f"| {stage} | {kind} | {drawn:.2f} | {whole:.1f} | {drawn / whole:.2%} |", flush=True)
 
 
 def step(arguments: argparse.Namespace) -> None:
@@ -180,6 +219,9 @@ def main() -> None:
     command.set_defaults(run=rasterize)
     command = commands.add_parser("noise", help=noise.__doc__)
     command.add_argument("--repeats", type=int, default=100, help="calls per figure (default 100)")
+    compare = "also time the paper's Algorithm 2 in torch, and the share of a training step"
+    command.add_argument("--compare", action=argparse.BooleanOptionalAction, default=True, help=compare)
+    command.add_argument("--steps", type=int, default=20, help="training steps of each stage (default 20)")
     command.set_defaults(run=noise)
     command = commands.add_parser("step", help=step.__doc__)
     command.add_argument("--prompt", default="a yellow duck", help="what to make (default: a yellow duck)")

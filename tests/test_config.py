@@ -32,6 +32,8 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest():
         ({"noise": {"kind": "white"}}, "noise.kind"),
         ({"guidance": "sds", "noise": {"kind": "surface"}}, "noise.kind"),
         ({"noise": {"kind": "iid"}}, "noise.kind"),
+        ({"guidance": "sds", "noise": {"kind": "world_map"}}, "noise.kind"),
+        ({"noise": {"theta": 0}}, "noise.theta"),
         ({"init": {"opacity": 1.0}}, "init.opacity"),
         ({"coarse": {"elevation": [10]}}, "coarse.elevation"),
         ({"coarse": {"elevation": [30, 10]}}, "elevation"),
@@ -84,7 +86,8 @@ def test_a_broken_preset_file_is_one_clear_error(tmp_path):
 def test_noise_follows_the_guidance_unless_it_is_set():
     assert Config().noise_kind == "surface"
     assert Config(guidance="sds").noise_kind == "iid"
-    assert merged(Config(), {"noise": {"kind": "fixed"}}).noise_kind == "fixed"
+    for kind in ("fixed", "world_map", "radial"):
+        assert merged(Config(), {"noise": {"kind": kind}}).noise_kind == kind
 
 
 def test_stages_are_two_values_of_one_type():

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from gscfd import evaluate
 from gscfd.errors import UserError
-from gscfd.metrics import Scorer, r_precision
+from gscfd.metrics import Scorer, diversity, r_precision, scaled_gradient_variance
 from gscfd.toybox.data import make_group
 from gscfd.toybox.models import CLIP_SIZE
 
@@ -11,6 +13,32 @@ from gscfd.toybox.models import CLIP_SIZE
 def test_r_precision_counts_the_views_that_find_their_caption():
     similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.5, 0.1]])
     assert r_precision(similarity, 0) == 0.75 and r_precision(similarity, 1) == 0.25
+
+
+def test_diversity_is_zero_for_equal_objects_and_one_for_unrelated_ones():
+    side = torch.nn.functional.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert diversity(side.expand(3, 6, 5)) == pytest.approx(0, abs=1e-6)
+    apart = torch.eye(8).reshape(4, 2, 8)
+    assert diversity(apart) == pytest.approx(1)
+    # Sides are compared with the same side only, and pairs count once.
+    mixed = torch.stack([apart[0], apart[0], apart[1]])
+    assert diversity(mixed) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="at least 2"):
+        diversity(apart[:1])
+
+
+@pytest.mark.parametrize("noise, expected", [(0.0, 0.0), (1.0, 0.5**0.5), (1e6, 1.0)])
+def test_the_gradient_variance_is_the_share_that_does_not_repeat(noise, expected):
+    """Gradients 1 + noise n: sqrt(noise^2 / (1 + noise^2)), but for what ten steps do not average out."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.zeros(20_000))
+    optimizer = torch.optim.Adam([parameter], lr=1e-3, betas=(0.9, 0.99))
+    assert math.isnan(scaled_gradient_variance(optimizer))
+    for _ in range(100):
+        parameter.grad = 1 + noise * torch.randn(20_000, generator=generator)
+        optimizer.step()
+    seen = expected * (1 - 0.1 / 1.9) ** 0.5
+    assert scaled_gradient_variance(optimizer) == pytest.approx(seen, abs=0.01)
 
 
 @pytest.fixture(scope="module")

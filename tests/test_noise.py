@@ -17,6 +17,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import assert_as_oracle
 from scenes import Hit, capsule, figure, render_scene, sphere, torus, union, views, wing
 from torch import Tensor
 from whiteness import (
@@ -418,36 +419,6 @@ def test_undefined_depth_is_no_surface() -> None:
 
 
 # The core against the oracle
-
-
-def assert_as_oracle(field: NoiseField, cameras: Cameras, render: Render) -> None:
-    grid = noise.grid(field)
-    parts = noise.surface_parts(field, cameras, render, 5)
-    found = owner_views(field, cameras, render)
-    agree, total = 0, 0
-    for v, view in enumerate(found):
-        oracle = reference.surface_owners(
-            render.depth[v, ..., 0].double().numpy(),
-            render.opacity[v, ..., 0].double().numpy(),
-            cameras.viewmats[v].float().double().numpy(),
-            cameras.Ks[v].float().double().numpy(),
-            (field.height, field.width),
-            pitch=float(np.float32(grid.pitch)),
-            layer_depth=float(np.float32(grid.layer_depth)),
-            normal_radius=field.normal_radius,
-        )
-        expected = dict(zip(oracle.cells.tolist(), oracle.pixels.tolist(), strict=True))
-        owners = dict(zip(view.cells.view(np.uint64).tolist(), view.pixels.tolist(), strict=True))
-        wrong = {p for cell, p in expected.items() if owners.get(cell) != p}
-        wrong |= {p for cell, p in owners.items() if expected.get(cell) != p}
-        equal = np.setdiff1d(np.arange(len(view.counts)), list(wrong))
-        values = reference.foreground(oracle, field.channels, field.seed, field.nodes(5)).reshape(field.channels, -1)
-        error = np.abs(values - parts.noise[v].flatten(1).numpy())[:, equal].max()
-        agree, total = agree + len(equal), total + len(view.counts)
-        assert error < 1e-5
-        assert np.abs(oracle.coverage.ravel() - view.coverage).max() < 1e-6
-    print(f"owner maps equal on {agree} of {total} pixels")
-    assert agree >= 0.999 * total
 
 
 @pytest.mark.parametrize("name", SCENES)

@@ -56,12 +56,13 @@ class View:
     """[h * w] covered share of each latent pixel."""
 
 
-def owner_views(field: NoiseField, cameras: Cameras, render: Render) -> list[View]:
-    parts = noise.surface_parts(field, cameras, render, 0)
+def owner_views(field: NoiseField, cameras: Cameras, render: Render, *, radial: bool = False) -> list[View]:
+    grid = noise.radial_grid(field) if radial else noise.grid(field)
+    parts = (noise.radial_parts if radial else noise.surface_parts)(field, cameras, render, 0)
     depth, opacity = noise.surface_images(field, cameras, render)
     views = []
     for v in range(len(cameras)):
-        cells, pixels = cpu.owners(noise.grid(field), depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v])
+        cells, pixels = cpu.owners(grid, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v])
         counts, coverage = parts.counts[v].flatten().numpy(), parts.coverage[v].flatten().numpy()
         views.append(View(cells.numpy(), pixels.numpy(), counts, coverage))
     return views

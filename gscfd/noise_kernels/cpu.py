@@ -47,6 +47,9 @@ class Grid:
     """Samples at or before this depth are rejected, world units."""
     normal_radius: int = 1
     """Samples on each side of the centre that take part in its normal."""
+    radial: int = 0
+    """0: cells stand in columns along the axes (`surface`). Else cells are squares of the radial map, this many along
+    each side of its two squares (`radial`)."""
 
 
 @dataclass
@@ -85,7 +88,9 @@ def surface(
     coverage = torch.empty(views, grid.height, grid.width)
     call = native.function(
         "gscfd_noise_surface",
-        *[ctypes.c_void_p] * 5,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        *[ctypes.c_void_p] * 4,
         *[ctypes.c_int] * 2,
         ctypes.c_uint64,
         ctypes.c_uint32,
@@ -97,6 +102,7 @@ def surface(
     )
     failed = call(
         ctypes.addressof(geometry),
+        grid.radial,
         *map(native.pointer, (depth, opacity, viewmats, Ks)),
         views,
         channels,
@@ -121,7 +127,9 @@ def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tenso
     depth, opacity, viewmat, K = (t.detach().float().contiguous() for t in (depth, opacity, viewmat, K))
     call = native.function(
         "gscfd_noise_owners",
-        *[ctypes.c_void_p] * 5,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        *[ctypes.c_void_p] * 4,
         ctypes.c_int64,
         *[ctypes.c_void_p] * 2,
         ctypes.c_int,
@@ -132,7 +140,7 @@ def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tenso
         cells, pixels = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.int64)
         inputs = map(native.pointer, (depth, opacity, viewmat, K))
         outputs = map(native.pointer, (cells, pixels))
-        found = call(ctypes.addressof(geometry), *inputs, size, *outputs, native.threads())
+        found = call(ctypes.addressof(geometry), grid.radial, *inputs, size, *outputs, native.threads())
         if found < 0:
             raise MemoryError("surface noise: out of memory; render the view at a smaller size")
         if found <= size:

@@ -53,20 +53,8 @@ def surface_owners(
     depth, opacity: [H, W]; viewmat: [4, 4] world-to-camera; K: [3, 3] in pixels; latent: (h, w);
     pitch, layer_depth, near: world units; normal_radius: samples on each side in the normal fit.
     """
-    height, width = depth.shape
-    h, w = latent
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    rotation = viewmat[:3, :3]
-    origin = -rotation.T @ viewmat[:3, 3]
-    covered = (opacity > opacity_threshold) & (depth > near) & np.isfinite(depth)
-    z_image = np.where(covered, depth, 0.0)
-
-    rows, columns = np.nonzero(covered)
-    slope_x, slope_y = (s[rows, columns] for s in _inverse_depth_slopes(z_image, fx, fy, normal_radius))
-    z = z_image[rows, columns]
-    ray = np.stack([(columns + 0.5 - cx) / fx, (rows + 0.5 - cy) / fy, np.ones(len(z))], -1)
-    normal = _clamped_normal(ray, z, slope_x * fx, slope_y * fy) @ rotation
-    point = origin + z[:, None] * (ray @ rotation)
+    samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius)
+    z, normal, point, rotation = samples.z, samples.normal, samples.point, samples.rotation
 
     axis = np.abs(normal).argmax(1)
     take = np.arange(len(z))
@@ -75,11 +63,8 @@ def surface_owners(
     outward = np.where(nk > 0, -1, 1)
     base_u, base_v = np.floor(pu / pitch), np.floor(pv / pitch)
     inside = (np.abs(base_u) < 2**20 - 32) & (np.abs(base_v) < 2**20 - 32) & (np.abs(pk / layer_depth) < 2**18 - 32)
-    latent_row = (2 * rows + 1) * h // (2 * height)
-    latent_column = (2 * columns + 1) * w // (2 * width)
-    sample_pixel = latent_row * w + latent_column
 
-    cells, ranks, samples, pixels = [], [], [], []
+    claims = _Claims()
     for du in range(-MAX_BOX // 2, MAX_BOX // 2):
         for dv in range(-MAX_BOX // 2, MAX_BOX // 2):
             iu, iv = base_u + du, base_v + dv
@@ -87,29 +72,55 @@ def surface_owners(
             off_k = -(nu * off_u + nv * off_v) / nk
             world = np.zeros_like(point)
             world[take, (axis + 1) % 3], world[take, (axis + 2) % 3], world[take, axis] = off_u, off_v, off_k
-            camera = world @ rotation.T
-            zc = z + camera[:, 2]
-            px = fx * (camera[:, 0] - ray[:, 0] * camera[:, 2])
-            py = fy * (camera[:, 1] - ray[:, 1] * camera[:, 2])
-            hit = inside & (zc > 0) & (-zc <= 2 * px) & (2 * px < zc) & (-zc <= 2 * py) & (2 * py < zc)
+            hit = inside & samples.holds(world @ rotation.T)
             column_key = _pack(axis[hit], outward[hit], np.full(hit.sum(), -(2**18)), iu[hit], iv[hit])
             height_k = (pk + off_k)[hit]
             layer = np.floor(height_k / layer_depth + (_mix(column_key) >> np.uint64(40)) * 2.0**-24)
-            cells.append(_pack(axis[hit], outward[hit], layer, iu[hit], iv[hit]))
-            ranks.append(-np.floor(outward[hit] * height_k * 16 / pitch))
-            samples.append((rows * width + columns)[hit])
-            pixels.append(sample_pixel[hit])
+            cell = _pack(axis[hit], outward[hit], layer, iu[hit], iv[hit])
+            claims.add(cell, -np.floor(outward[hit] * height_k * 16 / pitch), hit)
+    return claims.settle(samples, latent)
 
-    all_cells, all_pixels = np.concatenate(cells), np.concatenate(pixels)
-    order = np.lexsort((np.concatenate(samples), np.concatenate(ranks), all_cells))
-    unique, first = np.unique(all_cells[order], return_index=True)
-    owner = all_pixels[order][first]
-    every_row = (2 * np.arange(height) + 1) * h // (2 * height)
-    every_column = (2 * np.arange(width) + 1) * w // (2 * width)
-    total = np.bincount((every_row[:, None] * w + every_column).ravel(), minlength=h * w)
-    counts = np.bincount(owner, minlength=h * w)
-    seen = np.bincount(sample_pixel, minlength=h * w)
-    return Owners(unique, owner, counts.reshape(h, w), (seen / np.maximum(total, 1)).reshape(h, w))
+
+def radial_owners(
+    depth: Floats,
+    opacity: Floats,
+    viewmat: Floats,
+    K: Floats,
+    latent: tuple[int, int],
+    *,
+    cells: int,
+    pitch: float,
+    layer_depth: float,
+    opacity_threshold: float = 0.5,
+    near: float = 0.01,
+    normal_radius: int = 1,
+) -> Owners:
+    """Owner map of one view for radial noise. cells: along each side of the map's two squares; else as above."""
+    samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius)
+    radius = np.linalg.norm(samples.point, axis=1)
+    offset = (samples.normal * samples.point).sum(1)
+    claims = _Claims()
+    for side in (-1, 1):
+        u, v = _square(samples.point / radius[:, None], side)
+        base_u, base_v = np.floor((u + 1) * cells / 2), np.floor((v + 1) * cells / 2)
+        near_side = (radius > 1e-6) & (side * samples.point[:, 2] >= -0.5 * radius)
+        for du in range(-MAX_BOX // 2, MAX_BOX // 2):
+            for dv in range(-MAX_BOX // 2, MAX_BOX // 2):
+                iu, iv = base_u + du, base_v + dv
+                in_map = near_side & (iu >= 0) & (iu < cells) & (iv >= 0) & (iv < cells)
+                safe_u, safe_v = np.where(in_map, iu, 0), np.where(in_map, iv, 0)
+                direction = _unsquare((2 * safe_u + 1) / cells - 1, (2 * safe_v + 1) / cells - 1, side)
+                facing = (samples.normal * direction).sum(1)
+                distance = offset / np.where(facing == 0, 1e-300, facing)
+                plausible = in_map & (distance > 0) & (distance < (2**18 - 32) * layer_depth)
+                from_sample = np.where(plausible, distance, 0.0)[:, None] * direction - samples.point
+                hit = plausible & samples.holds(from_sample @ samples.rotation.T)
+                axis, sign = np.full(hit.sum(), 3), np.full(hit.sum(), side)
+                column_key = _pack(axis, sign, np.full(hit.sum(), -(2**18)), iu[hit], iv[hit])
+                layer = np.floor(distance[hit] / layer_depth + (_mix(column_key) >> np.uint64(40)) * 2.0**-24)
+                cell = _pack(axis, sign, layer, iu[hit], iv[hit])
+                claims.add(cell, -np.floor(-distance[hit] * 16 / pitch), hit)
+    return claims.settle(samples, latent)
 
 
 def foreground(owners: Owners, channels: int, seed: int, nodes: Sequence[tuple[int, float]], stream: int = 0) -> Floats:
@@ -150,6 +161,114 @@ def philox4x32(counter: Sequence[Words], seed: int) -> list[Words]:
         c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & mask, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & mask
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return [c0, c1, c2, c3]
+
+
+@dataclass
+class _Samples:
+    """The N render samples of a view that show the surface."""
+
+    rows: Indices
+    columns: Indices
+    z: Floats
+    ray: Floats
+    """[N, 3] in the camera frame, third component 1."""
+    normal: Floats
+    """[N, 3] world axes, away from the camera, any length."""
+    point: Floats
+    """[N, 3] world."""
+    pixels: Indices
+    """[N] latent pixel, row-major."""
+    rotation: Floats
+    focal: tuple[float, float]
+    size: tuple[int, int]
+    """Rows and columns of the image."""
+
+    def holds(self, offset: Floats) -> NDArray[np.bool_]:
+        """[N] whether the points at `offset` [N, 3] from the samples', camera axes, project into the samples."""
+        zc = self.z + offset[:, 2]
+        px = self.focal[0] * (offset[:, 0] - self.ray[:, 0] * offset[:, 2])
+        py = self.focal[1] * (offset[:, 1] - self.ray[:, 1] * offset[:, 2])
+        return (zc > 0) & (-zc <= 2 * px) & (2 * px < zc) & (-zc <= 2 * py) & (2 * py < zc)
+
+
+def _samples(
+    depth: Floats,
+    opacity: Floats,
+    viewmat: Floats,
+    K: Floats,
+    latent: tuple[int, int],
+    opacity_threshold: float,
+    near: float,
+    normal_radius: int,
+) -> _Samples:
+    height, width = depth.shape
+    h, w = latent
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    rotation = viewmat[:3, :3]
+    covered = (opacity > opacity_threshold) & (depth > near) & np.isfinite(depth)
+    z_image = np.where(covered, depth, 0.0)
+    rows, columns = np.nonzero(covered)
+    slope_x, slope_y = (s[rows, columns] for s in _inverse_depth_slopes(z_image, fx, fy, normal_radius))
+    z = z_image[rows, columns]
+    ray = np.stack([(columns + 0.5 - cx) / fx, (rows + 0.5 - cy) / fy, np.ones(len(z))], -1)
+    normal = _clamped_normal(ray, z, slope_x * fx, slope_y * fy) @ rotation
+    point = -rotation.T @ viewmat[:3, 3] + z[:, None] * (ray @ rotation)
+    pixels = (2 * rows + 1) * h // (2 * height) * w + (2 * columns + 1) * w // (2 * width)
+    return _Samples(rows, columns, z, ray, normal, point, pixels, rotation, (fx, fy), (height, width))
+
+
+class _Claims:
+    """Who wants which cell; the smallest rank gets it, then the first sample."""
+
+    def __init__(self) -> None:
+        self.cells: list[Words] = []
+        self.ranks: list[Floats] = []
+        self.samples: list[Indices] = []
+
+    def add(self, cells: Words, ranks: Floats, hit: NDArray[np.bool_]) -> None:
+        """Claims of the samples that `hit` marks, in their order."""
+        self.cells.append(cells)
+        self.ranks.append(ranks)
+        self.samples.append(np.nonzero(hit)[0])
+
+    def settle(self, samples: _Samples, latent: tuple[int, int]) -> Owners:
+        (height, width), (h, w) = samples.size, latent
+        cells, claimants = np.concatenate(self.cells), np.concatenate(self.samples)
+        order = np.lexsort((claimants, np.concatenate(self.ranks), cells))
+        unique, first = np.unique(cells[order], return_index=True)
+        owner = samples.pixels[claimants[order]][first]
+        every_row = (2 * np.arange(height) + 1) * h // (2 * height)
+        every_column = (2 * np.arange(width) + 1) * w // (2 * width)
+        total = np.bincount((every_row[:, None] * w + every_column).ravel(), minlength=h * w)
+        counts = np.bincount(owner, minlength=h * w)
+        seen = np.bincount(samples.pixels, minlength=h * w)
+        return Owners(unique, owner, counts.reshape(h, w), (seen / np.maximum(total, 1)).reshape(h, w))
+
+
+def _square(direction: Floats, side: int) -> tuple[Floats, Floats]:
+    """[N] twice: directions [N, 3] on the square of the hemisphere side * z >= 0, [-1, 1]^2 and beyond (docs/noise.md:
+    equal-area disc, then concentric map)."""
+    radius = np.sqrt(np.maximum(1 - side * direction[:, 2], 0))
+    angle = np.arctan2(direction[:, 1], direction[:, 0])
+    quarter = np.round(angle / (np.pi / 2))
+    across = radius * (angle - quarter * np.pi / 2) / (np.pi / 4)
+    turn = quarter.astype(int) % 4
+    u = np.choose(turn, [radius, -across, -radius, across])
+    v = np.choose(turn, [across, radius, -across, -radius])
+    return u, v
+
+
+def _unsquare(u: Floats, v: Floats, side: int) -> Floats:
+    """[N, 3] the direction of a point of the square."""
+    radius = np.maximum(np.abs(u), np.abs(v))
+    wide = np.abs(u) >= np.abs(v)
+    major = np.where(wide, u, v)
+    ratio = np.where(wide, v, u) / np.where(major == 0, 1, major)
+    azimuth = np.where(
+        wide, np.pi / 4 * ratio + np.pi * (u < 0), np.pi / 2 - np.pi / 4 * ratio + np.pi * ((v < 0) & ~wide)
+    )
+    polar = 2 * np.arcsin(radius / np.sqrt(2))
+    return np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), side * np.cos(polar)], -1)
 
 
 def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple[Floats, Floats]:

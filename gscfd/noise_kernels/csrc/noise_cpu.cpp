@@ -62,7 +62,9 @@ class ClaimTable {
 // The owner map of one view at a time; its buffers are kept from view to view.
 class OwnerMap {
   public:
-    OwnerMap(const Geometry& geometry, int threads) : g_(geometry), threads_(threads), rows_(geometry.latent_height) {
+    // radial: as in enumerate_row.
+    OwnerMap(const Geometry& geometry, int radial, int threads)
+        : g_(geometry), radial_(radial), threads_(threads), rows_(geometry.latent_height) {
         stride_ = g_.render_width + 2 * g_.normal_radius;
         const size_t size = size_t(stride_) * (g_.render_height + 2 * g_.normal_radius);
         depth_.assign(size, 0.0f);
@@ -85,7 +87,8 @@ class OwnerMap {
         parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; row++) {
                 int32_t* covered = covered_.data() + row * g_.latent_width;
-                if (!GSCFD_DISPATCH(enumerate_row, g_, camera, masked, int(row), rows_[row], covered)) complete = false;
+                if (!GSCFD_DISPATCH(enumerate_row, g_, radial_, camera, masked, int(row), rows_[row], covered))
+                    complete = false;
             }
         });
         if (!complete) throw std::bad_alloc();
@@ -127,7 +130,7 @@ class OwnerMap {
 
   private:
     Geometry g_;
-    int threads_;
+    int radial_, threads_;
     int64_t stride_;
     std::vector<float> depth_, inverse_;
     std::vector<int32_t> covered_;
@@ -165,8 +168,9 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
 using namespace gscfd;
 using namespace gscfd::noise;
 
-// noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. 0, or 1: out of memory.
-GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
+// noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. radial: 0 for cells in columns along
+// the axes; else the cells along each side of the radial map. 0, or 1: out of memory.
+GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const float* depth, const float* opacity,
                                      const float* viewmats, const float* Ks, int views, int channels, uint64_t seed,
                                      uint32_t stream, const uint32_t* node, const float* weight, int nodes,
                                      float* noise, int32_t* counts, float* coverage, int threads) try {
@@ -174,7 +178,7 @@ GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* dept
     const Draws draws{seed, stream, nodes, node, weight};
     const int64_t pixels = int64_t(g.latent_height) * g.latent_width;
     const int64_t samples = int64_t(g.render_height) * g.render_width;
-    OwnerMap map(g, threads);
+    OwnerMap map(g, radial, threads);
     for (int64_t view = 0; view < views; view++) {
         map.build(depth + view * samples, opacity + view * samples, viewmats + 16 * view, Ks + 9 * view);
         parallel_for(threads, g.latent_height, 1, [&](int64_t begin, int64_t end) {
@@ -190,11 +194,11 @@ GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, const float* dept
 }
 
 // The cells of one view and the latent pixels that own them. Returns how many there are; writes at most `capacity`.
-// -1: out of memory.
-GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, const float* depth, const float* opacity,
+// radial: as above. -1: out of memory.
+GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, const float* depth, const float* opacity,
                                         const float* viewmat, const float* K, int64_t capacity, uint64_t* cells,
                                         int64_t* pixels, int threads) try {
-    OwnerMap map(*geometry, threads);
+    OwnerMap map(*geometry, radial, threads);
     map.build(depth, opacity, viewmat, K);
     int64_t size = 0;
     for (int row = 0; row < geometry->latent_height; row++) {

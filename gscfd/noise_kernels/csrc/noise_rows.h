@@ -44,9 +44,10 @@ GSCFD_DECLARE(void, mask_row,
                gscfd::noise::MaskedDepth))
 
 // Appends the candidates of a latent row; covered[latent_width] counts its covered samples. False: out of memory.
+// radial: 0 for cells in columns along the axes; else the cells along each side of the radial map.
 GSCFD_DECLARE(bool, enumerate_row,
-              (const gscfd::noise::Geometry&, const gscfd::noise::Camera&, gscfd::noise::MaskedDepth, int latent_row,
-               gscfd::noise::Candidates&, int32_t* covered))
+              (const gscfd::noise::Geometry&, int radial, const gscfd::noise::Camera&, gscfd::noise::MaskedDepth,
+               int latent_row, gscfd::noise::Candidates&, int32_t* covered))
 
 // Adds the values of `size` cells, in order, to sums[channel * channel_stride + column].
 GSCFD_DECLARE(void, add_cells,

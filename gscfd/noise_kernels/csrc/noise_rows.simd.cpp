@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "noise_radial.h"
+
 namespace gscfd {
 namespace GSCFD_ISA {
 
@@ -105,6 +107,30 @@ bool emit(const Geometry& g, const Camera& camera, float y, const Block& block, 
     return true;
 }
 
+bool emit_radial(const Geometry& g, int cells, const Camera& camera, const RadialSample& radial, uint32_t sample,
+                 uint32_t column, Candidates& candidates) {
+    const double inverse_pitch = 1 / double(g.pitch), inverse_layer = 1 / double(g.layer_depth);
+    const double size = sqrt(dot3(radial.point, radial.point));
+    if (!(size > 1e-6 && size * inverse_layer < kMaxLayer / 2)) return true;
+    for (int side = -1; side <= 1; side += 2) {
+        // The other hemisphere's square is looked at from 30 degrees beyond the equator.
+        if (side * radial.point[2] < -0.5 * size) continue;
+        const ChartBox box = chart_box(camera, radial, side, cells);
+        for (int iu = box.first_u; iu <= box.last_u; iu++) {
+            for (int iv = box.first_v; iv <= box.last_v; iv++) {
+                double direction[3];
+                chart_direction(side, {(2 * iu + 1.0) / cells - 1, (2 * iv + 1.0) / cells - 1}, direction);
+                const double distance = radial_hit(camera, radial, direction);
+                if (!(distance > 0 && distance * inverse_layer < kMaxLayer)) continue;
+                const uint64_t key = cell_key(column_key(3, side, iu, iv), distance, inverse_layer);
+                const uint64_t claim = claim_of(-distance, 1, inverse_pitch, sample);
+                if (!append(candidates, {key, claim, column, 0})) return false;
+            }
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 void mask_row(const Geometry& g, int row, const float* depth, const float* opacity, MaskedDepth masked) {
@@ -119,8 +145,8 @@ void mask_row(const Geometry& g, int row, const float* depth, const float* opaci
     }
 }
 
-bool enumerate_row(const Geometry& g, const Camera& camera, MaskedDepth masked, int latent_row, Candidates& candidates,
-                   int32_t* covered) {
+bool enumerate_row(const Geometry& g, int radial, const Camera& camera, MaskedDepth masked, int latent_row,
+                   Candidates& candidates, int32_t* covered) {
     static thread_local Block block;
     candidates.size = 0;
     for (int i = 0; i < g.latent_width; i++) covered[i] = 0;
@@ -146,8 +172,15 @@ bool enumerate_row(const Geometry& g, const Camera& camera, MaskedDepth masked, 
                 if (!block.covered[i]) continue;
                 const int column = latent_index(first + i, g.render_width, g.latent_width);
                 covered[column]++;
-                if (block.first_u[i] > block.last_u[i] || block.first_v[i] > block.last_v[i]) continue;
                 const uint32_t sample = uint32_t(row) * g.render_width + first + i;
+                if (radial) {
+                    const double x = (first + i + 0.5 - camera.cx) * camera.inverse_fx;
+                    const RadialSample where = radial_sample(camera, x, y, block.z[i], block.axis[i], block.slope_u[i],
+                                                             block.slope_v[i]);
+                    if (!emit_radial(g, radial, camera, where, sample, column, candidates)) return false;
+                    continue;
+                }
+                if (block.first_u[i] > block.last_u[i] || block.first_v[i] > block.last_v[i]) continue;
                 if (!emit(g, camera, float(y), block, i, sample, column, candidates)) return false;
             }
         }

@@ -1,0 +1,57 @@
+"""scripts/noise_ablation.py on a few steps, and the stand-in for the paper's Algorithm 2 that the benchmark times."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scenes import render_scene, sphere, views
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+
+def test_the_ablation_prints_a_row_for_each_noise_and_keeps_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import noise_ablation
+
+    short = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
+    arguments = [
+        str(tmp_path),
+        "--seeds",
+        "2",
+        "--prompts",
+        "a mug",
+        "--variants",
+        "iid",
+        "surface-1e-3",
+        "--rest",
+        *short,
+    ]
+    assert noise_ablation.main(arguments) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line[1].strip() for line in lines] == ["noise", "---", "iid", "surface-1e-3"]
+    assert [float(line[2]) for line in lines[2:]] == [0.0, 0.999]
+    for line in lines[2:]:
+        means, sh0, similarity, diversity = (float(line[i]) for i in (3, 4, 6, 7))
+        assert 0 <= means <= 1 and 0 <= sh0 <= 1 and -1 <= similarity <= 1 and 0 < diversity < 2
+    made = tmp_path / "iid" / "a-mug-0" / "splat.ply"
+    before = made.stat().st_mtime_ns
+    assert noise_ablation.main(arguments) == 0 and made.stat().st_mtime_ns == before
+
+
+def test_algorithm_2_is_white_on_a_sphere_and_the_same_for_the_same_camera() -> None:
+    from algorithm2 import algorithm2
+
+    cameras = views(20, 20, size=64)
+    noise_map = torch.randn(64, 512, 512, generator=torch.Generator().manual_seed(0))
+    render = render_scene(sphere(), cameras)
+    first, second = algorithm2(noise_map, cameras, render, 16, 16)
+    middle = first[:, 5:11, 5:11]
+    assert torch.equal(middle, second[:, 5:11, 5:11])
+    assert abs(middle.var() - 1) < 5 * math.sqrt(2 / middle.numel())
+    corner = (first[:, :2, :2] * second[:, :2, :2]).mean()
+    assert abs(corner) < 4 / math.sqrt(256), "off the sphere every view is fresh"

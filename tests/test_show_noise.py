@@ -1,0 +1,91 @@
+"""`python -m gscfd.show_noise` on a small splat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from whiteness import consistency, ks_normal, morans_i, owner_views
+
+from gscfd import noise, runs, show_noise
+from gscfd.cameras import turntable
+from gscfd.config import Config, to_yaml
+from gscfd.gaussians import Gaussians, ball
+from gscfd.noise import NoiseField
+
+
+@pytest.fixture(scope="module")
+def splat() -> Gaussians:
+    return ball(400, radius=0.8, opacity=0.95, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def run(splat: Gaussians, tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text(to_yaml(Config(prompt="a red ball")))
+    splat.save_ply(tmp_path / "splat.ply")
+    (tmp_path / "turntable.mp4").write_bytes(b"")
+    return tmp_path
+
+
+def test_it_leaves_a_video_a_sheet_and_a_correlation_map(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show_noise.main([str(run), "--frames", "4", "--size", "64"]) == 0
+    assert iio.imread(run / "noise.mp4", plugin="FFMPEG").shape == (4, 64, 128, 3)
+    assert iio.imread(run / "noise.png").shape == (128, 256, 3)
+    assert iio.imread(run / "noise-correlation.png").shape == (64, 192, 3)
+    printed = capsys.readouterr().out
+    assert "noise.mp4" in printed and "predicts" in printed
+    assert not runs.foreign_files(run), "--overwrite must still know the folder as a run"
+
+
+def test_another_noise_and_another_place_can_be_chosen(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other.mp4"
+    assert show_noise.main([str(run), "--frames", "3", "--size", "32", "--noise", "world_map", "--out", str(out)]) == 0
+    assert out.exists() and out.with_suffix(".png").exists() and not (tmp_path / "other-correlation.png").exists()
+
+
+def test_a_still_frame_is_white_noise(splat: Gaussians) -> None:
+    field = NoiseField(3, 3, 64, 64, gamma=0.0)
+    frame = show_noise.painted_turntable(splat, field, "surface", 2, 256)[0, ::4, 256::4]
+    values = (torch.from_numpy(frame).permute(2, 0, 1).double() / 255 - 0.5) * 5
+    assert morans_i(values)[1].min() > 0.001
+    # Eight bits, and the tails cut off at 2.5 standard deviations.
+    inside = values.abs() < 2.4
+    assert abs(inside.double().mean() - 0.9836) < 0.006
+    jitter = torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert ks_normal((values + jitter * 5 / 255)[inside][:2000]) > 1e-3
+
+
+@pytest.mark.parametrize("radial", [False, True])
+def test_the_map_shows_the_share_that_the_other_view_predicts(splat: Gaussians, radial: bool) -> None:
+    cameras = turntable(36, size=64)[:2]
+    render, field = splat.render(cameras), NoiseField(0, 3, 16, 16)
+    cells = noise.radial_grid(field) if radial else noise.grid(field)
+    share = show_noise.predicted_share(field, cells, cameras, render)
+    a, b = owner_views(field, cameras, render, radial=radial)
+    assert share.flatten()[torch.from_numpy(a.coverage == 1)].mean() == pytest.approx(consistency(a, b))
+    assert share.min() == 0 and share.max() <= 1 + 1e-9
+    same = turntable(36, size=64)[0:1]
+    twice = type(cameras)(same.viewmats.repeat(2, 1, 1), same.Ks.repeat(2, 1, 1), 64, 64)
+    itself = show_noise.predicted_share(field, cells, twice, splat.render(twice)).flatten()
+    assert np.allclose(itself[torch.from_numpy(a.counts > 0)], 1), "a view predicts itself"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere"], ["runs", "nowhere", "config.yaml"]),
+        (["RUN", "--frames", "1"], ["frames", "at least 2"]),
+        (["RUN", "--size", "30"], ["size", "multiple of 4"]),
+        (["RUN", "--out", "noise.gif"], ["out", ".mp4"]),
+        (["RUN", "--out", "no/such/folder/noise.mp4"], ["out", "no/such/folder"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], words: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show_noise.main([str(run) if a == "RUN" else a for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words), error
