@@ -56,6 +56,9 @@ class NoiseConfig:
     """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE."""
     beta: float = 1.0
     """Share of the consistent noise against fresh noise (FSD)."""
+    device: Literal["render", "cpu"] = "render"
+    """render: drawn where the views are rendered. cpu: drawn on the CPU and copied, for a GPU without gscfd's CUDA
+    library."""
 
     def __post_init__(self) -> None:
         check(0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
