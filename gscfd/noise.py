@@ -273,6 +273,7 @@ def _direction(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
     viewmats[:, :3, 3] = 0
     cells = grid(field)
     cells.pitch, cells.layer_depth = 2 * _DIRECTION_TANGENT / field.height / 4, 4.0
+    cells.cells_per_pixel = 48  # all pixels are covered
     cube = kernels(device).surface(
         cells,
         depth,

@@ -47,6 +47,8 @@ class Grid:
     """Samples at or before this depth are rejected, world units."""
     normal_radius: int = 1
     """Samples on each side of the centre that take part in its normal."""
+    cells_per_pixel: int = 24
+    """What the first table on CUDA holds, mean over the latents; an object that fills them takes about 20."""
 
 
 @dataclass

@@ -29,8 +29,6 @@ from gscfd.noise_kernels.cpu import (
 )
 
 MAX_NORMAL_RADIUS = 15
-SLOTS_PER_PIXEL = 32
-"""Of a new table; an object that fills the latents takes about 20 cells per latent pixel."""
 
 
 class Driver:
@@ -216,12 +214,13 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
     if key not in _tables:
         if driver.capturing():
             raise RuntimeError("surface noise: call it once with these sizes before a CUDA graph is captured")
-        _tables[key] = Table(_power_of_two(SLOTS_PER_PIXEL * grid.height * grid.width), driver.pinned(views))
+        cells = grid.cells_per_pixel * grid.height * grid.width
+        _tables[key] = Table(_slots(cells), driver.pinned(views))
     table = _tables[key]
     needed = int(table.needed.max()) if views else 0
     if needed > table.capacity:
         poor, capacity = int((table.needed > table.capacity).sum()), table.capacity
-        table.slots = _power_of_two(needed // 3 * 4 + 4)
+        table.slots = _slots(needed)
         table.needed.zero_()
         warnings.warn(
             f"surface noise: {poor} of {views} views had up to {needed} cells where their table held {capacity}; they"
@@ -232,8 +231,9 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
     return table
 
 
-def _power_of_two(least: int) -> int:
-    return max(1024, 1 << (least - 1).bit_length())
+def _slots(cells: int) -> int:
+    """The smallest power of two of which three quarters hold so many cells."""
+    return max(1024, 1 << (-(-4 * cells // 3) - 1).bit_length())
 
 
 def _index(device: torch.device) -> int:
