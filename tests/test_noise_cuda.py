@@ -51,6 +51,9 @@ def scene(name: str, *azimuths: float, size: int | tuple[int, int] = 128) -> tup
 
 
 class EmulatedDriver(cuda.Driver):
+    def index(self, device: torch.device) -> int:
+        return 0
+
     def guard(self, device: torch.device) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 

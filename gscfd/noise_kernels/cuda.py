@@ -34,6 +34,9 @@ MAX_NORMAL_RADIUS = 15
 class Driver:
     """What is asked of torch about its device; tests put another one here."""
 
+    def index(self, device: torch.device) -> int:
+        return torch.cuda.current_device() if device.index is None else device.index
+
     def guard(self, device: torch.device) -> AbstractContextManager:
         return torch.cuda.device(device)
 
@@ -70,7 +73,7 @@ _tables: dict[tuple[int | None, int, int, int, int], Table] = {}
 
 def check(device: torch.device) -> None:
     """Raise ImportError where the library is missing, RuntimeError where it cannot run on this device."""
-    _call("gscfd_cuda_check", ctypes.c_int)(_index(device))
+    _call("gscfd_cuda_check", ctypes.c_int)(driver.index(device))
 
 
 def surface(
@@ -131,7 +134,7 @@ def surface(
             (scratch.data_ptr() + 255) // 256 * 256,
             table.slots,
             native.pointer(table.needed),
-            _index(device),
+            driver.index(device),
             driver.stream(device),
         )
     return Surface(noise, counts, coverage)
@@ -161,7 +164,7 @@ def compose(surface: Surface, background: Tensor) -> Tensor:
             *map(native.pointer, (noise, surface.counts, surface.coverage, background)),
             background.ndim == 3,
             native.pointer(out),
-            _index(device),
+            driver.index(device),
             driver.stream(device),
         )
     return out
@@ -204,7 +207,7 @@ def _white(
     inputs = map(native.pointer, (viewmats, Ks))
     shape, device = (len(noise), noise.shape[1], noise[0, 0].numel()), noise.device
     with driver.guard(device):
-        where = native.pointer(noise), _index(device), driver.stream(device)
+        where = native.pointer(noise), driver.index(device), driver.stream(device)
         call(seed, stream, key, *inputs, *node_arrays(nodes), len(nodes), *shape, *where)
 
 
@@ -234,10 +237,6 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
 def _slots(cells: int) -> int:
     """The smallest power of two of which three quarters hold so many cells."""
     return max(1024, 1 << (-(-4 * cells // 3) - 1).bit_length())
-
-
-def _index(device: torch.device) -> int:
-    return 0 if device.index is None else device.index
 
 
 def _call(name: str, *argtypes: type) -> Callable[..., None]:
