@@ -59,6 +59,9 @@ class NoiseConfig:
     """Share of the consistent noise against fresh noise (FSD)."""
     theta: float = 180.0
     """Degrees of azimuth after which the world map has moved by one image (FSD)."""
+    device: Literal["render", "cpu"] = "render"
+    """render: drawn where the views are rendered. cpu: drawn on the CPU and copied, for a GPU without gscfd's CUDA
+    library."""
 
     def __post_init__(self) -> None:
         check(0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)

@@ -1,4 +1,4 @@
-"""Loads the compiled CPU library. Importing this module loads nothing and never builds anything."""
+"""Loads the compiled libraries. Importing this module loads nothing and never builds anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_NAME = "libgscfd_cpu.so"
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 
@@ -20,11 +19,34 @@ def library() -> ctypes.CDLL:
 
     Raises ImportError that lists every path tried with its cause, and what to do.
     """
+    return _load(
+        "libgscfd_cpu.so",
+        "CPU",
+        "Build it with `pip install .` (or `pip install -e .` in a checkout); it needs a C++17 compiler"
+        " (Debian, Ubuntu: sudo apt install g++).",
+    )
+
+
+@functools.cache
+def cuda_library() -> ctypes.CDLL:
+    """The CUDA library, loaded at the first call.
+
+    Raises ImportError that lists every path tried with its cause, and what to do.
+    """
+    return _load(
+        "libgscfd_cuda.so",
+        "CUDA",
+        "It is built when nvcc is found: install the CUDA toolkit, put nvcc on PATH (`nvcc --version` must answer), and"
+        " in a checkout of gscfd run `pip install --force-reinstall --no-deps -e .` again.",
+    )
+
+
+def _load(name: str, kind: str, advice: str) -> ctypes.CDLL:
     import gscfd
 
     failures = []
     for folder in gscfd.__path__:
-        path = Path(folder) / _NAME
+        path = Path(folder) / name
         if not path.exists():
             failures.append(f"  {path}: no such file")
             continue
@@ -32,17 +54,18 @@ def library() -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except OSError as error:
             failures.append(f"  {path}: {error}")
-    raise ImportError(
-        "gscfd's compiled CPU library could not be loaded. Tried:\n"
-        + "\n".join(failures)
-        + "\nBuild it with `pip install .` (or `pip install -e .` in a checkout); it needs a C++17 compiler"
-        " (Debian, Ubuntu: sudo apt install g++)."
-    )
+    tried = "\n".join(failures)
+    raise ImportError(f"gscfd's compiled {kind} library could not be loaded. Tried:\n{tried}\n{advice}")
 
 
-def function(name: str, *argtypes: type, restype: type | None = None) -> Callable:
-    """The C function `name` with its signature declared, so that ctypes converts and checks arguments."""
-    result = getattr(library(), name)
+def function(
+    name: str, *argtypes: type, restype: type | None = None, of: Callable[[], ctypes.CDLL] = library
+) -> Callable:
+    """The C function `name` with its signature declared, so that ctypes converts and checks arguments.
+
+    of: the library, `library` or `cuda_library`.
+    """
+    result = getattr(of(), name)
     result.argtypes = argtypes
     result.restype = restype
     return result

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import bisect
 import math
-import zlib
 from collections.abc import Sequence
 from itertools import accumulate
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation
-from gscfd.noise_kernels import cpu
+from gscfd.noise_kernels import cpu, cuda
 from gscfd.types import Cameras, Render
 
 BACKGROUNDS = ("screen", "fresh", "direction")
@@ -164,12 +164,13 @@ class Noise(Protocol):
 
 def iid(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
     """[V, C, h, w] fresh noise in every view and step (SDS; CFD Tab. 1)."""
-    return torch.stack([_fresh(field, _IID, view, step) for view in range(len(cameras))])
+    device, now = cameras.viewmats.device, [(step, 1.0)]
+    return torch.stack([_white(field, device, _IID, view, now) for view in range(len(cameras))])
 
 
 def fixed(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
     """[V, C, h, w] one image, the same in every view and ageing with gamma: a negative control (FSD Fig. 6)."""
-    screen = _screen(field, step)
+    screen = _screen(field, cameras, step)
     return _blend(field, torch.stack([screen] * len(cameras)), cameras, step)
 
 
@@ -183,20 +184,28 @@ def world_map(field: NoiseField, cameras: Cameras, render: Render, step: int) ->
     agree roughly, as if the object were a screen at a fixed distance. cameras, render, step: as for `surface`; only
     render.opacity is read.
 
-    Raises ValueError for CUDA tensors, for sizes that disagree, and for a negative step.
+    Raises ValueError for sizes and devices that disagree, and for a negative step.
     """
     opacity = _image("render.opacity", render.opacity, cameras)
     nodes, columns = _nodes(field, step), round(field.width * 360 / field.theta)
     rows = round(field.height * 180 / field.theta)
-    plane = cpu.white(
-        field.channels, rows + field.height, columns, seed=field.seed, stream=_WORLD_MAP, key=0, nodes=nodes
+    device = opacity.device
+    plane = kernels(device).white(
+        field.channels,
+        rows + field.height,
+        columns,
+        seed=field.seed,
+        stream=_WORLD_MAP,
+        key=0,
+        nodes=nodes,
+        device=device,
     )
     azimuth, elevation = azimuth_elevation(Cameras(cameras.viewmats.double(), cameras.Ks, 1, 1))
     # The object's points move up the image as the camera falls, and to the left as it goes round.
     top = ((90 - elevation) / 180 * rows).round().long().clamp(0, rows)
     left = (azimuth / 360 * columns - field.width / 2).round().long()
-    row = top[:, None, None] + torch.arange(field.height)[:, None]
-    column = (left[:, None, None] + torch.arange(field.width)) % columns
+    row = top[:, None, None] + torch.arange(field.height, device=device)[:, None]
+    column = (left[:, None, None] + torch.arange(field.width, device=device)) % columns
     patches = plane[:, row, column].transpose(0, 1)
     footprint = torch.nn.functional.adaptive_avg_pool2d(opacity[:, None].double(), (field.height, field.width))
     foreground = footprint > field.opacity_threshold
@@ -209,7 +218,7 @@ def radial(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Te
 
     The plain reading of CFD Alg. 2: white in every view, and as consistent as `surface` on smooth shapes around the
     origin. Surfaces seen edge-on from the origin (flat parts through it, off-centre parts) get few cells or none.
-    Arguments and errors as for `surface`.
+    Arguments and errors as for `surface`; ValueError for CUDA tensors, which it has no kernel for.
     """
     return _compose(field, radial_parts(field, cameras, render, step), cameras, render, step)
 
@@ -235,9 +244,16 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
     docs/noise.md). cameras: of the render's size, which need not be a multiple of the latents'. render: opacity and the
     depth that field.depth names are read. step: the optimisation step, from 0.
 
-    Raises ValueError for CUDA tensors, for sizes that disagree, for a missing median depth, and for a negative step.
+    Drawn where the render is; on CUDA nothing waits for the device, and noise_kernels/cuda.py says what happens to a
+    view with more cells than expected. Raises ValueError for sizes and devices that disagree, for a missing median
+    depth, and for a negative step; ImportError on CUDA without gscfd's CUDA library.
     """
     return _compose(field, surface_parts(field, cameras, render, step), cameras, render, step)
+
+
+def kernels(device: torch.device) -> ModuleType:
+    """The compiled noise of a device: noise_kernels.cpu or noise_kernels.cuda."""
+    return cuda if device.type == "cuda" else cpu
 
 
 def surface_parts(field: NoiseField, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
@@ -273,11 +289,12 @@ def surface_images(field: NoiseField, cameras: Cameras, render: Render) -> tuple
 def _image(name: str, image: Tensor, cameras: Cameras) -> Tensor:
     """[V, H, W] of the cameras' size, from [V, H, W, 1]. Raises ValueError as `surface` does."""
     expected = (len(cameras), cameras.height, cameras.width, 1)
-    if image.is_cuda:
-        raise ValueError(
-            f"{name}: expected a CPU tensor, got one on {image.device}; the noise kernel is for the CPU only:"
-            " pass cameras.to('cpu') and render.to('cpu')"
-        )
+    for other in (cameras.viewmats, cameras.Ks):
+        if image.device != other.device:
+            raise ValueError(
+                f"{name}: expected a tensor on {other.device} as the cameras are, got one on {image.device};"
+                " use cameras.to(device) or render.to(device)"
+            )
     if tuple(image.shape) != expected:
         raise ValueError(
             f"{name}: expected {list(expected)} to match cameras, got {list(image.shape)};"
@@ -288,7 +305,7 @@ def _image(name: str, image: Tensor, cameras: Cameras) -> Tensor:
 
 def _parts(field: NoiseField, cells: cpu.Grid, stream: int, cameras: Cameras, render: Render, step: int) -> cpu.Surface:
     depth, opacity = surface_images(field, cameras, render)
-    return cpu.surface(
+    return kernels(depth.device).surface(
         cells,
         depth,
         opacity,
@@ -303,24 +320,21 @@ def _parts(field: NoiseField, cells: cpu.Grid, stream: int, cameras: Cameras, re
 
 def _compose(field: NoiseField, parts: cpu.Surface, cameras: Cameras, render: Render, step: int) -> Tensor:
     """[V, C, h, w] sqrt(alpha) foreground + sqrt(1 - alpha) background, blended with fresh noise."""
-    # A covered pixel that owns no cell is background.
-    alpha = torch.where(parts.counts > 0, parts.coverage, 0.0)[:, None]
-    noise = alpha.sqrt() * parts.noise + (1 - alpha).sqrt() * _background(field, cameras, render, step)
+    noise = kernels(cameras.viewmats.device).compose(parts, _background(field, cameras, render, step))
     return _blend(field, noise, cameras, step)
 
 
 def _background(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
     """[V, C, h, w], or [C, h, w] the same for all views."""
     if field.background == "screen":
-        return _screen(field, step)
+        return _screen(field, cameras, step)
     if field.background == "fresh":
         return _fresh_views(field, _FRESH_BACKGROUND, cameras, step)
     return _direction(field, cameras, step)
 
 
-def _screen(field: NoiseField, step: int) -> Tensor:
-    nodes = _nodes(field, step)
-    return cpu.white(field.channels, field.height, field.width, seed=field.seed, stream=_SCREEN, key=0, nodes=nodes)
+def _screen(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
+    return _white(field, cameras.viewmats.device, _SCREEN, 0, _nodes(field, step))
 
 
 def _direction(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
@@ -328,16 +342,19 @@ def _direction(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
 
     Pixels without a cell (a zoom far beyond the cells' size) show the screen's background.
     """
-    rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
-    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1).double()
-    rays = torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(cameras.Ks.double()))
-    directions = rays @ cameras.viewmats[:, None, :3, :3].double()
+    device, Ks = cameras.viewmats.device, cameras.Ks.double()[:, :, :, None, None]
+    rows = torch.arange(cameras.height, device=device)[:, None] + 0.5
+    columns = torch.arange(cameras.width, device=device) + 0.5
+    x, y = (columns - Ks[:, 0, 2]) / Ks[:, 0, 0], (rows - Ks[:, 1, 2]) / Ks[:, 1, 1]
+    x, y = torch.broadcast_tensors(x, y)
+    directions = torch.stack([x, y, torch.ones_like(x)], -1) @ cameras.viewmats[:, None, :3, :3].double()
     depth = 1 / directions.abs().amax(-1)
     viewmats = cameras.viewmats.clone()
     viewmats[:, :3, 3] = 0
     cells = grid(field)
     cells.pitch, cells.layer_depth = 2 * _DIRECTION_TANGENT / field.height / 4, 4.0
-    cube = cpu.surface(
+    cells.cells_per_pixel = 48  # all pixels are covered
+    cube = kernels(device).surface(
         cells,
         depth,
         torch.ones_like(depth),
@@ -348,7 +365,7 @@ def _direction(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
         stream=_DIRECTION,
         nodes=_nodes(field, step),
     )
-    return torch.where(cube.counts[:, None] > 0, cube.noise, _screen(field, step))
+    return torch.where(cube.counts[:, None] > 0, cube.noise, _screen(field, cameras, step))
 
 
 # Half the field of view, as a tangent, at which a latent pixel spans four cells of the direction-keyed background.
@@ -364,14 +381,14 @@ def _blend(field: NoiseField, noise: Tensor, cameras: Cameras, step: int) -> Ten
 
 def _fresh_views(field: NoiseField, stream: int, cameras: Cameras, step: int) -> Tensor:
     """[V, C, h, w] new in every step and for every camera, whatever its place in the batch."""
-    matrices = torch.cat([cameras.viewmats.flatten(1), cameras.Ks.flatten(1)], 1).detach().float().cpu()
-    return torch.stack([_fresh(field, stream, zlib.crc32(row.numpy().tobytes()), step) for row in matrices])
+    views, shape = (cameras.viewmats, cameras.Ks), (field.channels, field.height, field.width)
+    return kernels(cameras.viewmats.device).fresh(*shape, *views, seed=field.seed, stream=stream, nodes=[(step, 1.0)])
 
 
-def _fresh(field: NoiseField, stream: int, key: int, step: int) -> Tensor:
-    return cpu.white(
-        field.channels, field.height, field.width, seed=field.seed, stream=stream, key=key, nodes=[(step, 1.0)]
-    )
+def _white(field: NoiseField, device: torch.device, stream: int, key: int, nodes: list[tuple[int, float]]) -> Tensor:
+    """[C, h, w] on the device."""
+    shape = (field.channels, field.height, field.width)
+    return kernels(device).white(*shape, seed=field.seed, stream=stream, key=key, nodes=nodes, device=device)
 
 
 def _nodes(field: NoiseField, step: int) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ from gscfd import guidance, noise
 from gscfd.config import Config, StageConfig, load_preset
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
+from gscfd.noise_kernels import cuda
 from gscfd.rasterize import rasterize
 from gscfd.runs import RunFolder, check_replaceable, default_folder, interrupt_between_steps
 from gscfd.stage import StageError, StepReport, run_stage
@@ -49,8 +50,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def preflight(config: Config) -> None:
-    """Raise UserError for what can be known to fail before anything is made: device, teachers, prompt."""
-    choose_device(config.device)
+    """Raise UserError for what can be known to fail before anything is made: device, noise, teachers, prompt."""
+    check_noise(config)
     for stage in (config.coarse, config.refine):
         if stage.steps:
             teacher_folder(stage.teacher)
@@ -58,6 +59,22 @@ def preflight(config: Config) -> None:
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps and stage.teacher.startswith(TOYBOX):
             check_words(f"{name}.negative-prompt", stage.negative_prompt)
+
+
+def check_noise(config: Config) -> None:
+    """Raise UserError where the noise cannot be drawn on the device of the run."""
+    device = choose_device(config.device)
+    if device.type != "cuda" or config.noise.device == "cpu":
+        return
+    if config.noise_kind == "radial":
+        raise UserError("noise.kind: radial has no CUDA kernel; use --noise.kind surface, or --noise.device cpu")
+    try:
+        cuda.check(device)
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"noise.device: expected a CUDA library that runs on this GPU. {error}\n"
+            "Or draw the noise on the CPU, which takes some milliseconds per view: --noise.device cpu"
+        ) from None
 
 
 def check_prompt(config: Config) -> None:
@@ -82,8 +99,8 @@ def check_words(name: str, text: str) -> None:
 
 
 def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int], seed: int) -> Noise:
-    """The noise of one stage, bound to its state. The kernel runs on the CPU: what it needs of a render on another
-    device is copied there, and the noise back."""
+    """The noise of one stage, bound to its state, drawn where the render is or, as config.noise.device says, on the
+    CPU: then what it needs of the render is copied there, and the noise back."""
     channels, height, width = shape
     field = noise.NoiseField(
         seed,
@@ -98,6 +115,8 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
     kind = NOISES[config.noise_kind]
 
     def draw(cameras: Cameras, render: Render, step: int) -> Tensor:
+        if config.noise.device == "render":
+            return kind(field, cameras, render, step)
         return kind(field, cameras.to("cpu"), render.to("cpu"), step).to(render.rgb.device)
 
     return draw
@@ -173,8 +192,8 @@ def train(config: Config) -> int:
     if folder.exists():
         check_replaceable(folder, config.overwrite)
     teachers = load_teachers(config)
-    if choose_device(config.device).type == "cuda":
-        print("noise: drawn on the CPU; the CUDA kernel is not there yet")
+    if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
+        print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     viewer = start_viewer(config) if config.viewer else None
     with RunFolder(config) as run:
         try:

@@ -50,6 +50,8 @@ class Grid:
     radial: int = 0
     """0: cells stand in columns along the axes (`surface`). Else cells are squares of the radial map, this many along
     each side of its two squares (`radial`)."""
+    cells_per_pixel: int = 24
+    """What the first table on CUDA holds, mean over the latents; an object that fills them takes about 20."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ def surface(
     depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on the CPU.
     Raises MemoryError.
     """
-    views, geometry = len(depth), _geometry(grid, depth)
+    views, geometry = len(depth), geometry_of(grid, depth)
     depth, opacity, viewmats, Ks = (t.detach().float().contiguous() for t in (depth, opacity, viewmats, Ks))
     noise = torch.empty(views, channels, grid.height, grid.width)
     counts = torch.empty(views, grid.height, grid.width, dtype=torch.int32)
@@ -90,13 +92,7 @@ def surface(
         "gscfd_noise_surface",
         ctypes.c_void_p,
         ctypes.c_int,
-        *[ctypes.c_void_p] * 4,
-        *[ctypes.c_int] * 2,
-        ctypes.c_uint64,
-        ctypes.c_uint32,
-        *[ctypes.c_void_p] * 2,
-        ctypes.c_int,
-        *[ctypes.c_void_p] * 3,
+        *SURFACE_ARGUMENTS[1:],
         ctypes.c_int,
         restype=ctypes.c_int,
     )
@@ -108,7 +104,7 @@ def surface(
         channels,
         seed,
         stream,
-        *_node_arrays(nodes),
+        *node_arrays(nodes),
         len(nodes),
         *map(native.pointer, (noise, counts, coverage)),
         native.threads(),
@@ -123,7 +119,7 @@ def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tenso
 
     depth, opacity: [H, W]; viewmat: [4, 4]; K: [3, 3]. Raises MemoryError.
     """
-    geometry = _geometry(grid, depth[None])
+    geometry = geometry_of(grid, depth[None])
     depth, opacity, viewmat, K = (t.detach().float().contiguous() for t in (depth, opacity, viewmat, K))
     call = native.function(
         "gscfd_noise_owners",
@@ -148,34 +144,80 @@ def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tenso
         size = found
 
 
-def white(channels: int, height: int, width: int, *, seed: int, stream: int, key: int, nodes: Nodes) -> Tensor:
-    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel)."""
-    noise = torch.empty(channels, height, width)
-    call = native.function(
-        "gscfd_noise_white",
-        ctypes.c_uint64,
-        *[ctypes.c_uint32] * 2,
-        *[ctypes.c_void_p] * 2,
-        *[ctypes.c_int] * 2,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_int,
-    )
-    call(
-        seed,
-        stream,
-        key,
-        *_node_arrays(nodes),
-        len(nodes),
-        channels,
-        height * width,
-        native.pointer(noise),
-        native.threads(),
-    )
+def compose(surface: Surface, background: Tensor) -> Tensor:
+    """[V, C, h, w] sqrt(a) noise + sqrt(1 - a) background, a the coverage; a pixel without cells is background.
+
+    background: [V, C, h, w], or [C, h, w] for all views.
+    """
+    alpha = torch.where(surface.counts > 0, surface.coverage, 0.0)[:, None]
+    return alpha.sqrt() * surface.noise + (1 - alpha).sqrt() * background
+
+
+def white(
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    seed: int,
+    stream: int,
+    key: int,
+    nodes: Nodes,
+    device: torch.device | None = None,
+) -> Tensor:
+    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel).
+
+    device: the CPU; there so that the signature is that of the other devices.
+    """
+    noise = torch.empty(1, channels, height, width)
+    _white(noise, seed, stream, key, None, None, nodes)
+    return noise[0]
+
+
+def fresh(
+    channels: int, height: int, width: int, viewmats: Tensor, Ks: Tensor, *, seed: int, stream: int, nodes: Nodes
+) -> Tensor:
+    """[V, C, h, w] as `white`, with a key of the bits of each view's matrices: its place in the batch does not count.
+
+    viewmats: [V, 4, 4]; Ks: [V, 3, 3].
+    """
+    viewmats, Ks = (t.detach().float().contiguous() for t in (viewmats, Ks))
+    noise = torch.empty(len(viewmats), channels, height, width)
+    _white(noise, seed, stream, 0, viewmats, Ks, nodes)
     return noise
 
 
-def _geometry(grid: Grid, depth: Tensor) -> _Geometry:
+def _white(
+    noise: Tensor, seed: int, stream: int, key: int, viewmats: Tensor | None, Ks: Tensor | None, nodes: Nodes
+) -> None:
+    call = native.function("gscfd_noise_white", *WHITE_ARGUMENTS, ctypes.c_int)
+    inputs = map(native.pointer, (viewmats, Ks))
+    shape = (len(noise), noise.shape[1], noise[0, 0].numel())
+    call(seed, stream, key, *inputs, *node_arrays(nodes), len(nodes), *shape, native.pointer(noise), native.threads())
+
+
+WHITE_ARGUMENTS = (
+    ctypes.c_uint64,
+    *[ctypes.c_uint32] * 2,
+    *[ctypes.c_void_p] * 4,
+    *[ctypes.c_int] * 3,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+)
+
+
+SURFACE_ARGUMENTS = (
+    *[ctypes.c_void_p] * 5,
+    *[ctypes.c_int] * 2,
+    ctypes.c_uint64,
+    ctypes.c_uint32,
+    *[ctypes.c_void_p] * 2,
+    ctypes.c_int,
+    *[ctypes.c_void_p] * 3,
+)
+
+
+def geometry_of(grid: Grid, depth: Tensor) -> _Geometry:
+    """The C struct of a grid and [V, H, W] images."""
     return _Geometry(
         depth.shape[2],
         depth.shape[1],
@@ -189,6 +231,7 @@ def _geometry(grid: Grid, depth: Tensor) -> _Geometry:
     )
 
 
-def _node_arrays(nodes: Nodes) -> tuple[ctypes.Array[ctypes.c_uint32], ctypes.Array[ctypes.c_float]]:
+def node_arrays(nodes: Nodes) -> tuple[ctypes.Array[ctypes.c_uint32], ctypes.Array[ctypes.c_float]]:
+    """Draws and weights as C arrays."""
     indices, weights = zip(*nodes, strict=True)
     return (ctypes.c_uint32 * len(nodes))(*indices), (ctypes.c_float * len(nodes))(*weights)

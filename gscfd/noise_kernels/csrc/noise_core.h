@@ -11,9 +11,14 @@
 
 #ifdef __CUDACC__
 #define GSCFD_HD static __host__ __device__ __forceinline__
-#define GSCFD_UNROLL _Pragma("unroll")
 #else
 #define GSCFD_HD static inline __attribute__((always_inline))
+#endif
+#ifdef __CUDA_ARCH__
+#define GSCFD_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define GSCFD_UNROLL
+#else
 #define GSCFD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
@@ -38,6 +43,7 @@ struct Camera {
     double origin[3], cx, cy, inverse_fx, inverse_fy;
     float rotation[9];  // world to camera, row-major
     float fx, fy;
+    float half_x, half_y;  // half a sample on the plane z = 1
 };
 
 // viewmat: 4 x 4 world to camera; K: 3 x 3 in pixels, both row-major.
@@ -56,7 +62,14 @@ GSCFD_HD Camera make_camera(const float* viewmat, const float* K) {
     camera.cy = K[5];
     camera.inverse_fx = 1.0 / K[0];
     camera.inverse_fy = 1.0 / K[4];
+    camera.half_x = 0.5f / camera.fx;
+    camera.half_y = 0.5f / camera.fy;
     return camera;
+}
+
+// Whether a sample shows the surface. An infinite or undefined depth fails the comparisons.
+GSCFD_HD bool covers(const Geometry& g, float depth, float opacity) {
+    return opacity > g.opacity_threshold && depth > g.near_plane && depth < 1e30f;
 }
 
 // The latent row (or column) that the centre of a render row (or column) falls in.
@@ -76,7 +89,13 @@ struct SlopeFit {
     float xx = kRidge, xy = 0, yy = kRidge, bx = 0, by = 0;
 };
 
-// Adds the sample at offset (dx, dy); inverse is 0 where there is none. limit: largest |z - centre z| / centre z.
+// The largest |z - centre z| / centre z at which the sample at offset (dx, dy) is of the same plane.
+GSCFD_HD float neighbour_limit(float fx, float fy, int dx, int dy) {
+    const float x = dx / fx, y = dy / fy;
+    return kMaxTangent * sqrtf(x * x + y * y);
+}
+
+// Adds the sample at offset (dx, dy); inverse is 0 where there is none. limit: of neighbour_limit.
 GSCFD_HD void add_neighbour(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy,
                             float limit) {
     const float step = z0 - z;
@@ -132,7 +151,7 @@ GSCFD_HD Tangent tangent_plane(const Camera& camera, float x, float y, float z, 
     float low0 = 0, low1 = 0, low2 = 0, high0 = 0, high1 = 0, high2 = 0;
     GSCFD_UNROLL
     for (int corner = 0; corner < 4; corner++) {
-        const float dx = (corner & 1 ? 0.5f : -0.5f) / fx, dy = (corner & 2 ? 0.5f : -0.5f) / fy;
+        const float dx = corner & 1 ? camera.half_x : -camera.half_x, dy = corner & 2 ? camera.half_y : -camera.half_y;
         const float tilt = nx * dx + ny * dy;
         const float corner_inverse = inverse + tilt > 0.1f * inverse ? inverse + tilt : 0.1f * inverse;
         const float corner_z = 1.0f / corner_inverse;
@@ -249,6 +268,21 @@ GSCFD_HD uint64_t claim_of(double along, int outward, double inverse_pitch, uint
 
 // ---- Random numbers -------------------------------------------------------------------------------------------------
 
+// Values, unlike the decisions above, may differ in the last bits between devices: quicker arithmetic on CUDA.
+#ifdef __CUDA_ARCH__
+GSCFD_HD float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+GSCFD_HD float quotient(float a, float b) { return __fdividef(a, b); }
+GSCFD_HD float root(float x) {
+    float result;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+#else
+GSCFD_HD float multiply_add(float a, float b, float c) { return a * b + c; }
+GSCFD_HD float quotient(float a, float b) { return a / b; }
+GSCFD_HD float root(float x) { return sqrtf(x); }
+#endif
+
 struct Words {
     uint32_t a, b, c, d;
 };
@@ -274,19 +308,24 @@ GSCFD_HD float log_uniform(uint32_t x) {
     const int32_t mantissa = bits - exponent * (1 << 23);
     float m;
     memcpy(&m, &mantissa, 4);
-    const float t = (m - 1.0f) / (m + 1.0f), s = t * t;
-    const float series = 2.0f + s * (2.0f / 3 + s * (2.0f / 5 + s * (2.0f / 7 + s * (2.0f / 9))));
-    return float(exponent - 31) * 0.693147181f + t * series;
+    const float t = quotient(m - 1.0f, m + 1.0f), s = t * t;
+    float series = multiply_add(s, 2.0f / 9, 2.0f / 7);
+    series = multiply_add(s, series, 2.0f / 5);
+    series = multiply_add(s, series, 2.0f / 3);
+    series = multiply_add(s, series, 2.0f);
+    return multiply_add(float(exponent - 31), 0.693147181f, t * series);
 }
 
 // (radius cos, radius sin): two independent N(0, 1) from two words (Box and Muller 1958).
 GSCFD_HD void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
-    const float radius = sqrtf(-2.0f * log_uniform(a));
+    const float radius = root(-2.0f * log_uniform(a));
     const uint32_t quarter = (b + (1u << 29)) >> 30;
     const float angle = float(int32_t(b - (quarter << 30))) * 1.46291808e-9f;  // 2 pi / 2^32
     const float s = angle * angle;
-    const float sine = angle * (1.0f + s * (-1.0f / 6 + s * (1.0f / 120 + s * (-1.0f / 5040 + s * (1.0f / 362880)))));
-    const float cosine = 1.0f + s * (-1.0f / 2 + s * (1.0f / 24 + s * (-1.0f / 720 + s * (1.0f / 40320))));
+    float sine = multiply_add(s, 1.0f / 362880, -1.0f / 5040), cosine = multiply_add(s, 1.0f / 40320, -1.0f / 720);
+    sine = multiply_add(s, sine, 1.0f / 120), cosine = multiply_add(s, cosine, 1.0f / 24);
+    sine = multiply_add(s, sine, -1.0f / 6), cosine = multiply_add(s, cosine, -1.0f / 2);
+    sine = angle * multiply_add(s, sine, 1.0f), cosine = multiply_add(s, cosine, 1.0f);
     const float x = (quarter & 1) ? sine : cosine, y = (quarter & 1) ? cosine : sine;
     const float sign_x = ((quarter + 1) & 2) ? -radius : radius, sign_y = (quarter & 2) ? -radius : radius;
     first = x * sign_x;
@@ -299,6 +338,17 @@ GSCFD_HD void normals(uint64_t seed, uint32_t stream, uint64_t cell, uint32_t no
     const Words x = philox(counter, uint32_t(seed), uint32_t(seed >> 32));
     box_muller(x.a, x.b, out[0], out[1]);
     box_muller(x.c, x.d, out[2], out[3]);
+}
+
+// A view's key for noise that is new in every view: of the bits of its matrices (4 x 4 and 3 x 3).
+GSCFD_HD uint32_t view_key(const float* viewmat, const float* K) {
+    uint64_t hash = 0;
+    for (int i = 0; i < 25; i++) {
+        uint32_t bits;
+        memcpy(&bits, i < 16 ? viewmat + i : K + (i - 16), 4);
+        hash = mix(hash + 0x9E3779B97F4A7C15ull + bits);
+    }
+    return uint32_t(hash >> 32);
 }
 
 }  // namespace noise

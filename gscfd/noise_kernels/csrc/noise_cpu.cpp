@@ -215,23 +215,28 @@ GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, co
     return -1;
 }
 
-// noise [channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel).
-GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const uint32_t* node,
-                                    const float* weight, int nodes, int channels, int64_t pixels, float* noise,
-                                    int threads) {
+// noise [views, channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel). The key of a view is
+// view_key of its matrices, or `key` where there are none.
+GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const float* viewmats,
+                                    const float* Ks, const uint32_t* node, const float* weight, int nodes, int views,
+                                    int channels, int64_t pixels, float* noise, int threads) {
     constexpr int64_t kChunk = 256;
     const Draws draws{seed, stream, nodes, node, weight};
-    parallel_for(threads, (pixels + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
+    const int64_t chunks = (pixels + kChunk - 1) / kChunk;
+    parallel_for(threads, views * chunks, 1, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; chunk++) {
-            const int64_t first = chunk * kChunk, size = std::min(kChunk, pixels - first);
+            const int64_t view = chunk / chunks, first = chunk % chunks * kChunk;
+            const int64_t size = std::min(kChunk, pixels - first);
+            const uint32_t view_word = viewmats ? view_key(viewmats + 16 * view, Ks + 9 * view) : key;
+            float* out = noise + view * channels * pixels + first;
             uint64_t cells[kChunk];
             uint32_t columns[kChunk];
             for (int64_t i = 0; i < size; i++) {
-                cells[i] = uint64_t(key) << 32 | uint64_t(first + i);
+                cells[i] = uint64_t(view_word) << 32 | uint64_t(first + i);
                 columns[i] = uint32_t(i);
             }
-            for (int c = 0; c < channels; c++) std::fill_n(noise + c * pixels + first, size, 0.0f);
-            GSCFD_DISPATCH(add_cells, draws, cells, columns, size, channels, noise + first, pixels);
+            for (int c = 0; c < channels; c++) std::fill_n(out + c * pixels, size, 0.0f);
+            GSCFD_DISPATCH(add_cells, draws, cells, columns, size, channels, out, pixels);
         }
     });
 }

@@ -35,7 +35,7 @@ void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, con
     for (int dy = -g.normal_radius; dy <= g.normal_radius; dy++) {
         for (int dx = -g.normal_radius; dx <= g.normal_radius; dx++) {
             if (dx == 0 && dy == 0) continue;
-            const float limit = kMaxTangent * hypotf(dx / camera.fx, dy / camera.fy);
+            const float limit = neighbour_limit(camera.fx, camera.fy, dx, dy);
             const float* other = depth + dy * stride + dx;
             const float* other_inverse = inverse + dy * stride + dx;
             for (int i = 0; i < size; i++) {
@@ -138,8 +138,7 @@ void mask_row(const Geometry& g, int row, const float* depth, const float* opaci
     const int64_t target = (row + g.normal_radius) * masked.stride + g.normal_radius;
     for (int x = 0; x < g.render_width; x++) {
         const float z = depth[source + x];
-        // An infinite or undefined depth fails the comparisons.
-        const bool covered = opacity[source + x] > g.opacity_threshold && z > g.near_plane && z < 1e30f;
+        const bool covered = covers(g, z, opacity[source + x]);
         masked.depth[target + x] = covered ? z : 0.0f;
         masked.inverse[target + x] = covered ? 1 / z : 0.0f;
     }

@@ -1,0 +1,501 @@
+// The CUDA driver: all views in one launch per phase. Prepare, enumerate and claim, gather, compose.
+//
+// A segment is 32 render samples of one latent pixel, one per lane of a warp. Candidates stand in the order of the
+// lanes, a latent pixel sums its cells in the order of its segments and lanes, and there are no float atomics: results
+// do not depend on the order of threads, on the batch, or on the size of the table.
+//
+// Nothing is allocated and nothing waits: the caller passes scratch memory and a stream. tests/cuda_on_cpu.h runs this
+// very file on the CPU.
+#include <stdint.h>
+
+#include "dispatch.h"
+#include "noise_core.h"
+
+#ifndef GSCFD_LAUNCH
+#define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
+#endif
+
+namespace gscfd {
+namespace noise {
+namespace {
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr int kMaxRadius = 15;
+static_assert(sizeof(Camera) % 8 == 0, "a camera is copied in words");
+constexpr int kMaxNodes = 128;  // of a launch; more of them take more launches
+
+// A cell's owner so far.
+struct alignas(16) Slot {
+    unsigned long long cell, claim;
+};
+
+// The caller's scratch memory, and numbers that all threads need.
+struct Scratch {
+    double inverse_pitch, inverse_layer;
+    Camera* cameras;             // [views]
+    unsigned long long* needed;  // [views] candidates found; the view has too small a table where > capacity
+    int32_t* row_starts;         // [latent_height + 1] first render row of each latent row
+    int32_t* column_starts;      // [latent_width + 1]
+    float2* samples;  // [views][render_height + 2 radius][render_width + 2 radius] depth and 1 / depth, 0: no surface
+    uint2* segments;  // [views][latent pixels][chunks] first candidate; covered samples << 16 | candidates
+    uint2* candidates;  // [views][capacity] slot, render sample
+    Slot* table;        // [views][slots]
+    int64_t slots, capacity;
+    int32_t chunks;  // segments of a latent pixel
+};
+
+// The Ornstein-Uhlenbeck bridge as a weighted sum of draws.
+struct Draws {
+    uint64_t seed;
+    uint32_t stream;
+    int32_t nodes;
+    uint32_t node[kMaxNodes];
+    float weight[kMaxNodes];
+};
+
+// The cuts of one kernel parameter's worth of draws.
+Draws some_draws(uint64_t seed, uint32_t stream, const uint32_t* node, const float* weight, int first, int nodes) {
+    Draws draws;
+    draws.seed = seed;
+    draws.stream = stream;
+    draws.nodes = nodes - first < kMaxNodes ? nodes - first : kMaxNodes;
+    for (int i = 0; i < draws.nodes; i++) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
+    return draws;
+}
+
+// Divides the memory at `base` (aligned to 256 bytes); returns how many bytes that takes.
+int64_t divide_scratch(const Geometry& g, int64_t views, int64_t slots, char* base, Scratch& s) {
+    s.inverse_pitch = 1 / double(g.pitch);
+    s.inverse_layer = 1 / double(g.layer_depth);
+    int64_t size = 0;
+    auto take = [&](auto*& pointer, int64_t count) {
+        pointer = reinterpret_cast<decltype(+pointer)>(base + size);
+        size += (count * int64_t(sizeof(*pointer)) + 255) / 256 * 256;
+    };
+    const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
+    const int64_t rows = (g.render_height + g.latent_height - 1) / g.latent_height;
+    const int64_t columns = (g.render_width + g.latent_width - 1) / g.latent_width;
+    s.slots = slots;
+    s.capacity = slots / 4 * 3;
+    s.chunks = int32_t((rows * columns + 31) / 32);
+    take(s.cameras, views);
+    take(s.needed, views);
+    take(s.row_starts, g.latent_height + 1);
+    take(s.column_starts, g.latent_width + 1);
+    take(s.samples, views * (g.render_height + 2 * g.normal_radius) * (g.render_width + 2 * g.normal_radius));
+    take(s.segments, views * pixels * s.chunks);
+    take(s.candidates, views * s.capacity);
+    take(s.table, views * slots);
+    return size;
+}
+
+// ---- Prepare: mask the depth, clear the table -----------------------------------------------------------------------
+
+// Threads: max(padded samples, slots, latent sizes + 1) x views.
+__global__ void __launch_bounds__(kThreads)
+    prepare_kernel(const Geometry g, const Scratch s, const float* __restrict__ depth,
+                   const float* __restrict__ opacity, const float* __restrict__ viewmats,
+                   const float* __restrict__ Ks) {
+    const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const int radius = g.normal_radius, width = g.render_width + 2 * radius, height = g.render_height + 2 * radius;
+    if (i < int64_t(width) * height) {
+        const int y = int(i) / width - radius, x = int(i) % width - radius;
+        float2 sample = make_float2(0, 0);
+        if (x >= 0 && x < g.render_width && y >= 0 && y < g.render_height) {
+            const int64_t source = (view * g.render_height + y) * g.render_width + x;
+            const float z = depth[source];
+            if (covers(g, z, opacity[source])) sample = make_float2(z, 1 / z);
+        }
+        s.samples[view * width * height + i] = sample;
+    }
+    if (i < s.slots) {
+        s.table[view * s.slots + i] = Slot{kNoKey, kNoKey};
+    }
+    if (i == 0) {
+        s.cameras[view] = make_camera(viewmats + 16 * view, Ks + 9 * view);
+        s.needed[view] = 0;
+    }
+    if (view == 0 && i <= g.latent_height) {
+        s.row_starts[i] = first_render_index(int(i), g.render_height, g.latent_height);
+    }
+    if (view == 0 && i <= g.latent_width) {
+        s.column_starts[i] = first_render_index(int(i), g.render_width, g.latent_width);
+    }
+}
+
+// ---- Enumerate and claim --------------------------------------------------------------------------------------------
+
+// A covered render sample, ready to visit its columns.
+struct Sample {
+    Projection projection;
+    double along;
+    int32_t axis, outward, column_u, column_v, first_u, last_u, first_v, last_v;
+    float z, slope_u, slope_v, within_u, within_v;
+};
+
+// kRadius: the radius where the loops shall be unrolled, else 0.
+template <int kRadius>
+__device__ __forceinline__ SlopeFit fit_slopes(const float2* centre, int stride, int radius, const float* limits) {
+    const int r = kRadius ? kRadius : radius;
+    const float z = centre->x, inverse = centre->y;
+    SlopeFit fit;
+#pragma unroll
+    for (int dy = -r; dy <= r; dy++) {
+#pragma unroll
+        for (int dx = -r; dx <= r; dx++) {
+            if (dx == 0 && dy == 0) continue;
+            const float2 other = centre[int64_t(dy) * stride + dx];
+            const float limit = limits[(dy < 0 ? -dy : dy) * (r + 1) + (dx < 0 ? -dx : dx)];
+            add_neighbour(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
+        }
+    }
+    return fit;
+}
+
+__device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, const Camera& camera,
+                                          const float2* centre, int stride, int column, int row, const float* limits) {
+    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(centre, stride, 1, limits)
+                                              : fit_slopes<0>(centre, stride, g.normal_radius, limits);
+    const double x = (column + 0.5 - camera.cx) * camera.inverse_fx, y = (row + 0.5 - camera.cy) * camera.inverse_fy;
+    const float z = centre->x, inverse_pitch = 1 / g.pitch;
+    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, centre->y, fit);
+    const Place p = place(camera, x, y, z, tangent.axis, s.inverse_pitch, s.inverse_layer);
+    Sample sample;
+    sample.projection = project_plane(camera, float(x), float(y), tangent);
+    sample.along = p.along;
+    sample.axis = tangent.axis, sample.outward = tangent.outward;
+    sample.column_u = p.column_u, sample.column_v = p.column_v;
+    sample.first_u = first_column(p.within_u, tangent.low_u * inverse_pitch);
+    sample.last_u = last_column(p.within_u, tangent.high_u * inverse_pitch);
+    sample.first_v = first_column(p.within_v, tangent.low_v * inverse_pitch);
+    sample.last_v = last_column(p.within_v, tangent.high_v * inverse_pitch);
+    sample.z = z, sample.slope_u = tangent.slope_u, sample.slope_v = tangent.slope_v;
+    sample.within_u = p.within_u, sample.within_v = p.within_v;
+    if (!p.valid) sample.last_u = sample.first_u - 1;
+    return sample;
+}
+
+// Calls visit(column u, column v, coordinate along the axis) for the columns of a sample, in order.
+template <typename Visit>
+__device__ __forceinline__ void visit_columns(const Sample& s, float pitch, Visit&& visit) {
+    for (int iu = s.first_u; iu <= s.last_u; iu++) {
+        for (int iv = s.first_v; iv <= s.last_v; iv++) {
+            const float du = (iu + 0.5f - s.within_u) * pitch, dv = (iv + 0.5f - s.within_v) * pitch;
+            if (!projects_inside(s.projection, s.z, du, dv)) continue;
+            visit(s.column_u + iu, s.column_v + iv, s.along - (s.slope_u * du + s.slope_v * dv));
+        }
+    }
+}
+
+// Fewer cells than slots come in, so there is always an empty one. A cell's slot may depend on the order of threads;
+// the claim it ends up with does not.
+__device__ __forceinline__ uint32_t claim_cell(Slot* table, uint64_t mask, uint64_t cell, uint64_t claim) {
+    uint64_t slot = mix(cell) & mask;
+    for (;; slot = (slot + 1) & mask) {
+        const uint64_t found = atomicCAS(&table[slot].cell, (unsigned long long)kNoKey, (unsigned long long)cell);
+        if (found == kNoKey || found == cell) break;
+    }
+    atomicMin(&table[slot].claim, (unsigned long long)claim);
+    return uint32_t(slot);
+}
+
+// The sum of `value` over this lane and those before it.
+__device__ __forceinline__ int inclusive_sum(int value, int lane) {
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const int before = __shfl_up_sync(kAllLanes, value, distance);
+        if (lane >= distance) value += before;
+    }
+    return value;
+}
+
+// One warp per segment; blocks: (segments of a view / kWarps) x views.
+__global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, const Scratch s) {
+    __shared__ float limits[(kMaxRadius + 1) * (kMaxRadius + 1)];
+    __shared__ uint64_t camera_words[sizeof(Camera) / 8];
+    const int64_t view = blockIdx.y;
+    const Camera& source = s.cameras[view];
+    const int side = g.normal_radius + 1;
+    for (int i = threadIdx.x; i < side * side; i += kThreads) {
+        limits[i] = neighbour_limit(source.fx, source.fy, i % side, i / side);
+    }
+    for (int i = threadIdx.x; i < int(sizeof(Camera) / 8); i += kThreads) {
+        camera_words[i] = reinterpret_cast<const uint64_t*>(&source)[i];
+    }
+    const Camera& camera = *reinterpret_cast<const Camera*>(camera_words);
+    __syncthreads();
+
+    const int pixels = g.latent_width * g.latent_height, lane = threadIdx.x % 32;
+    const int64_t segment = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+    if (segment >= int64_t(pixels) * s.chunks) return;
+    const int pixel = int(segment / s.chunks), chunk = int(segment % s.chunks);
+    const int latent_row = pixel / g.latent_width, latent_column = pixel % g.latent_width;
+    const int first_row = s.row_starts[latent_row], rows = s.row_starts[latent_row + 1] - first_row;
+    const int first_column = s.column_starts[latent_column];
+    const int columns = s.column_starts[latent_column + 1] - first_column;
+
+    const int index = 32 * chunk + lane;
+    const int stride = g.render_width + 2 * g.normal_radius;
+    const float2* centre = nullptr;
+    int row = 0, column = 0;
+    if (index < rows * columns) {
+        row = first_row + index / columns, column = first_column + index % columns;
+        const int64_t padded_row = view * (g.render_height + 2 * g.normal_radius) + row + g.normal_radius;
+        centre = s.samples + padded_row * stride + column + g.normal_radius;
+    }
+    const bool covered = centre != nullptr && centre->x > 0;
+    const unsigned all_covered = __ballot_sync(kAllLanes, covered);
+    uint2* out = s.segments + view * pixels * s.chunks + segment;
+    if (all_covered == 0) {
+        if (lane == 0) *out = make_uint2(0, 0);
+        return;
+    }
+
+    Sample sample;
+    int count = 0;
+    if (covered) {
+        sample = examine(g, s, camera, centre, stride, column, row, limits);
+        visit_columns(sample, g.pitch, [&](int, int, double) { count++; });
+    }
+    const int place_after = inclusive_sum(count, lane), total = __shfl_sync(kAllLanes, place_after, 31);
+    unsigned long long first = 0;
+    if (lane == 0 && total > 0) first = atomicAdd(&s.needed[view], (unsigned long long)total);
+    first = __shfl_sync(kAllLanes, first, 0);
+    const bool fits = first + total <= (unsigned long long)s.capacity;
+    if (lane == 0) *out = make_uint2(fits ? uint32_t(first) : 0, __popc(all_covered) << 16 | (fits ? total : 0));
+    if (!covered || !fits) return;
+
+    Slot* table = s.table + view * s.slots;
+    uint2* candidate = s.candidates + view * s.capacity + first + (place_after - count);
+    const uint32_t id = uint32_t(row) * g.render_width + column;
+    visit_columns(sample, g.pitch, [&](int column_u, int column_v, double along) {
+        const uint64_t key = column_key(sample.axis, sample.outward, column_u, column_v);
+        const uint64_t claim = claim_of(along, sample.outward, s.inverse_pitch, id);
+        const uint32_t slot = claim_cell(table, s.slots - 1, cell_key(key, along, s.inverse_layer), claim);
+        *candidate++ = make_uint2(slot, id);
+    });
+}
+
+// ---- Gather ---------------------------------------------------------------------------------------------------------
+
+// Adds `size` cells of one warp to four channels' sums, one (cell, draw) per lane at a time.
+__device__ __forceinline__ void add_cells(const unsigned long long* cells, int size, const Draws& draws,
+                                          const uint32_t* node, const float* weight, uint32_t block, int lane,
+                                          float sum[4]) {
+    const int cell_step = 32 / draws.nodes, node_step = 32 % draws.nodes;
+    int cell = lane / draws.nodes, n = lane % draws.nodes;
+    while (cell < size) {
+        float draw[4];
+        normals(draws.seed, draws.stream, cells[cell], node[n], block, draw);
+#pragma unroll
+        for (int c = 0; c < 4; c++) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
+        cell += cell_step;
+        n += node_step;
+        if (n >= draws.nodes) n -= draws.nodes, cell++;
+    }
+}
+
+// The bridge's draws in shared memory, where each lane can read its own.
+__device__ __forceinline__ void load_draws(const Draws& draws, uint32_t* node, float* weight) {
+    for (int i = threadIdx.x; i < draws.nodes; i += kThreads) node[i] = draws.node[i], weight[i] = draws.weight[i];
+    __syncthreads();
+}
+
+// One warp per latent pixel; blocks: (latent pixels / kWarps) x views x blocks of four channels.
+// accumulate: add to what an earlier launch wrote.
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const Geometry g, const Scratch s, const __grid_constant__ Draws draws, int channels, bool accumulate,
+                  float* __restrict__ noise, int32_t* __restrict__ counts, float* __restrict__ coverage) {
+    __shared__ uint32_t node[kMaxNodes];
+    __shared__ float weight[kMaxNodes];
+    __shared__ unsigned long long owned_cells[kWarps][64];
+    load_draws(draws, node, weight);
+
+    const int64_t view = blockIdx.y, pixels = int64_t(g.latent_width) * g.latent_height;
+    const int lane = threadIdx.x % 32;
+    const int64_t pixel = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+    if (pixel >= pixels) return;
+    unsigned long long* owned = owned_cells[threadIdx.x / 32];
+    const bool complete = s.needed[view] <= (unsigned long long)s.capacity;
+    const Slot* table = s.table + view * s.slots;
+    float sum[4] = {0, 0, 0, 0};
+    int waiting = 0, count = 0, covered = 0;  // waiting: cells in `owned`
+    for (int chunk = 0; chunk < s.chunks; chunk++) {
+        const uint2 segment = s.segments[(view * pixels + pixel) * s.chunks + chunk];
+        const uint2* candidates = s.candidates + view * s.capacity + segment.x;
+        const int size = complete ? int(segment.y & 0xFFFF) : 0;
+        covered += int(segment.y >> 16);
+        for (int first = 0; first < size; first += 32) {
+            Slot slot = {kNoKey, kNoKey};
+            bool mine = false;
+            if (first + lane < size) {
+                const uint2 candidate = candidates[first + lane];
+                slot = table[candidate.x];
+                mine = uint32_t(slot.claim) == candidate.y;
+            }
+            const unsigned all_mine = __ballot_sync(kAllLanes, mine);
+            if (mine) owned[waiting + __popc(all_mine & ((1u << lane) - 1))] = slot.cell;
+            waiting += __popc(all_mine);
+            count += __popc(all_mine);
+            __syncwarp();
+            if (waiting >= 32) {
+                add_cells(owned, 32, draws, node, weight, blockIdx.z, lane, sum);
+                __syncwarp();
+                waiting -= 32;
+                if (lane < waiting) owned[lane] = owned[32 + lane];
+                __syncwarp();
+            }
+        }
+    }
+    add_cells(owned, waiting, draws, node, weight, blockIdx.z, lane, sum);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
+    }
+
+    const float scale = 1.0f / sqrtf(float(count > 1 ? count : 1));
+    const float mine = scale * (lane == 0 ? sum[0] : lane == 1 ? sum[1] : lane == 2 ? sum[2] : sum[3]);
+    const int channel = 4 * int(blockIdx.z) + lane;
+    if (lane < 4 && channel < channels) {
+        float* out = noise + (view * channels + channel) * pixels + pixel;
+        *out = accumulate ? *out + mine : mine;
+    }
+    if (blockIdx.z == 0 && lane == 0) {
+        const int row = int(pixel) / g.latent_width, column = int(pixel) % g.latent_width;
+        const int rows = s.row_starts[row + 1] - s.row_starts[row];
+        const int columns = s.column_starts[column + 1] - s.column_starts[column];
+        counts[view * pixels + pixel] = count;
+        coverage[view * pixels + pixel] = covered ? float(covered) / float(rows * columns) : 0.0f;
+    }
+}
+
+// ---- The image plane ------------------------------------------------------------------------------------------------
+
+// Threads: latent pixels x views x blocks of four channels.
+__global__ void __launch_bounds__(kThreads)
+    white_kernel(const __grid_constant__ Draws draws, uint32_t key, const float* __restrict__ viewmats,
+                 const float* __restrict__ Ks, int channels, int64_t pixels, bool accumulate,
+                 float* __restrict__ noise) {
+    __shared__ uint32_t view_word;
+    const int64_t view = blockIdx.y, pixel = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (threadIdx.x == 0) view_word = viewmats ? view_key(viewmats + 16 * view, Ks + 9 * view) : key;
+    __syncthreads();
+    if (pixel >= pixels) return;
+    const uint64_t cell = uint64_t(view_word) << 32 | uint64_t(pixel);
+    float sum[4] = {0, 0, 0, 0};
+    for (int n = 0; n < draws.nodes; n++) {
+        float draw[4];
+        normals(draws.seed, draws.stream, cell, draws.node[n], blockIdx.z, draw);
+#pragma unroll
+        for (int c = 0; c < 4; c++) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        const int channel = 4 * int(blockIdx.z) + c;
+        if (channel >= channels) break;
+        float* out = noise + (view * channels + channel) * pixels + pixel;
+        *out = accumulate ? *out + sum[c] : sum[c];
+    }
+}
+
+// Threads: latent pixels x views x channels. background_view: its elements from view to view, 0: one for all.
+__global__ void __launch_bounds__(kThreads)
+    compose_kernel(int channels, int64_t pixels, const float* __restrict__ noise, const int32_t* __restrict__ counts,
+                   const float* __restrict__ coverage, const float* __restrict__ background, int64_t background_view,
+                   float* __restrict__ out) {
+    const int64_t pixel = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const int64_t view = blockIdx.y, channel = blockIdx.z;
+    if (pixel >= pixels) return;
+    const float alpha = counts[view * pixels + pixel] > 0 ? coverage[view * pixels + pixel] : 0.0f;
+    const int64_t i = (view * channels + channel) * pixels + pixel;
+    const float behind = background[view * background_view + channel * pixels + pixel];
+    out[i] = sqrtf(alpha) * noise[i] + sqrtf(1 - alpha) * behind;
+}
+
+unsigned blocks_of(int64_t items, int64_t per_block) { return unsigned((items + per_block - 1) / per_block); }
+
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace
+}  // namespace noise
+}  // namespace gscfd
+
+using namespace gscfd;
+using namespace gscfd::noise;
+
+// All functions return 0 or a cudaError; `device` is the index of the device that the pointers and the stream are of.
+
+// Whether this library can run on the device.
+GSCFD_EXPORT int gscfd_cuda_check(int device) {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaSetDevice(device);
+    return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, gather_kernel);
+}
+
+GSCFD_EXPORT const char* gscfd_cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
+
+// Bytes of scratch memory for a table of `slots` (a power of two, at least 4, below 2^31) per view.
+GSCFD_EXPORT int64_t gscfd_cuda_noise_scratch(const Geometry* geometry, int views, int64_t slots) {
+    Scratch scratch;
+    return divide_scratch(*geometry, views, slots, nullptr, scratch);
+}
+
+// As gscfd_noise_surface, on device memory; scratch: aligned to 256 bytes. needed [views], pinned host memory or null,
+// receives, once the stream gets there, how many candidates each view had. A view with more than slots / 4 * 3 has no
+// cells at all: counts and noise 0.
+GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
+                                          const float* viewmats, const float* Ks, int views, int channels,
+                                          uint64_t seed, uint32_t stream_of_draws, const uint32_t* node,
+                                          const float* weight, int nodes, float* noise, int32_t* counts,
+                                          float* coverage, void* scratch, int64_t slots, int64_t* needed, int device,
+                                          cudaStream_t stream) {
+    const Geometry& g = *geometry;
+    if (g.normal_radius > kMaxRadius) return cudaErrorInvalidValue;
+    if (const cudaError_t error = cudaSetDevice(device)) return error;
+    Scratch s;
+    divide_scratch(g, views, slots, static_cast<char*>(scratch), s);
+    const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
+    const int64_t padded = int64_t(g.render_width + 2 * g.normal_radius) * (g.render_height + 2 * g.normal_radius);
+    const int64_t items = larger(larger(padded, slots), larger(g.latent_width, g.latent_height) + 1);
+    const dim3 prepare(blocks_of(items, kThreads), views);
+    GSCFD_LAUNCH(prepare_kernel, prepare, kThreads, stream, g, s, depth, opacity, viewmats, Ks);
+    const dim3 enumerate(blocks_of(pixels * s.chunks, kWarps), views);
+    GSCFD_LAUNCH(enumerate_kernel, enumerate, kThreads, stream, g, s);
+    const dim3 gather(blocks_of(pixels, kWarps), views, blocks_of(channels, 4));
+    for (int first = 0; first < nodes; first += kMaxNodes) {
+        const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
+        GSCFD_LAUNCH(gather_kernel, gather, kThreads, stream, g, s, draws, channels, first > 0, noise, counts, coverage);
+    }
+    if (const cudaError_t error = cudaGetLastError()) return error;
+    if (!needed) return 0;
+    return cudaMemcpyAsync(needed, s.needed, views * sizeof(int64_t), cudaMemcpyDeviceToHost, stream);
+}
+
+// As gscfd_noise_white, on device memory.
+GSCFD_EXPORT int gscfd_cuda_noise_white(uint64_t seed, uint32_t stream_of_draws, uint32_t key, const float* viewmats,
+                                        const float* Ks, const uint32_t* node, const float* weight, int nodes,
+                                        int views, int channels, int64_t pixels, float* noise, int device,
+                                        cudaStream_t stream) {
+    if (const cudaError_t error = cudaSetDevice(device)) return error;
+    const dim3 grid(blocks_of(pixels, kThreads), views, blocks_of(channels, 4));
+    for (int first = 0; first < nodes; first += kMaxNodes) {
+        const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
+        GSCFD_LAUNCH(white_kernel, grid, kThreads, stream, draws, key, viewmats, Ks, channels, pixels, first > 0,
+                     noise);
+    }
+    return cudaGetLastError();
+}
+
+// out [views, channels, pixels] = sqrt(a) noise + sqrt(1 - a) background, a the coverage where counts > 0, else 0.
+// background [views, channels, pixels], or [channels, pixels] where one_background.
+GSCFD_EXPORT int gscfd_cuda_noise_compose(int views, int channels, int64_t pixels, const float* noise,
+                                          const int32_t* counts, const float* coverage, const float* background,
+                                          int one_background, float* out, int device, cudaStream_t stream) {
+    if (const cudaError_t error = cudaSetDevice(device)) return error;
+    const dim3 grid(blocks_of(pixels, kThreads), views, channels);
+    GSCFD_LAUNCH(compose_kernel, grid, kThreads, stream, channels, pixels, noise, counts, coverage, background,
+                 one_background ? 0 : channels * pixels, out);
+    return cudaGetLastError();
+}

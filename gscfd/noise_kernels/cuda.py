@@ -1,0 +1,256 @@
+"""Calls of the compiled CUDA noise (csrc/noise_cuda.cu), with the signatures of cpu.py: all views at once, on torch's
+current stream, without waiting for the device.
+
+The cells of a view are found in a table. How large it must be is known only on the device: a view with more cells than
+its table holds has none in that call, so that all its pixels are background (white as ever, counts 0). The device
+reports the need to pinned memory; the next call that finds the report warns, and takes a table that holds them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gscfd import native
+from gscfd.noise_kernels.cpu import (
+    SURFACE_ARGUMENTS,
+    WHITE_ARGUMENTS,
+    Grid,
+    Nodes,
+    Surface,
+    geometry_of,
+    node_arrays,
+)
+
+MAX_NORMAL_RADIUS = 15
+
+
+class Driver:
+    """What is asked of torch about its device; tests put another one here."""
+
+    def index(self, device: torch.device) -> int:
+        return torch.cuda.current_device() if device.index is None else device.index
+
+    def guard(self, device: torch.device) -> AbstractContextManager:
+        return torch.cuda.device(device)
+
+    def stream(self, device: torch.device) -> int:
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def capturing(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
+
+    def pinned(self, views: int) -> Tensor:
+        return torch.zeros(views, dtype=torch.int64, pin_memory=True)
+
+
+driver = Driver()
+
+
+@dataclass
+class Table:
+    """The table of one use of noise: the same field, latents and number of views."""
+
+    slots: int
+    """Per view, a power of two."""
+    needed: Tensor
+    """[V] int64 in pinned memory: how many cells each view wanted, in a call that the device has done."""
+
+    @property
+    def capacity(self) -> int:
+        """Cells of a view that it holds."""
+        return self.slots // 4 * 3
+
+
+_tables: dict[tuple[int | None, int, int, int, int], Table] = {}
+
+
+def check(device: torch.device) -> None:
+    """Raise ImportError where the library is missing, RuntimeError where it cannot run on this device."""
+    _call("gscfd_cuda_check", ctypes.c_int)(driver.index(device))
+
+
+def surface(
+    grid: Grid,
+    depth: Tensor,
+    opacity: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    *,
+    channels: int,
+    seed: int,
+    stream: int,
+    nodes: Nodes,
+) -> Surface:
+    """Foreground noise of a batch of views.
+
+    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on one CUDA device.
+    Raises ValueError for a normal radius above 15 and for the radial map, RuntimeError for what the device reports.
+    """
+    if grid.radial:
+        raise ValueError("radial: has no CUDA kernel; pass cameras.to('cpu') and render.to('cpu')")
+    if grid.normal_radius > MAX_NORMAL_RADIUS:
+        limit = f"at most {MAX_NORMAL_RADIUS} on CUDA"
+        raise ValueError(f"normal_radius: expected {limit}, got {grid.normal_radius}")
+    device, views, geometry = depth.device, len(depth), geometry_of(grid, depth)
+    depth, opacity, viewmats, Ks = (t.detach().float().contiguous() for t in (depth, opacity, viewmats, Ks))
+    noise = torch.empty(views, channels, grid.height, grid.width, device=device)
+    counts = torch.empty(views, grid.height, grid.width, dtype=torch.int32, device=device)
+    coverage = torch.empty(views, grid.height, grid.width, device=device)
+    table = _table(device, stream, views, grid)
+    size = native.function(
+        "gscfd_cuda_noise_scratch",
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_int64,
+        restype=ctypes.c_int64,
+        of=native.cuda_library,
+    )
+    scratch = torch.empty(size(ctypes.addressof(geometry), views, table.slots) + 255, dtype=torch.uint8, device=device)
+    call = _call(
+        "gscfd_cuda_noise_surface",
+        *SURFACE_ARGUMENTS,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    )
+    with driver.guard(device):
+        call(
+            ctypes.addressof(geometry),
+            *map(native.pointer, (depth, opacity, viewmats, Ks)),
+            views,
+            channels,
+            seed,
+            stream,
+            *node_arrays(nodes),
+            len(nodes),
+            *map(native.pointer, (noise, counts, coverage)),
+            (scratch.data_ptr() + 255) // 256 * 256,
+            table.slots,
+            native.pointer(table.needed),
+            driver.index(device),
+            driver.stream(device),
+        )
+    return Surface(noise, counts, coverage)
+
+
+def compose(surface: Surface, background: Tensor) -> Tensor:
+    """[V, C, h, w] sqrt(a) noise + sqrt(1 - a) background, a the coverage; a pixel without cells is background.
+
+    background: [V, C, h, w], or [C, h, w] for all views.
+    """
+    noise, device = surface.noise, surface.noise.device
+    background, out = background.contiguous(), torch.empty_like(noise)
+    call = _call(
+        "gscfd_cuda_noise_compose",
+        *[ctypes.c_int] * 2,
+        ctypes.c_int64,
+        *[ctypes.c_void_p] * 4,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    )
+    with driver.guard(device):
+        call(
+            *noise.shape[:2],
+            noise.shape[2] * noise.shape[3],
+            *map(native.pointer, (noise, surface.counts, surface.coverage, background)),
+            background.ndim == 3,
+            native.pointer(out),
+            driver.index(device),
+            driver.stream(device),
+        )
+    return out
+
+
+def white(
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    seed: int,
+    stream: int,
+    key: int,
+    nodes: Nodes,
+    device: torch.device,
+) -> Tensor:
+    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel)."""
+    noise = torch.empty(1, channels, height, width, device=device)
+    _white(noise, seed, stream, key, None, None, nodes)
+    return noise[0]
+
+
+def fresh(
+    channels: int, height: int, width: int, viewmats: Tensor, Ks: Tensor, *, seed: int, stream: int, nodes: Nodes
+) -> Tensor:
+    """[V, C, h, w] as `white`, with a key of the bits of each view's matrices: its place in the batch does not count.
+
+    viewmats: [V, 4, 4]; Ks: [V, 3, 3].
+    """
+    viewmats, Ks = (t.detach().float().contiguous() for t in (viewmats, Ks))
+    noise = torch.empty(len(viewmats), channels, height, width, device=viewmats.device)
+    _white(noise, seed, stream, 0, viewmats, Ks, nodes)
+    return noise
+
+
+def _white(
+    noise: Tensor, seed: int, stream: int, key: int, viewmats: Tensor | None, Ks: Tensor | None, nodes: Nodes
+) -> None:
+    call = _call("gscfd_cuda_noise_white", *WHITE_ARGUMENTS, ctypes.c_int, ctypes.c_void_p)
+    inputs = map(native.pointer, (viewmats, Ks))
+    shape, device = (len(noise), noise.shape[1], noise[0, 0].numel()), noise.device
+    with driver.guard(device):
+        where = native.pointer(noise), driver.index(device), driver.stream(device)
+        call(seed, stream, key, *inputs, *node_arrays(nodes), len(nodes), *shape, *where)
+
+
+def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
+    """The table for these views, larger than in the call before if the device has reported that it was too small."""
+    key = (device.index, stream, views, grid.height, grid.width)
+    if key not in _tables:
+        if driver.capturing():
+            raise RuntimeError("surface noise: call it once with these sizes before a CUDA graph is captured")
+        cells = grid.cells_per_pixel * grid.height * grid.width
+        _tables[key] = Table(_slots(cells), driver.pinned(views))
+    table = _tables[key]
+    needed = int(table.needed.max()) if views else 0
+    if needed > table.capacity:
+        poor, capacity = int((table.needed > table.capacity).sum()), table.capacity
+        table.slots = _slots(needed)
+        table.needed.zero_()
+        warnings.warn(
+            f"surface noise: {poor} of {views} views had up to {needed} cells where their table held {capacity}; they"
+            f" got background noise in an earlier step. The table now holds {table.capacity}.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return table
+
+
+def _slots(cells: int) -> int:
+    """The smallest power of two of which three quarters hold so many cells."""
+    return max(1024, 1 << (-(-4 * cells // 3) - 1).bit_length())
+
+
+def _call(name: str, *argtypes: type) -> Callable[..., None]:
+    """The C function `name`; raises RuntimeError with CUDA's own words for an error code that is not 0."""
+    function = native.function(name, *argtypes, restype=ctypes.c_int, of=native.cuda_library)
+
+    def call(*arguments: object) -> None:
+        error = function(*arguments)
+        if error:
+            words = native.function("gscfd_cuda_error", ctypes.c_int, restype=ctypes.c_char_p, of=native.cuda_library)(
+                error
+            )
+            raise RuntimeError(f"gscfd's CUDA library, {name}: {words.decode()} (cudaError {error})")
+
+    return call

@@ -1,0 +1,330 @@
+"""The CUDA noise against the CPU noise.
+
+Tests with the `device` fixture run twice: on a GPU where there is one, and everywhere on the very kernels in
+noise_cuda.cu, compiled as C++ and run one thread after another in a random order (cuda_on_cpu.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenes import capsule, figure, render_scene, sphere, torus, union, views, wing
+from torch import Tensor
+
+from gscfd import native, noise, train
+from gscfd.config import Config, NoiseConfig
+from gscfd.errors import UserError
+from gscfd.noise import NoiseField
+from gscfd.noise_kernels import cuda
+from gscfd.noise_kernels.cpu import Surface
+from gscfd.types import Cameras, Render
+
+SOURCE = Path(__file__).parents[1] / "gscfd/noise_kernels/csrc/noise_cuda.cu"
+COMMON = SOURCE.parents[2] / "csrc_common"
+EMULATOR = Path(__file__).with_name("cuda_on_cpu.h")
+SCENES = {
+    "sphere": sphere(),
+    "figure": figure(),
+    "torus": torus(),
+    "wing": wing(),
+    "empty": sphere((0.0, 0.0, -50.0), 0.1),
+    "full": sphere((0.0, 0.0, 0.0), 2.0),
+    "near": union(sphere((1.9, 0.4, 0.6), 0.5), capsule((0.0, -0.5, 0.0), (0.0, 0.5, 0.6), 0.15)),
+}
+
+
+@functools.cache
+def scene(name: str, *azimuths: float, size: int | tuple[int, int] = 128) -> tuple[Cameras, Render]:
+    cameras = views(*azimuths, size=size)
+    return cameras, render_scene(SCENES[name], cameras)
+
+
+class EmulatedDriver(cuda.Driver):
+    def index(self, device: torch.device) -> int:
+        return 0
+
+    def guard(self, device: torch.device) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def stream(self, device: torch.device) -> int:
+        return 0
+
+    def capturing(self) -> bool:
+        return False
+
+    def pinned(self, views: int) -> Tensor:
+        return torch.zeros(views, dtype=torch.int64)
+
+
+def emulate(folder: Path, *flags: str) -> ctypes.CDLL:
+    """noise_cuda.cu as a library for the CPU."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    library = folder / "libemulated.so"
+    command = [compiler, "-xc++", "-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
+    command += [*flags, "-include", str(EMULATOR), f"-I{COMMON}", str(SOURCE), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return emulate(tmp_path_factory.mktemp("emulated"))
+
+
+@dataclass
+class Device:
+    """Calls functions of gscfd.noise on CUDA, or on the emulated kernels; results are on the CPU."""
+
+    library: ctypes.CDLL | None
+    monkeypatch: pytest.MonkeyPatch
+    calls: int = 0
+
+    def __call__(self, function: Callable, field: NoiseField, cameras: Cameras, render: Render, step: int) -> Any:
+        if self.library is None:
+            found = function(field, cameras.to("cuda"), render.to("cuda"), step)
+            torch.cuda.synchronize()
+        else:
+            self.calls += 1
+            self.library.emulator_reset(self.calls)
+            with self.monkeypatch.context() as patch:
+                patch.setattr(noise, "kernels", lambda device: cuda)
+                patch.setattr(native, "cuda_library", lambda: self.library)
+                patch.setattr(cuda, "driver", EmulatedDriver())
+                found = function(field, cameras, render, step)
+        if isinstance(found, Surface):
+            return Surface(found.noise.cpu(), found.counts.cpu(), found.coverage.cpu())
+        return found.cpu()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.requires_cuda)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    monkeypatch.setattr(cuda, "_tables", {})
+    library = request.getfixturevalue("emulated_library") if request.param == "emulated" else None
+    yield Device(library, monkeypatch)
+
+
+def set_table(monkeypatch: pytest.MonkeyPatch, cells_per_pixel: int) -> None:
+    grid = noise.grid
+    monkeypatch.setattr(noise, "grid", lambda field: replace(grid(field), cells_per_pixel=cells_per_pixel))
+
+
+def assert_as_cpu(device: Device, field: NoiseField, cameras: Cameras, render: Render, step: int = 5) -> None:
+    expected = noise.surface_parts(field, cameras, render, step)
+    found = device(noise.surface_parts, field, cameras, render, step)
+    same = found.counts == expected.counts
+    error = (found.noise - expected.noise).abs().amax(1)[same].max()
+    print(f"counts equal on {same.double().mean():.5f} of the pixels, values there within {error:.1e}")
+    assert same.double().mean() >= (1 if device.library else 0.999)
+    assert error < 1e-5
+    assert torch.allclose(found.coverage, expected.coverage, rtol=0, atol=1e-6)
+    whole = (device(noise.surface, field, cameras, render, step) - noise.surface(field, cameras, render, step)).abs()
+    assert whole.amax(1)[same].max() < 1e-5
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_every_scene_has_the_noise_of_the_cpu(device: Device, name: str) -> None:
+    assert_as_cpu(device, NoiseField(2**63 + 5, 4, 32, 32, gamma=1e-2), *scene(name, 23, 141))
+
+
+@pytest.mark.parametrize(
+    ("latent", "image"),
+    [
+        pytest.param((32, 32), (32, 32), id="s=1"),
+        pytest.param((32, 32), (64, 64), id="s=2"),
+        pytest.param((16, 16), (128, 128), id="s=8"),
+        pytest.param((48, 80), (96, 160), id="48x80"),
+        pytest.param((15, 24), (50, 80), id="no divisor"),
+        pytest.param((32, 32), (20, 20), id="render smaller than latents"),
+        pytest.param((2, 3), (64, 64), id="hundreds of samples and cells per latent pixel"),
+    ],
+)
+@pytest.mark.parametrize("name", ["figure", "empty", "full"])
+def test_every_shape_has_the_noise_of_the_cpu(
+    device: Device, name: str, latent: tuple[int, int], image: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    footprint = None
+    if latent == (2, 3):
+        footprint = 1 / 32
+        set_table(monkeypatch, 4096)
+    assert_as_cpu(device, NoiseField(1, 4, *latent, footprint=footprint), *scene(name, 20, size=image))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 16])
+@pytest.mark.parametrize("background", noise.BACKGROUNDS)
+def test_every_number_of_channels_and_background_has_the_noise_of_the_cpu(
+    device: Device, background: str, channels: int
+) -> None:
+    field = NoiseField(3, channels, 12, 12, background=background, beta=0.8, gamma=1e-3)
+    assert_as_cpu(device, field, *scene("figure", 20, 65, size=48))
+
+
+def test_wide_normals_and_the_other_noise_functions_are_those_of_the_cpu(device: Device) -> None:
+    cameras, render = scene("torus", 20, 65, size=48)
+    assert_as_cpu(device, NoiseField(3, 4, 12, 12, normal_radius=2), cameras, render)
+    field = NoiseField(3, 4, 12, 12, gamma=1e-3)
+    for function in (noise.iid, noise.fixed):
+        difference = device(function, field, cameras, render, 7) - function(field, cameras, render, 7)
+        assert difference.abs().max() < 1e-5
+
+
+def test_more_draws_than_one_launch_takes_are_those_of_the_cpu(device: Device) -> None:
+    field = NoiseField(3, 4, 12, 12, span=1, gamma=1e-3)
+    assert len(field.nodes(300)) > 256
+    assert_as_cpu(device, field, *scene("figure", 20, size=48), step=300)
+
+
+def test_undefined_depth_and_a_camera_inside_are_as_on_the_cpu(device: Device) -> None:
+    cameras, render = scene("sphere", 20, size=64)
+    depth = render.depth.clone()
+    depth[:, :32] = torch.tensor([math.nan, math.inf, -1.0, 0.0]).repeat(16)[:, None]
+    assert_as_cpu(device, NoiseField(0, 4, 16, 16), cameras, Render(render.rgb, depth, render.opacity))
+    near = Render(render.rgb, torch.full_like(depth, 0.02), torch.ones_like(depth))
+    assert_as_cpu(device, NoiseField(0, 4, 16, 16), cameras, near)
+    far = Render(render.rgb, torch.full_like(depth, 1e9), torch.ones_like(depth))
+    assert_as_cpu(device, NoiseField(0, 4, 16, 16), cameras, far)
+
+
+def test_noise_depends_on_neither_the_order_of_threads_nor_the_batch(device: Device) -> None:
+    cameras, render = scene("figure", 20, 110, 200, 290, size=64)
+    field = NoiseField(2, 4, 16, 16, background="fresh", beta=0.9)
+    together = device(noise.surface, field, cameras, render, 3)
+    for _ in range(3):
+        assert torch.equal(together, device(noise.surface, field, cameras, render, 3))
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = Cameras(cameras.viewmats[order], cameras.Ks[order], 64, 64)
+    other = Render(render.rgb[order], render.depth[order], render.opacity[order])
+    assert torch.equal(together[order], device(noise.surface, field, shuffled, other, 3))
+    for v in range(4):
+        alone = Render(render.rgb[v : v + 1], render.depth[v : v + 1], render.opacity[v : v + 1])
+        assert torch.equal(together[v : v + 1], device(noise.surface, field, cameras[v : v + 1], alone, 3))
+
+
+def test_a_view_with_too_small_a_table_is_background_once_and_says_so(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cameras, render = scene("sphere", 20, 80)
+    opacity = render.opacity.clone()
+    opacity[1, 8:] = 0
+    render = Render(render.rgb, render.depth, opacity)
+    field = NoiseField(0, 4, 32, 32)
+    expected = noise.surface_parts(field, cameras, render, 0)
+    set_table(monkeypatch, 1)
+    poor = device(noise.surface_parts, field, cameras, render, 0)
+    assert poor.counts[0].sum() == 0 and (poor.noise[0] == 0).all()
+    assert torch.equal(poor.counts[1], expected.counts[1]), "a view that fits is not touched"
+    assert torch.allclose(poor.coverage, expected.coverage)
+    with pytest.warns(RuntimeWarning, match="1 of 2 views .* background noise in an earlier step"):
+        rich = device(noise.surface_parts, field, cameras, render, 0)
+    assert (rich.counts == expected.counts).double().mean() >= 0.999
+    cuda._tables.clear()
+    composed = device(noise.surface, field, cameras, render, 0)
+    screen = device(noise.fixed, field, cameras, render, 0)
+    assert torch.equal(composed[0], screen[0]), "white noise of the screen, never zeros"
+
+
+# The emulation finds broken kernels
+
+
+@pytest.mark.parametrize("flag", ["-DWITHOUT_SYNCWARP", "-DWITHOUT_ATOMICS"])
+def test_a_race_is_found_out(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_tables", {})
+    device = Device(emulate(tmp_path, flag), monkeypatch)
+    cameras, render = scene("wing", 80, size=64)
+    field = NoiseField(0, 4, 16, 16)
+    first = device(noise.surface, field, cameras, render, 0)
+    assert any(not torch.equal(first, device(noise.surface, field, cameras, render, 0)) for _ in range(5))
+
+
+# On a GPU only
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("background", noise.BACKGROUNDS)
+def test_nothing_waits_for_the_device(background: str) -> None:
+    cameras, render = (value.to("cuda") for value in scene("figure", 20, 80))
+    field = NoiseField(0, 4, 32, 32, background=background, beta=0.9)
+    noise.surface(field, cameras, render, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        noise.surface(field, cameras, render, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.requires_cuda
+def test_a_captured_graph_draws_the_noise_of_new_depths() -> None:
+    cameras, render = (value.to("cuda") for value in scene("figure", 20, 80))
+    other = scene("torus", 20, 80)[1].to("cuda")
+    field = NoiseField(0, 4, 32, 32, background="direction", beta=0.9)
+    expected = [noise.surface(field, cameras, r, 3) for r in (render, other)]
+    fixed = Render(render.rgb.clone(), render.depth.clone(), render.opacity.clone())
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        noise.surface(field, cameras, fixed, 3)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        drawn = noise.surface(field, cameras, fixed, 3)
+    for source, wanted in zip((render, other), expected, strict=True):
+        fixed.depth.copy_(source.depth)
+        fixed.opacity.copy_(source.opacity)
+        graph.replay()
+        assert torch.equal(drawn, wanted)
+
+
+# Without a GPU
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_nvcc_compiles_the_kernels_without_a_warning_for_every_architecture_but_nothing_is_run(tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra"]
+    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 86, 89, 90)]
+    command += [f"-I{COMMON}", "-c", str(SOURCE), "-o", str(tmp_path / "noise.o")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stderr
+
+
+def test_a_missing_library_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import gscfd
+
+    monkeypatch.setattr(gscfd, "__path__", [str(tmp_path / "a"), str(tmp_path / "b")])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "libgscfd_cuda.so").write_text("not a library")
+    native.cuda_library.cache_clear()
+    with pytest.raises(ImportError, match=r"(?s)a/libgscfd_cuda.so: no such file.*b/libgscfd_cuda.so: .*nvcc on PATH"):
+        native.cuda_library()
+    native.cuda_library.cache_clear()
+
+
+def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(device: torch.device) -> None:
+        raise ImportError("gscfd's compiled CUDA library could not be loaded. Tried: here; put nvcc on PATH")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "check", missing)
+    config = Config(prompt="a yellow duck", device="cuda")
+    with pytest.raises(UserError, match="(?s)noise.device: .*nvcc on PATH.*--noise.device cpu"):
+        train.preflight(config)
+    train.preflight(Config(prompt="a yellow duck", device="cuda", noise=NoiseConfig(device="cpu")))
+    train.preflight(Config(prompt="a yellow duck", device="cpu"))
+
+
+def test_images_and_cameras_on_two_devices_are_refused() -> None:
+    cameras, render = scene("sphere", 20, size=32)
+    with pytest.raises(ValueError, match="render.depth: expected a tensor on meta as the cameras are, got one on cpu"):
+        noise.surface(NoiseField(0, 4, 8, 8), cameras.to("meta"), render, 0)
