@@ -434,12 +434,13 @@ def train_denoiser(
 
 
 class Clip(nn.Module):
-    """A CLIP and its tokenizer."""
+    """A CLIP and its tokenizer; its text tower starts as one that can read."""
 
-    def __init__(self) -> None:
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
         super().__init__()
         self.tokenizer = models.build_tokenizer()
         self.clip = models.build_clip(self.tokenizer)
+        self.clip.text_model.load_state_dict(text_encoder.state_dict())
 
     def compare(self, images: Tensor, texts: list[str]) -> Tensor:
         """[B, P] logits of images [B, 3, 64, 64] in [0, 1] and P texts."""
@@ -477,7 +478,7 @@ def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator)
     return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
 
 
-def train_scorer(settings: Settings) -> Clip:
+def train_scorer(settings: Settings, text_encoder: CLIPTextModel) -> Clip:
     """A CLIP over all (kind, colour) pairs."""
     held = [scorer_example(seed) for seed in range(64)]
 
@@ -491,7 +492,7 @@ def train_scorer(settings: Settings) -> Clip:
         tqdm.write(f"scorer: {right} of {len(held)} held-out images retrieve their caption among {len(held)}")
         return tile(images, 16)
 
-    return fit("scorer", Clip(), scorer_example, contrastive_loss, sheet, settings.scorer, settings)
+    return fit("scorer", Clip(text_encoder), scorer_example, contrastive_loss, sheet, settings.scorer, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------- export
@@ -517,7 +518,7 @@ def main(settings: Settings) -> None:
     parts, folder = set(settings.parts), settings.out / "export"
     if parts - {"scorer", "text"}:
         vae = train_vae(settings).eval().requires_grad_(False)
-    if parts - {"scorer", "vae"}:
+    if parts - {"vae"}:
         text_encoder = train_text(settings)
     if parts & {"multiview", "singleview", "export"}:
         multiview = train_denoiser(settings, vae, text_encoder, None)
@@ -525,7 +526,7 @@ def main(settings: Settings) -> None:
     if parts & {"singleview", "export"}:
         export_teacher(train_denoiser(settings, vae, text_encoder, multiview), vae, folder / "singleview")
     if parts & {"scorer", "export"}:
-        scorer = train_scorer(settings)
+        scorer = train_scorer(settings, text_encoder)
         copy.deepcopy(scorer.clip).half().save_pretrained(folder / "scorer")
         scorer.tokenizer.save_pretrained(folder / "scorer")
 
