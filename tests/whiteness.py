@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,19 @@ def ks_normal(samples: Tensor) -> float:
 
 def ks_uniform(p_values: Tensor | list[float]) -> float:
     return float(scipy.stats.kstest(np.asarray(p_values), "uniform", method="asymp").pvalue)
+
+
+def assert_white_pixels(fields: Tensor) -> None:
+    """Unit variance in every pixel and none shared by neighbours, over the T independent images of fields [T, h, w]."""
+    count = len(fields)
+    variance = (fields**2).mean(0)
+    spread = variance.std().item() / math.sqrt(2 / count)
+    across, down = (fields[:, :, 1:] * fields[:, :, :-1]).mean(0), (fields[:, 1:] * fields[:, :-1]).mean(0)
+    neighbours = torch.cat([across.flatten(), down.flatten()]).square().mean().sqrt().item() * math.sqrt(count)
+    print(f"variance {variance.mean():.5f}, its sd {spread:.3f} of expected, neighbours {neighbours:.3f} / sqrt(T)")
+    assert abs(variance.mean() - 1) < 0.002
+    assert abs(spread - 1) < 0.05
+    assert neighbours <= 1.05
 
 
 @dataclass
