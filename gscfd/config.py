@@ -143,7 +143,7 @@ class StageConfig:
     lr: LearningRates = field(default_factory=LearningRates)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     opacity_reg: float = 0.0
-    """Weight of the mean of o (1 - o) over pixels: opacity becomes 0 or 1, floaters fade."""
+    """Weight of the sum of o (1 - o) over a view's pixels: opacity becomes 0 or 1, floaters fade."""
     scale_reg: float = 0.0
     """Weight of the mean largest standard deviation: no oversized Gaussians."""
 

@@ -1,19 +1,26 @@
 """Make and score the runs behind docs/results.md: 20 prompts, one seed, default settings.
 
-    python scripts/toybox_results.py OUT [--guidance cfd sds] [--seed 0] [further gscfd.train options after --]
+    python scripts/toybox_results.py OUT [--guidance cfd sds] [--seed 0] [--jobs 2] [gscfd.train options after --]
 
-Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept.
+Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept. OUT/GUIDANCE/report gets
+the scores, a sheet with a row of views for each run, and a gallery with one view of each.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from gscfd.evaluate import Settings
 from gscfd.evaluate import main as evaluate
+from gscfd.export.ply import read_ply
+from gscfd.export.turntable import turntable_frames, write_contact_sheet
 from gscfd.runs import default_folder
 
 KNOWN = (
@@ -42,23 +49,38 @@ WITHHELD = (
 )
 
 
+def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
+    """One run of the command line, unless it is there already."""
+    if (run / "turntable.mp4").exists():
+        return
+    command = [sys.executable, "-m", "gscfd.train", "--prompt", prompt, "--out", str(run), "--overwrite", *options]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=["cfd", "sds"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")
     arguments = parser.parse_args()
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     for guidance in arguments.guidance:
-        runs = []
-        for prompt in KNOWN + WITHHELD:
-            run = arguments.out / guidance / default_folder(prompt, arguments.seed).name
-            if not (run / "turntable.mp4").exists():
-                command = [sys.executable, "-m", "gscfd.train", "--prompt", prompt, "--guidance", guidance]
-                command += ["--seed", str(arguments.seed), "--out", str(run), "--overwrite", *arguments.rest]
-                subprocess.run(command, check=True)
-            runs.append(run)
-        evaluate(Settings(runs=tuple(runs), report=arguments.out / guidance / "report"))
+        folders = [default_folder(prompt, arguments.seed).name for prompt in KNOWN + WITHHELD]
+        runs = [arguments.out / guidance / folder for folder in folders]
+        options = ["--guidance", guidance, "--seed", str(arguments.seed), *arguments.rest]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            made = [
+                pool.submit(make_run, prompt, run, options, threads)
+                for prompt, run in zip(KNOWN + WITHHELD, runs, strict=True)
+            ]
+            for run_made in made:
+                run_made.result()
+        report = arguments.out / guidance / "report"
+        evaluate(Settings(runs=tuple(runs), report=report))
+        splats = [turntable_frames(read_ply(run / "splat.ply"), 12, size=128)[1] for run in runs]
+        write_contact_sheet(np.stack(splats), report / "gallery.png", columns=10)
     return 0
 
 

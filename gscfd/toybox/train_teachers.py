@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.prompts import VIEW_WORDS, join_words, with_view
@@ -236,6 +237,30 @@ def train_vae(settings: Settings) -> AutoencoderKL:
 # ------------------------------------------------------------------------------------------------------------- text
 
 
+FACTS = ((None, *KINDS), (None, *COLORS), (None, *COLORS), (None, *KINDS), (None, *COLORS))
+"""What a caption can say: kind, colour, part's colour; kind and colour of what the object stands on."""
+
+
+def facts(caption: str) -> list[int]:
+    """The caption's choice of each of FACTS."""
+    said = parse_caption(caption)
+    if said is None:
+        return [0] * len(FACTS)
+    named = (said.kind, said.color, said.part_color, said.on_kind, said.on_color)
+    return [choices.index(fact) for choices, fact in zip(FACTS, named, strict=True)]
+
+
+def fact_heads(*choices: tuple) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(models.TEXT_WIDTH, len(names)) for names in choices])
+
+
+def facts_loss(heads: nn.ModuleList, features: Tensor, truth: list[list[int]]) -> Tensor:
+    """Sum of the cross-entropies of all that is read linearly from features [B, D]; truth: [B][heads] choices."""
+    targets = torch.tensor(truth, device=features.device).T
+    losses = [F.cross_entropy(head(features), target) for head, target in zip(heads, targets, strict=True)]
+    return torch.stack(losses).sum()
+
+
 class TextReader(nn.Module):
     """A text encoder whose end tokens say what the caption says: kind, colours, view words.
 
@@ -247,9 +272,7 @@ class TextReader(nn.Module):
         super().__init__()
         self.tokenizer = models.build_tokenizer()
         self.text_encoder = models.build_text_encoder(self.tokenizer)
-        colors = (None, *COLORS)
-        self.answers = ((None, *KINDS), colors, colors, (None, *KINDS), colors, ("", *VIEW_WORDS))
-        self.heads = nn.ModuleList([nn.Linear(models.TEXT_WIDTH, len(answers)) for answers in self.answers])
+        self.heads = fact_heads(*FACTS, ("", *VIEW_WORDS))
 
 
 def caption_example(seed: int) -> tuple[str, ...]:
@@ -263,16 +286,12 @@ def reading_loss(module: TextReader, batch: list[tuple[str, ...]], rng: np.rando
     for captions in batch:
         caption = captions[rng.integers(len(captions))]
         words = VIEW_WORDS[rng.integers(len(VIEW_WORDS))] if caption and rng.random() < 0.5 else ""
-        said = parse_caption(caption)
-        facts = (None,) * 5 if said is None else (said.kind, said.color, said.part_color, said.on_kind, said.on_color)
         texts.append(join_words(caption, words) if words else caption)
-        truth.append([a.index(fact) for a, fact in zip(module.answers, (*facts, words), strict=True)])
+        truth.append([*facts(caption), ("", *VIEW_WORDS).index(words)])
     ids = module.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     ends = torch.multinomial((ids == module.tokenizer.eos_token_id).float(), 1)[:, 0]
     features = module.text_encoder(ids.to(device)).last_hidden_state[torch.arange(len(ids)), ends.to(device)]
-    targets = torch.tensor(truth, device=device).T
-    losses = [F.cross_entropy(head(features), target) for head, target in zip(module.heads, targets, strict=True)]
-    return torch.stack(losses).sum()
+    return facts_loss(module.heads, features, truth)
 
 
 def train_text(settings: Settings) -> CLIPTextModel:
@@ -441,12 +460,12 @@ class Clip(nn.Module):
         self.tokenizer = models.build_tokenizer()
         self.clip = models.build_clip(self.tokenizer)
         self.clip.text_model.load_state_dict(text_encoder.state_dict())
+        self.heads = fact_heads(*FACTS)
 
-    def compare(self, images: Tensor, texts: list[str]) -> Tensor:
-        """[B, P] logits of images [B, 3, 64, 64] in [0, 1] and P texts."""
+    def compare(self, images: Tensor, texts: list[str]) -> CLIPOutput:
+        """CLIP's output for images [B, 3, 64, 64] in [0, 1] and P texts; its logits_per_image are [B, P]."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        output = self.clip(input_ids=tokens.input_ids.to(images.device), pixel_values=images * 2 - 1)
-        return output.logits_per_image
+        return self.clip(input_ids=tokens.input_ids.to(images.device), pixel_values=images * 2 - 1)
 
 
 def scorer_example(seed: int) -> Group:
@@ -468,14 +487,18 @@ def degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator) -> Tensor:
-    """CLIP's symmetric cross-entropy; images of equal captions are all right answers (SupCon)."""
+    """CLIP's symmetric cross-entropy, where images of equal captions are all right answers (SupCon); and what is in the
+    picture must be read linearly from its features, which teaches far more per picture than telling a few apart."""
     device = module.clip.device
     texts = [g.captions[0] if rng.random() < 0.7 else g.captions[rng.integers(len(g.captions))] for g in batch]
     images = torch.stack([g.images[rng.integers(len(g.images))] for g in batch]).to(device).float() / 255
-    logits = module.compare(degrade(images, rng), texts)
+    output = module.compare(degrade(images, rng), texts)
+    logits = output.logits_per_image
     same = torch.tensor([[a == b for b in texts] for a in texts], device=device).float()
     same = same / same.sum(1, keepdim=True)
-    return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
+    contrast = 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
+    seen = output.vision_model_output.pooler_output
+    return contrast + facts_loss(module.heads, seen, [facts(g.captions[0]) for g in batch])
 
 
 def train_scorer(settings: Settings, text_encoder: CLIPTextModel) -> Clip:
@@ -487,7 +510,7 @@ def train_scorer(settings: Settings, text_encoder: CLIPTextModel) -> Clip:
         texts = [g.captions[0] for g in held]
         images = torch.stack([g.images[0] for g in held]).to(average.clip.device).float() / 255
         with torch.no_grad():
-            best = average.compare(images, texts).argmax(1).tolist()
+            best = average.compare(images, texts).logits_per_image.argmax(1).tolist()
         right = sum(texts[i] == text for i, text in zip(best, texts, strict=True))
         tqdm.write(f"scorer: {right} of {len(held)} held-out images retrieve their caption among {len(held)}")
         return tile(images, 16)
