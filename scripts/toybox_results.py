@@ -2,8 +2,8 @@
 
     python scripts/toybox_results.py OUT [--guidance cfd sds] [--seed 0] [--jobs 2] [gscfd.train options after --]
 
-Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept. OUT/GUIDANCE/report gets
-the scores, a sheet with a row of views for each run, and a gallery with one view of each.
+Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept.
+OUT/GUIDANCE/report gets the scores, a sheet with a row of views for each run, and a gallery with one view of each.
 """
 
 from __future__ import annotations
