@@ -71,19 +71,20 @@ class NoiseConfig:
 
 @dataclass(kw_only=True)
 class LearningRates:
-    """Adam's step sizes. The position's falls exponentially to `means_end` over the stage."""
+    """Adam's step sizes at the start of the stage; all fall exponentially."""
 
     means: float = 4e-3
-    means_end: float = 8e-4
     quats: float = 5e-3
     scales: float = 8e-3
     opacities: float = 4e-2
     sh0: float = 3e-2
     shN: float = 1.5e-3
+    end: float = 0.2
+    """Share of every step size that is left at the end of the stage."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            check(value > 0, f"lr.{name}", "a positive step size", value)
+            check(value > 0, f"lr.{name}", "a positive value", value)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +99,7 @@ class DensifyConfig:
     """Steps between two rounds."""
     grad_threshold: float = 0.5
     """Mean screen-space gradient above which a Gaussian is split or cloned."""
-    prune_opacity: float = 0.02
+    prune_opacity: float = 0.05
     """Gaussians fainter than this are removed."""
     max_count: int = 8000
     """No round of growth starts from this many or more."""
@@ -163,7 +164,12 @@ class StageConfig:
 
 def coarse_stage() -> StageConfig:
     return StageConfig(
-        teacher="toybox/multiview", steps=300, views=4, cfg=7.0, t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75))
+        teacher="toybox/multiview",
+        steps=300,
+        views=4,
+        cfg=4.0,
+        t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
+        opacity_reg=0.2,
     )
 
 
@@ -172,9 +178,10 @@ def refine_stage() -> StageConfig:
         teacher="toybox/singleview",
         steps=150,
         views=2,
-        cfg=5.0,
-        t_points=((0.0, 0.6), (1.0, 0.9)),
-        lr=LearningRates(means=1e-3, means_end=2e-4, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
+        cfg=4.0,
+        t_points=((0.0, 0.75), (1.0, 0.95)),
+        opacity_reg=0.2,
+        lr=LearningRates(means=1e-3, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
     )
 
 

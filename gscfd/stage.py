@@ -91,7 +91,8 @@ def run_stage(
     densifier = Densifier(config.densify, config.steps)
     for step in range(config.steps):
         done = step / config.steps
-        optimizers["means"].param_groups[0]["lr"] = config.lr.means * (config.lr.means_end / config.lr.means) ** done
+        for key, optimizer in optimizers.items():
+            optimizer.param_groups[0]["lr"] = getattr(config.lr, key) * config.lr.end**done
         clock = Clock(gaussians.device)
 
         # Render the views of one group over one background.
