@@ -14,12 +14,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from gscfd.errors import UserError
 from gscfd.teachers.find import find_teacher
-from gscfd.teachers.load import load_mvdream, loader, parts
+from gscfd.teachers.load import load_mvdream, loader, parts, reading
 
 
 @dataclass(kw_only=True)
 class Conversion:
-    """Write MVDream as a plain diffusers folder: quicker to load, and every part in its own safe file."""
+    """Write MVDream as a plain diffusers folder, every part in a safe file of its own."""
 
     src: Annotated[str, tyro.conf.Positional]
     """MVDream's .pt file (with SD2.1's tokenizer/ beside it), a folder, or OWNER/REPO of the hub."""
@@ -37,18 +37,19 @@ def convert(src: str, dst: Path) -> None:
     source = find_teacher(src)
     if loader(source) is not load_mvdream:
         raise UserError(f"src: expected MVDream, got another model in {source}; other models need no conversion")
-    found = parts(source)
-    tokenizer, text_encoder = found.text()
-    pipeline = StableDiffusionPipeline(
-        vae=found.vae(),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=found.unet(),
-        scheduler=DDIMScheduler.from_config(found.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    with reading(source):
+        found = parts(source)
+        tokenizer, text_encoder = found.text()
+        pipeline = StableDiffusionPipeline(
+            vae=found.vae(),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=found.unet(),
+            scheduler=DDIMScheduler.from_config(found.scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     temporary = dst.with_name(f".{dst.name}.{os.getpid()}.tmp")
     try:
         pipeline.save_pretrained(temporary)

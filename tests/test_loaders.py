@@ -17,6 +17,7 @@ from diffusers import (
 from huggingface_hub import constants
 from ldm_reference import MultiviewUNet
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, T5EncoderModel
 
 from gscfd import convert, train
 from gscfd.cameras import mvdream_matrices, turntable
@@ -26,7 +27,7 @@ from gscfd.teachers import Prompt, ldm, load_teacher
 from gscfd.teachers.denoisers import pack, unpack
 from gscfd.teachers.find import find_teacher, wanted
 from gscfd.teachers.multiview import join_views
-from gscfd.teachers.texts import TextFeatures
+from gscfd.teachers.texts import TextFeatures, read_text_model
 from gscfd.teachers.weights import build, fill
 
 CAMERAS = turntable(4, size=16)
@@ -206,6 +207,10 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, stable_diffusion):
     torch.save({"x": Malice(mark)}, folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="pickled Python objects"):
         load(folder)
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    torch.save({"x": Malice(mark)}, folder / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_text_model(CLIPTextModel, folder / "text_encoder")
     assert not mark.exists()
     torch.load(tmp_path / "x.pt", weights_only=False)
     assert mark.exists(), "the control: this file does run code where it is allowed to"
@@ -216,13 +221,17 @@ def test_truncated_files_are_refused(single_file, stable_diffusion, tmp_path):
     (tmp_path / "x.pt").write_bytes(single_file.read_bytes()[:100_000])
     with pytest.raises(UserError, match="truncated or damaged"):
         load(tmp_path / "x.pt")
-    for part, file in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")):
+    for part, reason in (
+        ("unet", "truncated or damaged"),
+        ("vae", "truncated or damaged"),
+        ("text_encoder", "be read"),
+    ):
         folder = tmp_path / part
         shutil.copytree(stable_diffusion, folder)
-        weights = folder / part / f"{file}.safetensors"
+        (weights,) = (folder / part).glob("*.safetensors")
         weights.write_bytes(weights.read_bytes()[:-100])
-        with pytest.raises(UserError, match="truncated or damaged"):
-            load(folder)
+        with pytest.raises(UserError, match=reason):
+            load(folder).set_prompt(Prompt(text="a duck", cfg=1.0))
 
 
 def test_a_text_encoder_without_some_weights_is_refused(stable_diffusion, tmp_path):
@@ -245,6 +254,7 @@ def edited(source, folder, file, **values):
 @pytest.mark.parametrize(
     "file, values, reason",
     [
+        ("unet/config.json", {"block_out_channels": "wide"}, "got [A-Z][a-z]+Error in .*; download it again"),
         ("unet/config.json", {"in_channels": 9}, r"conv_in.weight \[8, 4, 3, 3\], expected \[8, 9, 3, 3\]"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type timestep"),
         ("unet/config.json", {"addition_embed_type": "image"}, "addition_embed_type image"),
@@ -375,56 +385,88 @@ def check_predictions(teacher, negative=None, views=2):
     assert teacher.decode(z.detach()).shape == (views, 3, teacher.image_size, teacher.image_size)
 
 
+AS_LOADED = {"local_files_only": True, "torch_dtype": torch.float64}
+
+
 def test_sdxl_reads_the_texts_that_its_pipeline_reads(tmp_path):
-    teacher = load(tiny.sdxl(tmp_path))
+    teacher = load(tiny.sdxl(tmp_path), torch.float64)
     check_predictions(teacher)
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path, local_files_only=True)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path, **AS_LOADED)
     tokens, empty, pooled, no_pooled = pipeline.encode_prompt("a duck, side view", device="cpu")
     teacher.set_prompt(Prompt(text="a duck", negative="", cfg=1.0))
     said, unsaid = teacher.known["a duck, side view"], teacher.known[""]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-5) and torch.allclose(said.pooled, pooled[0], atol=1e-5)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
     assert torch.equal(unsaid.tokens, empty[0]) and torch.equal(unsaid.pooled, no_pooled[0])
-    assert teacher.denoiser.image_size == teacher.image_size == 16
+    x, text = normal(2, 4, 8, 8, dtype=torch.float64), TextFeatures(tokens.repeat(2, 1, 1), pooled.repeat(2, 1))
+    size = (teacher.image_size, teacher.image_size)
+    ids = pipeline._get_add_time_ids(size, (0, 0), size, torch.float64, text_encoder_projection_dim=32).repeat(2, 1)
+    with torch.no_grad():
+        added = {"text_embeds": text.pooled, "time_ids": ids}
+        wanted = pipeline.unet(x, 300, text.tokens, added_cond_kwargs=added).sample
+        assert torch.allclose(teacher.denoiser(x, 300, text, CAMERAS), wanted, atol=1e-8)
 
 
 def test_sd3_reads_the_texts_that_its_pipeline_reads(tmp_path):
-    teacher = load(tiny.sd3(tmp_path))
+    teacher = load(tiny.sd3(tmp_path), torch.float64)
     check_predictions(teacher, negative="")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, local_files_only=True)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, **AS_LOADED)
     tokens, _, pooled, _ = pipeline.encode_prompt("a duck, side view", None, None, device="cpu")
     said = teacher.known["a duck, side view"]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-5) and torch.allclose(said.pooled, pooled[0], atol=1e-5)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
     assert teacher.alpha_sigma(400) == pytest.approx((0.6, 0.4))
-    images = torch.rand(1, 3, 16, 16)
+    images = torch.rand(1, 3, 16, 16, dtype=torch.float64)
     mean = teacher.space.vae.encode(images * 2 - 1).latent_dist.mean
-    assert torch.allclose(teacher.encode(images), (mean - 0.0609) * 1.5305, atol=1e-5)
+    assert torch.allclose(teacher.encode(images), ((mean - 0.0609) * 1.5305).float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [True, False])
 def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance, tmp_path):
-    teacher = load(tiny.flux(tmp_path, guidance))
+    teacher = load(tiny.flux(tmp_path, guidance), torch.float64)
     assert teacher.latent_shape == (16, 64, 64)
     check_predictions(teacher, negative="", views=1)
-    pipeline = FluxPipeline.from_pretrained(tmp_path, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(tmp_path, **AS_LOADED)
     length = 512 if guidance else 256
     tokens, pooled, _ = pipeline.encode_prompt("a duck, side view", None, device="cpu", max_sequence_length=length)
     said = teacher.known["a duck, side view"]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-5) and torch.allclose(said.pooled, pooled[0], atol=1e-5)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
     x = normal(2, 16, 6, 8)
     assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 2, 16, 6, 8))
     assert torch.equal(unpack(pack(x), 6, 8), x)
+    x, text = x.double(), TextFeatures(tokens.repeat(2, 1, 1), pooled.repeat(2, 1))
+    with torch.no_grad():
+        wanted = pipeline.transformer(
+            hidden_states=FluxPipeline._pack_latents(x, 2, 16, 6, 8),
+            encoder_hidden_states=text.tokens,
+            pooled_projections=text.pooled,
+            timestep=torch.tensor([0.3, 0.3], dtype=torch.float64),
+            img_ids=FluxPipeline._prepare_latent_image_ids(2, 3, 4, "cpu", torch.float64),
+            txt_ids=torch.zeros(length, 3),
+            guidance=torch.ones(2) if guidance else None,
+        ).sample
+        wanted = FluxPipeline._unpack_latents(wanted, 6, 8, 1)
+        found = teacher.denoiser(x, 300, text, CAMERAS)
+    assert torch.allclose(found, wanted, atol=1e-6)
 
 
 def test_deepfloyd_sees_pixels_and_reads_the_texts_that_its_pipeline_reads(tmp_path):
-    teacher = load(tiny.deepfloyd(tmp_path))
+    teacher = load(tiny.deepfloyd(tmp_path), torch.float64)
     assert teacher.latent_shape == (3, 16, 16)
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(teacher.encode(images), images * 2 - 1)
     check_predictions(teacher, negative="")
     parts = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}
-    pipeline = IFPipeline.from_pretrained(tmp_path, local_files_only=True, **parts)
+    pipeline = IFPipeline.from_pretrained(tmp_path, **AS_LOADED, **parts)
     tokens, _ = pipeline.encode_prompt("a duck, side view", device="cpu", do_classifier_free_guidance=False)
-    assert torch.allclose(teacher.known["a duck, side view"].tokens, tokens[0], atol=1e-5)
+    assert torch.allclose(teacher.known["a duck, side view"].tokens, tokens[0], atol=1e-6)
+
+
+def test_t5_in_half_precision_keeps_in_float32_what_overflows(tmp_path):
+    tiny.save_t5(tmp_path, "")
+    model = read_text_model(T5EncoderModel, tmp_path / "text_encoder", torch.float16)
+    kinds = {
+        name.split(".")[-2]: p.dtype for name, p in model.named_parameters() if name.endswith(("wo.weight", "q.weight"))
+    }
+    assert kinds == {"wo": torch.float32, "q": torch.float16}
 
 
 def test_later_stages_of_deepfloyd_are_refused(tmp_path):

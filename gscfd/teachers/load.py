@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, ModelMixin, SD3Transformer2DModel, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel
 
 from gscfd import prompts
@@ -57,12 +59,22 @@ def load_teacher(
     """
     source = find_teacher(path_or_repo, local_files_only=local_files_only)
     load = loader(source)
-    try:
+    with reading(source):
         return load(source, device, dtype)
+
+
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Turns what goes wrong in reading `source`, such as a config that fits no network, into UserError."""
+    try:
+        yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"teacher: {source} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(
+            f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}; "
+            "download it again"
+        ) from error
 
 
 def check_teacher(path_or_repo: str) -> None:
@@ -125,8 +137,9 @@ def checked(load: Loader, source: Path) -> Loader:
 
 def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) -> ModelMixin:
     """On its device, frozen; convolutions are faster with channels last."""
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)
+    # Not network.to, which warns of layers to keep in float32 though these networks have none.
+    nn.Module.to(network, device=device, dtype=dtype)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def placed_vae(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:

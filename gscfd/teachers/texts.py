@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     CLIPTextModel,
@@ -21,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from gscfd.errors import UserError
-from gscfd.teachers.weights import check_keys, text_variant
+from gscfd.teachers.weights import check_keys, first_line, text_variant
 
 IF_LENGTH, SD3_LENGTH, FLUX_SCHNELL_LENGTH, FLUX_DEV_LENGTH = 77, 256, 256, 512
 """Tokens of T5 that each family was trained with."""
@@ -89,22 +91,33 @@ def check_clip(tokenizer: CLIPTokenizer, encoder: PreTrainedModel) -> None:
         )
 
 
-def read_text_model(cls: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    """A text encoder from its folder, with every weight found there. Raises UserError when one is missing."""
+def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
+    """A tokenizer or text encoder of transformers, from its folder alone. Raises UserError when it cannot be read."""
     transformers_logging.disable_progress_bar()
-    model, found = cls.from_pretrained(
-        folder,
-        local_files_only=True,
-        variant=text_variant(folder),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are named below
-    )
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
+        raise UserError(
+            f"{folder}: expected a {cls.__name__}, got one that cannot be read ({first_line(error)}); download the whole "
+            "folder again"
+        ) from error
+
+
+def read_text_model(
+    cls: type[PreTrainedModel], folder: Path, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> PreTrainedModel:
+    """A text encoder with every weight found in its folder; "auto" is its files' precision.
+
+    Raises UserError when a weight is missing or has another shape.
+    """
+    options = {"dtype": dtype, "variant": text_variant(folder), "output_loading_info": True}
+    model, found = from_folder(cls, folder, ignore_mismatched_sizes=True, **options)
     check_keys(found["missing_keys"], (), [key for key, *_ in found["mismatched_keys"]], folder)
     return model
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return from_folder(CLIPTokenizer, folder)
 
 
 def ready(model: PreTrainedModel, device: torch.device | str, dtype: torch.dtype) -> PreTrainedModel:
@@ -150,11 +163,14 @@ def t5(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """[B, length, D] T5's last hidden state. number: "", "_2" or "_3". masked: whether it looks away from padding."""
-    tokenizer = T5Tokenizer.from_pretrained(folder / f"tokenizer{number}", local_files_only=True)
-    encoder = ready(read_text_model(T5EncoderModel, folder / f"text_encoder{number}"), device, dtype)
+    """[B, length, D] T5's last hidden state. number: "", "_2" or "_3". masked: whether it looks away from padding.
+
+    Read in its own precision and not cast: in float16 some of its layers must stay in float32, and do.
+    """
+    tokenizer = from_folder(T5Tokenizer, folder / f"tokenizer{number}")
+    encoder = read_text_model(T5EncoderModel, folder / f"text_encoder{number}", dtype).to(device).eval()
     ids = token_ids(tokenizer, texts, length).to(device)
-    return encoder(ids.input_ids, attention_mask=ids.attention_mask if masked else None).last_hidden_state
+    return encoder(ids.input_ids, attention_mask=ids.attention_mask if masked else None).last_hidden_state.to(dtype)
 
 
 def encode_sdxl(
