@@ -72,8 +72,8 @@ def reading(source: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}; "
-            "download it again"
+            f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}"
+            "; download it again"
         ) from error
 
 

@@ -98,8 +98,8 @@ def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
         return cls.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         raise UserError(
-            f"{folder}: expected a {cls.__name__}, got one that cannot be read ({first_line(error)}); download the whole "
-            "folder again"
+            f"{folder}: expected a {cls.__name__}, got one that cannot be read ({first_line(error)}); download the "
+            "whole folder again"
         ) from error
 
 
@@ -131,7 +131,7 @@ def encode_clip(
     """Stable Diffusion 1.x, 2.x and MVDream: the last hidden state. read: loads tokenizer and encoder."""
     tokenizer, encoder = read()
     check_clip(tokenizer, encoder)
-    ids = token_ids(tokenizer, texts, tokenizer.model_max_length).input_ids
+    ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings).input_ids
     return split(ready(encoder, device, dtype)(ids.to(device)).last_hidden_state)
 
 
@@ -147,7 +147,7 @@ def clip_layers(
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
     encoder = read_text_model(cls, folder / f"text_encoder{number}")
     check_clip(tokenizer, encoder)
-    ids = token_ids(tokenizer, texts, tokenizer.model_max_length).input_ids
+    ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings).input_ids
     output = ready(encoder, device, dtype)(ids.to(device), output_hidden_states=True)
     return output.hidden_states[-2], output.text_embeds if projected else output.pooler_output
 
