@@ -117,7 +117,7 @@ class StageConfig:
     """One optimisation against one teacher."""
 
     teacher: str
-    """A folder in diffusers' layout, or toybox/multiview, toybox/singleview."""
+    """A diffusers folder, MVDream's single file, OWNER/REPO of the hub, or toybox/multiview, toybox/singleview."""
     steps: int
     """Optimisation steps; 0 skips the stage."""
     views: int
@@ -126,8 +126,11 @@ class StageConfig:
     """Classifier-free guidance: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.5
     """Share of the guided prediction that is scaled back to the unguided standard deviation, in [0, 1]."""
-    negative_prompt: str = ""
-    """Text of the unconditional branch."""
+    negative_prompt: str | None = None
+    """Text of the unconditional branch. Unset: the one that the teacher's authors use; none for the toybox."""
+    perp_neg: bool = False
+    """Push each view away from the words of the other views (Perp-Neg), against objects with two faces; for teachers
+    that are told the view in words."""
     t_schedule: Literal["annealed", "uniform"] = "annealed"
     """annealed: t falls along t_points. uniform: drawn from [t_min, t_max] every step (plain SDS)."""
     t_max: float = 0.98

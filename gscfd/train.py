@@ -19,9 +19,9 @@ from gscfd.noise_kernels import cuda
 from gscfd.rasterize import rasterize
 from gscfd.runs import RunFolder, check_replaceable, default_folder, interrupt_between_steps
 from gscfd.stage import StageError, StepReport, run_stage
-from gscfd.teachers import Prompt, load_teacher
-from gscfd.teachers.latent import LatentTeacher
-from gscfd.teachers.load import TOYBOX, teacher_folder
+from gscfd.teachers import Prompt, Teacher, load_teacher
+from gscfd.teachers.find import TOYBOX
+from gscfd.teachers.load import check_teacher
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
@@ -54,10 +54,10 @@ def preflight(config: Config) -> None:
     check_noise(config)
     for stage in (config.coarse, config.refine):
         if stage.steps:
-            teacher_folder(stage.teacher)
+            check_teacher(stage.teacher)
     check_prompt(config)
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
-        if stage.steps and stage.teacher.startswith(TOYBOX):
+        if stage.steps and stage.teacher.startswith(TOYBOX) and stage.negative_prompt is not None:
             check_words(f"{name}.negative-prompt", stage.negative_prompt)
 
 
@@ -122,22 +122,28 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
     return draw
 
 
-def load_teachers(config: Config) -> dict[str, LatentTeacher]:
+def load_teachers(config: Config) -> dict[str, Teacher]:
     """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step."""
     preflight(config)
     device = choose_device(config.device)
-    teachers = {}
+    teachers: dict[str, Teacher] = {}
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps == 0:
             continue
-        teachers[name] = load_teacher(stage.teacher, views=stage.views, device=device)
+        teachers[name] = load_teacher(stage.teacher, device=device)
         teachers[name].set_prompt(
-            Prompt(text=config.prompt, negative=stage.negative_prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale)
+            Prompt(
+                text=config.prompt,
+                negative=stage.negative_prompt,
+                cfg=stage.cfg,
+                cfg_rescale=stage.cfg_rescale,
+                perp_neg=stage.perp_neg,
+            )
         )
     return teachers
 
 
-def distil(config: Config, teachers: dict[str, LatentTeacher], on_step: Callable[[StepReport], None]) -> Gaussians:
+def distil(config: Config, teachers: dict[str, Teacher], on_step: Callable[[StepReport], None]) -> Gaussians:
     """Prompt in, splat out: the coarse stage, then the refine stage. teachers: of `load_teachers`."""
     device = choose_device(config.device)
     # One seed, one independent stream for each part.

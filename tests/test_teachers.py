@@ -1,28 +1,23 @@
 """Teachers: predictions, guidance and joint attention, on small networks with random weights."""
 
+from functools import partial
+
 import pytest
 import torch
-from transformers import CLIPTextModel
+from tiny_teachers import randomised
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.prompts import view_words, with_view
+from gscfd.prompts import TOYBOX_MULTIVIEW, TOYBOX_SINGLEVIEW, perp_neg_mix, view_words, with_suffix, with_view
 from gscfd.teachers import Prompt, load_teacher
-from gscfd.teachers.latent import LatentTeacher, guide
-from gscfd.teachers.load import teacher_folder
+from gscfd.teachers.denoisers import MultiviewDenoiser
+from gscfd.teachers.find import find_teacher
+from gscfd.teachers.guided import GuidedTeacher, guide, rescale
 from gscfd.teachers.multiview import JointViewsProcessor, join_views
+from gscfd.teachers.schedules import Diffusion, Flow, diffusion, flow
+from gscfd.teachers.spaces import Latents
+from gscfd.teachers.texts import encode_clip
 from gscfd.toybox import models
-
-
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
-    """All weights redrawn, so that no zero initialisation hides a path."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-            start = 0 if parameter.ndim > 1 else parameter
-            parameter.copy_(start + scale * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 @pytest.fixture(scope="module")
@@ -83,88 +78,213 @@ def test_only_self_attention_is_joined(unet):
     assert joined and joined == {n for n in unet.attn_processors if n.endswith("attn1.processor")}
 
 
-class Echo(torch.nn.Module):
-    """A UNet that answers with a fixed tensor, to check what is made of it."""
+class Echo:
+    """A denoiser that answers with a fixed tensor, to check what is made of it."""
 
-    def __init__(self, answer, size=16):
-        super().__init__()
-        self.answer, self.dtype, self.device = answer, torch.float32, torch.device("cpu")
-        self.config = {"sample_size": size, "in_channels": 4}
+    text_width = models.TEXT_WIDTH
 
-    def forward(self, x, t, context, class_labels=None):
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, x, t, text, cameras):
+        self.seen = (x, t, text.tokens, cameras)
+        return self.answer
+
+
+class EchoUNet:
+    """A UNet that answers with zeros and remembers what it was asked."""
+
+    def __init__(self):
+        self.config, self.dtype, self.attn_processors = {"cross_attention_dim": models.TEXT_WIDTH}, torch.float32, {}
+
+    def set_attn_processor(self, processors):
+        pass
+
+    def __call__(self, x, t, context, class_labels):
         self.seen = (x, t, context, class_labels)
-        return type("Output", (), {"sample": self.answer})
+        return type("Output", (), {"sample": torch.zeros_like(x)})
 
 
-def teacher(answer, prediction="epsilon", multiview=True):
-    tokenizer = models.build_tokenizer()
-    encoder = randomised(models.build_text_encoder(tokenizer))
-    assert isinstance(encoder, CLIPTextModel)
-    return LatentTeacher(
-        vae=models.build_vae().eval(),
-        unet=Echo(answer),
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        alphas_cumprod=models.build_scheduler().alphas_cumprod,
-        prediction=prediction,
+ENCODER = randomised(models.build_text_encoder(models.build_tokenizer()))
+ALPHAS = models.build_scheduler().alphas_cumprod
+
+
+def teacher(denoiser, multiview=True):
+    return GuidedTeacher(
+        space=Latents(models.build_vae(), 16),
+        denoiser=denoiser,
+        schedule=Diffusion(ALPHAS, "epsilon"),
+        encode_texts=partial(
+            encode_clip, lambda: (models.build_tokenizer(), ENCODER), device="cpu", dtype=torch.float32
+        ),
+        wording=TOYBOX_MULTIVIEW if multiview else TOYBOX_SINGLEVIEW,
         multiview=multiview,
     )
 
 
-def doubled(seed, dtype=torch.float32):
-    return torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def normal(count, seed, dtype=torch.float32):
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize("t", [40, 400, 980])
-def test_predictions_convert_to_the_same_x0(t):
-    """eps and v of the same x0 and noise (Salimans & Ho 2022), in float64."""
-    x0, eps = doubled(0, torch.float64), doubled(1, torch.float64)
-    as_eps, as_v = teacher(None), teacher(None, "v_prediction")
-    alpha, sigma = as_eps.alpha_sigma(t)
-    x_t = alpha * x0 + sigma * eps
-    assert torch.allclose(as_eps.to_x0(x_t, eps, t), x0, atol=1e-12)
-    assert torch.allclose(as_v.to_x0(x_t, alpha * eps - sigma * x0, t), x0, atol=1e-12)
-    assert not torch.allclose(as_eps.to_x0(x_t, alpha * eps - sigma * x0, t), x0, atol=1e-2)
+def test_every_prediction_converts_to_the_same_noise(t):
+    """eps, v (Salimans & Ho 2022) and flow (Esser et al. 2024) of the same x0 and noise, in float64."""
+    x0, eps = normal(8, 0, torch.float64), normal(8, 1, torch.float64)
+
+    def found(schedule, output):
+        alpha, sigma = schedule.alpha_sigma(t)
+        return schedule.to_eps(alpha * x0 + sigma * eps, output(alpha, sigma), t)
+
+    outputs = {
+        "epsilon": (Diffusion(ALPHAS, "epsilon"), lambda alpha, sigma: eps),
+        "v": (Diffusion(ALPHAS, "v_prediction"), lambda alpha, sigma: alpha * eps - sigma * x0),
+        "flow": (Flow(1000), lambda alpha, sigma: eps - x0),
+    }
+    for name, (schedule, output) in outputs.items():
+        assert (found(schedule, output) - eps).abs().max() < 1e-12, name
+        for other, (_, wrong) in outputs.items():
+            assert other == name or (found(schedule, wrong) - eps).abs().max() > 1e-2, (name, other)
+
+
+def test_diffusion_keeps_variance_and_flow_is_a_straight_line():
+    for t in (0, 404, 999):
+        alpha, sigma = Diffusion(ALPHAS, "epsilon").alpha_sigma(t)
+        assert alpha**2 + sigma**2 == pytest.approx(1, abs=1e-12)
+        assert sum(Flow(1000).alpha_sigma(t)) == pytest.approx(1, abs=1e-12)
+    ratios = [sigma / alpha for alpha, sigma in map(Diffusion(ALPHAS, "epsilon").alpha_sigma, (980, 692, 404, 212))]
+    assert ratios == pytest.approx([13.04, 3.23, 1.18, 0.60], abs=0.01)
+
+
+def test_a_flow_scheduler_is_never_read_as_a_diffusion():
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    assert flow(config).timesteps == 1000
+    with pytest.raises(UserError, match="expected a diffusion"):
+        diffusion(config)
+    with pytest.raises(UserError, match="expected a FlowMatch"):
+        flow({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear"})
 
 
 def test_classifier_free_guidance_is_linear_in_eps():
-    answer = doubled(3)
-    asked = teacher(answer)
+    answer = normal(8, 3)
+    asked = teacher(Echo(answer))
     asked.set_prompt(Prompt(text="a duck", cfg=5.0))
     negative, text = answer.chunk(2)
-    eps = asked.predict_eps(doubled(4)[:4], 300, turntable(4, size=64))
+    eps = asked.predict_eps(normal(4, 4), 300, turntable(4, size=64))
     assert torch.allclose(eps, negative + 5 * (text - negative), atol=1e-4)
 
 
 def test_rescaling_restores_the_spread_of_the_text_prediction():
-    negative, text = doubled(3).chunk(2)
-    guided = guide(negative, text, 7.0, 1.0)
-    assert torch.allclose(guided.std((1, 2, 3)), text.std((1, 2, 3)), rtol=1e-5)
-    assert (guide(negative, text, 7.0, 0.0).std((1, 2, 3)) > 2 * text.std((1, 2, 3))).all()
+    text, guided = normal(4, 3), 3 * normal(4, 4)
+    assert torch.allclose(rescale(guided, text, 1.0).std((1, 2, 3)), text.std((1, 2, 3)), rtol=1e-5)
+    assert torch.equal(rescale(guided, text, 0.0), guided)
+
+
+def test_a_rescaled_prediction_has_the_spread_of_the_text_prediction_in_x0():
+    answer, x_t, t = normal(8, 3), normal(4, 4), 300
+    asked = teacher(Echo(answer))
+    asked.set_prompt(Prompt(text="a duck", cfg=7.0, cfg_rescale=1.0))
+    alpha, sigma = asked.alpha_sigma(t)
+    x0 = (x_t - sigma * asked.predict_eps(x_t, t, turntable(4, size=64))) / alpha
+    text = (x_t - sigma * answer[4:]) / alpha
+    assert torch.allclose(x0.std((1, 2, 3)), text.std((1, 2, 3)), rtol=1e-4)
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, -1)
+
+
+def test_perp_neg_by_hand():
+    """From (1, 1): the text points along x by 2; the other view (1, 3) has 3 at right angles to it, of which half is
+    subtracted: 10 (2, -1.5). What is parallel to the text changes nothing."""
+    start = vector(1.0, 1.0)
+    weights = torch.tensor([[-0.5]], dtype=torch.float64)
+    found = guide(start, start + vector(2.0, 0.0), 10.0, [start + vector(1.0, 3.0)], weights)
+    assert torch.allclose(found, start + vector(20.0, -15.0), atol=1e-12)
+    parallel = guide(start, start + vector(2.0, 0.0), 10.0, [start + vector(7.0, 0.0)], weights)
+    assert torch.allclose(parallel, start + vector(20.0, 0.0), atol=1e-12)
+    assert guide(start, start, 10.0, [start + vector(1.0, 3.0)], weights).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "azimuth, positive, negatives",
+    [
+        (0, {"front": 1, "side": 0}, {"front": -0.00012264, "side": -1.574}),
+        (-45, {"front": 0.5, "side": 0.5}, {"front": -0.68920313, "side": -0.68920313}),
+        (90, {"side": 1, "back": 0}, {"side": -0.00053066, "front": -1.57353066}),
+        (135, {"side": 0.5, "back": 0.5}, {"side": -0.17280078, "front": -1.74580078}),
+        (180, {"side": 0, "back": 1}, {"side": -0.394, "front": -1.967}),
+    ],
+)
+def test_perp_neg_weights_by_hand(azimuth, positive, negatives):
+    mix = perp_neg_mix(azimuth, 10.0)
+    assert {words.removesuffix(" view"): share for words, share in mix.positive} == pytest.approx(positive)
+    assert {words.removesuffix(" view"): w for words, w in mix.negatives} == pytest.approx(negatives, abs=1e-8)
+
+
+def test_perp_neg_pushes_nothing_from_overhead():
+    mix = perp_neg_mix(20.0, 61.0)
+    assert mix.positive == (("overhead view", 1.0),) and {w for _, w in mix.negatives} == {0.0}
+
+
+def test_perp_neg_asks_once_with_every_branch():
+    """Four branches of two views, in one call: negative, the mix, and the two views pushed away from."""
+    denoiser = Echo(normal(8, 3))
+    asked = teacher(denoiser, multiview=False)
+    asked.set_prompt(Prompt(text="a duck", negative="a mug", cfg=5.0, perp_neg=True))
+    eps = asked.predict_eps(normal(2, 4), 300, turntable(2, size=64))
+    features = {words: asked.known[f"a duck, {words} view"].tokens for words in ("front", "side", "back")}
+    _, _, context, _ = denoiser.seen
+    back = [asked.known["a mug"].tokens, features["back"], features["side"], features["front"]]
+    assert all(torch.allclose(row, wanted, atol=1e-5) for row, wanted in zip(context[1::2], back, strict=True))
+    negative, text, side, front = (part[1:] for part in denoiser.answer.chunk(4))
+    wanted = guide(negative, text, 5.0, [side, front], torch.tensor([[-0.394], [-1.967]]))
+    assert torch.allclose(eps[1:], wanted, atol=1e-3)
+    assert not torch.allclose(eps[1:], negative + 5 * (text - negative), atol=1e-1)
 
 
 def test_both_branches_get_the_same_cameras_and_their_own_text():
-    asked = teacher(doubled(3))
+    unet = EchoUNet()
+    asked = teacher(MultiviewDenoiser(unet))
     asked.set_prompt(Prompt(text="a duck", negative="a mug", cfg=5.0))
-    asked.predict_eps(doubled(4)[:4], 300, turntable(4, size=64))
-    x, t, context, cameras = asked.unet.seen
+    asked.predict_eps(normal(4, 4), 300, turntable(4, size=64))
+    x, t, context, cameras = unet.seen
     assert torch.equal(x[:4], x[4:]) and torch.equal(cameras[:4], cameras[4:]) and t == 300
     assert torch.equal(context[0], context[3]) and not torch.equal(context[0], context[4])
 
 
 def test_a_single_view_teacher_is_told_the_view():
-    asked = teacher(doubled(3), multiview=False)
+    denoiser = Echo(normal(8, 3))
+    asked = teacher(denoiser, multiview=False)
     asked.set_prompt(Prompt(text="a duck", cfg=5.0))
-    asked.predict_eps(doubled(4)[:4], 300, turntable(4, size=64))
-    _, _, context, cameras = asked.unet.seen
-    assert cameras is None
-    front, side, back, side_again = context[4:]
+    asked.predict_eps(normal(4, 4), 300, turntable(4, size=64))
+    front, side, back, side_again = denoiser.seen[2][4:]
     assert torch.equal(side, side_again) and not torch.equal(front, side) and not torch.equal(front, back)
+
+
+def test_texts_are_encoded_once():
+    asked, calls = teacher(Echo(normal(8, 3)), multiview=False), []
+    encode = asked.encode_texts
+    asked.encode_texts = lambda texts: calls.append(texts) or encode(texts)
+    for text in ("a duck", "a duck", "a mug"):
+        asked.set_prompt(Prompt(text=text, cfg=5.0))
+    assert [len(texts) for texts in calls] == [5, 4]
+
+
+def test_a_prompt_that_is_too_long_is_refused():
+    with pytest.raises(UserError, match="expected at most 24 tokens, got 32; shorten"):
+        teacher(Echo(None)).set_prompt(Prompt(text="duck " * 30, cfg=5.0))
+
+
+def test_a_text_encoder_of_another_width_is_refused():
+    denoiser = Echo(None)
+    denoiser.text_width = 768
+    with pytest.raises(UserError, match="expected 768 numbers per token"):
+        teacher(denoiser).set_prompt(Prompt(text="a duck", cfg=5.0))
 
 
 def test_asking_without_a_prompt_is_refused():
     with pytest.raises(RuntimeError, match="set_prompt"):
-        teacher(doubled(3)).predict_eps(doubled(4)[:4], 300, turntable(4, size=64))
+        teacher(Echo(None)).predict_eps(normal(4, 4), 300, turntable(4, size=64))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +322,7 @@ def test_the_tokenizer_survives_saving(tmp_path):
 
 @pytest.mark.parametrize("name, multiview", [("toybox/multiview", True), ("toybox/singleview", False)])
 def test_the_shipped_teachers_load_and_their_kind_is_read_from_the_files(name, multiview):
-    loaded = load_teacher(name, views=4, device="cpu")
+    loaded = load_teacher(name, device="cpu")
     assert loaded.multiview is multiview
     images = torch.rand(4, 3, loaded.image_size, loaded.image_size, generator=torch.Generator().manual_seed(0))
     images.requires_grad_()
@@ -216,13 +336,16 @@ def test_the_shipped_teachers_load_and_their_kind_is_read_from_the_files(name, m
 def test_the_shipped_vae_reconstructs_what_it_sees():
     from gscfd.toybox.data import make_group
 
-    loaded = load_teacher("toybox/multiview", views=4, device="cpu")
+    loaded = load_teacher("toybox/multiview", device="cpu")
     images = make_group(5, views=4, size=64, grouped=True).images
     error = (loaded.decode(loaded.encode(images).detach()) - images).square().mean()
     assert -10 * error.log10() > 28
 
 
-def test_a_missing_teacher_says_what_is_missing(tmp_path):
-    (tmp_path / "vae").mkdir()
-    with pytest.raises(UserError, match="no unet, text_encoder, tokenizer, scheduler"):
-        teacher_folder(str(tmp_path))
+def test_a_toybox_teacher_that_is_not_shipped_is_refused_with_those_that_are():
+    with pytest.raises(UserError, match="expected toybox/multiview or toybox/singleview, got 'toybox/other'"):
+        find_teacher("toybox/other")
+
+
+def test_the_suffix_is_added_once():
+    assert with_suffix("a mug", ", 3d asset") == with_suffix("a mug, 3d asset", ", 3d asset") == "a mug, 3d asset"

@@ -15,13 +15,16 @@ class Prompt:
     """What the teacher is asked for, and how firmly."""
 
     text: str
-    negative: str = ""
-    """The text of the unconditional branch (METHOD section 3)."""
+    negative: str | None = None
+    """The text of the unconditional branch (METHOD section 3); None: the one of the teacher's family."""
     cfg: float
     """Classifier-free guidance in the conventional scale: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.0
     """In [0, 1]: how far the guided prediction is scaled back to the text prediction's standard deviation (Lin et al.
     2023, section 3.4); it keeps colours from saturating."""
+    perp_neg: bool = False
+    """Mix the view words by the camera's azimuth and push away from the other views (Perp-Neg, against two-faced
+    objects); only for teachers that are told the view in words."""
 
 
 class Teacher(Protocol):
@@ -30,11 +33,13 @@ class Teacher(Protocol):
     image_size: int
     """Pixels, both ways, of the images it reads."""
     latent_shape: tuple[int, int, int]
-    """C, h, w of one view."""
+    """C, h, w of one view: VAE latents, or pixels for a teacher that has no VAE."""
     timesteps: int
     """T: the number of integer times."""
 
-    def set_prompt(self, prompt: Prompt) -> None: ...
+    def set_prompt(self, prompt: Prompt) -> None:
+        """Raises UserError when the text encoders cannot be read, or the text is longer than they read."""
+        ...
 
     def alpha_sigma(self, t: int) -> tuple[float, float]:
         """x_t = alpha z + sigma eps."""

@@ -1,75 +1,298 @@
-"""Load a teacher from a folder in diffusers' layout. Its kind is read from the files, not from the name."""
+"""Load a teacher from a folder, a checkpoint file or the hub. Its kind is read from the files, not from the name."""
 
 from __future__ import annotations
 
-from importlib import resources
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
+from diffusers import AutoencoderKL, FluxTransformer2DModel, ModelMixin, SD3Transformer2DModel, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel
 
+from gscfd import prompts
 from gscfd.errors import UserError
-from gscfd.teachers.latent import LatentTeacher
-from gscfd.teachers.multiview import join_views
+from gscfd.teachers import ldm, texts
+from gscfd.teachers.base import Teacher
+from gscfd.teachers.denoisers import FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
+from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, find_teacher
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.schedules import diffusion, flow
+from gscfd.teachers.spaces import Latents, Pixels
+from gscfd.teachers.weights import first_line, read_json, read_network
 
-TOYBOX = "toybox/"
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+SUPPORTED = (
+    "Stable Diffusion 1.x and 2.x, MVDream (a diffusers folder, or the single file), SDXL, Stable Diffusion 3 and 3.5, "
+    "FLUX.1, DeepFloyd IF stage I"
+)
+FLUX_LATENT_SIZE = 64
+"""FLUX reads every size; 512 pixels cost a quarter of 1024."""
+
+Loader = Callable[[Path, torch.device | str, torch.dtype], Teacher]
 
 
-def teacher_folder(name: str) -> Path:
-    """The folder a teacher's name stands for; "toybox/NAME" is shipped inside the package.
+@dataclass(frozen=True)
+class StableDiffusion:
+    """Where the parts of a Stable Diffusion, or MVDream, are; each is read when called, in its files' precision."""
 
-    Raises UserError, naming what is missing.
-    """
-    if name.startswith(TOYBOX):
-        folder = Path(str(resources.files("gscfd.toybox"))) / "weights" / name.removeprefix(TOYBOX)
-    else:
-        folder = Path(name).expanduser()
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise UserError(
-            f"teacher: expected {name!r} to be a diffusers folder, but {folder} has no {', '.join(missing)}; "
-            f"give a folder with {', '.join(PARTS)}, or toybox/multiview, toybox/singleview"
-        )
-    return folder
+    unet: Callable[[], UNet2DConditionModel]
+    vae: Callable[[], AutoencoderKL]
+    text: Callable[[], texts.Clip]
+    scheduler: dict[str, Any]
 
 
 def load_teacher(
-    name: str, *, views: int, device: torch.device | str, dtype: torch.dtype = torch.float32
-) -> LatentTeacher:
-    """Load the teacher in `name` (see `teacher_folder`) for groups of `views` views; nothing is fetched or executed.
+    path_or_repo: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    local_files_only: bool = False,
+) -> Teacher:
+    """Load the teacher that `path_or_repo` names (see `find_teacher`), for SUPPORTED kinds. No code in it is run.
 
-    A UNet whose class embedding is a projection of 16 numbers is a multi-view teacher (MVDream). Raises UserError when
-    a part is missing or cannot be read.
+    dtype: of the networks; a VAE that overflows in float16 stays in float32. Raises UserError when a part is missing,
+    damaged or of another model. The text encoders are read by `set_prompt`.
     """
-    folder = teacher_folder(name)
+    source = find_teacher(path_or_repo, local_files_only=local_files_only)
+    load = loader(source)
+    with reading(source):
+        return load(source, device, dtype)
+
+
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Turns what goes wrong in reading `source`, such as a config that fits no network, into UserError."""
     try:
-        return read_teacher(folder, views, device, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"teacher: {folder} cannot be read: {' '.join(str(error).split())}") from error
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}"
+            "; download it again"
+        ) from error
 
 
-def read_teacher(folder: Path, views: int, device: torch.device | str, dtype: torch.dtype) -> LatentTeacher:
-    transformers_logging.disable_progress_bar()
-    local = {"local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **local)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **local)
-    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **local)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", **local)
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", **local)
-    multiview = unet.config["class_embed_type"] == "projection"
-    if multiview:
-        join_views(unet, views)
-    for network in (unet, vae, text_encoder):
-        network.to(device).eval().requires_grad_(False)
-    return LatentTeacher(
-        vae=vae.to(memory_format=torch.channels_last),
-        unet=unet.to(memory_format=torch.channels_last),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        alphas_cumprod=scheduler.alphas_cumprod,
-        prediction=scheduler.config["prediction_type"],
+def check_teacher(path_or_repo: str) -> None:
+    """Raise UserError when there are no files of a supported kind; from the hub they are fetched now."""
+    loader(find_teacher(path_or_repo))
+
+
+def loader(source: Path) -> Loader:
+    """What loads the files in `source`. Raises UserError for what is no teacher, or one of an unknown kind."""
+    if source.is_file():
+        if source.suffix not in CHECKPOINTS:
+            raise UserError(f"teacher: expected {', '.join(CHECKPOINTS)} or a folder, got {source}; give one of these")
+        return load_mvdream
+    if (source / "transformer").is_dir():
+        name = read_json(source / "transformer" / "config.json").get("_class_name")
+        known = {"SD3Transformer2DModel": load_sd3, "FluxTransformer2DModel": load_flux}
+        if name in known:
+            return checked(known[name], source)
+        raise unsupported(source, f"transformer of class {name}")
+    if (source / "unet").is_dir():
+        return checked(unet_loader(source, read_json(source / "unet" / "config.json")), source)
+    files = sorted(path.name for path in source.iterdir() if path.suffix in CHECKPOINTS)
+    hint = f"give one of its checkpoint files: {', '.join(files)}" if files else "give a diffusers folder"
+    raise UserError(f"teacher: expected a unet or transformer folder in {source}, got neither; {hint}")
+
+
+def unet_loader(source: Path, config: dict[str, Any]) -> Loader:
+    """The kind of a UNet, by what it reads besides the noisy image."""
+    if "model_channels" in config:  # latent-diffusion's names under diffusers' layout
+        return load_mvdream
+    added, classes = config.get("addition_embed_type"), config.get("class_embed_type")
+    if config.get("encoder_hid_dim_type") == "text_proj" and added == "text" and not (source / "vae").is_dir():
+        if config.get("in_channels") != 3:
+            raise unsupported(source, "later stage of DeepFloyd IF")
+        return load_if
+    if classes == "projection" and config.get("projection_class_embeddings_input_dim") == ldm.CAMERA_NUMBERS:
+        return load_toybox if added == "text" else load_mvdream
+    if classes is not None:
+        raise unsupported(source, f"UNet with class_embed_type {classes}")
+    known = {None: load_sd, "text": load_toybox, "text_time": load_sdxl}
+    if added in known:
+        return known[added]
+    raise unsupported(source, f"UNet with addition_embed_type {added}")
+
+
+def unsupported(source: Path, got: str) -> UserError:
+    return UserError(f"teacher: expected {SUPPORTED}, got a {got} in {source}; choose one of these")
+
+
+def checked(load: Loader, source: Path) -> Loader:
+    """The loader, when the folders it reads are there; UserError naming those that are not."""
+    missing = [part for part in PARTS_OF[load] if not (source / part).is_dir()]
+    if missing:
+        raise UserError(
+            f"teacher: expected a diffusers folder with {', '.join(PARTS_OF[load])}, but {source} has no "
+            f"{', '.join(missing)}; download the whole folder"
+        )
+    return load
+
+
+def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) -> ModelMixin:
+    """On its device, frozen; convolutions are faster with channels last."""
+    # Not network.to, which warns of layers to keep in float32 though these networks have none.
+    nn.Module.to(network, device=device, dtype=dtype)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def placed_vae(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+    """Its config says whether it overflows in float16 (SDXL's stock VAE does); then it stays in float32."""
+    half = dtype == torch.float16 and vae.config["force_upcast"]
+    return placed(vae, device, torch.float32 if half else dtype)
+
+
+def latents(vae: AutoencoderKL, size: int, channels: int, device: torch.device | str, dtype: torch.dtype) -> Latents:
+    """size: latent cells, both ways. channels: those the denoiser reads. Raises UserError when the VAE has others."""
+    if vae.config["latent_channels"] != channels:
+        raise UserError(
+            f"in_channels: expected the VAE's {vae.config['latent_channels']}, got {channels}; inpainting, depth and "
+            "upscaling models are not teachers"
+        )
+    return Latents(placed_vae(vae, device, dtype), size)
+
+
+# ------------------------------------------------------------------------------------- Stable Diffusion and MVDream
+
+
+def clip_folder(source: Path) -> texts.Clip:
+    encoder = texts.read_text_model(CLIPTextModel, source / "text_encoder")
+    return texts.read_tokenizer(source / "tokenizer"), encoder
+
+
+def single_file_parts(file: Path) -> StableDiffusion:
+    """A single file has no tokenizer: that is `tokenizer/` beside it, Stable Diffusion 2.1's. Raises UserError."""
+    tokenizer = file.parent / "tokenizer"
+    if not tokenizer.is_dir():
+        raise UserError(
+            f"teacher: expected the folder {tokenizer} beside {file.name}, which holds no tokenizer, got none; fetch "
+            f"it with: hf download {SD21_MIRROR} --include 'tokenizer/*' --local-dir {file.parent}"
+        )
+    return StableDiffusion(
+        unet=lambda: ldm.read_unet(file),
+        vae=lambda: ldm.read_vae(file),
+        text=lambda: (texts.read_tokenizer(tokenizer), ldm.read_text_encoder(file)),
+        scheduler=ldm.SCHEDULER,
+    )
+
+
+def parts(source: Path) -> StableDiffusion:
+    """The parts of a Stable Diffusion or MVDream in any of its layouts."""
+    if source.is_file():
+        return single_file_parts(source)
+    ldm_names = "model_channels" in read_json(source / "unet" / "config.json")
+    return StableDiffusion(
+        unet=lambda: (
+            ldm.read_unet_folder(source / "unet") if ldm_names else read_network(UNet2DConditionModel, source / "unet")
+        ),
+        vae=lambda: read_network(AutoencoderKL, source / "vae"),
+        text=lambda: clip_folder(source),
+        scheduler=read_json(source / "scheduler" / "scheduler_config.json"),
+    )
+
+
+def load_latent_unet(
+    source: Path, device: torch.device | str, dtype: torch.dtype, *, multiview: bool, wording: prompts.Wording
+) -> Teacher:
+    found = parts(source)
+    unet = placed(found.unet(), device, dtype)
+    return GuidedTeacher(
+        space=latents(found.vae(), unet.config["sample_size"], unet.config["in_channels"], device, dtype),
+        denoiser=MultiviewDenoiser(unet) if multiview else UNetDenoiser(unet),
+        schedule=diffusion(found.scheduler),
+        encode_texts=partial(texts.encode_clip, found.text, device=device, dtype=dtype),
+        wording=wording,
         multiview=multiview,
     )
+
+
+def load_sd(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    return load_latent_unet(source, device, dtype, multiview=False, wording=prompts.SINGLE_VIEW)
+
+
+def load_mvdream(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    return load_latent_unet(source, device, dtype, multiview=True, wording=prompts.MVDREAM)
+
+
+def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    """The toybox's networks read the pooled text besides, and know no words but its own."""
+    multiview = read_json(source / "unet" / "config.json").get("class_embed_type") is not None
+    wording = prompts.TOYBOX_MULTIVIEW if multiview else prompts.TOYBOX_SINGLEVIEW
+    return load_latent_unet(source, device, dtype, multiview=multiview, wording=wording)
+
+
+# --------------------------------------------------------------------------------------------------- larger families
+
+
+def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    unet = placed(read_network(UNet2DConditionModel, source / "unet"), device, dtype)
+    vae = read_network(AutoencoderKL, source / "vae")
+    space = latents(vae, unet.config["sample_size"], unet.config["in_channels"], device, dtype)
+    return GuidedTeacher(
+        space=space,
+        denoiser=UNetDenoiser(unet, image_size=space.image_size),
+        schedule=diffusion(read_json(source / "scheduler" / "scheduler_config.json")),
+        encode_texts=partial(texts.encode_sdxl, source, device=device, dtype=dtype),
+        wording=prompts.SINGLE_VIEW,
+        multiview=False,
+    )
+
+
+def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    transformer = placed(read_network(SD3Transformer2DModel, source / "transformer"), device, dtype)
+    vae = read_network(AutoencoderKL, source / "vae")
+    return GuidedTeacher(
+        space=latents(vae, transformer.config["sample_size"], transformer.config["in_channels"], device, dtype),
+        denoiser=SD3Denoiser(transformer),
+        schedule=flow(read_json(source / "scheduler" / "scheduler_config.json")),
+        encode_texts=partial(texts.encode_sd3, source, device=device, dtype=dtype),
+        wording=prompts.SINGLE_VIEW,
+        multiview=False,
+    )
+
+
+def load_flux(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    transformer = placed(read_network(FluxTransformer2DModel, source / "transformer"), device, dtype)
+    vae = read_network(AutoencoderKL, source / "vae")
+    schedule = flow(read_json(source / "scheduler" / "scheduler_config.json"))
+    length = texts.FLUX_DEV_LENGTH if transformer.config["guidance_embeds"] else texts.FLUX_SCHNELL_LENGTH
+    return GuidedTeacher(
+        space=latents(vae, FLUX_LATENT_SIZE, transformer.config["in_channels"] // 4, device, dtype),
+        denoiser=FluxDenoiser(transformer, schedule.timesteps),
+        schedule=schedule,
+        encode_texts=partial(texts.encode_flux, source, length=length, device=device, dtype=dtype),
+        wording=prompts.SINGLE_VIEW,
+        multiview=False,
+    )
+
+
+def load_if(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+    unet = placed(read_network(UNet2DConditionModel, source / "unet"), device, dtype)
+    return GuidedTeacher(
+        space=Pixels(unet.config["sample_size"]),
+        denoiser=UNetDenoiser(unet),
+        schedule=diffusion(read_json(source / "scheduler" / "scheduler_config.json")),
+        encode_texts=partial(texts.encode_if, source, device=device, dtype=dtype),
+        wording=prompts.SINGLE_VIEW,
+        multiview=False,
+    )
+
+
+CLIP_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+TWO_ENCODERS = ("vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+PARTS_OF: dict[Loader, tuple[str, ...]] = {
+    load_sd: CLIP_PARTS,
+    load_mvdream: CLIP_PARTS,
+    load_toybox: CLIP_PARTS,
+    load_sdxl: ("unet", *TWO_ENCODERS),
+    load_sd3: ("transformer", *TWO_ENCODERS, "text_encoder_3", "tokenizer_3"),
+    load_flux: ("transformer", *TWO_ENCODERS),
+    load_if: ("unet", "scheduler", "text_encoder", "tokenizer"),
+}
+"""The folders that each reads."""

@@ -31,7 +31,7 @@ class JointViewsProcessor:
 def join_views(unet: UNet2DConditionModel, views: int) -> None:
     """Attach joint attention to every self-attention (`attn1`) of the UNet; cross-attention stays as it is.
 
-    Processors are not part of a saved model: call this after every load.
+    Processors are not part of a saved model: they are attached after every load.
     """
     processors = dict(unet.attn_processors)
     for name in processors:

@@ -1,0 +1,75 @@
+"""The command line, `python -m gscfd.convert SRC DST`: MVDream, from any of its layouts, as a diffusers folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from gscfd.errors import UserError
+from gscfd.teachers.find import find_teacher
+from gscfd.teachers.load import load_mvdream, loader, parts, reading
+
+
+@dataclass(kw_only=True)
+class Conversion:
+    """Write MVDream as a plain diffusers folder, every part in a safe file of its own."""
+
+    src: Annotated[str, tyro.conf.Positional]
+    """MVDream's .pt file (with SD2.1's tokenizer/ beside it), a folder, or OWNER/REPO of the hub."""
+    dst: Annotated[Path, tyro.conf.Positional]
+    """The folder to write; it must not exist."""
+
+
+def convert(src: str, dst: Path) -> None:
+    """Write `src` to the new folder `dst`, in the precision of its files: all of it, or nothing.
+
+    Raises UserError when src is no MVDream or cannot be read, and when dst exists or cannot be written.
+    """
+    if dst.exists():
+        raise UserError(f"dst: expected a folder to be made, got {dst}, which exists; choose another, or remove it")
+    source = find_teacher(src)
+    if loader(source) is not load_mvdream:
+        raise UserError(f"src: expected MVDream, got another model in {source}; other models need no conversion")
+    with reading(source):
+        found = parts(source)
+        tokenizer, text_encoder = found.text()
+        pipeline = StableDiffusionPipeline(
+            vae=found.vae(),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=found.unet(),
+            scheduler=DDIMScheduler.from_config(found.scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    temporary = dst.with_name(f".{dst.name}.{os.getpid()}.tmp")
+    try:
+        pipeline.save_pretrained(temporary)
+        os.replace(temporary, dst)
+    except OSError as error:
+        raise UserError(f"dst: cannot write {dst} ({error}); free some space, or choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
+    try:
+        convert(chosen.src, chosen.dst)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

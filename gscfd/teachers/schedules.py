@@ -1,0 +1,84 @@
+"""The noise schedules of teachers, x_t = alpha x0 + sigma eps, and what their networks' outputs mean under them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from gscfd.errors import UserError
+
+BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+
+
+class Schedule(Protocol):
+    timesteps: int
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]: ...
+
+    def to_eps(self, x_t: Tensor, output: Tensor, t: int) -> Tensor:
+        """The noise in x_t that the network's output stands for; all [V, C, h, w]."""
+        ...
+
+
+class Diffusion:
+    """Variance-preserving diffusion, alpha^2 + sigma^2 = 1. alphas_cumprod: [T], alpha_t squared."""
+
+    def __init__(self, alphas_cumprod: Tensor, prediction: str):
+        if prediction not in ("epsilon", "v_prediction"):
+            raise UserError(f"scheduler.prediction_type: expected epsilon or v_prediction, got {prediction}")
+        self.alphas_cumprod: list[float] = alphas_cumprod.double().tolist()
+        self.timesteps = len(self.alphas_cumprod)
+        self.prediction = prediction
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        squared = self.alphas_cumprod[t]
+        return squared**0.5, (1 - squared) ** 0.5
+
+    def to_eps(self, x_t: Tensor, output: Tensor, t: int) -> Tensor:
+        """v: eps = alpha v + sigma x_t (Salimans & Ho 2022, appendix D)."""
+        if self.prediction == "epsilon":
+            return output
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * output + sigma * x_t
+
+
+class Flow:
+    """Rectified flow: sigma = t / T, alpha = 1 - sigma, the network puts out v = eps - x0 (Esser et al. 2024).
+
+    The sampler's `shift` moves the times a sampler visits and is no part of the teacher.
+    """
+
+    def __init__(self, timesteps: int):
+        self.timesteps = timesteps
+
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        return 1 - t / self.timesteps, t / self.timesteps
+
+    def to_eps(self, x_t: Tensor, output: Tensor, t: int) -> Tensor:
+        """eps = x_t + (1 - sigma) v."""
+        alpha, _ = self.alpha_sigma(t)
+        return x_t + alpha * output
+
+
+def diffusion(config: dict[str, Any]) -> Diffusion:
+    """The schedule of a diffusers scheduler's config. Raises UserError for one that is not a plain diffusion."""
+    if "beta_schedule" not in config or config.get("use_flow_sigmas"):
+        got = config.get("_class_name")
+        raise UserError(
+            f"scheduler: expected a diffusion schedule (with beta_schedule), got {got}; use the teacher's own"
+        )
+    betas = DDIMScheduler(**{key: config[key] for key in BETAS if key in config})
+    return Diffusion(betas.alphas_cumprod, config.get("prediction_type", "epsilon"))
+
+
+def flow(config: dict[str, Any]) -> Flow:
+    """The schedule of a flow-matching scheduler's config. Raises UserError for any other.
+
+    The class decides: a flow scheduler's config would make a wrong linear diffusion without an error.
+    """
+    name = str(config.get("_class_name"))
+    if not name.startswith("FlowMatch"):
+        raise UserError(f"scheduler: expected a FlowMatch... scheduler, got {name}; use the teacher's own")
+    return Flow(config.get("num_train_timesteps", 1000))

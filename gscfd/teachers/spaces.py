@@ -1,0 +1,63 @@
+"""What teachers see of an image: VAE latents, or the pixels themselves."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+
+class Space(Protocol):
+    image_size: int
+    latent_shape: tuple[int, int, int]
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """[V, 3, H, W] to [V, 3, size, size], bilinear, pixel centres kept."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear")
+
+
+class Latents:
+    """z = (E(2 x - 1) - shift) scale, E the mean of the VAE's posterior, so that the same image gives the same z.
+
+    size: cells of the latent image, both ways. Scale and shift are the VAE's own (TEACHERS section 3).
+    """
+
+    def __init__(self, vae: AutoencoderKL, size: int):
+        self.vae = vae
+        self.latent_shape = (vae.config["latent_channels"], size, size)
+        self.image_size = size * 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.scale: float = vae.config["scaling_factor"]
+        self.shift: float = vae.config["shift_factor"] or 0.0
+
+    def encode(self, images: Tensor) -> Tensor:
+        images = resized(images, self.image_size).to(self.vae.dtype) * 2 - 1
+        return (self.vae.encode(images).latent_dist.mean.float() - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        decoded = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+class Pixels:
+    """z = 2 x - 1. size: pixels, both ways."""
+
+    def __init__(self, size: int):
+        self.image_size = size
+        self.latent_shape = (3, size, size)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return resized(images, self.image_size) * 2 - 1
+
+    def decode(self, z: Tensor) -> Tensor:
+        return (z / 2 + 0.5).clamp(0, 1)

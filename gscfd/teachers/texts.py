@@ -1,0 +1,207 @@
+"""Texts to what denoisers read. The encoders are loaded, run and let go in one call: they run once per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+from transformers.utils import logging as transformers_logging
+
+from gscfd.errors import UserError
+from gscfd.teachers.weights import check_keys, first_line, text_variant
+
+IF_LENGTH, SD3_LENGTH, FLUX_SCHNELL_LENGTH, FLUX_DEV_LENGTH = 77, 256, 256, 512
+"""Tokens of T5 that each family was trained with."""
+
+Clip = tuple[CLIPTokenizer, CLIPTextModel]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """One text, or a batch of B with a leading axis."""
+
+    tokens: Tensor
+    """[L, D] or [B, L, D]."""
+    pooled: Tensor | None = None
+    """[P] or [B, P] the whole text as one vector, where the network reads it."""
+
+
+def stacked(texts: list[TextFeatures]) -> TextFeatures:
+    """A batch of texts."""
+    tokens = torch.stack([text.tokens for text in texts])
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return TextFeatures(tokens, torch.stack(pooled) if pooled else None)
+
+
+def mixed(parts: list[tuple[TextFeatures, float]]) -> TextFeatures:
+    """The weighted sum of texts: [(text, share)]."""
+    if len(parts) == 1:
+        return parts[0][0]
+    tokens = sum((share * text.tokens for text, share in parts[1:]), parts[0][1] * parts[0][0].tokens)
+    pooled = [share * text.pooled for text, share in parts if text.pooled is not None]
+    return TextFeatures(tokens, torch.stack(pooled).sum(0) if pooled else None)
+
+
+def split(tokens: Tensor, pooled: Tensor | None = None) -> list[TextFeatures]:
+    """A batch as single texts."""
+    return [TextFeatures(row, None if pooled is None else pooled[i]) for i, row in enumerate(tokens)]
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> Any:
+    """The texts padded to `length`: input_ids and attention_mask [B, length]. Raises UserError when one is longer."""
+    longest, text = max((len(tokenizer(text).input_ids), text) for text in texts)
+    if longest > length:
+        raise UserError(f"prompt: expected at most {length} tokens, got {longest}; shorten {text!r}")
+    return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+
+
+def check_clip(tokenizer: CLIPTokenizer, encoder: PreTrainedModel) -> None:
+    """Raise UserError for a tokenizer that is not the encoder's.
+
+    OpenCLIP's encoders (SD2, MVDream; activation gelu) read texts padded with id 0, "!"; OpenAI's (quick_gelu) with the
+    end token. The wrong one loads without an error and blurs every prompt (TEACHERS section 3).
+    """
+    open_clip = encoder.config.hidden_act == "gelu"
+    expected = 0 if open_clip else tokenizer.eos_token_id
+    if tokenizer.pad_token_id != expected:
+        family = "OpenCLIP's" if open_clip else "OpenAI's CLIP's"
+        raise UserError(
+            f"tokenizer.pad_token: expected id {expected}, as {family} text encoder reads it, got id "
+            f"{tokenizer.pad_token_id}; take the tokenizer of the same model"
+        )
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise UserError(
+            f"tokenizer: expected at most the text encoder's {encoder.config.vocab_size} tokens, got {len(tokenizer)}; "
+            "take the tokenizer of the same model"
+        )
+
+
+def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
+    """A tokenizer or text encoder of transformers, from its folder alone. Raises UserError when it cannot be read."""
+    transformers_logging.disable_progress_bar()
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
+        raise UserError(
+            f"{folder}: expected a {cls.__name__}, got one that cannot be read ({first_line(error)}); download the "
+            "whole folder again"
+        ) from error
+
+
+def read_text_model(
+    cls: type[PreTrainedModel], folder: Path, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> PreTrainedModel:
+    """A text encoder with every weight found in its folder; "auto" is its files' precision.
+
+    Raises UserError when a weight is missing or has another shape.
+    """
+    options = {"dtype": dtype, "variant": text_variant(folder), "output_loading_info": True}
+    model, found = from_folder(cls, folder, ignore_mismatched_sizes=True, **options)
+    check_keys(found["missing_keys"], (), [key for key, *_ in found["mismatched_keys"]], folder)
+    return model
+
+
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    return from_folder(CLIPTokenizer, folder)
+
+
+def ready(model: PreTrainedModel, device: torch.device | str, dtype: torch.dtype) -> PreTrainedModel:
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_clip(
+    read: Callable[[], Clip], texts: list[str], *, device: torch.device | str, dtype: torch.dtype
+) -> list[TextFeatures]:
+    """Stable Diffusion 1.x, 2.x and MVDream: the last hidden state. read: loads tokenizer and encoder."""
+    tokenizer, encoder = read()
+    check_clip(tokenizer, encoder)
+    ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings).input_ids
+    return split(ready(encoder, device, dtype)(ids.to(device)).last_hidden_state)
+
+
+@torch.no_grad()
+def clip_layers(
+    folder: Path, number: str, texts: list[str], *, projected: bool, device: torch.device | str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """[B, L, D] the hidden states before the last layer, and [B, P] the whole text: projected, or the pooled state.
+
+    number: "" or "_2", which encoder.
+    """
+    tokenizer = read_tokenizer(folder / f"tokenizer{number}")
+    cls = CLIPTextModelWithProjection if projected else CLIPTextModel
+    encoder = read_text_model(cls, folder / f"text_encoder{number}")
+    check_clip(tokenizer, encoder)
+    ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings).input_ids
+    output = ready(encoder, device, dtype)(ids.to(device), output_hidden_states=True)
+    return output.hidden_states[-2], output.text_embeds if projected else output.pooler_output
+
+
+@torch.no_grad()
+def t5(
+    folder: Path,
+    number: str,
+    texts: list[str],
+    length: int,
+    *,
+    masked: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[B, length, D] T5's last hidden state. number: "", "_2" or "_3". masked: whether it looks away from padding.
+
+    Read in its own precision and not cast: in float16 some of its layers must stay in float32, and do.
+    """
+    tokenizer = from_folder(T5Tokenizer, folder / f"tokenizer{number}")
+    encoder = read_text_model(T5EncoderModel, folder / f"text_encoder{number}", dtype).to(device).eval()
+    ids = token_ids(tokenizer, texts, length).to(device)
+    return encoder(ids.input_ids, attention_mask=ids.attention_mask if masked else None).last_hidden_state.to(dtype)
+
+
+def encode_sdxl(
+    folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype
+) -> list[TextFeatures]:
+    """Both CLIPs side by side, and the second one's whole. The empty text is zeros, as SDXL was trained."""
+    first, _ = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype)
+    second, pooled = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype)
+    said = torch.tensor([float(bool(text)) for text in texts], device=first.device, dtype=dtype)[:, None]
+    return split(torch.cat([first, second], -1) * said[:, None], pooled * said)
+
+
+def encode_sd3(folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype) -> list[TextFeatures]:
+    """Both CLIPs side by side, padded with zeros to T5's width, then T5's tokens (Esser et al. 2024, figure 2)."""
+    first, first_whole = clip_layers(folder, "", texts, projected=True, device=device, dtype=dtype)
+    second, second_whole = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype)
+    long = t5(folder, "_3", texts, SD3_LENGTH, masked=False, device=device, dtype=dtype)
+    both = torch.cat([first, second], -1)
+    both = torch.nn.functional.pad(both, (0, long.shape[-1] - both.shape[-1]))
+    return split(torch.cat([both, long], 1), torch.cat([first_whole, second_whole], -1))
+
+
+def encode_flux(
+    folder: Path, texts: list[str], *, length: int, device: torch.device | str, dtype: torch.dtype
+) -> list[TextFeatures]:
+    """T5's tokens, and CLIP's pooled state. length: tokens of T5."""
+    _, pooled = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype)
+    return split(t5(folder, "_2", texts, length, masked=False, device=device, dtype=dtype), pooled)
+
+
+def encode_if(folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype) -> list[TextFeatures]:
+    """T5's tokens of the text in lower case, as DeepFloyd IF was trained."""
+    lowered = [text.lower().strip() for text in texts]
+    return split(t5(folder, "", lowered, IF_LENGTH, masked=True, device=device, dtype=dtype))

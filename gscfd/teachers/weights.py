@@ -1,0 +1,137 @@
+"""Weights from files: only tensors are ever read, and a network gets all of its own or none."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gscfd.errors import UserError
+
+Network = TypeVar("Network", bound=ModelMixin)
+
+STEM = "diffusion_pytorch_model"
+OLD_VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Names that Stable Diffusion's VAE files still carry."""
+
+
+def is_zip_file(path: Path) -> bool:
+    """Whether the file starts as torch.save's archives do, whole or not."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of one that torch.save wrote. No code in it is run.
+
+    Raises UserError for a file that is truncated, holds pickled Python objects, or is no flat dictionary of tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip_file(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: expected tensors alone, got pickled Python objects, which could run any code; it is not loaded. "
+            "Ask for the same weights as .safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: expected a whole checkpoint, got a truncated or damaged one ({first_line(error)}); copy it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a flat dictionary of tensors, got {type(state).__name__} with other values")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError when the file is missing or no JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected a JSON file, got {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a network in diffusers' layout: one, or the shards that an index names; fp16 where only that is."""
+    for kind in ("safetensors", "bin"):
+        for index in (f"{STEM}.{kind}.index.json", f"{STEM}.{kind}.index.fp16.json"):
+            if (folder / index).is_file():
+                names = set(read_json(folder / index).get("weight_map", {}).values())
+                return [folder / Path(name).name for name in sorted(names)]
+        for name in (f"{STEM}.{kind}", f"{STEM}.fp16.{kind}"):
+            if (folder / name).is_file():
+                return [folder / name]
+    raise UserError(f"{folder}: expected {STEM}.safetensors (or .bin), got none; download the whole folder")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a network in diffusers' layout. Raises UserError when a file is missing or damaged."""
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        if not file.is_file():
+            raise UserError(f"{file}: expected a shard of the weights, got no such file; download the whole folder")
+        state |= read_state(file)
+    return state
+
+
+def text_variant(folder: Path) -> str | None:
+    """ "fp16" for a text encoder of which only the half-precision weights are there."""
+    names = {path.name for path in folder.iterdir()}
+    plain = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
+    return None if names & plain or not any(".fp16" in name for name in names) else "fp16"
+
+
+def check_keys(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str], where: Path) -> None:
+    """Raise UserError, naming the first tensors that do not fit the network."""
+    for what, keys in (("lacks", missing), ("has unknown", unexpected), ("has a wrong shape for", reshaped)):
+        found = sorted(keys)
+        if found:
+            raise UserError(
+                f"{where}: expected exactly the network's weights, but it {what} {', '.join(found[:3])}"
+                f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; it is damaged, or of another model"
+            )
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+    """Give the network, built on the meta device, its weights: all of them, and nothing else, or UserError."""
+    wanted = network.state_dict()
+    reshaped = [
+        f"{key} {list(state[key].shape)}, expected {list(wanted[key].shape)}"
+        for key in wanted.keys() & state.keys()
+        if wanted[key].shape != state[key].shape
+    ]
+    check_keys(wanted.keys() - state.keys(), state.keys() - wanted.keys(), reshaped, where)
+    network.load_state_dict(state, strict=True, assign=True)
+
+
+def build(cls: type[Network], config: dict[str, Any]) -> Network:
+    """The network without memory for its weights; `fill` brings them."""
+    with torch.device("meta"):
+        return cls.from_config(config)
+
+
+def read_network(cls: type[Network], folder: Path) -> Network:
+    """A network in diffusers' layout, in the precision of its files. Raises UserError where a weight does not fit."""
+    network = build(cls, read_json(folder / "config.json"))
+    state = read_weights(folder)
+    for old, new in OLD_VAE_ATTENTION.items():
+        state = {key.replace(old, new): value for key, value in state.items()}
+    fill(network, state, folder)
+    return network
