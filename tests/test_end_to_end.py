@@ -26,6 +26,10 @@ def run(*arguments):
     return train.main([*SHORT, *map(str, arguments)])
 
 
+def stats_of(folder):
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "duck"
@@ -47,7 +51,7 @@ def test_the_written_config_reloads_to_the_same_config(finished):
 
 
 def test_every_step_has_its_line_of_statistics(finished):
-    rows = [json.loads(line) for line in (finished / "stats.jsonl").read_text().splitlines()]
+    rows = stats_of(finished)
     assert [(r["stage"], r["step"]) for r in rows] == [("coarse", i) for i in range(6)] + [
         ("refine", i) for i in range(4)
     ]
@@ -176,7 +180,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().out
 
 
-def test_non_finite_noise_stops_the_run_before_it_reaches_the_gaussians(tmp_path, monkeypatch, capsys):
+def test_noise_that_is_never_finite_stops_the_run_with_gaussians_that_are(tmp_path, monkeypatch, capsys):
     def poisoned(field, cameras, render, step):
         value = noise.surface(field, cameras, render, step)
         return value * float("nan") if step == 3 else value
@@ -184,6 +188,7 @@ def test_non_finite_noise_stops_the_run_before_it_reaches_the_gaussians(tmp_path
     monkeypatch.setitem(train.NOISES, "surface", poisoned)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
     assert "not finite at step 3; try a smaller --coarse.cfg" in capsys.readouterr().out
+    assert stats_of(tmp_path / "x")[-1]["rollbacks"] == 4
     assert all(v.isfinite().all() for v in read_ply(tmp_path / "x" / "splat.ply").tensors().values())
 
 

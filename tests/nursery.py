@@ -1,0 +1,40 @@
+"""Runs of the command line in processes of their own, which start at once: everything is loaded before they fork.
+
+Reads one JSON list of arguments per line; answers with the child's process id, then with its exit status.
+"""
+
+import functools
+import json
+import os
+import sys
+
+import torch
+
+from gscfd import runs, train
+
+
+def live(arguments):
+    """In the child: the command, silent."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os._exit(train.main(arguments))
+
+
+def main():
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    large = runs.turntable_frames
+    runs.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
+    train.load_teacher = functools.cache(train.load_teacher)
+    for folder in ("toybox/multiview", "toybox/singleview"):
+        train.load_teacher(folder, views=1, device=torch.device("cpu"))
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            live(json.loads(line))
+        print(child, file=answers)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+
+
+if __name__ == "__main__":
+    main()
