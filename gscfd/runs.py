@@ -32,8 +32,8 @@ KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"}
 """What a run and `gscfd.show_noise` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
-FREE = {"out", "overwrite", "resume", "viewer", "viewer_port"}
-"""Settings that change nothing in the splat: --resume takes any."""
+FREE = {"out", "overwrite", "resume", "viewer", "viewer_port", "device"}
+"""Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 
 def default_folder(prompt: str, seed: int) -> Path:
@@ -128,6 +128,17 @@ def interrupt_between_steps(save: Callable[[StepReport], None]) -> Iterator[Call
             signal.signal(number, handler)
 
 
+class LogFile(logging.FileHandler):
+    """A log that a full disk cuts short without a word of its own: the run says so when it stops."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class RunFolder:
     """Opens the folder, writes config, statistics, log, checkpoints and exports, and shows the progress.
 
@@ -147,18 +158,18 @@ class RunFolder:
         self.bar: tqdm | None = None
         self.stats: IO[bytes]
         self.handler: logging.Handler
-        self.open()
+        self.open_files()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.setLevel(logging.INFO)
         log.addHandler(self.handler)
         log.info("prompt %r, seed %d", config.prompt, config.seed)
 
-    def open(self) -> None:
+    def open_files(self) -> None:
         try:
             if not self.config.resume:
                 self.make_folder()
             self.stats = self.locked_stats()
-            self.handler = logging.FileHandler(self.path / "log.txt")
+            self.handler = LogFile(self.path / "log.txt")
         except OSError as error:
             raise UserError(
                 f"out: expected a folder that can be written, got {self.path} ({error.strerror}); choose another --out"
@@ -231,9 +242,7 @@ class RunFolder:
             self.bar.close()
         self.stats.close()
         log.removeHandler(self.handler)
-        # What a full disk left in its buffer is lost; the full disk has been reported.
-        with suppress(OSError):
-            self.handler.close()
+        self.handler.close()
 
     def on_step(self, report: StepReport) -> None:
         """Record and show one step, and save its state when it is due."""

@@ -1,6 +1,7 @@
 """Runs of the command line in processes of their own, which start at once: everything is loaded before they fork.
 
-Reads one JSON list of arguments per line; answers with the child's process id, then with its exit status.
+Reads a JSON list of arguments and answers with the child's process id; reads another line, waits for the child's end
+and answers with its exit status. So the id stays the child's for as long as the asker may kill it.
 """
 
 import functools
@@ -26,13 +27,14 @@ def main():
     large = runs.turntable_frames
     runs.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
     train.load_teacher = functools.cache(train.load_teacher)
-    for folder in ("toybox/multiview", "toybox/singleview"):
-        train.load_teacher(folder, views=1, device=torch.device("cpu"))
-    for line in sys.stdin:
+    for name, views in (("toybox/multiview", 4), ("toybox/singleview", 1)):
+        train.load_teacher(name, views=views, device=torch.device("cpu"))
+    while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
             live(json.loads(line))
         print(child, file=answers)
+        sys.stdin.readline()
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
 
 

@@ -15,6 +15,7 @@ import gscfd
 from gscfd import noise, stage, train
 from gscfd.cameras import turntable
 from gscfd.config import Config, load_preset, merged
+from gscfd.densify import Densifier
 from gscfd.errors import UserError
 from gscfd.export.ply import read_ply
 
@@ -138,12 +139,12 @@ def test_list_words_needs_no_prompt(capsys):
 
 
 def test_ctrl_c_waits_for_the_end_of_its_step_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
-    def press(self, *args, original=stage.Densifier.after_backward, **kwargs):
+    def press(self, *args, original=Densifier.after_backward, **kwargs):
         if args[2] == 3:
             signal.raise_signal(signal.SIGINT)
         original(self, *args, **kwargs)
 
-    monkeypatch.setattr(stage.Densifier, "after_backward", press)
+    monkeypatch.setattr(Densifier, "after_backward", press)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
     assert len((tmp_path / "x" / "stats.jsonl").read_text().splitlines()) == 4
     assert len(read_ply(tmp_path / "x" / "splat.ply")) >= 1
@@ -157,7 +158,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C waited")
 
-    monkeypatch.setattr(stage.Densifier, "after_backward", press_twice)
+    monkeypatch.setattr(Densifier, "after_backward", press_twice)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
 
 

@@ -1,5 +1,6 @@
 """A run that was stopped in any way and resumed gives the splat of a run that was not."""
 
+import contextlib
 import json
 import logging
 import os
@@ -13,11 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from gscfd import stage, train
-from gscfd.runs import RunFolder
+from gscfd.checkpoint import canonical, digest
+from gscfd.runs import LogFile, RunFolder
 
 RUN = ["--prompt", "a yellow duck", "--coarse.steps", "4", "--refine.steps", "3", "--refine.views", "1"]
 RUN += ["--init.count", "200", "--no-viewer", "--checkpoint.every", "2", "--checkpoint.seconds", "0"]
@@ -185,8 +186,6 @@ def test_a_run_of_another_device_is_not_resumed(stopped, capsys):
     checkpoint = sorted((stopped / "checkpoints").glob("*.json"))[-1]
     head = json.loads(checkpoint.read_text())
     head["facts"]["device"] = "cuda"
-    from gscfd.checkpoint import canonical, digest
-
     head["sha256"]["facts"] = digest(canonical(head["facts"]))
     checkpoint.write_text(json.dumps(head))
     assert resume(stopped) == 2
@@ -224,6 +223,17 @@ def test_a_full_disk_stops_the_run_and_room_continues_it(finished, tmp_path, mon
     assert steps_of(out) == STEPS and splat_of(out) == splat_of(finished)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_says_nothing_more(capsys):
+    record = logging.LogRecord("gscfd", logging.INFO, __file__, 1, "words", None, None)
+    for kind, said in ((logging.FileHandler, "No space left"), (LogFile, "")):
+        handler = kind("/dev/full")
+        handler.handle(record)
+        assert said in (error := capsys.readouterr().err) and bool(error) == bool(said)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
 class Nursery:
     """Runs in processes of their own; see tests/nursery.py."""
 
@@ -245,6 +255,7 @@ class Nursery:
         if kill_after is not None:
             time.sleep(kill_after)
             os.kill(child, signal.SIGKILL)
+        print(file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
 
@@ -256,24 +267,29 @@ def nursery():
     nursery.process.wait()
 
 
+@pytest.mark.timeout(1200)  # seconds on an idle machine, minutes on a busy one
 def test_killed_at_random_moments_and_resumed_it_is_the_same_file_byte_for_byte(nursery, tmp_path):
     """SIGKILL, at any instant of start, steps, checkpoints and exports; the lock of the dead stands in nobody's way."""
-    run = [*RUN[:-4], "--checkpoint.every", "1", "--checkpoint.seconds", "0"]
+    run = [*RUN, "--checkpoint.every", "1"]
     assert nursery.run([*run, "--out", str(tmp_path / "whole")]) == 0
     began = time.monotonic()
     assert nursery.run([*run, "--out", str(tmp_path / "again")]) == 0
-    seconds, draw = time.monotonic() - began, random.Random(0)
-    kills, runs = 0, []
-    while kills < KILLS or not (runs[-1] / "turntable.mp4").exists():
-        if not runs or (runs[-1] / "turntable.mp4").exists() or not (runs[-1] / "config.yaml").exists():
-            runs.append(tmp_path / str(len(runs)))
-        known = (runs[-1] / "config.yaml").exists()
-        arguments = ["--resume", str(runs[-1])] if known else [*run, "--out", str(runs[-1])]
-        status = nursery.run(arguments, kill_after=draw.uniform(0, seconds) if kills < KILLS else None)
+    seconds, draw, kills, folders = time.monotonic() - began, random.Random(0), 0, [tmp_path / "0"]
+    while kills < KILLS or not (folders[-1] / "turntable.mp4").exists():
+        if (folders[-1] / "turntable.mp4").exists():
+            folders.append(tmp_path / str(len(folders)))
+        begun = (folders[-1] / "config.yaml").exists()
+        if not begun:
+            shutil.rmtree(folders[-1], ignore_errors=True)
+        status = nursery.run(
+            ["--resume", str(folders[-1])] if begun else [*run, "--out", str(folders[-1])],
+            kill_after=draw.uniform(0, 0.7 * seconds) if kills < KILLS else None,
+        )
         assert status in (0, -signal.SIGKILL)
         kills += status == -signal.SIGKILL
-    for folder in runs:
-        if (folder / "config.yaml").exists():
-            assert splat_of(folder) == splat_of(tmp_path / "whole")
-            assert steps_of(folder) == STEPS
-    assert {path.name for path in runs[-1].iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    for folder in folders:
+        assert splat_of(folder) == splat_of(tmp_path / "whole")
+        assert steps_of(folder) == STEPS
+        # Killed between its last file and the end, a run is finished, but its checkpoints are still there.
+        names = {path.name for path in folder.iterdir()} - {"checkpoints"}
+        assert names == {path.name for path in (tmp_path / "whole").iterdir()}
