@@ -165,6 +165,47 @@ class StageConfig:
         check(self.radius[0] > 0, "radius", "a positive range", self.radius)
 
 
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """States of the run, on disk for --resume and in memory for the watchdog."""
+
+    every: int = 50
+    """Steps of a stage between two good states. The watchdog goes back to the last one."""
+    seconds: float = 10.0
+    """A good state is written to disk when the last one that was written is at least this old."""
+    keep: int = 2
+    """Checkpoints on disk; older ones are removed."""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "checkpoint.every", "at least 1 step", self.every)
+        check(self.seconds >= 0, "checkpoint.seconds", "at least 0 seconds", self.seconds)
+        check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+
+
+@dataclass(kw_only=True)
+class WatchdogConfig:
+    """When a step is taken back: the stage returns to its last good state and goes on with half the step size. So it
+    does for values that are not finite, too."""
+
+    rollbacks: int = 3
+    """How often a stage may go back; then the run stops."""
+    max_growth: float = 1.5
+    """Most Gaussians, in multiples of densify.max_count or, if more, of the last good state's count."""
+    max_scale: float = 1.0
+    """Largest mean size: the Gaussians' largest standard deviation, world units."""
+    min_foreground: float = 1e-3
+    """Below this mean opacity in every view of a step, the object is gone."""
+    max_filled: float = 0.995
+    """Above this mean opacity in any view, the object has become fog."""
+
+    def __post_init__(self) -> None:
+        check(self.rollbacks >= 0, "watchdog.rollbacks", "at least 0", self.rollbacks)
+        check(self.max_growth >= 1, "watchdog.max_growth", "at least 1", self.max_growth)
+        check(self.max_scale > 0, "watchdog.max_scale", "a positive size", self.max_scale)
+        check(0 <= self.min_foreground < 1, "watchdog.min_foreground", "a value in [0, 1)", self.min_foreground)
+        check(0 < self.max_filled <= 1, "watchdog.max_filled", "a value in (0, 1]", self.max_filled)
+
+
 def coarse_stage() -> StageConfig:
     return StageConfig(
         teacher="toybox/multiview",
@@ -202,6 +243,8 @@ class Config:
     """Folder of the run; unset: outputs/<prompt>-<seed>."""
     overwrite: bool = False
     """Replace what an earlier run left in the folder."""
+    resume: Path | None = None
+    """Continue the run in this folder, with its own settings, as if it had never stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     viewer: bool = False
     """Watch the run in the browser."""
@@ -215,6 +258,8 @@ class Config:
     """Shapes the object with the multi-view teacher."""
     refine: StageConfig = field(default_factory=refine_stage)
     """Sharpens it with the single-view teacher."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
@@ -293,19 +338,37 @@ def presets() -> list[str]:
     )
 
 
+def load_run(folder: Path) -> Config:
+    """The settings of the run in `folder`. Raises UserError when there is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"resume: expected the folder of a run, got {folder}, which holds no config.yaml; check the path"
+        )
+    return load_preset(str(path))
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"coarse.lr.means": 0.004, ...}."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
 def load_preset(name: str) -> Config:
     """The defaults with the preset's differences. name: one of `presets()`, or the path of a .yaml file."""
     if name in presets():
         text = resources.files("gscfd.configs").joinpath(f"{name}.yaml").read_text()
     elif name.endswith(".yaml") and Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_text(errors="replace")
     else:
         raise UserError(f"preset: expected {', '.join(presets())} or the path of a .yaml file, got {name!r}")
     try:
         changes = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"preset: {name} is not valid YAML: {error}") from None
+        raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())}") from None
     check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
     # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
-    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite")}
+    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume")}
     return merged(Config(), {"preset": name, **settings})

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from gsplat.strategy import DefaultStrategy
+from torch import Tensor
 
 from gscfd.config import DensifyConfig
 from gscfd.gaussians import Gaussians
@@ -30,6 +31,14 @@ class Densifier:
             verbose=False,
         )
         self.state: dict[str, Any] = self.strategy.initialize_state(scene_scale=1.0)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """[N] tensors gathered since the last round; none before the first step."""
+        return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
+
+    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
+        """Continue from what statistics() gave."""
+        self.state = {**self.strategy.initialize_state(scene_scale=1.0), **statistics}
 
     def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
         self.strategy.step_pre_backward(gaussians.params, optimizers, self.state, step, info)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
-from gscfd.config import Config, to_yaml
-from gscfd.errors import UserError
+from gscfd.checkpoint import NAME, Checkpoint, Checkpoints
+from gscfd.config import Config, flat, load_run, plain, to_yaml
+from gscfd.errors import UserError, warn
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
-from gscfd.files import atomic_write
+from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.stage import StepReport
 
@@ -28,8 +30,10 @@ log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
 KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"}
 """What a run and `gscfd.show_noise` write."""
-UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
-"""What a write that was killed leaves behind (`files.atomic_write`)."""
+LAST = "turntable.mp4"
+"""What a run writes last: it is finished when this is there."""
+FREE = {"out", "overwrite", "resume", "viewer", "viewer_port", "device"}
+"""Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 
 def default_folder(prompt: str, seed: int) -> Path:
@@ -39,8 +43,16 @@ def default_folder(prompt: str, seed: int) -> Path:
 
 def foreign_files(folder: Path) -> list[str]:
     """Names in the folder that no run writes."""
-    names = {path.name: UNFINISHED.fullmatch(path.name) for path in folder.iterdir()}
-    return sorted(name for name, tmp in names.items() if (tmp[1] if tmp else name) not in KNOWN)
+
+    def finished_name(name: str) -> str:
+        tmp = UNFINISHED.fullmatch(name)
+        return tmp[1] if tmp else name
+
+    checkpoints = folder / "checkpoints"
+    names = [path.name for path in folder.iterdir() if path != checkpoints]
+    foreign = [name for name in names if finished_name(name) not in KNOWN]
+    inside = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return sorted(foreign + [f"checkpoints/{name}" for name in inside if not NAME.fullmatch(finished_name(name))])
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
@@ -55,69 +67,170 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} {what}; choose another --out")
 
 
+def check_resumable(config: Config, folder: Path) -> None:
+    """Raise UserError unless `folder` holds a run with these settings that is not finished."""
+    if config.overwrite or config.out not in (None, folder):
+        raise UserError("resume: expected neither --out nor --overwrite beside it; the run stays in its folder")
+    check_same_settings(config, plain(load_run(folder)))
+    if (folder / LAST).exists():
+        raise UserError(
+            f"resume: expected a run that was stopped, got {folder}, which is finished: see {folder}/splat.ply; "
+            "for another run choose another --out"
+        )
+
+
+def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
+    """Raise UserError when settings differ from `saved`, those that the run was started with."""
+    now, then = flat(plain(config)), flat(saved)
+    changed = [name for name in now | then if now.get(name) != then.get(name) and name.split(".")[0] not in FREE]
+    if changed:
+        values = ", ".join(f"{name} = {then.get(name)!r} (got {now.get(name)!r})" for name in changed)
+        raise UserError(
+            f"resume: expected the settings that {config.resume} was started with: {values}; leave these options away, "
+            f"or start another run: --preset {config.resume}/config.yaml --out DIR"
+        )
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT (Ctrl-C) or SIGTERM has arrived."""
+
+    def __init__(self, number: int):
+        self.code = 128 + number
+        """The shell's exit code for it."""
+
+
 @contextmanager
-def interrupt_between_steps() -> Iterator[Callable[[StepReport], None]]:
-    """Ctrl-C takes effect in the callback this yields, where the Gaussians are whole; a second one at once."""
-    asked = threading.Event()
+def interrupt_between_steps(save: Callable[[StepReport], None]) -> Iterator[Callable[[StepReport], None]]:
+    """Ctrl-C and SIGTERM take effect in the callback this yields, where the Gaussians are whole: it saves and raises
+    Interrupted. A second signal does so at once, without saving."""
+    asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        asked.set()
+        if asked:
+            raise Interrupted(number)
+        asked.append(number)
 
     def on_step(report: StepReport) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
+        if asked:
+            save(report)
+            raise Interrupted(asked[0])
 
     if threading.current_thread() is not threading.main_thread():
         yield on_step
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield on_step
+        if asked:
+            raise Interrupted(asked[0])
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class LogFile(logging.FileHandler):
+    """A log that a full disk cuts short without a word of its own: the run says so when it stops."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class RunFolder:
-    """Opens the folder, writes config, statistics, log and exports, and shows the progress.
+    """Opens the folder, writes config, statistics, log, checkpoints and exports, and shows the progress.
 
-    Raises UserError when the folder exists and `overwrite` is off, when it holds files that are not a run's, or when
-    it cannot be written.
+    While it is open, stats.jsonl is locked: no second process writes to the folder. Raises UserError when another one
+    does, when the folder exists and neither `overwrite` nor `resume` is given, when it holds files that are not a
+    run's, or when it cannot be written.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        self.path = config.out or default_folder(config.prompt, config.seed)
+        self.path = config.resume or config.out or default_folder(config.prompt, config.seed)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
+        self.rows = 0
         self.latest: Gaussians | None = None
         self.stage = "coarse"
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
         self.bar: tqdm | None = None
-        self.stats: IO[str]
+        self.stats: IO[bytes]
         self.handler: logging.Handler
-        self.make_folder()
+        self.open_files()
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.setLevel(logging.INFO)
         log.addHandler(self.handler)
         log.info("prompt %r, seed %d", config.prompt, config.seed)
 
-    def make_folder(self) -> None:
+    def open_files(self) -> None:
         try:
-            if self.path.exists():
-                self.clear()
-            self.path.mkdir(parents=True)
-            with atomic_write(self.path / "config.yaml") as file:
-                file.write(to_yaml(self.config).encode())
-            self.stats = open(self.path / "stats.jsonl", "w")
-            self.handler = logging.FileHandler(self.path / "log.txt", mode="w")
+            if not self.config.resume:
+                self.make_folder()
+            self.stats = self.locked_stats()
+            self.handler = LogFile(self.path / "log.txt")
         except OSError as error:
             raise UserError(
                 f"out: expected a folder that can be written, got {self.path} ({error.strerror}); choose another --out"
             ) from None
 
-    def clear(self) -> None:
-        """Remove an earlier run, if that was asked for and it is one."""
-        check_replaceable(self.path, self.config.overwrite)
-        shutil.rmtree(self.path)
+    def make_folder(self) -> None:
+        """An empty one, in the place of an earlier run if that was asked for and it is one."""
+        if self.path.exists():
+            check_replaceable(self.path, self.config.overwrite)
+            with self.locked_stats():
+                shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        with atomic_write(self.path / "config.yaml") as file:
+            file.write(to_yaml(self.config).encode())
+
+    def locked_stats(self) -> IO[bytes]:
+        """stats.jsonl, to append to. Without a buffer: rows are there when they are written."""
+        stats = open(self.path / "stats.jsonl", "ab", buffering=0)
+        if not lock(stats):
+            stats.close()
+            raise UserError(f"out: another process writes to {self.path}; wait for its end, or choose another --out")
+        return stats
+
+    def rewind(self) -> Checkpoint | None:
+        """What the run that is resumed continues from: its newest whole checkpoint; None is its start.
+
+        Everything that was written after it goes.
+        """
+        check_resumable(self.config, self.path)
+        remove_unfinished(self.path)
+        remove_unfinished(self.checkpoints.folder)
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is not None:
+            check_same_settings(self.config, checkpoint.config)
+        self.keep_rows(checkpoint.rows if checkpoint else 0)
+        where = f"{checkpoint.stage}, step {checkpoint.state.numbers['step']}" if checkpoint else "the start"
+        log.info("resumed from %s", where)
+        print(f"resumed from {where}")
+        return checkpoint
+
+    def keep_rows(self, rows: int) -> None:
+        """Cut stats.jsonl after this many rows."""
+        lines = (self.path / "stats.jsonl").read_bytes().splitlines(keepends=True)
+        if len(lines) < rows:
+            warn(f"resume: {self.path}/stats.jsonl has lost {rows - len(lines)} of {rows} rows")
+        self.rows = min(rows, len(lines))
+        self.stats.truncate(sum(map(len, lines[: self.rows])))
+
+    def save(self, report: StepReport) -> None:
+        """Write a checkpoint of the state after this step. Raises OSError; the checkpoints before it stay."""
+        os.fsync(self.stats.fileno())
+        self.checkpoints.save(
+            Checkpoint(
+                stage=report.stage,
+                state=report.state.state_dict(),
+                rows=self.rows,
+                device=report.gaussians.device.type,
+                config=plain(self.config),
+            )
+        )
+        self.saved = time.monotonic()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -132,25 +245,25 @@ class RunFolder:
         self.handler.close()
 
     def on_step(self, report: StepReport) -> None:
-        """Record and show one step."""
+        """Record and show one step, and save its state when it is due."""
         self.latest = report.gaussians
-        row = {
-            "stage": report.stage,
-            "step": report.step,
-            "t": round(report.t, 5),
-            "loss": report.loss,
-            "regulariser": report.regulariser,
-            "gaussians": report.count,
-            "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
-        }
-        self.stats.write(json.dumps(row) + "\n")
+        self.stats.write(json.dumps(row(report)).encode() + b"\n")
+        self.rows += 1
+        self.show(report)
+        if report.trouble:
+            warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
+        elif report.state.good_step == report.state.step:
+            if time.monotonic() - self.saved >= self.config.checkpoint.seconds:
+                self.save(report)
+
+    def show(self, report: StepReport) -> None:
         if self.bar is None or self.stage != report.stage:
             if self.bar is not None:
                 self.bar.close()
             self.stage = report.stage
-            self.bar = tqdm(total=report.steps, desc=report.stage, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=report.steps, initial=report.step, desc=report.stage, unit="step", dynamic_ncols=True)
         self.bar.set_postfix(t=f"{report.t:.2f}", gaussians=report.count, refresh=False)
-        self.bar.update()
+        self.bar.update(report.state.step - self.bar.n)
 
     def finish(self, gaussians: Gaussians) -> None:
         """Write the splat and its pictures."""
@@ -159,7 +272,8 @@ class RunFolder:
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, frames=48, size=256)
         write_contact_sheet(frames[::6], self.path / "turntable.png")
-        write_video(frames, self.path / "turntable.mp4")
+        write_video(frames, self.path / LAST)
+        self.checkpoints.clear()
         seconds = time.monotonic() - self.started
         log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))
         print(f"{self.path}/splat.ply  {len(gaussians)} Gaussians in {seconds:.0f} s; see turntable.mp4 beside it")
@@ -176,3 +290,18 @@ class RunFolder:
                 kept = f"the splat so far could not be written: {error.strerror}"
         print(f"\nstopped: {reason}; {kept}")
         return code
+
+
+def row(report: StepReport) -> dict[str, Any]:
+    """The step's row in stats.jsonl. One that was taken back says why, and which step is next."""
+    place = {"stage": report.stage, "step": report.step}
+    if report.trouble:
+        return {**place, "trouble": report.trouble, "back_to": report.state.step, "rollbacks": report.state.rollbacks}
+    return {
+        **place,
+        "t": round(report.t, 5),
+        "loss": report.loss,
+        "regulariser": report.regulariser,
+        "gaussians": report.count,
+        "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
+    }

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gscfd.backgrounds import random_background
 from gscfd.cameras import sample_group
-from gscfd.config import StageConfig
-from gscfd.densify import Densifier
-from gscfd.gaussians import Gaussians, make_optimizers
+from gscfd.config import StageConfig, WatchdogConfig
+from gscfd.gaussians import Gaussians
 from gscfd.geometry import regularisers
 from gscfd.guidance import distillation_loss
 from gscfd.schedule import anneal, time_index, uniform
+from gscfd.state import StageState, StateDict
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Guidance, Noise, Rasterize, Render
+from gscfd.watchdog import find_trouble
 
-PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify")
+PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify", "watch")
 """The parts of a step, in order."""
 TEACHER_PARTS = ("encode", "teacher", "encode_backward")
 """Those that run the teacher's networks."""
@@ -46,12 +47,14 @@ class StepReport:
     cameras: Cameras
     images: Tensor
     """[V, H, W, 3] what the teacher was shown, detached."""
-    optimizers: dict[str, torch.optim.Adam] = field(default_factory=dict)
-    """By parameter name, after the step: their moments tell how much the gradients vary."""
+    state: StageState
+    """After the step, or after going back."""
+    trouble: str = ""
+    """Why the step was taken back; empty for a step that counts."""
 
 
 class StageError(RuntimeError):
-    """The run cannot go on. After a loss or gradient that is not finite, the Gaussians are those of the step before."""
+    """The run cannot go on: the message says why, and what to try."""
 
 
 class Clock:
@@ -79,20 +82,23 @@ def run_stage(
     noise: Noise,
     guidance: Guidance,
     seed: int,
+    watchdog: WatchdogConfig,
+    keep_every: int,
     on_step: Callable[[StepReport], None],
+    resume: StateDict | None = None,
 ) -> None:
     """Distil the teacher into the Gaussians, in place.
 
-    Raises StageError before a non-finite gradient reaches the Gaussians, and when pruning left none. What `on_step`
-    raises ends the stage.
+    keep_every: steps between two good states. resume: where to continue. Raises StageError when the watchdog has gone
+    back too often; the Gaussians are then those of the last good state. What `on_step` raises ends the stage.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizers = make_optimizers(gaussians, {key: getattr(config.lr, key) for key in gaussians.params})
-    densifier = Densifier(config.densify, config.steps)
-    for step in range(config.steps):
-        done = step / config.steps
-        for key, optimizer in optimizers.items():
-            optimizer.param_groups[0]["lr"] = getattr(config.lr, key) * config.lr.end**done
+    state = StageState(gaussians, config, seed=seed, keep_every=keep_every)
+    if resume is not None:
+        state.load_state_dict(resume)
+    optimizers, densifier, generator = state.optimizers, state.densifier, state.generator
+    while state.step < config.steps:
+        step, done = state.step, state.step / config.steps
+        state.set_step_sizes()
         clock = Clock(gaussians.device)
 
         # Render the views of one group over one background.
@@ -129,7 +135,6 @@ def run_stage(
         regulariser = regularisers(gaussians, render, config)
         densifier.before_backward(gaussians, optimizers, step, render.info)
         torch.autograd.backward([images, regulariser], [pixel_grad, torch.ones_like(regulariser)])
-        check_finite(gaussians, loss, name, step)
         clock.lap("render_backward")
 
         # Step, then grow and prune.
@@ -139,9 +144,14 @@ def run_stage(
         clock.lap("optimise")
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
-        if len(gaussians) == 0:
-            advice = f"try a smaller --{name}.densify.prune-opacity, or a larger --init.opacity"
-            raise StageError(f"{name}: no Gaussians are left at step {step}; {advice}")
+
+        # Go on from a sound splat, back from any other.
+        trouble = find_trouble(state, render.opacity, loss, name=name, limits=watchdog)
+        if trouble:
+            state.roll_back()
+        else:
+            state.advance()
+        clock.lap("watch")
         on_step(
             StepReport(
                 stage=name,
@@ -155,9 +165,15 @@ def run_stage(
                 gaussians=gaussians,
                 cameras=cameras,
                 images=images.detach(),
-                optimizers=optimizers,
+                state=state,
+                trouble=f"{trouble.what} at step {step}" if trouble else "",
             )
         )
+        if trouble and state.rollbacks > watchdog.rollbacks:
+            raise StageError(
+                f"{name}: {trouble.what} at step {step}; {trouble.advice} "
+                f"(went back {watchdog.rollbacks} times, each time with half the step size)"
+            )
 
 
 def draw_time(config: StageConfig, done: float, generator: torch.Generator) -> float:
@@ -174,14 +190,3 @@ def straight_through_clamp(images: Tensor) -> Tensor:
 
 def detached(render: Render) -> Render:
     return Render(render.rgb.detach(), render.depth.detach(), render.opacity.detach(), render.median_depth)
-
-
-def check_finite(gaussians: Gaussians, loss: Tensor, name: str, step: int) -> None:
-    """Raise StageError, naming the parameters whose gradient is not finite."""
-    broken = [
-        key for key, value in gaussians.params.items() if value.grad is not None and not value.grad.isfinite().all()
-    ]
-    if broken or not loss.isfinite():
-        what = f"gradient of {', '.join(broken)}" if broken else "loss"
-        advice = f"try a smaller --{name}.cfg or smaller --{name}.lr.* values"
-        raise StageError(f"{name}: the {what} is not finite at step {step}; {advice}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +13,20 @@ import tyro
 from torch import Tensor
 
 from gscfd import guidance, noise
-from gscfd.config import Config, StageConfig, load_preset
+from gscfd.checkpoint import Checkpoint
+from gscfd.config import Config, StageConfig, load_preset, load_run
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.noise_kernels import cuda
 from gscfd.rasterize import rasterize
-from gscfd.runs import RunFolder, check_replaceable, default_folder, interrupt_between_steps
+from gscfd.runs import (
+    Interrupted,
+    RunFolder,
+    check_replaceable,
+    check_resumable,
+    default_folder,
+    interrupt_between_steps,
+)
 from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
@@ -143,8 +152,14 @@ def load_teachers(config: Config) -> dict[str, Teacher]:
     return teachers
 
 
-def distil(config: Config, teachers: dict[str, Teacher], on_step: Callable[[StepReport], None]) -> Gaussians:
-    """Prompt in, splat out: the coarse stage, then the refine stage. teachers: of `load_teachers`."""
+def distil(
+    config: Config,
+    teachers: dict[str, Teacher],
+    on_step: Callable[[StepReport], None],
+    resume: Checkpoint | None = None,
+) -> Gaussians:
+    """Prompt in, splat out: the coarse stage, then the refine stage. teachers: of `load_teachers`. resume: where to
+    continue."""
     device = choose_device(config.device)
     # One seed, one independent stream for each part.
     seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -156,7 +171,10 @@ def distil(config: Config, teachers: dict[str, Teacher], on_step: Callable[[Step
         generator=torch.Generator().manual_seed(seeds[0]),
     )
     gaussians.params.to(device)
-    for name, stage, seed in (("coarse", config.coarse, seeds[1]), ("refine", config.refine, seeds[2])):
+    stages = {"coarse": (config.coarse, seeds[1]), "refine": (config.refine, seeds[2])}
+    if resume is not None and resume.stage == "refine":
+        del stages["coarse"]
+    for name, (stage, seed) in stages.items():
         if name not in teachers:
             continue
         teacher = teachers[name]
@@ -169,7 +187,10 @@ def distil(config: Config, teachers: dict[str, Teacher], on_step: Callable[[Step
             noise=stage_noise(config, stage, teacher.latent_shape, seed),
             guidance=guidance.cfd,
             seed=seed,
+            watchdog=config.watchdog,
+            keep_every=config.checkpoint.every,
             on_step=on_step,
+            resume=resume.state if resume is not None and resume.stage == name else None,
         )
     return gaussians
 
@@ -195,7 +216,9 @@ def train(config: Config) -> int:
     """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
     preflight(config)
     folder = config.out or default_folder(config.prompt, config.seed)
-    if folder.exists():
+    if config.resume is not None:
+        check_resumable(config, config.resume)
+    elif folder.exists():
         check_replaceable(folder, config.overwrite)
     teachers = load_teachers(config)
     if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
@@ -203,7 +226,9 @@ def train(config: Config) -> int:
     viewer = start_viewer(config) if config.viewer else None
     with RunFolder(config) as run:
         try:
-            with interrupt_between_steps() as interrupt:
+            resume = run.rewind() if config.resume is not None else None
+            check_device(config, resume)
+            with interrupt_between_steps(run.save) as interrupt:
 
                 def on_step(report: StepReport) -> None:
                     run.on_step(report)
@@ -211,15 +236,26 @@ def train(config: Config) -> int:
                         viewer.on_step(report)
                     interrupt(report)
 
-                gaussians = distil(config, teachers, on_step)
+                gaussians = distil(config, teachers, on_step, resume)
             run.finish(gaussians)
-        except KeyboardInterrupt:
-            return run.stopped("interrupted", code=130)
+        except KeyboardInterrupt as interrupted:
+            code = interrupted.code if isinstance(interrupted, Interrupted) else 130
+            return run.stopped(f"interrupted; continue with --resume {run.path}", code=code)
         except StageError as error:
             return run.stopped(str(error), code=1)
         except OSError as error:
-            return run.stopped(f"could not write: {error}", code=1)
+            return run.stopped(f"could not write: {error}; make room and --resume {run.path}", code=1)
     return 0
+
+
+def check_device(config: Config, resume: Checkpoint | None) -> None:
+    """Raise UserError when the run was begun on another kind of device, where the same numbers round differently."""
+    device = choose_device(config.device).type
+    if resume is not None and resume.device != device:
+        raise UserError(
+            f"resume: expected {resume.device}, where {config.resume} was begun, got {device}; "
+            "continue on such a machine, or start again"
+        )
 
 
 def start_viewer(config: Config) -> Viewer:
@@ -232,18 +268,22 @@ def start_viewer(config: Config) -> Viewer:
         raise UserError(f"viewer: cannot start ({error}); choose another --viewer-port, or --no-viewer") from error
 
 
+def option(arguments: list[str], name: str) -> str | None:
+    """The last value given for --name, before the rest can be read."""
+    values = [value for key, value in zip(arguments, arguments[1:], strict=False) if key == name]
+    values += [argument.removeprefix(f"{name}=") for argument in arguments if argument.startswith(f"{name}=")]
+    return values[-1] if values else None
+
+
 def parse(arguments: list[str]) -> Config:
-    """Config from the command line: the preset's values, then what the arguments change."""
-    preset = "toybox"
-    for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            preset = arguments[i + 1]
-        elif argument.startswith("--preset="):
-            preset = argument.removeprefix("--preset=")
+    """Config from the command line: the values of the preset, or of the run to resume, then what the arguments
+    change."""
+    folder = option(arguments, "--resume")
+    default = load_preset(option(arguments, "--preset") or "toybox") if folder is None else load_run(Path(folder))
     return tyro.cli(
         Config,
         args=arguments,
-        default=load_preset(preset),
+        default=default,
         prog="python -m gscfd.train",
         description="Turn a text prompt into a 3D Gaussian splat. --list-words prints the toybox's words.",
     )

@@ -40,6 +40,10 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest():
         ({"coarse": {"t_max": 1.0}}, "t_max"),
         ({"coarse": 3}, "coarse"),
         ({"refine": {"lr": {"means": 0}}}, "lr.means"),
+        ({"checkpoint": {"every": 0}}, "checkpoint.every"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep"),
+        ({"watchdog": {"rollbacks": -1}}, "watchdog.rollbacks"),
+        ({"watchdog": {"max_filled": 0}}, "watchdog.max_filled"),
     ],
 )
 def test_bad_values_are_named(changes, name):

@@ -15,6 +15,7 @@ import gscfd
 from gscfd import noise, stage, train
 from gscfd.cameras import turntable
 from gscfd.config import Config, load_preset, merged
+from gscfd.densify import Densifier
 from gscfd.errors import UserError
 from gscfd.export.ply import read_ply
 
@@ -24,6 +25,10 @@ FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.js
 
 def run(*arguments):
     return train.main([*SHORT, *map(str, arguments)])
+
+
+def stats_of(folder):
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def test_the_written_config_reloads_to_the_same_config(finished):
 
 
 def test_every_step_has_its_line_of_statistics(finished):
-    rows = [json.loads(line) for line in (finished / "stats.jsonl").read_text().splitlines()]
+    rows = stats_of(finished)
     assert [(r["stage"], r["step"]) for r in rows] == [("coarse", i) for i in range(6)] + [
         ("refine", i) for i in range(4)
     ]
@@ -134,12 +139,12 @@ def test_list_words_needs_no_prompt(capsys):
 
 
 def test_ctrl_c_waits_for_the_end_of_its_step_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
-    def press(self, *args, original=stage.Densifier.after_backward, **kwargs):
+    def press(self, *args, original=Densifier.after_backward, **kwargs):
         if args[2] == 3:
             signal.raise_signal(signal.SIGINT)
         original(self, *args, **kwargs)
 
-    monkeypatch.setattr(stage.Densifier, "after_backward", press)
+    monkeypatch.setattr(Densifier, "after_backward", press)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
     assert len((tmp_path / "x" / "stats.jsonl").read_text().splitlines()) == 4
     assert len(read_ply(tmp_path / "x" / "splat.ply")) >= 1
@@ -153,7 +158,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C waited")
 
-    monkeypatch.setattr(stage.Densifier, "after_backward", press_twice)
+    monkeypatch.setattr(Densifier, "after_backward", press_twice)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
 
 
@@ -176,7 +181,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().out
 
 
-def test_non_finite_noise_stops_the_run_before_it_reaches_the_gaussians(tmp_path, monkeypatch, capsys):
+def test_noise_that_is_never_finite_stops_the_run_with_gaussians_that_are(tmp_path, monkeypatch, capsys):
     def poisoned(field, cameras, render, step):
         value = noise.surface(field, cameras, render, step)
         return value * float("nan") if step == 3 else value
@@ -184,6 +189,7 @@ def test_non_finite_noise_stops_the_run_before_it_reaches_the_gaussians(tmp_path
     monkeypatch.setitem(train.NOISES, "surface", poisoned)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
     assert "not finite at step 3; try a smaller --coarse.cfg" in capsys.readouterr().out
+    assert stats_of(tmp_path / "x")[-1]["rollbacks"] == 4
     assert all(v.isfinite().all() for v in read_ply(tmp_path / "x" / "splat.ply").tensors().values())
 
 

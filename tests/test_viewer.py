@@ -8,6 +8,7 @@ from gscfd.config import Config
 from gscfd.errors import UserError
 from gscfd.gaussians import ball
 from gscfd.stage import StepReport
+from gscfd.state import StageState
 from gscfd.train import start_viewer
 from gscfd.viewer import Viewer, covariances
 
@@ -26,6 +27,7 @@ def report(step=0):
         gaussians=gaussians,
         cameras=turntable(2, size=8),
         images=torch.zeros(2, 8, 8, 3),
+        state=StageState(gaussians, Config().coarse, seed=0, keep_every=1),
     )
 
 

@@ -1,0 +1,116 @@
+"""A stage between two steps: all that the next step depends on, so that a copy of it continues the stage exactly.
+
+The noise and the time t are functions of the step, the cameras and the settings, and no part draws from the global
+random generators: there is nothing else to keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gscfd.config import StageConfig
+from gscfd.densify import Densifier
+from gscfd.gaussians import Gaussians, make_optimizers
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """A StageState as what a file can hold."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, int]
+
+
+class StageState:
+    """The Gaussians, Adam's moments, the densifier's statistics, the random generator and the step; and the last good
+    state, which the watchdog goes back to.
+
+    Tensors go by name: params/means, adam/means/exp_avg, densify/grad2d, generator.
+    """
+
+    def __init__(self, gaussians: Gaussians, config: StageConfig, *, seed: int, keep_every: int):
+        """keep_every: steps between two good states."""
+        self.gaussians, self.config, self.seed, self.keep_every = gaussians, config, seed, keep_every
+        self.optimizers = make_optimizers(gaussians, {name: getattr(config.lr, name) for name in gaussians.params})
+        self.densifier = Densifier(config.densify, config.steps)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step = 0
+        """Of the next step, from 0: as many are done."""
+        self.rollbacks = 0
+        """How often the watchdog went back."""
+        self.keep()
+
+    def set_step_sizes(self) -> None:
+        """Adam's step sizes for the next step: they fall exponentially, and each rollback halves them."""
+        lr = self.config.lr
+        left = lr.end ** (self.step / self.config.steps) * 0.5**self.rollbacks
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = getattr(lr, name) * left
+
+    def advance(self) -> None:
+        """The step is done and sound."""
+        self.step += 1
+        if self.step % self.keep_every == 0:
+            self.keep()
+
+    def roll_back(self) -> None:
+        """Return to the last good state, from there with half the step size and other views."""
+        rollbacks = self.rollbacks + 1
+        self.load(self.good_step, self.good)
+        self.rollbacks = rollbacks
+        self.generator.manual_seed(self.seed + rollbacks)
+
+    def keep(self) -> None:
+        """Make this the last good state."""
+        self.good_step = self.step
+        self.good = {name: value.clone() for name, value in self.tensors().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state's own tensors, detached, not copied."""
+        named = {f"params/{name}": value.detach() for name, value in self.gaussians.params.items()}
+        for name, optimizer in self.optimizers.items():
+            moments = optimizer.state.get(self.gaussians.params[name], {})
+            named |= {f"adam/{name}/{key}": value for key, value in moments.items()}
+        named |= {f"densify/{key}": value for key, value in self.densifier.statistics().items()}
+        return named | {"generator": self.generator.get_state()}
+
+    def load(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Become a copy of the tensors that a state had before `step`."""
+        self.step = step
+        for name, optimizer in self.optimizers.items():
+            parameter = Parameter(tensors[f"params/{name}"].to(self.gaussians.device, copy=True))
+            self.gaussians.params[name] = parameter
+            optimizer.param_groups[0]["params"] = [parameter]
+            optimizer.state.clear()
+            moments = part(tensors, f"adam/{name}/")
+            if moments:
+                # Adam counts its steps on the CPU, wherever the moments are.
+                devices = {key: "cpu" if key == "step" else parameter.device for key in moments}
+                optimizer.state[parameter] = {key: v.to(devices[key], copy=True) for key, v in moments.items()}
+        statistics = part(tensors, "densify/")
+        self.densifier.load_statistics({k: v.to(self.gaussians.device, copy=True) for k, v in statistics.items()})
+        self.generator.set_state(tensors["generator"].cpu())
+
+    def state_dict(self) -> StateDict:
+        """A copy of the state and, where it is another, of the last good one."""
+        tensors = {f"now/{name}": value.clone() for name, value in self.tensors().items()}
+        if self.good_step != self.step:
+            tensors |= {f"good/{name}": value for name, value in self.good.items()}
+        return StateDict(tensors, {"step": self.step, "rollbacks": self.rollbacks, "good_step": self.good_step})
+
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Continue where state_dict() was taken."""
+        step, good_step = saved.numbers["step"], saved.numbers["good_step"]
+        self.load(good_step, part(saved.tensors, "now/" if good_step == step else "good/"))
+        self.keep()
+        self.load(step, part(saved.tensors, "now/"))
+        self.rollbacks = saved.numbers["rollbacks"]
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names start with the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,42 @@
+"""Runs of the command line in processes of their own, which start at once: everything is loaded before they fork.
+
+Reads a JSON list of arguments and answers with the child's process id; reads another line, waits for the child's end
+and answers with its exit status. So the id stays the child's for as long as the asker may kill it.
+"""
+
+import functools
+import json
+import os
+import sys
+
+import torch
+
+from gscfd import runs, train
+
+
+def live(arguments):
+    """In the child: the command, silent."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os._exit(train.main(arguments))
+
+
+def main():
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    large = runs.turntable_frames
+    runs.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
+    train.load_teacher = functools.cache(train.load_teacher)
+    for name, views in (("toybox/multiview", 4), ("toybox/singleview", 1)):
+        train.load_teacher(name, views=views, device=torch.device("cpu"))
+    while line := sys.stdin.readline():
+        child = os.fork()
+        if child == 0:
+            live(json.loads(line))
+        print(child, file=answers)
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A stage continues from a copy of its state exactly, and everything in the copy is needed for that."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import stage_config, tiny_stage
+
+from gscfd.gaussians import ball
+from gscfd.state import StageState
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def states_of(**options):
+    """The state after every step."""
+    saved = []
+    tiny_stage(on_step=lambda report: saved.append(report.state.state_dict()), **options)
+    return saved
+
+
+def continued(saved, **options):
+    """The last state of a stage that continues from `saved`."""
+    return states_of(resume=saved, **options)[-1]
+
+
+@pytest.fixture(scope="module")
+def states():
+    return states_of()
+
+
+def test_a_stage_continued_after_any_step_ends_in_the_same_state_bit_for_bit(states):
+    assert len(states[-1].tensors["now/params/means"]) != 60, "densification is part of what must continue"
+    for saved in states[:-1]:
+        last = continued(saved)
+        assert last.numbers == states[-1].numbers and same(last.tensors, states[-1].tensors)
+
+
+@pytest.mark.parametrize(
+    "kind", ["params/opacities", "adam/sh0/exp_avg", "adam/means/step", "densify/grad2d", "generator"]
+)
+def test_a_stage_continued_without_a_part_of_its_state_ends_elsewhere(states, kind):
+    """The control of the test above: each kind of state would be missed."""
+    fresh = torch.Generator().manual_seed(5).get_state() if kind == "generator" else None
+    tensors = dict(states[4].tensors)
+    name = f"now/{kind}"
+    tensors[name] = torch.zeros_like(tensors[name]) if fresh is None else fresh
+    last = continued(dataclasses.replace(states[4], tensors=tensors))
+    assert not same(last.tensors, states[-1].tensors)
+
+
+def test_a_stage_continued_at_another_step_ends_elsewhere(states):
+    moved = dataclasses.replace(states[4], numbers={**states[4].numbers, "step": 6})
+    assert not same(continued(moved).tensors, states[-1].tensors)
+
+
+def test_a_stage_reads_no_global_random_numbers(states):
+    torch.manual_seed(123)
+    assert same(states_of()[-1].tensors, states[-1].tensors)
+
+
+def test_a_copy_does_not_change_with_the_state():
+    gaussians = ball(5, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
+    state = StageState(gaussians, stage_config(), seed=0, keep_every=4)
+    copy = state.state_dict().tensors["now/params/means"].clone()
+    saved = state.state_dict()
+    with torch.no_grad():
+        gaussians.params["means"].add_(1)
+    assert torch.equal(saved.tensors["now/params/means"], copy)
+    state.load_state_dict(saved)
+    with torch.no_grad():
+        gaussians.params["means"].add_(1)
+    assert torch.equal(saved.tensors["now/params/means"], copy)
+    assert torch.equal(state.good["params/means"], copy)

@@ -1,0 +1,68 @@
+"""A stage that takes milliseconds: a teacher without networks that wants one picture from every side."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from gscfd import guidance
+from gscfd.config import DensifyConfig, LearningRates, StageConfig, WatchdogConfig
+from gscfd.gaussians import ball
+from gscfd.rasterize import rasterize
+from gscfd.stage import run_stage
+
+
+class TinyTeacher:
+    multiview, image_size, latent_shape, timesteps = False, 16, (3, 8, 8), 100
+    target = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(9))
+
+    def alpha_sigma(self, t):
+        angle = math.pi / 2 * t / self.timesteps
+        return math.cos(angle), math.sin(angle)
+
+    def encode(self, images):
+        return F.avg_pool2d(images, 2)
+
+    def predict_eps(self, x_t, t, cameras):
+        alpha, sigma = self.alpha_sigma(t)
+        return (x_t - alpha * self.target) / sigma
+
+
+def drawn(cameras, render, step):
+    return torch.randn(len(cameras), 3, 8, 8, generator=torch.Generator().manual_seed(step))
+
+
+def stage_config(**changes):
+    return StageConfig(
+        **{
+            "teacher": "tiny",
+            "steps": 12,
+            "views": 2,
+            "cfg": 1.0,
+            "t_schedule": "uniform",
+            "t_points": ((0.0, 0.0),),
+            "lr": LearningRates(means=2e-2, means_end=1e-2),
+            "densify": DensifyConfig(start=0.0, stop=1.0, every=3, grad_threshold=0.02),
+            **changes,
+        }
+    )
+
+
+def tiny_stage(config=None, *, resume=None, on_step=None, noise=drawn, watchdog=None, keep_every=4):
+    """Distil 60 Gaussians; returns them."""
+    gaussians = ball(60, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(3))
+    run_stage(
+        gaussians,
+        config or stage_config(),
+        name="coarse",
+        teacher=TinyTeacher(),
+        rasterize=rasterize,
+        noise=noise,
+        guidance=guidance.cfd,
+        seed=5,
+        watchdog=watchdog or WatchdogConfig(),
+        keep_every=keep_every,
+        on_step=on_step or (lambda report: None),
+        resume=resume,
+    )
+    return gaussians
