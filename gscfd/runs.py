@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gscfd.config import Config, to_yaml
 from gscfd.errors import UserError
+from gscfd.export import FORMATS
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
@@ -26,8 +27,8 @@ from gscfd.stage import StepReport
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
-KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"}
-"""What a run and `gscfd.show_noise` write."""
+KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
+"""What a run, `gscfd.show_noise` and `gscfd.export` write."""
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
 """What a write that was killed leaves behind (`files.atomic_write`)."""
 

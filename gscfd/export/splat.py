@@ -1,0 +1,26 @@
+"""The formats that gsplat's exporter writes: .compressed.ply (PlayCanvas) and .splat (antimatter15)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import gsplat
+
+from gscfd.files import atomic_write
+from gscfd.gaussians import Gaussians
+
+
+def write_compressed_ply(gaussians: Gaussians, path: str | Path) -> None:
+    """16 bytes for each Gaussian, and one for each further coefficient; those below opacity 1/255 are left out."""
+    _write(gaussians, path, "ply_compressed")
+
+
+def write_splat(gaussians: Gaussians, path: str | Path) -> None:
+    """32 bytes for each Gaussian, without view-dependent colour."""
+    _write(gaussians, path, "splat")
+
+
+def _write(gaussians: Gaussians, path: str | Path, kind: Literal["ply_compressed", "splat"]) -> None:
+    with atomic_write(path) as file:
+        file.write(gsplat.export_splats(**gaussians.tensors(), format=kind))
