@@ -29,10 +29,9 @@ from torch.nn.functional import normalize
 from gscfd import runs
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, mesh
+from gscfd.export import FORMATS, __main__, mesh, sog
 from gscfd.export.__main__ import APPLIES, AXES, MESHES, SPLATS, main
 from gscfd.export.ply import read_ply
-from gscfd.export.sog import PALETTE, palette
 from gscfd.export.spz import fractional_bits
 from gscfd.export.transform import FROM_Z_UP, Axes, change_of_axes, transformed, turned_harmonics, with_degree
 from gscfd.gaussians import Gaussians, ball, rgb_to_sh0
@@ -69,6 +68,10 @@ def shell(degree: int, count: int = 3000, radius: float = 0.7) -> Gaussians:
 @pytest.fixture(scope="module", params=[0, 3], ids=["degree 0", "degree 3"])
 def splat(request: pytest.FixtureRequest) -> Gaussians:
     return shell(request.param)
+
+
+degree_0 = pytest.mark.parametrize("splat", [0], indirect=True)
+degree_3 = pytest.mark.parametrize("splat", [3], indirect=True)
 
 
 @pytest.fixture
@@ -160,6 +163,7 @@ def test_a_ply_of_degree_3_is_filled_up_with_zeros_and_looks_the_same(splat: Gau
     assert padded.sh_degree == 3 and similarity(padded, splat) > 100
 
 
+@degree_3
 def test_a_ply_of_degree_1_keeps_the_coefficients_of_degree_1(source: Path) -> None:
     out = source.with_name("b.ply")
     assert main([str(source), "--to", "ply", "--sh-degree", "1", "--out", str(out)]) == 0
@@ -181,12 +185,14 @@ def test_a_glb_holds_the_splat_without_loss(splat: Gaussians, source: Path) -> N
         sh0=a["SH_DEGREE_0_COEF_0"][:, None],
         shN=torch.stack(rest, 1) if rest else torch.zeros(len(splat), 0, 3),
     )
+    print(f"glb: {similarity(back(read, 'y-up'), splat):.1f} dB")
     assert similarity(back(read, "y-up"), splat) > LOSSLESS
     assert similarity(read, splat) < 30, "control: a file in other axes looks different"
     fallback = a["COLOR_0"].double() / 255
     assert (fallback[:, 3] - splat.opacities.detach().double().sigmoid()).abs().max() < 0.51 / 255
 
 
+@degree_0
 def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
     assert main([str(source), "--to", "glb"]) == 0
     gltf = pygltflib.GLTF2().load(str(source.with_suffix(".glb")))
@@ -203,7 +209,7 @@ def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
 
 @needs_splat_transform
 @pytest.mark.parametrize(
-    ("kind", "at_least"), [("compressed.ply", 40.0), ("splat", 34.0), ("spz", 40.0), ("sog", 45.0)]
+    ("kind", "at_least"), [("compressed.ply", 45.0), ("splat", 50.0), ("spz", 52.0), ("sog", 58.0)]
 )
 def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kind: str, at_least: float) -> None:
     assert main([str(source), "--to", kind]) == 0
@@ -215,8 +221,8 @@ def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kin
     level = similarity(back(read, AXES[kind]), expected)
     print(f"{kind}: {level:.1f} dB, {source.with_name(f'splat.{kind}').stat().st_size / 1000:.0f} kB")
     assert level > at_least
-    moved = Gaussians(**{**expected.tensors(), "means": expected.means.detach() + 0.01})
-    assert similarity(moved, expected) < at_least, "control: a hundredth of a unit off is noticed"
+    moved = Gaussians(**{**expected.tensors(), "means": expected.means.detach() + 0.003})
+    assert similarity(moved, expected) < at_least, "control: three thousandths of a unit off are noticed"
 
 
 @needs_splat_transform
@@ -231,6 +237,7 @@ def test_a_single_gaussian_survives_every_format(tmp_path: Path) -> None:
         assert torch.allclose(mean, one.means, atol=1e-3), kind
 
 
+@degree_3
 def test_the_same_splat_gives_the_same_bytes(source: Path) -> None:
     for kind in (*SPLATS, "html"):
         written = []
@@ -246,38 +253,45 @@ def test_spz_uses_the_bits_that_the_positions_leave() -> None:
         assert extent * 2**bits <= 2**23 - 1 and (bits == 20 or extent * 2 ** (bits + 1) > 2**21)
 
 
-def test_a_palette_that_is_too_small_takes_the_nearest() -> None:
-    rows = np.random.default_rng(0).normal(size=(PALETTE + 500, 2))
-    entries, labels = palette(rows)
+def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sog, "PALETTE", 256)
+    rows = np.random.default_rng(0).normal(size=(2000, 2))
+    entries, labels = sog.palette(rows)
     error = np.square(entries[labels] - rows).sum(1)
-    assert len(entries) == PALETTE and error.mean() < 1e-3
-    assert np.square(entries[(labels + 1) % PALETTE] - rows).sum(1).mean() > 100 * error.mean(), "control"
+    assert len(entries) == 256 and error.mean() < 0.03
+    assert np.square(entries[(labels + 1) % 256] - rows).sum(1).mean() > 20 * error.mean(), "control"
 
 
 # The page.
 
 
 @needs_chromium
+@degree_3
 def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
     assert main([str(source), "--to", "html"]) == 0
     page = source.with_suffix(".html").read_text()
-    probe = "draw(128, 128); const png = canvas.toDataURL(); document.body.replaceChildren(`[${png}]`);"
+    probe = """const shown = [0, Math.PI / 2].map(turned => {
+      camera.azimuth = turned;
+      draw(128, 128);
+      return canvas.toDataURL();
+    });
+    document.body.replaceChildren(shown);"""
     (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
     flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     flags += ["--enable-logging=stderr", f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
     command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     assert "CONSOLE" not in ran.stderr, "no error in the console"
-    encoded = re.search(r"\[data:image/png;base64,([^\]]+)\]", ran.stdout)
-    assert encoded is not None
-    rgba = torch.from_numpy(np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[1])))) / 255.0)
-    shown = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-    expected = pictures(with_degree(splat, 0))
-    print(f"html: {psnr(shown, expected[0]):.1f} dB")
-    assert psnr(shown, expected[0]) > 40
-    assert psnr(shown, expected[1]) < 25, "control: another view"
+    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", ran.stdout)
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded]
+    rgba = torch.from_numpy(np.stack(images))
+    shown, expected = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], pictures(with_degree(splat, 0))[:2]
+    print(f"html: {psnr(shown, expected):.1f} dB")
+    assert psnr(shown, expected) > LOSSLESS
+    assert psnr(shown.flip(0), expected) < 25, "control: the other view"
 
 
+@degree_0
 def test_the_page_refers_to_nothing_outside_itself(source: Path) -> None:
     assert main([str(source), "--to", "html", "--background", "0", "0", "0"]) == 0
     page = source.with_suffix(".html").read_text()
@@ -328,6 +342,7 @@ def test_axes_are_right_handed_and_put_up_and_front_where_they_say(axes: Axes) -
     assert front.tolist() == ([1, 0, 0] if axes == "z-up" else [0, 0, 1])
 
 
+@degree_3
 def test_axes_of_the_source_and_of_the_file_are_both_heard(splat: Gaussians, source: Path) -> None:
     out, again = source.with_name("down.ply"), source.with_name("again.ply")
     assert main([str(source), "--to", "ply", "--axes", "y-down", "--scale", "0.5", "--out", str(out)]) == 0
@@ -352,6 +367,7 @@ def test_the_mesh_of_a_sphere_is_a_sphere_without_floaters(sphere: mesh.Mesh) ->
     shape = trimesh.Trimesh(sphere.vertices, sphere.triangles)
     radius = np.linalg.norm(sphere.vertices, axis=1)
     assert abs(radius.mean() - 0.7) < 0.02 and radius.std() < 0.03 and radius.max() < 0.85
+    assert np.abs(sphere.vertices.mean(0)).max() < 0.004, "half a pixel off would show"
     assert shape.volume == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.08), "and its triangles face outwards"
 
 
@@ -370,8 +386,8 @@ def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) ->
     image = torch.from_numpy(np.where(filled[..., None], (corners * weights).sum(-2), 1.0))
     level = psnr(image, pictures(shell(0), camera)[0])
     print(f"mesh: {level:.1f} dB")
-    assert level > 22
-    assert psnr(image.flip(1), pictures(shell(0), camera)[0]) < 18, "control: mirrored"
+    assert level > 21
+    assert psnr(image.flip(1), pictures(shell(0), camera)[0]) < 16, "control: mirrored"
 
 
 @pytest.mark.parametrize("kind", MESHES)
@@ -388,13 +404,20 @@ def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str
     assert np.abs(colours - sphere.colours).max() < 1.01 / 255
 
 
-def test_a_mesh_is_turned_and_scaled_on_request(source: Path) -> None:
-    pytest.importorskip("open3d", reason="needs pip install 'gscfd[mesh]'", exc_type=ImportError)
-    assert main([str(source), "--to", "obj", "--resolution", "16", "--scale", "0.1"]) == 0
-    small = trimesh.load(source.with_suffix(".obj"), process=False, force="mesh")
-    assert np.linalg.norm(small.vertices, axis=1).mean() == pytest.approx(0.07, rel=0.1)
+@degree_0
+def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
+    triangle = mesh.Mesh(corners, np.array([[0, 1, 2]], np.int32), np.full((3, 3), 0.5))
+    monkeypatch.setattr(__main__, "extract_mesh", lambda gaussians, resolution: triangle)
+    assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
+    assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
+    turned = trimesh.load(source.with_suffix(".obj"), process=False, force="mesh")
+    assert np.allclose(turned.vertices, [[0, 0, 0.1], [0.2, 0, 0], [0, 0.3, 0]]), "front to +z, up to +y"
+    as_it_is = trimesh.load(source.with_suffix(".mesh.ply"), process=False, force="mesh")
+    assert np.allclose(as_it_is.vertices, corners)
 
 
+@degree_0
 def test_without_open3d_the_error_says_what_to_install(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +429,7 @@ def test_without_open3d_the_error_says_what_to_install(
 # Pictures.
 
 
+@degree_0
 def test_a_video_and_a_sheet_have_the_size_and_background_asked_for(source: Path) -> None:
     options = ["--frames", "4", "--size", "64", "--background", "0", "0", "1"]
     assert main([str(source), "--to", "mp4", *options]) == 0
@@ -416,6 +440,7 @@ def test_a_video_and_a_sheet_have_the_size_and_background_asked_for(source: Path
     assert sheet[0, 0].tolist() == [0, 0, 255] and np.abs(video[0, 0, 0].astype(int) - [0, 0, 255]).max() < 12
 
 
+@degree_0
 def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussians, source: Path) -> None:
     assert main([str(source), "--to", "png", "--frames", "1", "--size", "128", "--alpha"]) == 0
     rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
@@ -470,6 +495,7 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@degree_0
 def test_a_file_is_replaced_only_on_request(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source.with_suffix(".spz").write_bytes(b"mine")
     assert main([str(source), "--to", "spz"]) == 2

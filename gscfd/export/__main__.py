@@ -98,8 +98,9 @@ def check_settings(settings: Settings) -> None:
     check(0 < settings.scale < float("inf"), "scale", "a number above 0", settings.scale)
     frames, size, background = settings.frames, settings.size, settings.background
     if frames is not None:
-        whole = frames <= SHEET_COLUMNS or frames % SHEET_COLUMNS == 0 or settings.to == "mp4"
-        check(frames >= 1 and whole, "frames", f"1 to {SHEET_COLUMNS}, or a multiple of {SHEET_COLUMNS}", frames)
+        check(frames >= 1, "frames", "at least 1", frames)
+        whole = settings.to == "mp4" or frames <= SHEET_COLUMNS or frames % SHEET_COLUMNS == 0
+        check(whole, "frames", f"for a .png 1 to {SHEET_COLUMNS}, or a multiple of {SHEET_COLUMNS}", frames)
     if size is not None:
         check(16 <= size <= 4096 and size % 2 == 0, "size", "an even number from 16 to 4096", size)
     if background is not None:

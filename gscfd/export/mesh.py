@@ -96,9 +96,7 @@ def _integrate(o3d: Any, grid: Any, camera: Cameras, render: Render) -> None:
     colour = (render.rgb / render.opacity.clamp_min(1e-6)).clamp(0, 1)[0].numpy()
     depth_image = o3d.t.geometry.Image(o3d.core.Tensor(render.median_depth[0].numpy()))
     colour_image = o3d.t.geometry.Image(o3d.core.Tensor(colour))
-    # open3d's pixels have their centres at whole numbers.
-    intrinsic = camera.Ks[0].double().numpy() - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
-    matrices = (o3d.core.Tensor(intrinsic), o3d.core.Tensor(camera.viewmats[0].double().numpy()))
+    matrices = [o3d.core.Tensor(matrix.double().numpy()) for matrix in (camera.Ks[0], camera.viewmats[0])]
     limits = (1.0, 2 * DISTANCE, TRUNCATION)
     blocks = grid.compute_unique_block_coordinates(depth_image, *matrices, *limits)
     grid.integrate(blocks, depth_image, colour_image, *matrices, *limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -22,5 +23,9 @@ def write_splat(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def _write(gaussians: Gaussians, path: str | Path, kind: Literal["ply_compressed", "splat"]) -> None:
+    data = gsplat.export_splats(**gaussians.tensors(), format=kind)
+    if kind == "ply_compressed":
+        # At degree 0 gsplat declares harmonics that have no properties, which PlayCanvas' reader refuses.
+        data = re.sub(rb"element sh \d+\n(?=end_header\n)", b"", data, count=1)
     with atomic_write(path) as file:
-        file.write(gsplat.export_splats(**gaussians.tensors(), format=kind))
+        file.write(data)
