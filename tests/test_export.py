@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -421,7 +422,7 @@ def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatc
 def test_without_open3d_the_error_says_what_to_install(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "open3d", None)
+    monkeypatch.setitem(sys.modules, "open3d", None)
     assert main([str(source), "--to", "obj"]) == 2
     assert "gscfd[mesh]" in capsys.readouterr().err and not source.with_suffix(".obj").exists()
 
