@@ -91,6 +91,13 @@ class Gaussians:
 
         write_ply(self, path)
 
+    @staticmethod
+    def load_ply(path: str | Path) -> Gaussians:
+        """The splat of a 3DGS .ply of any program. Raises UserError when it is not one."""
+        from gscfd.export.ply import read_ply
+
+        return read_ply(path)
+
 
 def rgb_to_sh0(rgb: Tensor) -> Tensor:
     """Colour in [0, 1] to the constant SH coefficient."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from gscfd.checkpoint import NAME, Checkpoint, Checkpoints
 from gscfd.config import Config, flat, load_run, plain, to_yaml
 from gscfd.errors import UserError, warn
+from gscfd.export import FORMATS
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
 from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
@@ -28,8 +29,8 @@ from gscfd.stage import StepReport
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
-KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"}
-"""What a run and `gscfd.show_noise` write."""
+KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
+"""What a run, `gscfd.show_noise` and `gscfd.export` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
 FREE = {"out", "overwrite", "resume", "viewer", "viewer_port", "device"}

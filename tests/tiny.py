@@ -41,7 +41,7 @@ def stage_config(**changes):
             "cfg": 1.0,
             "t_schedule": "uniform",
             "t_points": ((0.0, 0.0),),
-            "lr": LearningRates(means=2e-2, means_end=1e-2),
+            "lr": LearningRates(means=2e-2, end=0.5),
             "densify": DensifyConfig(start=0.0, stop=1.0, every=3, grad_threshold=0.02),
             **changes,
         }

@@ -47,8 +47,8 @@ def project(
     return means2d, torch.stack([c, -b, a], -1) / det[..., None], z, visible
 
 
-def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -> Tensor:
-    """[..., 3] colour max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
+def harmonic_basis(degree: int, directions: Tensor) -> Tensor:
+    """[..., (degree + 1)^2] Y_k in the order and with the signs of 3DGS, for directions [..., 3] of any length."""
     x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
     bases = [torch.full_like(x, _C0)]
     if degree > 0:
@@ -71,7 +71,12 @@ def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -
             1.445305721320277 * z * (x * x - y * y),
             -0.5900435899266435 * x * (x * x - 3 * y * y),
         ]
-    basis = torch.stack(bases, -1)
+    return torch.stack(bases, -1)
+
+
+def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -> Tensor:
+    """[..., 3] colour max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
+    basis = harmonic_basis(degree, directions)
     return ((basis[..., None] * coefficients[..., : basis.shape[-1], :]).sum(-2) + 0.5).clamp_min(0.0)
 
 

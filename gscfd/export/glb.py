@@ -1,0 +1,105 @@
+"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and coloured triangles."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import expit
+
+from gscfd.files import atomic_write
+from gscfd.gaussians import SH_C0, Gaussians
+
+if TYPE_CHECKING:
+    from gscfd.export.mesh import Mesh
+
+POINTS, TRIANGLES = 0, 4
+COMPONENTS = {"float32": 5126, "uint8": 5121, "uint32": 5125}
+SHAPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+ATTRIBUTES, INDICES = 34962, 34963
+SPLAT = "KHR_gaussian_splatting"
+
+
+def write_splat_glb(gaussians: Gaussians, path: str | Path) -> None:
+    """All parameters as float32, and COLOR_0 for programs that only know points (the ratified KHR_gaussian_splatting).
+
+    The axes of glTF are y up, front +z; the Gaussians must be in them.
+    """
+    values = {name: value.cpu().numpy() for name, value in gaussians.tensors().items()}
+    opacity = expit(values["opacities"])
+    rgb = SH_C0 * values["sh0"][:, 0] + 0.5
+    attributes = {
+        "POSITION": values["means"],
+        "COLOR_0": np.round(255 * np.column_stack([rgb, opacity]).clip(0, 1)).astype(np.uint8),
+        f"{SPLAT}:ROTATION": np.roll(values["quats"] / np.linalg.norm(values["quats"], axis=1, keepdims=True), -1, 1),
+        f"{SPLAT}:SCALE": np.exp(values["scales"]),
+        f"{SPLAT}:OPACITY": opacity,
+        f"{SPLAT}:SH_DEGREE_0_COEF_0": values["sh0"][:, 0],
+    }
+    for degree in range(1, gaussians.sh_degree + 1):
+        for i in range(2 * degree + 1):
+            attributes[f"{SPLAT}:SH_DEGREE_{degree}_COEF_{i}"] = values["shN"][:, degree**2 - 1 + i]
+    kind = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+    _write(path, attributes, {"mode": POINTS, "extensions": {SPLAT: kind}}, {"extensionsUsed": [SPLAT]})
+
+
+def write_mesh_glb(mesh: Mesh, path: str | Path) -> None:
+    """Triangles whose colours are shown as they are, without lights."""
+    unlit = "KHR_materials_unlit"
+    material = {"extensions": {unlit: {}}, "doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0}}
+    arrays = {
+        "POSITION": mesh.vertices,
+        "COLOR_0": linear(mesh.colours),
+        "indices": mesh.triangles.astype(np.uint32).ravel(),
+    }
+    _write(path, arrays, {"mode": TRIANGLES, "material": 0}, {"extensionsUsed": [unlit], "materials": [material]})
+
+
+def linear(srgb: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] to linear light, as glTF wants its vertex colours."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def _write(path: str | Path, arrays: dict[str, np.ndarray], primitive: dict[str, Any], extra: dict[str, Any]) -> None:
+    """A scene of one primitive; `arrays` become its attributes by name, "indices" its indices."""
+    blob, names = bytearray(), dict[str, int]()
+    views, accessors = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name, array in arrays.items():
+        data = np.ascontiguousarray(array).tobytes()
+        target = INDICES if name == "indices" else ATTRIBUTES
+        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(data), "target": target})
+        names[name] = len(accessors)
+        accessors.append(_accessor(array, len(accessors), bounds=name == "POSITION"))
+        blob += data + bytes(-len(data) % 4)
+    if "indices" in names:
+        primitive = {**primitive, "indices": names.pop("indices")}
+    gltf = {
+        "asset": {"version": "2.0", "generator": "gscfd"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": names, **primitive}]}],
+        "buffers": [{"byteLength": len(blob)}],
+        "bufferViews": views,
+        "accessors": accessors,
+        **extra,
+    }
+    text = json.dumps(gltf).encode()
+    text += b" " * (-len(text) % 4)
+    with atomic_write(path) as file:
+        file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(blob)))
+        file.write(struct.pack("<I4s", len(text), b"JSON") + text)
+        file.write(struct.pack("<I4s", len(blob), b"BIN\0") + blob)
+
+
+def _accessor(array: np.ndarray, view: int, bounds: bool) -> dict[str, Any]:
+    kind = {"componentType": COMPONENTS[array.dtype.name], "type": SHAPES[array.shape[1] if array.ndim > 1 else 1]}
+    accessor = {"bufferView": view, "count": len(array), **kind}
+    if array.dtype == np.uint8:
+        accessor["normalized"] = True
+    if bounds:
+        accessor |= {"min": array.min(0).tolist(), "max": array.max(0).tolist()}
+    return accessor

@@ -1,0 +1,48 @@
+"""One .html file that shows the splat in a browser, without a network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from gscfd.files import atomic_write
+from gscfd.gaussians import SH_C0, Gaussians
+
+LEVELS = 65535
+
+
+def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[float]) -> None:
+    """The page (page.html) with 32 bytes for each Gaussian in base64; colour does not depend on the view.
+
+    Sixteen 16-bit numbers each: mean, opacity, log scale, -, quaternion (wxyz), colour, -. Means, scales and colours
+    run between their extremes, opacity over [0, 1], quaternions over [-1, 1]. background: three colours in [0, 1].
+    """
+    values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
+    unit = values["quats"] / np.linalg.norm(values["quats"], axis=1, keepdims=True)
+    data: dict[str, object] = {"count": len(gaussians)}
+    columns = []
+    for name, block in (
+        ("mean", values["means"]),
+        ("scale", values["scales"]),
+        ("colour", (SH_C0 * values["sh0"][:, 0] + 0.5).clip(0)),
+    ):
+        low, high = float(block.min()), float(block.max())
+        data[name] = [low, high - low]
+        columns.append((block - low) / (high - low or 1))
+    mean, scale, colour = columns
+    blank = np.zeros((len(gaussians), 1))
+    numbers = [mean, expit(values["opacities"])[:, None], scale, blank, (unit + 1) / 2, colour, blank]
+    packed = np.round(LEVELS * np.column_stack(numbers)).astype("<u2")
+    data["values"] = base64.b64encode(packed.tobytes()).decode()
+    shade = ",".join(str(round(255 * c)) for c in background)
+    page = (resources.files("gscfd.export") / "page.html").read_text()
+    page = page.replace("{splat}", json.dumps(data)).replace("{background}", f"rgb({shade})")
+    with atomic_write(path) as file:
+        file.write(page.replace("{title}", html.escape(Path(path).stem)).encode())

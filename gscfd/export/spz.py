@@ -1,0 +1,68 @@
+"""Niantic's .spz, version 3: gzip over bytes in columns, y up (https://github.com/nianticlabs/spz)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from gscfd.files import atomic_write
+from gscfd.gaussians import Gaussians
+
+MAGIC = 0x5053474E
+VERSION = 3
+MOST_FRACTIONAL_BITS = 20
+
+
+def write_spz(gaussians: Gaussians, path: str | Path) -> None:
+    """20 bytes for each Gaussian before gzip, and one for each further coefficient.
+
+    The axes of the format are x right, y up, z back; the Gaussians must be in them.
+    """
+    values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
+    bits = fractional_bits(float(np.abs(values["means"]).max()))
+    header = (MAGIC, VERSION, len(gaussians), gaussians.sh_degree, bits, 0, 0)
+    columns = [
+        struct.pack("<IIIBBBB", *header),
+        fixed_point(values["means"], bits),
+        _bytes(255 * expit(values["opacities"])),
+        _bytes(255 * (0.15 * values["sh0"] + 0.5)),
+        _bytes(16 * (values["scales"] + 10)),
+        smallest_three(values["quats"]),
+        _bytes(128 * values["shN"] + 128),
+    ]
+    with atomic_write(path) as file:
+        file.write(gzip.compress(b"".join(columns), mtime=0))
+
+
+def fractional_bits(extent: float) -> int:
+    """The most bits after the point with which a signed 24-bit number still reaches extent."""
+    return min(MOST_FRACTIONAL_BITS, 22 - math.ceil(math.log2(max(extent, 1.0))))
+
+
+def fixed_point(means: np.ndarray, bits: int) -> bytes:
+    """Three bytes for each number, the lowest first."""
+    whole = np.round(means * 2**bits).astype("<i4")
+    return whole.reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
+
+
+def smallest_three(quats: np.ndarray) -> bytes:
+    """Four bytes for each rotation, wxyz [N, 4] of any length: the index of the largest component of xyzw in the top
+    two bits, then sign and 9 bits of magnitude / sqrt(1/2) for each of the others, in order."""
+    xyzw = np.roll(quats, -1, axis=1) / np.linalg.norm(quats, axis=1, keepdims=True)
+    largest = np.abs(xyzw).argmax(1)
+    xyzw *= np.where(np.take_along_axis(xyzw, largest[:, None], 1) < 0, -1, 1)
+    packed = largest.astype(np.uint32)
+    for i in range(4):
+        magnitude = np.round(511 * np.abs(xyzw[:, i]) * math.sqrt(2)).clip(0, 511).astype(np.uint32)
+        shifted = (packed << np.uint32(10)) | ((xyzw[:, i] < 0).astype(np.uint32) << np.uint32(9)) | magnitude
+        packed = np.where(largest == i, packed, shifted)
+    return packed.astype("<u4").tobytes()
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return values.round().clip(0, 255).astype(np.uint8).tobytes()

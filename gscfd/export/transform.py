@@ -1,0 +1,62 @@
+"""The same splat in other axes, another unit or another degree of spherical harmonics."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from gscfd.gaussians import Gaussians
+from gscfd.rasterize.reference import harmonic_basis
+
+Axes = Literal["z-up", "y-up", "y-down"]
+"""gscfd's own (front +x), glTF's (front +z), and that of 3DGS captures (front +z; half a turn about z from y-up)."""
+FROM_Z_UP: dict[Axes, list[list[float]]] = {
+    "z-up": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "y-up": [[0, 1, 0], [0, 0, 1], [1, 0, 0]],
+    "y-down": [[0, -1, 0], [0, 0, -1], [1, 0, 0]],
+}
+
+
+def change_of_axes(source: Axes, target: Axes) -> Tensor:
+    """[3, 3] float64, target = R source."""
+    a, b = (torch.tensor(FROM_Z_UP[axes], dtype=torch.float64) for axes in (source, target))
+    return b @ a.T
+
+
+def transformed(gaussians: Gaussians, rotation: Tensor, scale: float = 1.0) -> Gaussians:
+    """The splat turned by rotation [3, 3] (float64) about the origin, then scale times as large."""
+    if scale == 1 and torch.equal(rotation, torch.eye(3, dtype=rotation.dtype)):
+        return gaussians
+    values = {name: value.double().cpu() for name, value in gaussians.tensors().items()}
+    quaternions = Rotation.from_matrix(rotation.numpy()) * Rotation.from_quat(values["quats"], scalar_first=True)
+    values["means"] = scale * values["means"] @ rotation.T
+    values["scales"] = values["scales"] + math.log(scale)
+    values["quats"] = torch.from_numpy(quaternions.as_quat(scalar_first=True))
+    values["shN"] = turned_harmonics(values["shN"], rotation)
+    return Gaussians(**{name: value.float() for name, value in values.items()})
+
+
+def turned_harmonics(coefficients: Tensor, rotation: Tensor) -> Tensor:
+    """[N, K - 1, 3] the coefficients whose colour towards R d is that of the given ones towards d.
+
+    Solves Y(R d) c' = Y(d) c for enough directions d; exact, because a rotation keeps each degree's span.
+    """
+    degree = math.isqrt(coefficients.shape[1] + 1) - 1
+    if degree == 0:
+        return coefficients
+    directions = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=rotation.dtype)
+    before, after = (harmonic_basis(degree, d)[:, 1:] for d in (directions, directions @ rotation.T))
+    return torch.linalg.lstsq(after, before).solution @ coefficients
+
+
+def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
+    """The splat with spherical harmonics of this degree, 0 to 3: cut off, or filled up with zeros."""
+    values = gaussians.tensors()
+    rest = values["shN"][:, : (degree + 1) ** 2 - 1]
+    missing = (degree + 1) ** 2 - 1 - rest.shape[1]
+    values["shN"] = torch.cat([rest, rest.new_zeros(len(gaussians), missing, 3)], 1)
+    return Gaussians(**values)

@@ -1,0 +1,519 @@
+"""`python -m gscfd.export`: every file is read back by a program that is not gscfd, and compared as pictures.
+
+Readers: plyfile, pygltflib, trimesh, open3d, and where they are installed PlayCanvas' splat-transform (npm install
+-g @playcanvas/splat-transform, or its path in SPLAT_TRANSFORM) and Chromium (or its path in CHROMIUM).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pygltflib
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from plyfile import PlyData
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gscfd import runs
+from gscfd.cameras import turntable
+from gscfd.errors import UserError
+from gscfd.export import FORMATS, __main__, mesh, sog
+from gscfd.export.__main__ import APPLIES, AXES, MESHES, SPLATS, main
+from gscfd.export.ply import read_ply
+from gscfd.export.spz import fractional_bits
+from gscfd.export.transform import FROM_Z_UP, Axes, change_of_axes, transformed, turned_harmonics, with_degree
+from gscfd.gaussians import Gaussians, ball, rgb_to_sh0
+from gscfd.rasterize.reference import harmonic_basis
+from gscfd.types import Cameras
+
+LOSSLESS = 50.0
+VIEWS = turntable(4, size=128)
+SPLAT_TRANSFORM = os.environ.get("SPLAT_TRANSFORM") or shutil.which("splat-transform")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+needs_splat_transform = pytest.mark.skipif(
+    SPLAT_TRANSFORM is None, reason="needs splat-transform: npm install -g @playcanvas/splat-transform"
+)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or its path in CHROMIUM")
+
+
+def shell(degree: int, count: int = 3000, radius: float = 0.7) -> Gaussians:
+    """A sphere of flat discs in many colours, nothing symmetric about it."""
+    g = torch.Generator().manual_seed(0)
+    normal = normalize(torch.randn(count, 3, generator=g), dim=-1)
+    towards_normal = torch.stack([1 + normal[:, 2], -normal[:, 1], normal[:, 0], torch.zeros(count)], -1)
+    size = radius * math.sqrt(4 * math.pi / count)
+    rgb = 0.5 + 0.4 * torch.sin(4 * normal * torch.tensor([1.0, 2.0, 3.0]))
+    return Gaussians(
+        means=radius * normal,
+        quats=3 * normalize(towards_normal, dim=-1),
+        scales=torch.tensor([0.8 * size, 0.6 * size, 0.05 * size]).log() + 0.1 * torch.randn(count, 3, generator=g),
+        opacities=3 + 0.5 * torch.randn(count, generator=g),
+        sh0=rgb_to_sh0(rgb)[:, None],
+        shN=0.05 * torch.randn(count, (degree + 1) ** 2 - 1, 3, generator=g),
+    )
+
+
+@pytest.fixture(scope="module", params=[0, 3], ids=["degree 0", "degree 3"])
+def splat(request: pytest.FixtureRequest) -> Gaussians:
+    return shell(request.param)
+
+
+degree_0 = pytest.mark.parametrize("splat", [0], indirect=True)
+degree_3 = pytest.mark.parametrize("splat", [3], indirect=True)
+
+
+@pytest.fixture
+def source(splat: Gaussians, tmp_path: Path) -> Path:
+    splat.save_ply(tmp_path / "splat.ply")
+    return tmp_path / "splat.ply"
+
+
+def pictures(gaussians: Gaussians, cameras: Cameras = VIEWS) -> Tensor:
+    return gaussians.render(cameras).over(torch.ones(3)).clamp(0, 1)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return -10 * math.log10(max((a.double() - b.double()).square().mean().item(), 1e-20))
+
+
+def similarity(a: Gaussians, b: Gaussians) -> float:
+    return psnr(pictures(a), pictures(b))
+
+
+def half_turn(axis: int) -> Tensor:
+    signs = -torch.ones(3, dtype=torch.float64)
+    signs[axis] = 1
+    return torch.diag(signs)
+
+
+def back(gaussians: Gaussians, axes: Axes) -> Gaussians:
+    return transformed(gaussians, change_of_axes(axes, "z-up"))
+
+
+def by_plyfile(path: Path) -> Gaussians:
+    """Read independently of read_ply, from the layout that the 3DGS reference program documents."""
+    v = PlyData.read(str(path))["vertex"]
+
+    def block(names: list[str]) -> Tensor:
+        return torch.from_numpy(np.stack([np.asarray(v[n], np.float32) for n in names], -1))
+
+    rest = [f"f_rest_{i}" for i in range(45) if f"f_rest_{i}" in v.data.dtype.names]
+    n, k = len(v.data), len(rest) // 3
+    coefficients = [block([f"f_rest_{j * k + i}" for j in range(3)]) for i in range(k)]
+    return Gaussians(
+        means=block(["x", "y", "z"]),
+        quats=block([f"rot_{i}" for i in range(4)]),
+        scales=block([f"scale_{i}" for i in range(3)]),
+        opacities=torch.from_numpy(np.asarray(v["opacity"], np.float32)),
+        sh0=block([f"f_dc_{i}" for i in range(3)])[:, None],
+        shN=torch.stack(coefficients, 1) if k else torch.zeros(n, 0, 3),
+    )
+
+
+def by_splat_transform(path: Path) -> Gaussians:
+    out = path.with_name("read-back.ply")
+    assert SPLAT_TRANSFORM is not None
+    command = [SPLAT_TRANSFORM] if not SPLAT_TRANSFORM.endswith("mjs") else ["node", SPLAT_TRANSFORM]
+    subprocess.run([*command, "-q", "-w", path, out], check=True, capture_output=True, timeout=240)
+    return by_plyfile(out)
+
+
+def by_pygltflib(path: Path) -> dict[str, np.ndarray]:
+    """The attributes and indices of the only primitive."""
+    gltf = pygltflib.GLTF2().load(str(path))
+    (primitive,) = gltf.meshes[0].primitives
+    kinds = {5126: np.float32, 5121: np.uint8, 5125: np.uint32}
+    widths = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
+
+    def array(index: int) -> np.ndarray:
+        accessor = gltf.accessors[index]
+        view = gltf.bufferViews[accessor.bufferView]
+        raw = gltf.binary_blob()[view.byteOffset : view.byteOffset + view.byteLength]
+        return np.frombuffer(raw, kinds[accessor.componentType]).reshape(accessor.count, widths[accessor.type])
+
+    arrays = {name: array(index) for name, index in vars(primitive.attributes).items() if index is not None}
+    return arrays if primitive.indices is None else {**arrays, "indices": array(primitive.indices)[:, 0]}
+
+
+# The formats, read back.
+
+
+def test_a_ply_is_the_splat_itself(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "ply", "--out", str(source.with_name("b.ply"))]) == 0
+    for name, value in by_plyfile(source.with_name("b.ply")).tensors().items():
+        assert torch.equal(value, splat.tensors()[name]), name
+
+
+def test_a_ply_of_degree_3_is_filled_up_with_zeros_and_looks_the_same(splat: Gaussians, source: Path) -> None:
+    out = source.with_name("b.ply")
+    assert main([str(source), "--to", "ply", "--sh-degree", "3", "--out", str(out)]) == 0
+    padded = by_plyfile(out)
+    assert padded.sh_degree == 3 and similarity(padded, splat) > 100
+
+
+@degree_3
+def test_a_ply_of_degree_1_keeps_the_coefficients_of_degree_1(source: Path) -> None:
+    out = source.with_name("b.ply")
+    assert main([str(source), "--to", "ply", "--sh-degree", "1", "--out", str(out)]) == 0
+    cut, whole = by_plyfile(out), with_degree(by_plyfile(source), 3)
+    assert torch.equal(cut.shN, whole.shN[:, :3])
+
+
+def test_a_glb_holds_the_splat_without_loss(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "glb"]) == 0
+    a = {
+        name.split(":")[-1]: torch.from_numpy(v.copy()) for name, v in by_pygltflib(source.with_suffix(".glb")).items()
+    }
+    rest = [a[f"SH_DEGREE_{d}_COEF_{i}"] for d in range(1, splat.sh_degree + 1) for i in range(2 * d + 1)]
+    read = Gaussians(
+        means=a["POSITION"],
+        quats=a["ROTATION"].roll(1, 1),
+        scales=a["SCALE"].log(),
+        opacities=a["OPACITY"][:, 0].logit(),
+        sh0=a["SH_DEGREE_0_COEF_0"][:, None],
+        shN=torch.stack(rest, 1) if rest else torch.zeros(len(splat), 0, 3),
+    )
+    print(f"glb: {similarity(back(read, 'y-up'), splat):.1f} dB")
+    assert similarity(back(read, "y-up"), splat) > LOSSLESS
+    assert similarity(read, splat) < 30, "control: a file in other axes looks different"
+    fallback = a["COLOR_0"].double() / 255
+    assert (fallback[:, 3] - splat.opacities.detach().double().sigmoid()).abs().max() < 0.51 / 255
+
+
+@degree_0
+def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
+    assert main([str(source), "--to", "glb"]) == 0
+    gltf = pygltflib.GLTF2().load(str(source.with_suffix(".glb")))
+    (primitive,) = gltf.meshes[0].primitives
+    assert gltf.extensionsUsed == ["KHR_gaussian_splatting"] and primitive.mode == pygltflib.POINTS
+    kind = primitive.extensions["KHR_gaussian_splatting"]
+    assert kind == {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+    position = gltf.accessors[primitive.attributes.POSITION]
+    assert len(position.min) == len(position.max) == 3
+    assert all(view.byteOffset % 4 == 0 for view in gltf.bufferViews)
+    cloud = trimesh.load(source.with_suffix(".glb")).geometry
+    assert sum(len(part.vertices) for part in cloud.values()) == position.count, "a reader of points sees points"
+
+
+@needs_splat_transform
+@pytest.mark.parametrize(
+    ("kind", "at_least"), [("compressed.ply", 45.0), ("splat", 50.0), ("spz", 52.0), ("sog", 58.0)]
+)
+def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kind: str, at_least: float) -> None:
+    assert main([str(source), "--to", kind]) == 0
+    read = by_splat_transform(source.with_name(f"splat.{kind}"))
+    assert len(read) == len(splat) and read.sh_degree == (0 if kind == "splat" else splat.sh_degree)
+    if kind == "spz":
+        read = transformed(read, half_turn(0))  # it turns the format's own axes, y up, to y down
+    expected = with_degree(splat, read.sh_degree)
+    level = similarity(back(read, AXES[kind]), expected)
+    print(f"{kind}: {level:.1f} dB, {source.with_name(f'splat.{kind}').stat().st_size / 1000:.0f} kB")
+    assert level > at_least
+    moved = Gaussians(**{**expected.tensors(), "means": expected.means.detach() + 0.003})
+    assert similarity(moved, expected) < at_least, "control: three thousandths of a unit off are noticed"
+
+
+@needs_splat_transform
+def test_a_single_gaussian_survives_every_format(tmp_path: Path) -> None:
+    """The ranges and codebooks of all of them have no width then."""
+    one = ball(1, radius=0.5, opacity=0.9, sh_degree=1, generator=torch.Generator().manual_seed(0))
+    one.save_ply(tmp_path / "splat.ply")
+    for kind in ("compressed.ply", "spz", "sog"):
+        assert main([str(tmp_path), "--to", kind, "--axes", "z-up"]) == 0
+        read = by_splat_transform(tmp_path / f"splat.{kind}")
+        mean = read.means * torch.tensor([1, -1, -1]) if kind == "spz" else read.means
+        assert torch.allclose(mean, one.means, atol=1e-3), kind
+
+
+@degree_3
+def test_the_same_splat_gives_the_same_bytes(source: Path) -> None:
+    for kind in (*SPLATS, "html"):
+        written = []
+        for name in (f"a.{kind}", f"b.{kind}"):
+            assert main([str(source), "--to", kind, "--out", str(source.with_name(name))]) == 0
+            written.append(source.with_name(name).read_bytes().replace(b"<title>b", b"<title>a"))
+        assert written[0] == written[1], kind
+
+
+def test_spz_uses_the_bits_that_the_positions_leave() -> None:
+    for extent in (0.1, 1.0, 1.01, 7.9, 100.0, 1e6):
+        bits = fractional_bits(extent)
+        assert extent * 2**bits <= 2**23 - 1 and (bits == 20 or extent * 2 ** (bits + 1) > 2**21)
+
+
+def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sog, "PALETTE", 256)
+    rows = np.random.default_rng(0).normal(size=(2000, 2))
+    entries, labels = sog.palette(rows)
+    error = np.square(entries[labels] - rows).sum(1)
+    assert len(entries) == 256 and error.mean() < 0.03
+    assert np.square(entries[(labels + 1) % 256] - rows).sum(1).mean() > 20 * error.mean(), "control"
+
+
+# The page.
+
+
+@needs_chromium
+@degree_3
+def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    page = source.with_suffix(".html").read_text()
+    probe = """const shown = [0, Math.PI / 2].map(turned => {
+      camera.azimuth = turned;
+      draw(128, 128);
+      return canvas.toDataURL();
+    });
+    document.body.replaceChildren(shown);"""
+    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
+    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    assert "CONSOLE" not in ran.stderr, "no error in the console"
+    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", ran.stdout)
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded]
+    rgba = torch.from_numpy(np.stack(images))
+    shown, expected = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], pictures(with_degree(splat, 0))[:2]
+    print(f"html: {psnr(shown, expected):.1f} dB")
+    assert psnr(shown, expected) > LOSSLESS
+    assert psnr(shown.flip(0), expected) < 25, "control: the other view"
+
+
+@degree_0
+def test_the_page_refers_to_nothing_outside_itself(source: Path) -> None:
+    assert main([str(source), "--to", "html", "--background", "0", "0", "0"]) == 0
+    page = source.with_suffix(".html").read_text()
+    assert "default-src 'none'" in page and "rgb(0,0,0)" in page
+    assert not re.findall(r"https?://|\bsrc=|\bhref=|\bimport\b|\bfetch\b", page)
+    assert "{" + "splat}" not in page and "{" + "title}" not in page
+
+
+# Axes, scale and degree.
+
+
+@pytest.mark.parametrize("axes", FROM_Z_UP)
+def test_there_and_back_is_the_splat_again(splat: Gaussians, axes: Axes) -> None:
+    there = transformed(splat, change_of_axes("z-up", axes), 0.25)
+    assert there.means.norm(dim=1).mean().item() == pytest.approx(0.25 * splat.means.norm(dim=1).mean().item())
+    assert similarity(transformed(there, change_of_axes(axes, "z-up"), 4.0), splat) > 80
+
+
+def test_a_turned_splat_seen_by_turned_cameras_is_the_same_picture(splat: Gaussians) -> None:
+    rotation = change_of_axes("z-up", "y-up")
+    matrices = VIEWS.viewmats.clone()
+    matrices[:, :3, :3] = matrices[:, :3, :3] @ rotation.float().T
+    cameras = Cameras(matrices, VIEWS.Ks, VIEWS.width, VIEWS.height)
+    turned = transformed(splat, rotation)
+    assert psnr(pictures(turned, cameras), pictures(splat)) > 80
+    if splat.sh_degree:
+        unturned = Gaussians(**{**turned.tensors(), "shN": splat.tensors()["shN"]})
+        assert psnr(pictures(unturned, cameras), pictures(splat)) < 45, "control: the harmonics must turn too"
+
+
+def test_harmonics_turn_with_any_rotation() -> None:
+    g = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0]
+    rotation *= rotation.det()
+    coefficients = torch.randn(5, 15, 3, generator=g, dtype=torch.float64)
+    directions = torch.randn(40, 3, generator=g, dtype=torch.float64)
+    before = harmonic_basis(3, directions)[:, 1:] @ coefficients
+    after = harmonic_basis(3, directions @ rotation.T)[:, 1:] @ turned_harmonics(coefficients, rotation)
+    assert torch.allclose(before, after, atol=1e-10)
+
+
+@pytest.mark.parametrize("axes", FROM_Z_UP)
+def test_axes_are_right_handed_and_put_up_and_front_where_they_say(axes: Axes) -> None:
+    rotation = change_of_axes("z-up", axes)
+    assert rotation.det().item() == 1
+    front, up = (rotation @ torch.eye(3, dtype=torch.float64)[i] for i in (0, 2))
+    assert up.tolist() == {"z-up": [0, 0, 1], "y-up": [0, 1, 0], "y-down": [0, -1, 0]}[axes]
+    assert front.tolist() == ([1, 0, 0] if axes == "z-up" else [0, 0, 1])
+
+
+@degree_3
+def test_axes_of_the_source_and_of_the_file_are_both_heard(splat: Gaussians, source: Path) -> None:
+    out, again = source.with_name("down.ply"), source.with_name("again.ply")
+    assert main([str(source), "--to", "ply", "--axes", "y-down", "--scale", "0.5", "--out", str(out)]) == 0
+    arguments = ["--to", "ply", "--source-axes", "y-down", "--scale", "2", "--out", str(again)]
+    assert main([str(out), *arguments]) == 0
+    assert similarity(by_plyfile(again), splat) > 80 > 30 > similarity(by_plyfile(out), splat)
+
+
+# Triangles.
+
+
+@pytest.fixture(scope="module")
+def sphere() -> mesh.Mesh:
+    pytest.importorskip("open3d", reason="needs pip install 'gscfd[mesh]'", exc_type=ImportError)
+    floater = shell(0, count=30, radius=0.04).tensors()
+    floater["means"] = floater["means"] + torch.tensor([0.0, 0.0, 0.95])
+    both = {name: torch.cat([value, floater[name]]) for name, value in shell(0).tensors().items()}
+    return mesh.extract_mesh(Gaussians(**both), resolution=48)
+
+
+def test_the_mesh_of_a_sphere_is_a_sphere_without_floaters(sphere: mesh.Mesh) -> None:
+    shape = trimesh.Trimesh(sphere.vertices, sphere.triangles)
+    radius = np.linalg.norm(sphere.vertices, axis=1)
+    assert abs(radius.mean() - 0.7) < 0.02 and radius.std() < 0.03 and radius.max() < 0.85
+    assert np.abs(sphere.vertices.mean(0)).max() < 0.004, "half a pixel off would show"
+    assert shape.volume == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.08), "and its triangles face outwards"
+
+
+def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) -> None:
+    import open3d as o3d
+
+    scene = o3d.t.geometry.RaycastingScene()
+    scene.add_triangles(sphere.vertices, sphere.triangles.astype(np.uint32))
+    camera = turntable(4, size=64)[:1]
+    rays = scene.create_rays_pinhole(camera.Ks[0].double().numpy(), camera.viewmats[0].double().numpy(), 64, 64)
+    hit = scene.cast_rays(rays)
+    triangle, uv = hit["primitive_ids"].numpy(), hit["primitive_uvs"].numpy()
+    filled = triangle != scene.INVALID_ID
+    corners = sphere.colours[sphere.triangles[np.where(filled, triangle, 0)]]
+    weights = np.stack([1 - uv.sum(-1), uv[..., 0], uv[..., 1]], -1)[..., None]
+    image = torch.from_numpy(np.where(filled[..., None], (corners * weights).sum(-2), 1.0))
+    level = psnr(image, pictures(shell(0), camera)[0])
+    print(f"mesh: {level:.1f} dB")
+    assert level > 21
+    assert psnr(image.flip(1), pictures(shell(0), camera)[0]) < 16, "control: mirrored"
+
+
+@pytest.mark.parametrize("kind", MESHES)
+def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    MESHES[kind](sphere, path)
+    read = trimesh.load(path, process=False, force="mesh")
+    assert np.allclose(read.vertices, sphere.vertices, atol=1e-6) and np.array_equal(read.faces, sphere.triangles)
+    if kind == "mesh.glb":
+        light = by_pygltflib(path)["COLOR_0"].astype(np.float64)
+        colours = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    else:
+        colours = read.visual.vertex_colors[:, :3] / 255
+    assert np.abs(colours - sphere.colours).max() < 1.01 / 255
+
+
+@degree_0
+def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
+    triangle = mesh.Mesh(corners, np.array([[0, 1, 2]], np.int32), np.full((3, 3), 0.5))
+    monkeypatch.setattr(__main__, "extract_mesh", lambda gaussians, resolution: triangle)
+    assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
+    assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
+    turned = trimesh.load(source.with_suffix(".obj"), process=False, force="mesh")
+    assert np.allclose(turned.vertices, [[0, 0, 0.1], [0.2, 0, 0], [0, 0.3, 0]]), "front to +z, up to +y"
+    as_it_is = trimesh.load(source.with_suffix(".mesh.ply"), process=False, force="mesh")
+    assert np.allclose(as_it_is.vertices, corners)
+
+
+@degree_0
+def test_without_open3d_the_error_says_what_to_install(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    assert main([str(source), "--to", "obj"]) == 2
+    assert "gscfd[mesh]" in capsys.readouterr().err and not source.with_suffix(".obj").exists()
+
+
+# Pictures.
+
+
+@degree_0
+def test_a_video_and_a_sheet_have_the_size_and_background_asked_for(source: Path) -> None:
+    options = ["--frames", "4", "--size", "64", "--background", "0", "0", "1"]
+    assert main([str(source), "--to", "mp4", *options]) == 0
+    assert main([str(source), "--to", "png", *options]) == 0
+    video = iio.imread(source.with_suffix(".mp4"), plugin="FFMPEG")
+    sheet = iio.imread(source.with_suffix(".png"))
+    assert video.shape == (4, 64, 64, 3) and sheet.shape == (64, 256, 3)
+    assert sheet[0, 0].tolist() == [0, 0, 255] and np.abs(video[0, 0, 0].astype(int) - [0, 0, 255]).max() < 12
+
+
+@degree_0
+def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "png", "--frames", "1", "--size", "128", "--alpha"]) == 0
+    rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
+    assert rgba.shape == (128, 128, 4) and rgba[0, 0, 3] == 0 and rgba[..., 3].max() > 0.95
+    over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+    assert psnr(over_white, pictures(splat)[0]) > LOSSLESS
+    assert psnr(rgba[..., :3], pictures(splat)[0]) < 30, "control: without its alpha it is another picture"
+
+
+# The command.
+
+
+def test_every_format_is_written_beside_a_run_which_stays_a_run(tmp_path: Path) -> None:
+    ball(20, radius=0.5, opacity=0.9, generator=torch.Generator().manual_seed(0)).save_ply(tmp_path / "splat.ply")
+    for kind in sorted(set(FORMATS) - {"ply", *MESHES}):
+        small = ["--frames", "2", "--size", "16"] if kind in APPLIES["size"] else []
+        assert main([str(tmp_path), "--to", kind, *small]) == 0
+        assert (tmp_path / f"splat.{kind}").stat().st_size > 100
+    assert not runs.foreign_files(tmp_path), "--overwrite must still know the folder as a run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{ply}", "--to", "spz", "--out", "{dir}/a.sog"], "ends in .spz"),
+        (["{ply}", "--to", "spz", "--out", "{dir}/no/a.spz"], "existing folder"),
+        (["{ply}", "--to", "ply"], "is the source"),
+        (["{ply}", "--to", "ply", "--overwrite"], "is the source"),
+        (["{dir}/none.ply", "--to", "spz"], "there is no"),
+        (["{dir}/sub", "--to", "spz"], "splat.ply"),
+        (["{ply}", "--to", "spz", "--scale", "0"], "above 0"),
+        (["{ply}", "--to", "spz", "--scale", "nan"], "above 0"),
+        (["{ply}", "--to", "spz", "--alpha"], "alpha: expected only with --to png"),
+        (["{ply}", "--to", "mp4", "--axes", "y-up"], "axes: expected only"),
+        (["{ply}", "--to", "splat", "--sh-degree", "1"], "sh-degree: expected only"),
+        (["{ply}", "--to", "png", "--frames", "6"], "multiple of 4"),
+        (["{ply}", "--to", "png", "--size", "17"], "even number"),
+        (["{ply}", "--to", "png", "--background", "0", "2", "0"], "in \\[0, 1\\]"),
+        (["{ply}", "--to", "png", "--background", "0", "1", "0", "--alpha"], "no --background beside"),
+        (["{ply}", "--to", "obj", "--resolution", "5"], "16 to 1024"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    ball(9, radius=0.5, opacity=0.9, generator=torch.Generator().manual_seed(0)).save_ply(tmp_path / "splat.ply")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main([a.format(ply=tmp_path / "splat.ply", dir=tmp_path) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@degree_0
+def test_a_file_is_replaced_only_on_request(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source.with_suffix(".spz").write_bytes(b"mine")
+    assert main([str(source), "--to", "spz"]) == 2
+    assert "--overwrite" in capsys.readouterr().err and source.with_suffix(".spz").read_bytes() == b"mine"
+    assert main([str(source), "--to", "spz", "--overwrite"]) == 0
+    assert source.with_suffix(".spz").read_bytes() != b"mine"
+
+
+def test_what_is_left_out_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    degree = read_ply(source).sh_degree
+    assert main([str(source), "--to", "splat"]) == 0
+    assert ("depend on the view" in capsys.readouterr().out) == (degree > 0)
+
+
+def test_an_unreadable_source_is_an_error_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.ply").write_bytes(b"ply\n")
+    assert main([str(tmp_path / "a.ply"), "--to", "spz"]) == 2
+    assert "expected a 3DGS .ply" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        Gaussians.load_ply(tmp_path)
