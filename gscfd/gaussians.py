@@ -74,6 +74,14 @@ class Gaussians:
     def __len__(self) -> int:
         return self.means.shape[0]
 
+    @torch.no_grad()
+    def clip_colors(self) -> None:
+        """Bring the constant colours back into [0, 1], in place.
+
+        Left free, Gaussians turn whiter than white to make up for darker ones above them, and show as rings and specks.
+        """
+        self.sh0.clamp_(-0.5 / SH_C0, 0.5 / SH_C0)
+
     def tensors(self) -> dict[str, Tensor]:
         """Detached copies of all parameters, by name."""
         return {name: value.detach().clone() for name, value in self.params.items()}

@@ -141,6 +141,7 @@ def run_stage(
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        gaussians.clip_colors()
         clock.lap("optimise")
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
