@@ -116,7 +116,9 @@ def test_a_poisoned_step_is_taken_back_and_the_stage_ends_sound_with_half_the_st
     gaussians = tiny_stage(noise=poisoned(6, 1), on_step=on_step)
     assert [step for step, _, _ in reports] == [0, 1, 2, 3, 4, 5, 6, *range(4, 12)]
     assert [trouble for _, trouble, _ in reports].index(True) == 6 and reports[6][2] == 4
-    assert all(rate == rates[0] for rate in rates[:7]) and all(rate == rates[0] / 2 for rate in rates[7:])
+    falls = [LearningRates(end=0.5).end ** (step / 12) for step, _, _ in reports]
+    sizes = [rate / rates[0] / fall for rate, fall in zip(rates, falls, strict=True)]
+    assert sizes == pytest.approx([1.0] * 7 + [0.5] * 8)
     assert all(value.isfinite().all() for value in gaussians.tensors().values())
 
 
