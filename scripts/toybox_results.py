@@ -14,9 +14,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
+from gscfd.config import Guidance
 from gscfd.evaluate import Settings
 from gscfd.evaluate import main as evaluate
 from gscfd.export.ply import read_ply
@@ -60,7 +62,7 @@ def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=["cfd", "sds"])
+    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=get_args(Guidance))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")
