@@ -35,7 +35,7 @@ class GaussianTeacher:
     def predict_eps(self, x_t, t, cameras, cfg=None):
         self.asked.append((t, cfg))
         alpha, sigma = self.alpha_sigma(t)
-        mean = self.empty + (1 if cfg is None else cfg) * (self.mean - self.empty)
+        mean = (self.empty + (1 if cfg is None else cfg) * (self.mean - self.empty)).to(x_t.dtype)
         return sigma * (x_t - alpha * mean) / (0.25 * alpha**2 + sigma**2)
 
 
