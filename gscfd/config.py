@@ -15,8 +15,18 @@ import yaml
 
 from gscfd.errors import UserError
 
-Guidance = Literal["cfd", "sds"]
+Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
+
+NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
+    "cfd": ("surface", "radial", "world_map", "fixed"),
+    "sds": ("iid",),
+    "fsd": ("world_map", "fixed"),
+    "cds": ("fixed", "iid"),
+    "ism": ("iid",),
+    "sdi": ("iid",),
+}
+"""The kinds of noise that each method takes: the first unless noise.kind says otherwise (docs/methods.md)."""
 
 
 def check(condition: bool, name: str, expected: str, got: object) -> None:
@@ -52,9 +62,10 @@ class NoiseConfig:
     kind: NoiseKind | None = None
     """surface: white noise that agrees on the object's surface between views (CFD). radial: the same by the paper's
     reference sphere. world_map: the part of a wide map that the camera stands over (FSD). fixed: one image for all
-    views, a negative control. iid: fresh every step. Unset: surface for cfd, iid for sds."""
-    gamma: float = 1e-4
-    """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE."""
+    views, a negative control. iid: fresh every step. Unset: surface for cfd, world_map for fsd, fixed for cds, iid for
+    the others."""
+    gamma: float | None = None
+    """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE. Unset: 1e-4 for cfd, 0 for the others."""
     beta: float = 1.0
     """Share of the consistent noise against fresh noise (FSD)."""
     theta: float = 180.0
@@ -64,7 +75,7 @@ class NoiseConfig:
     library."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
+        check(self.gamma is None or 0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
         check(0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
         check(0 < self.theta <= 360, "noise.theta", "degrees in (0, 360]", self.theta)
 
@@ -113,6 +124,44 @@ class DensifyConfig:
 
 
 @dataclass(kw_only=True)
+class CdsConfig:
+    """Times and guidance of --guidance cds (Consistent3D Eq. 12 and appendix B.1), as fractions of T. They stand in for
+    t_schedule, t_max, t_min and t_points."""
+
+    t_max: float
+    """t2, the time of the target, at the start of the stage."""
+    t_min: float
+    """t2 at its end; in between it falls with the square root of the steps done."""
+    gap: tuple[float, float]
+    """t1 - t2 is drawn uniformly from here every step."""
+    cfg_end: float = 0.4
+    """Share of cfg that is left at the end of the stage; it falls linearly (Consistent3D: from 50 to 20)."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.t_min <= self.t_max, "cds.t_min, t_max", "0 <= t_min <= t_max", (self.t_min, self.t_max))
+        check(0 < self.gap[0] <= self.gap[1], "cds.gap", "(low, high) with 0 < low <= high", self.gap)
+        check(self.t_max + self.gap[1] < 1, "cds.t_max, gap", "t_max + gap's high below 1", (self.t_max, self.gap))
+        check(0 < self.cfg_end <= 1, "cds.cfg_end", "a value in (0, 1]", self.cfg_end)
+
+
+@dataclass(kw_only=True)
+class InversionConfig:
+    """The DDIM inversion of --guidance ism and sdi, in fractions of T, by LucidDreamer's names and values."""
+
+    delta_t: float = 0.05
+    """From s, where the inversion ends, to t."""
+    xs_delta_t: float = 0.2
+    """Longest step of the inversion from the image to x_s."""
+    xs_inv_steps: int = 5
+    """Most steps of it. Where they do not reach from 0 to s, it starts later, from the image with noise."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.delta_t < 1, "inversion.delta_t", "a value in (0, 1)", self.delta_t)
+        check(0 < self.xs_delta_t <= 1, "inversion.xs_delta_t", "a value in (0, 1]", self.xs_delta_t)
+        check(self.xs_inv_steps >= 1, "inversion.xs_inv_steps", "at least 1 step", self.xs_inv_steps)
+
+
+@dataclass(kw_only=True)
 class StageConfig:
     """One optimisation against one teacher."""
 
@@ -138,6 +187,8 @@ class StageConfig:
     """Diffusion time as a fraction of T."""
     t_points: tuple[tuple[float, float], ...]
     """(share of the steps done, p): t = t_min + (t_max - t_min)(1 - p), linear in between."""
+    cds: CdsConfig
+    inversion: InversionConfig = field(default_factory=InversionConfig)
     elevation: tuple[float, float] = (0.0, 30.0)
     """Degrees, drawn uniformly."""
     fov: tuple[float, float] = (30.0, 45.0)
@@ -213,6 +264,7 @@ def coarse_stage() -> StageConfig:
         views=4,
         cfg=4.0,
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
+        cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2)),
         opacity_reg=0.2,
     )
 
@@ -224,6 +276,7 @@ def refine_stage() -> StageConfig:
         views=2,
         cfg=4.0,
         t_points=((0.0, 0.75), (1.0, 0.95)),
+        cds=CdsConfig(t_max=0.5, t_min=0.02, gap=(0.1, 0.1)),
         opacity_reg=0.2,
         lr=LearningRates(means=1e-3, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
     )
@@ -251,7 +304,8 @@ class Config:
     viewer_port: int = 8080
     """Local port of the viewer; the next free one is taken when it is busy."""
     guidance: Guidance = "cfd"
-    """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise."""
+    """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
+    distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     init: InitConfig = field(default_factory=InitConfig)
     coarse: StageConfig = field(default_factory=coarse_stage)
@@ -264,14 +318,23 @@ class Config:
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
         check(0 < self.viewer_port < 2**16, "viewer-port", "a port in [1, 65535]", self.viewer_port)
-        consistent = (None, "surface", "radial", "world_map", "fixed")
-        kinds = consistent if self.guidance == "cfd" else (None, "iid")
+        kinds = (None, *NOISE_OF[self.guidance])
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
         check(self.noise.kind in kinds, "noise.kind", expected, self.noise.kind)
+        for name, stage in (("coarse", self.coarse), ("refine", self.refine)):
+            expected = f"annealed with --guidance cds, which has its own times ({name}.cds)"
+            fits = self.guidance != "cds" or stage.t_schedule == "annealed"
+            check(fits, f"{name}.t_schedule", expected, stage.t_schedule)
 
     @property
     def noise_kind(self) -> NoiseKind:
-        return self.noise.kind or ("surface" if self.guidance == "cfd" else "iid")
+        return self.noise.kind or NOISE_OF[self.guidance][0]
+
+    @property
+    def noise_gamma(self) -> float:
+        if self.noise.gamma is None:
+            return 1e-4 if self.guidance == "cfd" else 0.0
+        return self.noise.gamma
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 
 import torch
@@ -21,6 +22,11 @@ def anneal(fraction: float, points: tuple[tuple[float, float], ...], t_min: floa
         (x0, p0), (x1, p1) = points[i - 1], points[i]
         p = p0 + (p1 - p0) * (fraction - x0) / (x1 - x0)
     return t_min + (t_max - t_min) * (1 - p)
+
+
+def sqrt_anneal(fraction: float, t_min: float, t_max: float) -> float:
+    """t / T = t_max - (t_max - t_min) sqrt(fraction of the steps done): t2 of Consistent3D Eq. 12."""
+    return t_max - (t_max - t_min) * math.sqrt(fraction)
 
 
 def uniform(t_min: float, t_max: float, generator: torch.Generator) -> float:

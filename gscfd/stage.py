@@ -15,10 +15,10 @@ from gscfd.config import StageConfig, WatchdogConfig
 from gscfd.gaussians import Gaussians
 from gscfd.geometry import regularisers
 from gscfd.guidance import distillation_loss
-from gscfd.schedule import anneal, time_index, uniform
+from gscfd.schedule import time_index
 from gscfd.state import StageState, StateDict
 from gscfd.teachers import Teacher
-from gscfd.types import Cameras, Guidance, Noise, Rasterize, Render
+from gscfd.types import Cameras, Method, Noise, Rasterize, Render
 from gscfd.watchdog import find_trouble
 
 PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify", "watch")
@@ -80,7 +80,7 @@ def run_stage(
     teacher: Teacher,
     rasterize: Rasterize,
     noise: Noise,
-    guidance: Guidance,
+    method: Method,
     seed: int,
     watchdog: WatchdogConfig,
     keep_every: int,
@@ -124,7 +124,7 @@ def run_stage(
         clock.lap("noise")
 
         # Ask which way to go.
-        t = draw_time(config, done, generator)
+        t, guidance = method(done, generator)
         grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), cameras)
         clock.lap("teacher")
 
@@ -175,13 +175,6 @@ def run_stage(
                 f"{name}: {trouble.what} at step {step}; {trouble.advice} "
                 f"(went back {watchdog.rollbacks} times, each time with half the step size)"
             )
-
-
-def draw_time(config: StageConfig, done: float, generator: torch.Generator) -> float:
-    """Diffusion time of this step as a fraction of T."""
-    if config.t_schedule == "uniform":
-        return uniform(config.t_min, config.t_max, generator)
-    return anneal(done, config.t_points, config.t_min, config.t_max)
 
 
 def straight_through_clamp(images: Tensor) -> Tensor:

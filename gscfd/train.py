@@ -12,11 +12,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from gscfd import guidance, noise
+from gscfd import noise
 from gscfd.checkpoint import Checkpoint
 from gscfd.config import Config, StageConfig, load_preset, load_run
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
+from gscfd.methods import method
 from gscfd.noise_kernels import cuda
 from gscfd.rasterize import rasterize
 from gscfd.runs import (
@@ -116,7 +117,7 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
         channels,
         height,
         width,
-        gamma=config.noise.gamma,
+        gamma=config.noise_gamma,
         beta=config.noise.beta,
         theta=config.noise.theta,
         span=stage.steps,
@@ -185,7 +186,7 @@ def distil(
             teacher=teacher,
             rasterize=rasterize,
             noise=stage_noise(config, stage, teacher.latent_shape, seed),
-            guidance=guidance.cfd,
+            method=method(config.guidance, stage, teacher.timesteps),
             seed=seed,
             watchdog=config.watchdog,
             keep_every=config.checkpoint.every,

@@ -92,3 +92,12 @@ class Guidance(Protocol):
     """z, noise and the returned gradient: [V, C, h, w]; t: the teacher's integer time."""
 
     def __call__(self, teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor: ...
+
+
+class Method(Protocol):
+    """The time of a step, as a fraction of T in [0, 1), and which way to go there.
+
+    done: share of the stage's steps that are done, in [0, 1). generator: the stage's own; a method has no other state.
+    """
+
+    def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...

@@ -16,11 +16,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
 from gscfd.cameras import turntable
+from gscfd.config import Guidance
 from gscfd.evaluate import BACKGROUND, SCORER, Settings
 from gscfd.evaluate import main as evaluate
 from gscfd.export.ply import read_ply
@@ -93,7 +95,7 @@ def ceiling() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=["cfd", "sds"])
+    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=get_args(Guidance))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")

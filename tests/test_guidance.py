@@ -5,28 +5,38 @@ import torch
 from diffusers import DDIMScheduler
 
 from gscfd.cameras import turntable
-from gscfd.guidance import cfd, distillation_loss
+from gscfd.guidance import cds, cfd, distillation_loss, fsd, inverted, ism, sdi, sds
 from gscfd.toybox.models import build_scheduler
 
 CAMERAS = turntable(2, size=8)
 
 
 class GaussianTeacher:
-    """The exact teacher of data N(mean, 0.25): eps = sigma (x_t - alpha mean) / (0.25 alpha^2 + sigma^2)."""
+    """The exact teacher of data N(mean, 0.25): eps = sigma (x_t - alpha mean) / (0.25 alpha^2 + sigma^2). Without the
+    text the data are N(empty, 0.25); the prompt's cfg is 1. It notes what it is asked."""
 
-    multiview, image_size, latent_shape = False, 8, (4, 8, 8)
+    multiview, image_size, latent_shape, timesteps = False, 8, (4, 8, 8), 1000
 
-    def __init__(self):
-        self.alphas = build_scheduler().alphas_cumprod.double()
-        self.timesteps = len(self.alphas)
+    def __init__(self, schedule="diffusion"):
+        alphas = build_scheduler().alphas_cumprod.double()
+        self.alphas = alphas
+        straight = torch.arange(self.timesteps, dtype=torch.float64) / self.timesteps
+        self.pairs = {
+            "diffusion": list(zip(alphas.sqrt().tolist(), (1 - alphas).sqrt().tolist(), strict=True)),
+            "flow": list(zip((1 - straight).tolist(), straight.tolist(), strict=True)),
+        }[schedule]
         self.mean = torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(4, 1, 1)
+        self.empty = 0.2 - 0.5 * self.mean
+        self.asked = []
 
     def alpha_sigma(self, t):
-        return self.alphas[t].item() ** 0.5, (1 - self.alphas[t].item()) ** 0.5
+        return self.pairs[t]
 
-    def predict_eps(self, x_t, t, cameras):
+    def predict_eps(self, x_t, t, cameras, cfg=None):
+        self.asked.append((t, cfg))
         alpha, sigma = self.alpha_sigma(t)
-        return sigma * (x_t - alpha * self.mean) / (0.25 * alpha**2 + sigma**2)
+        mean = (self.empty + (1 if cfg is None else cfg) * (self.mean - self.empty)).to(x_t.dtype)
+        return sigma * (x_t - alpha * mean) / (0.25 * alpha**2 + sigma**2)
 
 
 def latents(seed):
@@ -90,3 +100,99 @@ def test_fixed_noise_keeps_the_spread_of_the_data_and_fresh_noise_collapses_to_i
     fresh, _ = clean_flow(teacher, lambda i: latents(100 + i), times)
     assert (fixed - teacher.mean).std() == pytest.approx(0.5, abs=0.1)
     assert (fresh - teacher.mean).std() < 0.35
+
+
+def test_sds_and_fsd_are_the_same_direction_with_other_noise():
+    teacher, z = GaussianTeacher(), latents(0)
+    for noise in (latents(1), latents(2)):
+        direction = cfd(teacher, z, noise, 500, CAMERAS)
+        assert torch.equal(sds(teacher, z, noise, 500, CAMERAS), direction)
+        assert torch.equal(fsd(teacher, z, noise, 500, CAMERAS), direction)
+    assert not torch.allclose(cfd(teacher, z, latents(1), 500, CAMERAS), direction)
+
+
+def consistent3d(teacher, z, noise, t1, t2):
+    """Consistent3D Eq. 10-11 in its own variables, x / alpha at the noise level s = sigma / alpha."""
+    s1, s2 = (sigma / alpha for alpha, sigma in map(teacher.alpha_sigma, (t1, t2)))
+
+    def denoiser(x, s):
+        return (teacher.mean * s**2 + 0.25 * x) / (s**2 + 0.25)
+
+    x1 = z + s1 * noise
+    x2 = x1 + (s2 - s1) / s1 * (x1 - denoiser(x1, s1))
+    return s1 / s2 * (denoiser(x2, s2) - denoiser(x1, s1))
+
+
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+def test_cds_is_the_equation_of_consistent3d_on_every_schedule(schedule):
+    teacher, z, noise = GaussianTeacher(schedule), latents(0), latents(1)
+    expected = consistent3d(teacher, z, noise, 700, 550)
+    assert torch.allclose(cds(teacher, z, noise, 700, CAMERAS, target=550), expected, atol=1e-10)
+    assert not torch.allclose(cds(teacher, z, noise, 700, CAMERAS, target=500), expected, atol=1e-3)
+
+
+def test_cds_asks_with_its_own_guidance():
+    teacher = GaussianTeacher()
+    cds(teacher, latents(0), latents(1), 700, CAMERAS, target=550, cfg=20.0)
+    assert teacher.asked == [(700, 20.0), (550, 20.0)]
+
+
+def exact_flow(teacher, x, t, other):
+    """The probability-flow ODE of the data without text: x - alpha empty grows with its standard deviation."""
+    (a, s), (b, u) = teacher.alpha_sigma(t), teacher.alpha_sigma(other)
+    return b * teacher.empty + (x - a * teacher.empty) * ((0.25 * b**2 + u**2) / (0.25 * a**2 + s**2)) ** 0.5
+
+
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+def test_the_inversion_converges_to_the_exact_flow(schedule):
+    """With first order: a fifth of the step, about a fifth of the error. Noise alone is nowhere near."""
+    teacher, z, noise = GaussianTeacher(schedule), latents(0), torch.zeros(2, 4, 8, 8, dtype=torch.float64)
+    expected = exact_flow(teacher, teacher.alpha_sigma(0)[0] * z, 0, 600)
+    errors = []
+    for stride in (50, 10, 2):
+        x = inverted(teacher, z, noise, 600, CAMERAS, cfg=0.0, stride=stride, steps=600)
+        errors.append((x - expected).abs().max().item())
+    assert errors[1] < 0.25 * errors[0] and errors[2] < 0.25 * errors[1] and errors[2] < 0.05
+    alpha, sigma = teacher.alpha_sigma(600)
+    assert (alpha * z + sigma * latents(1) - expected).abs().max() > 0.5
+
+
+INVERSION = {"delta_t": 50, "xs_delta_t": 200, "xs_inv_steps": 5}
+
+
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+@pytest.mark.parametrize("method, cfg", [(ism, 0.0), (sdi, 1.0)])
+def test_interval_methods_compare_the_two_ends_of_the_last_step_of_an_inversion(method, cfg, schedule):
+    teacher, z, noise = GaussianTeacher(schedule), latents(0), latents(1)
+    grad = method(teacher, z, noise, 600, CAMERAS, **INVERSION)
+    assert teacher.asked == [(0, cfg), (200, cfg), (400, cfg), (550, cfg), (600, None)]
+    alpha, sigma = teacher.alpha_sigma(600)
+    x = teacher.alpha_sigma(0)[0] * z + teacher.alpha_sigma(0)[1] * noise
+    for now, later in ((0, 200), (200, 400), (400, 550), (550, 600)):
+        (a, s), (b, u) = teacher.alpha_sigma(now), teacher.alpha_sigma(later)
+        eps = teacher.predict_eps(x, now, CAMERAS, cfg)
+        x = b / a * x + (u - b * s / a) * eps
+    assert torch.allclose(grad, sigma / alpha * (teacher.predict_eps(x, 600, CAMERAS) - eps), atol=1e-10)
+
+
+def test_ism_is_sdi_only_where_the_text_says_nothing():
+    teacher, z, noise = GaussianTeacher(), latents(0), latents(1)
+    assert (
+        ism(teacher, z, noise, 600, CAMERAS, **INVERSION) - sdi(teacher, z, noise, 600, CAMERAS, **INVERSION)
+    ).abs().max() > 0.1
+    teacher.empty = teacher.mean
+    first, second = (method(teacher, z, noise, 600, CAMERAS, **INVERSION) for method in (ism, sdi))
+    assert torch.equal(first, second)
+
+
+def test_few_steps_of_inversion_start_from_the_noisy_image():
+    teacher = GaussianTeacher()
+    grads = [ism(teacher, latents(0), latents(n), 600, CAMERAS, **{**INVERSION, "xs_inv_steps": 2}) for n in (1, 2)]
+    assert [t for t, _ in teacher.asked[:4]] == [150, 350, 550, 600]
+    assert not torch.allclose(*grads, atol=0.01)
+
+
+def test_an_inversion_of_less_than_its_last_step_starts_at_the_image():
+    teacher = GaussianTeacher()
+    ism(teacher, latents(0), latents(1), 20, CAMERAS, **INVERSION)
+    assert teacher.asked == [(0, 0.0), (20, None)]

@@ -51,6 +51,15 @@ def test_a_stage_continued_without_a_part_of_its_state_ends_elsewhere(states, ki
     assert not same(last.tensors, states[-1].tensors)
 
 
+@pytest.mark.parametrize("guidance", ["cds", "ism", "sdi"])
+def test_methods_with_times_of_their_own_continue_bit_for_bit(guidance, states):
+    whole = states_of(guidance=guidance)
+    last = continued(whole[4], guidance=guidance)
+    assert same(last.tensors, whole[-1].tensors) and not same(last.tensors, states[-1].tensors)
+    fresh = {**whole[4].tensors, "now/generator": torch.Generator().manual_seed(5).get_state()}
+    assert not same(continued(dataclasses.replace(whole[4], tensors=fresh), guidance=guidance).tensors, last.tensors)
+
+
 def test_a_stage_continued_at_another_step_ends_elsewhere(states):
     moved = dataclasses.replace(states[4], numbers={**states[4].numbers, "step": 6})
     assert not same(continued(moved).tensors, states[-1].tensors)

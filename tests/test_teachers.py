@@ -173,6 +173,25 @@ def test_classifier_free_guidance_is_linear_in_eps():
     assert torch.allclose(eps, negative + 5 * (text - negative), atol=1e-4)
 
 
+def test_the_guidance_of_a_call_takes_the_place_of_the_prompts():
+    answer, x_t, cameras = normal(8, 3), normal(4, 4), turntable(4, size=64)
+    asked = teacher(Echo(answer))
+    asked.set_prompt(Prompt(text="a duck", cfg=5.0, cfg_rescale=0.5))
+    same = asked.predict_eps(x_t, 300, cameras, 5.0)
+    assert torch.equal(same, asked.predict_eps(x_t, 300, cameras))
+    assert not torch.allclose(same, asked.predict_eps(x_t, 300, cameras, 2.0), atol=0.1)
+
+
+@pytest.mark.parametrize("cfg, text", [(0.0, "a mug"), (1.0, "a duck")])
+def test_without_guidance_one_text_is_asked_alone(cfg, text):
+    echo = Echo(normal(4, 3))
+    asked = teacher(echo)
+    asked.set_prompt(Prompt(text="a duck", negative="a mug", cfg=5.0, cfg_rescale=0.5))
+    assert torch.equal(asked.predict_eps(normal(4, 4), 300, turntable(4, size=64), cfg), echo.answer)
+    tokens = echo.seen[2]
+    assert len(tokens) == 4 and all(torch.equal(view, asked.known[text].tokens) for view in tokens)
+
+
 def test_rescaling_restores_the_spread_of_the_text_prediction():
     text, guided = normal(4, 3), 3 * normal(4, 4)
     assert torch.allclose(rescale(guided, text, 1.0).std((1, 2, 3)), text.std((1, 2, 3)), rtol=1e-5)

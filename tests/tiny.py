@@ -5,9 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from gscfd import guidance
-from gscfd.config import DensifyConfig, LearningRates, StageConfig, WatchdogConfig
+from gscfd.config import CdsConfig, DensifyConfig, LearningRates, StageConfig, WatchdogConfig
 from gscfd.gaussians import ball
+from gscfd.methods import method
 from gscfd.rasterize import rasterize
 from gscfd.stage import run_stage
 
@@ -23,9 +23,9 @@ class TinyTeacher:
     def encode(self, images):
         return F.avg_pool2d(images, 2)
 
-    def predict_eps(self, x_t, t, cameras):
+    def predict_eps(self, x_t, t, cameras, cfg=None):
         alpha, sigma = self.alpha_sigma(t)
-        return (x_t - alpha * self.target) / sigma
+        return (x_t - alpha * self.target) / max(sigma, 0.01)
 
 
 def drawn(cameras, render, step):
@@ -41,6 +41,7 @@ def stage_config(**changes):
             "cfg": 1.0,
             "t_schedule": "uniform",
             "t_points": ((0.0, 0.0),),
+            "cds": CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2)),
             "lr": LearningRates(means=2e-2, end=0.5),
             "densify": DensifyConfig(start=0.0, stop=1.0, every=3, grad_threshold=0.02),
             **changes,
@@ -48,17 +49,18 @@ def stage_config(**changes):
     )
 
 
-def tiny_stage(config=None, *, resume=None, on_step=None, noise=drawn, watchdog=None, keep_every=4):
+def tiny_stage(config=None, *, guidance="cfd", resume=None, on_step=None, noise=drawn, watchdog=None, keep_every=4):
     """Distil 60 Gaussians; returns them."""
     gaussians = ball(60, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(3))
+    config = config or stage_config()
     run_stage(
         gaussians,
-        config or stage_config(),
+        config,
         name="coarse",
         teacher=TinyTeacher(),
         rasterize=rasterize,
         noise=noise,
-        guidance=guidance.cfd,
+        method=method(guidance, config, TinyTeacher.timesteps),
         seed=5,
         watchdog=watchdog or WatchdogConfig(),
         keep_every=keep_every,

@@ -53,6 +53,9 @@ class Teacher(Protocol):
         """[V, C, h, w] to [V, 3, H, W] in [0, 1]; without gradient."""
         ...
 
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """[V, C, h, w] the noise in x_t under the prompt, guided; without gradient."""
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
+        """[V, C, h, w] the noise in x_t under the prompt, guided; without gradient.
+
+        cfg: in place of the prompt's. 0, 1: what the negative prompt, or the text, predicts alone, as it is.
+        """
         ...

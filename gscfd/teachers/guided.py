@@ -98,22 +98,27 @@ class GuidedTeacher:
         self.prompt = prompt
 
     @torch.no_grad()
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
         if self.prompt is None:
             raise RuntimeError("predict_eps: set_prompt first")
         mixes = self.view_mixes(cameras)
-        text = self.branches(mixes)
-        count = len(text.tokens) // len(x_t)
-        x = x_t.repeat(count, 1, 1, 1)
-        eps = self.schedule.to_eps(x, self.denoiser(x, t, text, cameras).to(x.dtype), t)
-        negative, positive, *others = eps.chunk(count)
+        if cfg in (0, 1):
+            alone = self.negatives(mixes) if cfg == 0 else self.positives(mixes)
+            return self.branch_eps(x_t, t, stacked(alone), cameras)[0]
+        negative, positive, *others = self.branch_eps(x_t, t, self.branches(mixes), cameras)
         weights = x_t.new_tensor([[weight for _, weight in mix.negatives] for mix in mixes]).T
-        guided = guide(negative, positive, self.prompt.cfg, others, weights)
+        guided = guide(negative, positive, self.prompt.cfg if cfg is None else cfg, others, weights)
         if self.prompt.cfg_rescale == 0:
             return guided
         alpha, sigma = self.alpha_sigma(t)
         x0 = rescale((x_t - sigma * guided) / alpha, (x_t - sigma * positive) / alpha, self.prompt.cfg_rescale)
         return (x_t - alpha * x0) / sigma
+
+    def branch_eps(self, x_t: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> tuple[Tensor, ...]:
+        """[V, C, h, w] the noise in x_t for each branch of the texts, which hold V for every one."""
+        count = len(text.tokens) // len(x_t)
+        x = x_t.repeat(count, 1, 1, 1)
+        return self.schedule.to_eps(x, self.denoiser(x, t, text, cameras).to(x.dtype), t).chunk(count)
 
     def view_mixes(self, cameras: Cameras) -> list[ViewMix]:
         """What each view asks for."""
@@ -128,7 +133,12 @@ class GuidedTeacher:
     def branches(self, mixes: list[ViewMix]) -> TextFeatures:
         """The texts of one call: the negative of every view, then its positive, then each that it is pushed from."""
         of = {words: self.known[text] for words, text in self.asked.items()}
-        negatives = [self.known[self.negative]] * len(mixes)
-        positives = [mixed([(of[words], share) for words, share in mix.positive]) for mix in mixes]
         pushed = [of[mix.negatives[k][0]] for k in range(len(mixes[0].negatives)) for mix in mixes]
-        return stacked([*negatives, *positives, *pushed])
+        return stacked([*self.negatives(mixes), *self.positives(mixes), *pushed])
+
+    def negatives(self, mixes: list[ViewMix]) -> list[TextFeatures]:
+        return [self.known[self.negative]] * len(mixes)
+
+    def positives(self, mixes: list[ViewMix]) -> list[TextFeatures]:
+        of = {words: self.known[text] for words, text in self.asked.items()}
+        return [mixed([(of[words], share) for words, share in mix.positive]) for mix in mixes]

@@ -1,0 +1,115 @@
+"""The command for two dimensions, on the shipped teachers."""
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from gscfd import image
+from gscfd.cameras import turntable
+from gscfd.sampling import clean_flow
+from gscfd.teachers import Prompt, load_teacher
+from gscfd.toybox.models import build_scheduler
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    return {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
+
+
+@pytest.fixture
+def make(teachers, monkeypatch, tmp_path):
+    """Runs the command for a mug; returns its exit code and picture."""
+    monkeypatch.setattr(image, "load_teacher", lambda name, device: teachers[name])
+
+    def run(name, *arguments):
+        out = tmp_path / f"{name}.png"
+        code = image.main(["--prompt", "a mug", "--steps", "2", "--out", str(out), *arguments])
+        return code, iio.imread(out).astype(int) if out.exists() else None
+
+    return run
+
+
+def test_every_method_makes_its_own_picture_but_fsd_which_is_ddim(make):
+    pictures = {}
+    for method in ("cfd", "fsd", "sds", "ddim", "edm"):
+        code, pictures[method] = make(method, "--method", method)
+        assert code == 0 and pictures[method].shape == (128, 128, 3)
+    assert np.abs(pictures["fsd"] - pictures["ddim"]).max() <= 1
+    for method in ("sds", "edm"):
+        assert np.abs(pictures[method] - pictures["ddim"]).max() > 10
+
+
+def test_the_seed_decides_the_picture(make):
+    first, again, other = (make(str(i), "--seed", str(seed))[1] for i, seed in enumerate((1, 1, 2)))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_fresh_noise_is_asked_for_by_gamma_and_churn(make):
+    assert not np.array_equal(make("a", "--gamma", "0.3")[1], make("b", "--gamma", "0")[1])
+    assert not np.array_equal(make("c", "--method", "edm", "--churn", "1")[1], make("d", "--method", "edm")[1])
+
+
+def test_a_multi_view_teacher_draws_four_sides(make):
+    code, picture = make("mug", "--teacher", "toybox/multiview", "--steps", "1")
+    assert code == 0 and picture.shape == (64, 256, 3)
+
+
+def test_a_networks_clean_flow_is_diffusers_ddim_in_float32(teachers):
+    teacher, cameras = teachers["toybox/singleview"], turntable(1, size=128)
+    teacher.set_prompt(Prompt(text="a mug", cfg=4.0))
+    scheduler = DDIMScheduler.from_config(
+        {**build_scheduler().config, "prediction_type": "epsilon", "set_alpha_to_one": True}
+    )
+    scheduler.set_timesteps(5)
+    times, noise = scheduler.timesteps.tolist(), torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = teacher.alpha_sigma(times[0])[1] * noise
+    for t in times:
+        x = scheduler.step(teacher.predict_eps(x, t, cameras), t, x).prev_sample
+    assert (clean_flow(teacher, noise, torch.randn_like, times, cameras, gamma=0.0) - x).abs().max() <= 1e-4
+    other = clean_flow(teacher, noise.flip(-1), torch.randn_like, times, cameras, gamma=0.0)
+    assert (other - x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--prompt", " "], ["prompt", "a yellow duck"]),
+        (["--prompt", "a zebra"], ["prompt", "'zebra'"]),
+        (["--negative-prompt", "blury"], ["negative-prompt", "'blury'"]),
+        (["--out", "picture.jpg"], ["out", ".png", "picture.jpg"]),
+        (["--out", "/nowhere/picture.png"], ["out", "/nowhere"]),
+        (["--steps", "0"], ["steps", "at least 1"]),
+        (["--steps", "2000"], ["steps", "at most 960"]),
+        (["--gamma", "0.1", "--method", "ddim"], ["gamma", "--method cfd", "--method ddim"]),
+        (["--churn", "1"], ["churn", "--method edm", "--method cfd"]),
+        (["--gamma", "1"], ["gamma", "[0, 1)"]),
+        (["--teacher", "/nowhere"], ["teacher", "/nowhere"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, make, teachers, monkeypatch, capsys):
+    def load(name, device):
+        return teachers[name] if name in teachers else load_teacher(name, device=device)
+
+    monkeypatch.setattr(image, "load_teacher", load)
+    code, picture = make("bad", *arguments)
+    error = capsys.readouterr().err
+    assert code == 2 and picture is None
+    assert error.count("\n") == 1 and all(word in error for word in words), error
+
+
+def test_a_picture_is_kept_unless_asked(make, capsys):
+    first = make("mug", "--steps", "1")[1]
+    code, kept = make("mug", "--steps", "1", "--seed", "5")
+    assert code == 2 and "--overwrite" in capsys.readouterr().err and np.array_equal(kept, first)
+    code, replaced = make("mug", "--steps", "1", "--seed", "5", "--overwrite")
+    assert code == 0 and not np.array_equal(replaced, first)
+
+
+def test_an_unknown_method_lists_the_known_ones(make, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        make("mug", "--method", "dpm")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("cfd", "fsd", "sds", "ddim", "edm"))

@@ -1,0 +1,108 @@
+"""The methods by name: when they ask, and that each of them pulls towards what the text asks for."""
+
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_guidance import GaussianTeacher, latents
+
+import gscfd
+from gscfd import train
+from gscfd.cameras import turntable
+from gscfd.config import NOISE_OF, Config, Guidance, coarse_stage, merged, refine_stage
+from gscfd.errors import UserError
+from gscfd.methods import method
+from gscfd.teachers import load_teacher
+
+NAMES = get_args(Guidance)
+
+
+def test_every_method_has_its_noise_and_its_gamma():
+    assert set(NOISE_OF) == set(NAMES)
+    kinds = {name: Config(guidance=name).noise_kind for name in NAMES}
+    assert kinds == {"cfd": "surface", "sds": "iid", "fsd": "world_map", "cds": "fixed", "ism": "iid", "sdi": "iid"}
+    assert {name for name in NAMES if Config(guidance=name).noise_gamma > 0} == {"cfd"}
+    assert merged(Config(), {"guidance": "fsd", "noise": {"gamma": 0.5}}).noise_gamma == 0.5
+
+
+def test_an_unknown_method_lists_the_known_ones(capsys):
+    with pytest.raises(UserError, match="guidance: expected cfd or sds or fsd or cds or ism or sdi, got 'dds'"):
+        merged(Config(), {"guidance": "dds"})
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--prompt", "a mug", "--guidance", "dds"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and all(name in error for name in NAMES)
+
+
+def descend(name, teacher, views, sign=1.0):
+    """Plain gradient descent from 0 with the method's own noise policy."""
+    z, go = torch.zeros(views, 4, 8, 8, dtype=torch.float64), method(name, coarse_stage(), teacher.timesteps)
+    cameras, generator = turntable(views, size=8), torch.Generator().manual_seed(1)
+    for step in range(60):
+        t, guidance = go(step / 60, generator)
+        noise = latents(step if NOISE_OF[name][0] == "iid" else 7)[:1].expand(views, -1, -1, -1)
+        z = z - sign * 0.3 * guidance(teacher, z, noise, round(t * teacher.timesteps), cameras)
+    return z
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+@pytest.mark.parametrize("views", [1, 4])
+def test_every_method_pulls_towards_what_the_text_asks_for(name, schedule, views):
+    teacher = GaussianTeacher(schedule)
+    agreement = {
+        sign: F.cosine_similarity(descend(name, teacher, views, sign).mean((0, 2, 3)), teacher.mean.flatten(), dim=0)
+        for sign in (1.0, -1.0)
+    }
+    assert agreement[1.0] > 0.8 and agreement[-1.0] < -0.8, agreement
+
+
+@pytest.mark.parametrize("stage, start, end", [(coarse_stage(), 0.7, 0.1), (refine_stage(), 0.5, 0.02)])
+def test_cds_runs_down_the_curve_of_consistent3d(stage, start, end):
+    stage.cfg = 50.0
+    go, generator = method("cds", stage, 1000), torch.Generator().manual_seed(0)
+    for done, root in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):
+        target = start - (start - end) * root
+        gaps = []
+        for _ in range(200):
+            t, guidance = go(done, generator)
+            assert guidance.keywords["target"] == pytest.approx(1000 * target, abs=1)
+            assert guidance.keywords["cfg"] == pytest.approx(50 - 30 * done)
+            gaps.append(t - target)
+        low, high = stage.cds.gap
+        assert low - 1e-9 <= min(gaps) <= max(gaps) <= high + 1e-9
+        assert sum(gaps) / len(gaps) == pytest.approx((low + high) / 2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"guidance": "cds", "coarse": {"t_schedule": "uniform"}}, "coarse.t_schedule.*coarse.cds"),
+        ({"guidance": "fsd", "noise": {"kind": "iid"}}, "noise.kind"),
+        ({"guidance": "cds", "noise": {"kind": "surface"}}, "noise.kind"),
+        ({"coarse": {"cds": {"gap": [0.0, 0.1]}}}, "cds.gap"),
+        ({"coarse": {"cds": {"t_max": 0.9}}}, "cds.t_max"),
+        ({"coarse": {"cds": {"t_min": 0.8}}}, "cds.t_min"),
+        ({"coarse": {"cds": {"cfg_end": 0}}}, "cds.cfg_end"),
+        ({"coarse": {"inversion": {"delta_t": 0}}}, "inversion.delta_t"),
+        ({"coarse": {"inversion": {"xs_delta_t": 2}}}, "inversion.xs_delta_t"),
+        ({"coarse": {"inversion": {"xs_inv_steps": 0}}}, "inversion.xs_inv_steps"),
+    ],
+)
+def test_bad_settings_of_a_method_are_named(changes, name):
+    with pytest.raises(UserError, match=name):
+        merged(Config(), changes)
+
+
+def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monkeypatch):
+    teachers = {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
+    monkeypatch.setattr(train, "load_teacher", lambda name, device: teachers[name])
+    short = ["--coarse.steps", "1", "--refine.steps", "1", "--refine.views", "1", "--init.count", "100"]
+    splats = {}
+    for name in NAMES:
+        config = train.parse([*short, "--guidance", name])
+        splats[name] = gscfd.generate("a mug", config=config).means
+        assert splats[name].isfinite().all()
+    for first in NAMES:
+        assert not any(torch.equal(splats[first], splats[other]) for other in NAMES if other != first), first
