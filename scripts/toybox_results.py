@@ -30,7 +30,8 @@ from gscfd.export.turntable import turntable_frames, write_contact_sheet
 from gscfd.metrics import Scorer, r_precision
 from gscfd.runs import default_folder
 from gscfd.toybox.data import render_object
-from gscfd.toybox.objects import ToyObject, parse_caption, sample_object
+from gscfd.toybox.objects import ToyObject, sample_object
+from gscfd.toybox.words import Caption, parse_caption
 
 KNOWN = (
     "a yellow duck",
@@ -66,9 +67,15 @@ def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
+def parsed(prompt: str) -> Caption:
+    caption = parse_caption(prompt)
+    assert caption is not None, f"{prompt!r} is a sentence of the toybox grammar"
+    return caption
+
+
 def true_objects(prompt: str, count: int) -> Iterator[ToyObject]:
     """Objects of the toybox world that the prompt describes."""
-    said = parse_caption(prompt)
+    said = parsed(prompt)
     found = 0
     for seed in itertools.count():
         thing = sample_object(seed, kind=said.kind, color=said.color, allow_withheld=True)
@@ -85,7 +92,7 @@ def ceiling() -> float:
     scorer, prompts = Scorer(SCORER), list(KNOWN + WITHHELD)
     cameras, found = turntable(24, size=128), []
     for truth, prompt in enumerate(prompts):
-        if parse_caption(prompt).on_kind is None:
+        if parsed(prompt).on_kind is None:
             for thing in true_objects(prompt, 4):
                 images = render_object(thing, cameras, torch.full((3,), BACKGROUND))
                 found.append(r_precision(scorer.similarity(images, prompts), truth))
