@@ -357,7 +357,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_preset(name: str) -> Config:
-    """The defaults with the preset's differences. name: one of `presets()`, or the path of a .yaml file."""
+    """The defaults, or those of the preset it names as `base`, with the preset's differences.
+
+    name: one of `presets()`, or the path of a .yaml file.
+    """
     if name in presets():
         text = resources.files("gscfd.configs").joinpath(f"{name}.yaml").read_text()
     elif name.endswith(".yaml") and Path(name).is_file():
@@ -369,6 +372,8 @@ def load_preset(name: str) -> Config:
     except yaml.YAMLError as error:
         raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())}") from None
     check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
+    base = changes.pop("base", None)
+    check(base is None or base in presets(), "base", " or ".join(presets()), base)
     # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
     settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume")}
-    return merged(Config(), {"preset": name, **settings})
+    return merged(load_preset(base) if base else Config(), {"preset": name, **settings})
