@@ -16,6 +16,7 @@ import yaml
 from gscfd.errors import UserError
 
 Guidance = Literal["cfd", "sds"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
 
 
@@ -246,6 +247,10 @@ class Config:
     resume: Path | None = None
     """Continue the run in this folder, with its own settings, as if it had never stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype = "auto"
+    """Precision of the teachers. auto: float32 on the CPU, bfloat16 on CUDA."""
+    dry_run: bool = False
+    """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     viewer: bool = False
     """Watch the run in the browser."""
     viewer_port: int = 8080
@@ -375,5 +380,5 @@ def load_preset(name: str) -> Config:
     base = changes.pop("base", None)
     check(base is None or base in presets(), "base", " or ".join(presets()), base)
     # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
-    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume")}
+    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume", "dry_run")}
     return merged(load_preset(base) if base else Config(), {"preset": name, **settings})
