@@ -90,8 +90,11 @@ class LearningRates:
 
 @dataclass(kw_only=True)
 class DensifyConfig:
-    """When Gaussians are split, cloned and removed: gsplat's DefaultStrategy."""
+    """When Gaussians are split, cloned, moved and removed."""
 
+    strategy: Literal["default", "mcmc"] = "default"
+    """gsplat's DefaultStrategy: split and clone by gradient, remove the faint. Or its MCMCStrategy: move the faint, add
+    one for every twenty each round, shake the positions; on CUDA alone."""
     start: float = 0.2
     """Share of the stage's steps after which densification starts."""
     stop: float = 0.8
@@ -99,11 +102,13 @@ class DensifyConfig:
     every: int = 50
     """Steps between two rounds."""
     grad_threshold: float = 0.5
-    """Mean screen-space gradient above which a Gaussian is split or cloned."""
+    """Mean screen-space gradient above which a Gaussian is split or cloned (default)."""
     prune_opacity: float = 0.05
-    """Gaussians fainter than this are removed."""
+    """Gaussians fainter than this are removed (default), or moved (mcmc)."""
     max_count: int = 8000
-    """No round of growth starts from this many or more."""
+    """No round of growth starts from this many or more (default), or goes beyond it (mcmc)."""
+    noise_lr: float = 5e5
+    """Noise on the positions, in multiples of their step size and covariance (mcmc)."""
 
     def __post_init__(self) -> None:
         check(
@@ -111,6 +116,7 @@ class DensifyConfig:
         )
         check(self.every >= 1, "densify.every", "at least 1 step", self.every)
         check(0 <= self.prune_opacity < 1, "densify.prune_opacity", "a value in [0, 1)", self.prune_opacity)
+        check(self.noise_lr >= 0, "densify.noise_lr", "at least 0", self.noise_lr)
 
 
 @dataclass(kw_only=True)

@@ -78,6 +78,7 @@ def preflight(config: Config) -> None:
 def check_settings(config: Config) -> None:
     """Raise UserError for settings that cannot be, whatever the teachers are."""
     check_noise(config)
+    check_densify(config)
     check_prompt(config)
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps and stage.teacher.startswith(TOYBOX) and stage.negative_prompt is not None:
@@ -98,6 +99,16 @@ def check_noise(config: Config) -> None:
             f"noise.device: expected a CUDA library that runs on this GPU. {error}\n"
             "Or draw the noise on the CPU, which takes some milliseconds per view: --noise.device cpu"
         ) from None
+
+
+def check_densify(config: Config) -> None:
+    """Raise UserError where the device of the run cannot densify as a stage asks."""
+    for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
+        if stage.steps and stage.densify.strategy == "mcmc" and choose_device(config.device).type != "cuda":
+            raise UserError(
+                f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
+                f"use a machine with CUDA, or --{name}.densify.strategy default"
+            )
 
 
 def check_prompt(config: Config) -> None:
