@@ -151,6 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -99,6 +99,15 @@ def test_bad_input_is_one_clear_error(arguments, words, tmp_path, capsys):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_too_large_a_teacher_is_one_clear_error(tmp_path, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(preview, "load_teacher", full)
+    assert make(tmp_path) == 1 and "--device cpu" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
     (tmp_path / "x.png").write_bytes(b"mine")
     assert make(tmp_path) == 2 and "--overwrite" in capsys.readouterr().err
