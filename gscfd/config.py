@@ -16,6 +16,7 @@ import yaml
 from gscfd.errors import UserError
 
 Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
 
 NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
@@ -100,8 +101,11 @@ class LearningRates:
 
 @dataclass(kw_only=True)
 class DensifyConfig:
-    """When Gaussians are split, cloned and removed: gsplat's DefaultStrategy."""
+    """When Gaussians are split, cloned, moved and removed."""
 
+    strategy: Literal["default", "mcmc"] = "default"
+    """gsplat's DefaultStrategy: split and clone by gradient, remove the faint. Or its MCMCStrategy: move the faint, add
+    one for every twenty each round, shake the positions; on CUDA alone."""
     start: float = 0.2
     """Share of the stage's steps after which densification starts."""
     stop: float = 0.8
@@ -109,11 +113,13 @@ class DensifyConfig:
     every: int = 50
     """Steps between two rounds."""
     grad_threshold: float = 0.5
-    """Mean screen-space gradient above which a Gaussian is split or cloned."""
+    """Mean screen-space gradient above which a Gaussian is split or cloned (default)."""
     prune_opacity: float = 0.05
-    """Gaussians fainter than this are removed."""
+    """Gaussians fainter than this are removed (default), or moved (mcmc)."""
     max_count: int = 8000
-    """No round of growth starts from this many or more."""
+    """No round of growth starts from this many or more (default), or goes beyond it (mcmc)."""
+    noise_lr: float = 5e5
+    """Noise on the positions, in multiples of their step size and covariance (mcmc)."""
 
     def __post_init__(self) -> None:
         check(
@@ -121,6 +127,7 @@ class DensifyConfig:
         )
         check(self.every >= 1, "densify.every", "at least 1 step", self.every)
         check(0 <= self.prune_opacity < 1, "densify.prune_opacity", "a value in [0, 1)", self.prune_opacity)
+        check(self.noise_lr >= 0, "densify.noise_lr", "at least 0", self.noise_lr)
 
 
 @dataclass(kw_only=True)
@@ -299,6 +306,10 @@ class Config:
     resume: Path | None = None
     """Continue the run in this folder, with its own settings, as if it had never stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype = "auto"
+    """Precision of the teachers. auto: float32 on the CPU, bfloat16 on CUDA."""
+    dry_run: bool = False
+    """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     viewer: bool = False
     """Watch the run in the browser."""
     viewer_port: int = 8080
@@ -420,7 +431,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_preset(name: str) -> Config:
-    """The defaults with the preset's differences. name: one of `presets()`, or the path of a .yaml file."""
+    """The defaults, or those of the preset it names as `base`, with the preset's differences.
+
+    name: one of `presets()`, or the path of a .yaml file.
+    """
     if name in presets():
         text = resources.files("gscfd.configs").joinpath(f"{name}.yaml").read_text()
     elif name.endswith(".yaml") and Path(name).is_file():
@@ -432,6 +446,8 @@ def load_preset(name: str) -> Config:
     except yaml.YAMLError as error:
         raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())}") from None
     check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
+    base = changes.pop("base", None)
+    check(base is None or base in presets(), "base", " or ".join(presets()), base)
     # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
-    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume")}
-    return merged(Config(), {"preset": name, **settings})
+    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume", "dry_run")}
+    return merged(load_preset(base) if base else Config(), {"preset": name, **settings})

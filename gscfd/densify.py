@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gsplat.strategy import DefaultStrategy
+from gsplat.strategy import DefaultStrategy, MCMCStrategy
 from torch import Tensor
 
 from gscfd.config import DensifyConfig
 from gscfd.gaussians import Gaussians
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """The global generators, from which gsplat draws, start at `seed` in the block and go on as if it had not been."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class Densifier:
@@ -50,7 +60,48 @@ class Densifier:
         grow = self.strategy.grow_grad2d
         if len(gaussians) >= self.max_count:
             self.strategy.grow_grad2d = float("inf")
-        with torch.random.fork_rng(devices=[gaussians.device] if gaussians.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with seeded(gaussians.device, seed):
             self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, packed=False)
         self.strategy.grow_grad2d = grow
+
+
+class MCMCDensifier:
+    """gsplat's MCMCStrategy (Kheradmand et al. 2024), on CUDA alone: Gaussians are samples that wander. The faint ones
+    move to where others are opaque, 5 % are added each round, and all positions get noise, the faint ones' the most."""
+
+    def __init__(self, config: DensifyConfig, steps: int):
+        self.strategy = MCMCStrategy(
+            cap_max=config.max_count,
+            noise_lr=config.noise_lr,
+            refine_start_iter=int(config.start * steps),
+            refine_stop_iter=int(config.stop * steps),
+            refine_every=config.every,
+            min_opacity=config.prune_opacity,
+            verbose=False,
+        )
+        self.state: dict[str, Any] = self.strategy.initialize_state()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """None: what a round does depends on the Gaussians alone. (gsplat's own state is a table of constants.)"""
+        return {}
+
+    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
+        """There are none to continue from."""
+
+    def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
+        """Nothing is gathered."""
+
+    def after_backward(
+        self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
+    ) -> None:
+        """Call after the optimisers' step. seed: of the moves and the noise."""
+        if not (gaussians.opacities.sigmoid() > self.strategy.min_opacity).any():
+            return  # gsplat has none to move the others to; the watchdog says so when nothing is seen any more
+        lr = optimizers["means"].param_groups[0]["lr"]
+        with seeded(gaussians.device, seed):
+            self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, lr=lr)
+
+
+def make_densifier(config: DensifyConfig, steps: int) -> Densifier | MCMCDensifier:
+    """What config.strategy names."""
+    return MCMCDensifier(config, steps) if config.strategy == "mcmc" else Densifier(config, steps)

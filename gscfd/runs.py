@@ -26,6 +26,7 @@ from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_
 from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.stage import StepReport
+from gscfd.state import part
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
@@ -33,7 +34,7 @@ KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" 
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
-FREE = {"out", "overwrite", "resume", "viewer", "viewer_port", "device"}
+FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "viewer_port", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 
@@ -154,6 +155,8 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
         self.latest: Gaussians | None = None
+        self.good: Checkpoint | None = None
+        """Of the last good state."""
         self.stage = "coarse"
         self.started = self.saved = time.monotonic()
         self.bar: tqdm | None = None
@@ -221,17 +224,33 @@ class RunFolder:
 
     def save(self, report: StepReport) -> None:
         """Write a checkpoint of the state after this step. Raises OSError; the checkpoints before it stay."""
+        self.write(self.checkpoint(report))
+
+    def write(self, checkpoint: Checkpoint) -> None:
         os.fsync(self.stats.fileno())
-        self.checkpoints.save(
-            Checkpoint(
-                stage=report.stage,
-                state=report.state.state_dict(),
-                rows=self.rows,
-                device=report.gaussians.device.type,
-                config=plain(self.config),
-            )
-        )
+        self.checkpoints.save(checkpoint)
         self.saved = time.monotonic()
+
+    def checkpoint(self, report: StepReport) -> Checkpoint:
+        """The state after this step."""
+        return Checkpoint(
+            stage=report.stage,
+            state=report.state.state_dict(),
+            rows=self.rows,
+            device=report.gaussians.device.type,
+            config=plain(self.config),
+        )
+
+    def go_back(self) -> None:
+        """Write the last good state, after a step that was broken off: what it left in memory is half done."""
+        self.latest = None
+        if self.good is None:
+            return
+        self.latest = Gaussians(**part(self.good.state.tensors, "now/params/"))
+        try:
+            self.write(self.good)
+        except OSError as error:
+            warn(f"the last good state could not be written: {error.strerror}; what was saved before is still there")
 
     def __enter__(self) -> RunFolder:
         return self
@@ -254,8 +273,9 @@ class RunFolder:
         if report.trouble:
             warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
         elif report.state.good_step == report.state.step:
+            self.good = self.checkpoint(report)
             if time.monotonic() - self.saved >= self.config.checkpoint.seconds:
-                self.save(report)
+                self.write(self.good)
 
     def show(self, report: StepReport) -> None:
         if self.bar is None or self.stage != report.stage:

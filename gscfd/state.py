@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gscfd.config import StageConfig
-from gscfd.densify import Densifier
+from gscfd.densify import make_densifier
 from gscfd.gaussians import Gaussians, make_optimizers
 
 
@@ -36,7 +36,7 @@ class StageState:
         """keep_every: steps between two good states."""
         self.gaussians, self.config, self.seed, self.keep_every = gaussians, config, seed, keep_every
         self.optimizers = make_optimizers(gaussians, {name: getattr(config.lr, name) for name in gaussians.params})
-        self.densifier = Densifier(config.densify, config.steps)
+        self.densifier = make_densifier(config.densify, config.steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.step = 0
         """Of the next step, from 0: as many are done."""

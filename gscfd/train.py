@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gscfd import noise
 from gscfd.checkpoint import Checkpoint
-from gscfd.config import Config, StageConfig, load_preset, load_run
+from gscfd.config import Config, Dtype, StageConfig, load_preset, load_run
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.methods import method
 from gscfd.noise_kernels import cuda
+from gscfd.plan import plan
 from gscfd.rasterize import rasterize
 from gscfd.runs import (
     Interrupted,
@@ -38,6 +39,7 @@ from gscfd.types import Cameras, Noise, Render
 if TYPE_CHECKING:
     from gscfd.viewer import Viewer
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = {
     "surface": noise.surface,
     "radial": noise.radial,
@@ -59,12 +61,25 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
+    """Of the teachers. auto: float32 on the CPU, where half precision is slow, and bfloat16 on CUDA."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    return DTYPES[name]
+
+
 def preflight(config: Config) -> None:
-    """Raise UserError for what can be known to fail before anything is made: device, noise, teachers, prompt."""
-    check_noise(config)
+    """Raise UserError for what can be known to fail before anything is made: device, noise, prompt, teachers."""
+    check_settings(config)
     for stage in (config.coarse, config.refine):
         if stage.steps:
             check_teacher(stage.teacher)
+
+
+def check_settings(config: Config) -> None:
+    """Raise UserError for settings that cannot be, whatever the teachers are."""
+    check_noise(config)
+    check_densify(config)
     check_prompt(config)
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps and stage.teacher.startswith(TOYBOX) and stage.negative_prompt is not None:
@@ -85,6 +100,16 @@ def check_noise(config: Config) -> None:
             f"noise.device: expected a CUDA library that runs on this GPU. {error}\n"
             "Or draw the noise on the CPU, which takes some milliseconds per view: --noise.device cpu"
         ) from None
+
+
+def check_densify(config: Config) -> None:
+    """Raise UserError where the device of the run cannot densify as a stage asks."""
+    for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
+        if stage.steps and stage.densify.strategy == "mcmc" and choose_device(config.device).type != "cuda":
+            raise UserError(
+                f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
+                f"use a machine with CUDA, or --{name}.densify.strategy default"
+            )
 
 
 def check_prompt(config: Config) -> None:
@@ -140,17 +165,43 @@ def load_teachers(config: Config) -> dict[str, Teacher]:
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps == 0:
             continue
-        teachers[name] = load_teacher(stage.teacher, device=device)
-        teachers[name].set_prompt(
-            Prompt(
-                text=config.prompt,
-                negative=stage.negative_prompt,
-                cfg=stage.cfg,
-                cfg_rescale=stage.cfg_rescale,
-                perp_neg=stage.perp_neg,
-            )
-        )
+        try:
+            teachers[name] = load_teacher(stage.teacher, device=device, dtype=choose_dtype(config.dtype, device))
+            teachers[name].set_prompt(stage_prompt(config.prompt, stage))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{name}.teacher: expected one that fits the GPU's memory, got {stage.teacher}; try --dtype bfloat16, "
+                "a smaller teacher, or end other programs on the GPU (--dry-run shows what is needed)"
+            ) from error
     return teachers
+
+
+def stage_prompt(text: str, stage: StageConfig) -> Prompt:
+    return Prompt(
+        text=text,
+        negative=stage.negative_prompt,
+        cfg=stage.cfg,
+        cfg_rescale=stage.cfg_rescale,
+        perp_neg=stage.perp_neg,
+    )
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit the GPU's memory: the message says what helps."""
+
+
+def memory_advice(config: Config, name: str) -> str:
+    """The three settings of the stage that save the most memory, of those that can still be changed."""
+    stage: StageConfig = getattr(config, name)
+    settings = [
+        f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
+        f"--no-{name}.perp-neg" if stage.perp_neg else "",
+        "--dtype bfloat16" if config.dtype == "float32" else "",
+        f"--{name}.densify.max-count {stage.densify.max_count // 2}",
+        f"a smaller --{name}.teacher",
+        f"--init.count {config.init.count // 2}",
+    ]
+    return ", ".join([setting for setting in settings if setting][:3])
 
 
 def distil(
@@ -179,20 +230,24 @@ def distil(
         if name not in teachers:
             continue
         teacher = teachers[name]
-        run_stage(
-            gaussians,
-            stage,
-            name=name,
-            teacher=teacher,
-            rasterize=rasterize,
-            noise=stage_noise(config, stage, teacher.latent_shape, seed),
-            method=method(config.guidance, stage, teacher.timesteps),
-            seed=seed,
-            watchdog=config.watchdog,
-            keep_every=config.checkpoint.every,
-            on_step=on_step,
-            resume=resume.state if resume is not None and resume.stage == name else None,
-        )
+        try:
+            run_stage(
+                gaussians,
+                stage,
+                name=name,
+                teacher=teacher,
+                rasterize=rasterize,
+                noise=stage_noise(config, stage, teacher.latent_shape, seed),
+                method=method(config.guidance, stage, teacher.timesteps),
+                seed=seed,
+                watchdog=config.watchdog,
+                keep_every=config.checkpoint.every,
+                on_step=on_step,
+                resume=resume.state if resume is not None and resume.stage == name else None,
+            )
+        except torch.OutOfMemoryError as error:
+            advice = memory_advice(config, name)
+            raise OutOfMemory(f"{name}: out of GPU memory; what helps most: {advice}") from error
     return gaussians
 
 
@@ -216,11 +271,7 @@ def generate(
 def train(config: Config) -> int:
     """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
     preflight(config)
-    folder = config.out or default_folder(config.prompt, config.seed)
-    if config.resume is not None:
-        check_resumable(config, config.resume)
-    elif folder.exists():
-        check_replaceable(folder, config.overwrite)
+    check_folder(config)
     teachers = load_teachers(config)
     if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
@@ -242,11 +293,33 @@ def train(config: Config) -> int:
         except KeyboardInterrupt as interrupted:
             code = interrupted.code if isinstance(interrupted, Interrupted) else 130
             return run.stopped(f"interrupted; continue with --resume {run.path}", code=code)
+        except OutOfMemory as error:
+            run.go_back()
+            return run.stopped(f"{error}; as it is, with more memory: --resume {run.path}", code=1)
         except StageError as error:
             return run.stopped(str(error), code=1)
         except OSError as error:
             return run.stopped(f"could not write: {error}; make room and --resume {run.path}", code=1)
     return 0
+
+
+def show_plan(config: Config) -> int:
+    """The whole command of --dry-run: what a run would do, and nothing of it. Returns the exit code."""
+    check_settings(config)
+    folder = check_folder(config)
+    device = choose_device(config.device)
+    print("\n".join(plan(config, folder, device, choose_dtype(config.dtype, device))))
+    return 0
+
+
+def check_folder(config: Config) -> Path:
+    """The folder of the run. Raises UserError when it is in the way, or is no run to resume."""
+    folder = config.resume or config.out or default_folder(config.prompt, config.seed)
+    if config.resume is not None:
+        check_resumable(config, folder)
+    elif folder.exists():
+        check_replaceable(folder, config.overwrite)
+    return folder
 
 
 def check_device(config: Config, resume: Checkpoint | None) -> None:
@@ -296,7 +369,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(" ".join(vocabulary()))
         return 0
     try:
-        return train(parse(arguments))
+        config = parse(arguments)
+        return show_plan(config) if config.dry_run else train(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,12 +3,48 @@ import yaml
 
 from gscfd.config import Config, StageConfig, load_preset, merged, presets, to_yaml
 from gscfd.errors import UserError
+from gscfd.schedule import anneal
+from gscfd.teachers.find import is_repo
 
 
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_loads_and_round_trips(name):
     config = load_preset(name)
     assert merged(Config(), yaml.safe_load(to_yaml(config))) == config
+
+
+def test_a_preset_starts_from_its_base(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: paper\ncoarse:\n  steps: 7\n")
+    mine, paper = load_preset(str(path)), load_preset("paper")
+    assert mine.coarse.steps == 7 and mine.refine == paper.refine != Config().refine
+    assert (mine.preset, paper.preset) == (str(path), "paper")
+    path.write_text("base: papr\n")
+    with pytest.raises(UserError, match="base: expected .*paper.*got 'papr'"):
+        load_preset(str(path))
+
+
+def test_the_paper_preset_has_the_official_schedule():
+    """The times t/T of METHOD section 3, at the official steps."""
+    paper, scratch = load_preset("paper"), load_preset("sd21").refine
+    assert (paper.coarse.steps, paper.refine.steps) == (10_000, 20_000)
+
+    def times(stage, shares):
+        return [round(anneal(share, stage.t_points, stage.t_min, stage.t_max), 3) for share in shares]
+
+    assert times(paper.coarse, (0, 0.5, 1)) == [0.98, 0.596, 0.308]
+    assert times(paper.refine, (0, 1)) == [0.404, 0.212]
+    assert times(scratch, (0, 2500 / 25000, 0.5, 1)) == [0.98, 0.692, 0.404, 0.212]
+    assert times(Config().refine, (0, 1)) != [0.404, 0.212], "the control"
+
+
+def test_presets_for_large_teachers_ask_for_no_others():
+    """Every stage with steps has a teacher on the hub, never the toybox's."""
+    for name in set(presets()) - {"toybox"}:
+        config = load_preset(name)
+        stages = [stage for stage in (config.coarse, config.refine) if stage.steps]
+        assert stages and all(is_repo(stage.teacher) for stage in stages), name
+    assert not is_repo("/somewhere/else") and not is_repo("one-word") and not is_repo("../up")
 
 
 def test_changed_settings_round_trip():

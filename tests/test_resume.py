@@ -14,10 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from gscfd import stage, train
 from gscfd.checkpoint import canonical, digest
+from gscfd.densify import Densifier
+from gscfd.export.ply import read_ply
 from gscfd.runs import LogFile, RunFolder
 
 RUN = ["--prompt", "a yellow duck", "--coarse.steps", "4", "--refine.steps", "3", "--refine.views", "1"]
@@ -293,3 +296,36 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_file_byte_for_byte(
         # Killed between its last file and the end, a run is finished, but its checkpoints are still there.
         names = {path.name for path in folder.iterdir()} - {"checkpoints"}
         assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_out_of_memory_saves_the_last_good_state_and_names_what_helps(finished, tmp_path, monkeypatch, capsys):
+    """The step is broken off where the Gaussians are half densified."""
+    out, steps = tmp_path / "full", []
+
+    def fill(self, gaussians, *arguments, original=Densifier.after_backward, **options):
+        steps.append(0)
+        if len(steps) == 4:
+            gaussians.params["means"] = torch.nn.Parameter(gaussians.means[:3])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(self, gaussians, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Densifier, "after_backward", fill)
+        assert train.main([*RUN, "--out", str(out), "--checkpoint.seconds", "1000"]) == 1
+    said = capsys.readouterr().out
+    for advice in ("--coarse.views 2", "--coarse.densify.max-count 4000", "a smaller --coarse.teacher", "--resume"):
+        assert advice in said
+    assert len(read_ply(out / "splat.ply")) > 3
+    assert resume(out) == 0
+    assert "resumed from coarse, step 2" in capsys.readouterr().out
+    assert steps_of(out) == STEPS and splat_of(out) == splat_of(finished)
+
+
+def test_a_teacher_that_does_not_fit_is_one_clear_error(tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("gscfd.teachers.load.placed", full)
+    assert start(tmp_path / "x") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "coarse.teacher: expected one that fits" in error and "--dtype" in error

@@ -20,9 +20,15 @@ FLUX_GUIDANCE = 1.0
 """What FLUX.1-dev is told about its distilled guidance: 1 is none, so that `cfg` means the same for every teacher."""
 
 
+TIME_IDS = 6
+"""Numbers that SDXL is told beside the text."""
+
+
 class Denoiser(Protocol):
     text_width: int
     """Numbers per token that the network reads."""
+    pooled_width: int
+    """Numbers of the whole text that it reads; 0 for none."""
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor: ...
 
@@ -33,6 +39,11 @@ class UNetDenoiser:
     def __init__(self, unet: UNet2DConditionModel, *, image_size: int | None = None):
         self.unet, self.image_size = unet, image_size
         self.text_width: int = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]
+        self.pooled_width = 0
+        if image_size is not None:
+            self.pooled_width = (
+                unet.config["projection_class_embeddings_input_dim"] - TIME_IDS * unet.config["addition_time_embed_dim"]
+            )
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         """DeepFloyd IF puts out 6 channels, of which the last three are a variance."""
@@ -57,6 +68,7 @@ class MultiviewDenoiser:
     def __init__(self, unet: UNet2DConditionModel):
         self.unet, self.views = unet, 0
         self.text_width: int = unet.config["cross_attention_dim"]
+        self.pooled_width = 0
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         if self.views != len(cameras):
@@ -72,6 +84,7 @@ class SD3Denoiser:
     def __init__(self, transformer: SD3Transformer2DModel):
         self.transformer = transformer
         self.text_width: int = transformer.config["joint_attention_dim"]
+        self.pooled_width: int = transformer.config["pooled_projection_dim"]
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         return self.transformer(
@@ -102,6 +115,7 @@ class FluxDenoiser:
     def __init__(self, transformer: FluxTransformer2DModel, timesteps: int):
         self.transformer, self.timesteps = transformer, timesteps
         self.text_width: int = transformer.config["joint_attention_dim"]
+        self.pooled_width: int = transformer.config["pooled_projection_dim"]
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         batch, _, h, w = x.shape

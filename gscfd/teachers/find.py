@@ -48,12 +48,17 @@ def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
+    if not is_repo(name):
         raise UserError(
             f"teacher: expected a folder, a checkpoint file or OWNER/REPO of the hub, got {name!r}, which is not "
             "there; check the path"
         )
     return fetched(name, local_files_only)
+
+
+def is_repo(name: str) -> bool:
+    """Whether the name could be OWNER/REPO of the hub."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "~", TOYBOX))
 
 
 def shipped(name: str) -> Path:

@@ -17,7 +17,6 @@ from transformers import CLIPTextModel
 from gscfd import prompts
 from gscfd.errors import UserError
 from gscfd.teachers import ldm, texts
-from gscfd.teachers.base import Teacher
 from gscfd.teachers.denoisers import FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
 from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, find_teacher
 from gscfd.teachers.guided import GuidedTeacher
@@ -32,7 +31,7 @@ SUPPORTED = (
 FLUX_LATENT_SIZE = 64
 """FLUX reads every size; 512 pixels cost a quarter of 1024."""
 
-Loader = Callable[[Path, torch.device | str, torch.dtype], Teacher]
+Loader = Callable[[Path, torch.device | str, torch.dtype], GuidedTeacher]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def load_teacher(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
     local_files_only: bool = False,
-) -> Teacher:
+) -> GuidedTeacher:
     """Load the teacher that `path_or_repo` names (see `find_teacher`), for SUPPORTED kinds. No code in it is run.
 
     dtype: of the networks; a VAE that overflows in float16 stays in float32. Raises UserError when a part is missing,
@@ -68,7 +67,7 @@ def reading(source: Path) -> Iterator[None]:
     """Turns what goes wrong in reading `source`, such as a config that fits no network, into UserError."""
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
@@ -199,7 +198,7 @@ def parts(source: Path) -> StableDiffusion:
 
 def load_latent_unet(
     source: Path, device: torch.device | str, dtype: torch.dtype, *, multiview: bool, wording: prompts.Wording
-) -> Teacher:
+) -> GuidedTeacher:
     found = parts(source)
     unet = placed(found.unet(), device, dtype)
     return GuidedTeacher(
@@ -212,15 +211,15 @@ def load_latent_unet(
     )
 
 
-def load_sd(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_sd(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     return load_latent_unet(source, device, dtype, multiview=False, wording=prompts.SINGLE_VIEW)
 
 
-def load_mvdream(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_mvdream(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     return load_latent_unet(source, device, dtype, multiview=True, wording=prompts.MVDREAM)
 
 
-def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     """The toybox's networks read the pooled text besides, and know no words but its own."""
     multiview = read_json(source / "unet" / "config.json").get("class_embed_type") is not None
     wording = prompts.TOYBOX_MULTIVIEW if multiview else prompts.TOYBOX_SINGLEVIEW
@@ -230,7 +229,7 @@ def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) ->
 # --------------------------------------------------------------------------------------------------- larger families
 
 
-def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     unet = placed(read_network(UNet2DConditionModel, source / "unet"), device, dtype)
     vae = read_network(AutoencoderKL, source / "vae")
     space = latents(vae, unet.config["sample_size"], unet.config["in_channels"], device, dtype)
@@ -244,7 +243,7 @@ def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> T
     )
 
 
-def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     transformer = placed(read_network(SD3Transformer2DModel, source / "transformer"), device, dtype)
     vae = read_network(AutoencoderKL, source / "vae")
     return GuidedTeacher(
@@ -257,7 +256,7 @@ def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> Te
     )
 
 
-def load_flux(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_flux(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     transformer = placed(read_network(FluxTransformer2DModel, source / "transformer"), device, dtype)
     vae = read_network(AutoencoderKL, source / "vae")
     schedule = flow(read_json(source / "scheduler" / "scheduler_config.json"))
@@ -272,7 +271,7 @@ def load_flux(source: Path, device: torch.device | str, dtype: torch.dtype) -> T
     )
 
 
-def load_if(source: Path, device: torch.device | str, dtype: torch.dtype) -> Teacher:
+def load_if(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     unet = placed(read_network(UNet2DConditionModel, source / "unet"), device, dtype)
     return GuidedTeacher(
         space=Pixels(unet.config["sample_size"]),

@@ -1,0 +1,114 @@
+"""A teacher's own samples: samplers against teachers whose answers are known, and the command on every kind."""
+
+import imageio.v3 as iio
+import pytest
+import tiny_teachers as tiny
+import torch
+from tiny import TinyTeacher
+
+from gscfd import preview
+from gscfd.teachers.schedules import Diffusion, Flow
+
+
+def make(folder, *arguments, prompt="a yellow duck"):
+    options = ["--prompt", prompt, "--steps", "2", "--device", "cpu"]
+    return preview.main([*options, "--out", str(folder / "x.png"), *map(str, arguments)])
+
+
+class Blob:
+    """Data drawn from N(0, spread^2): the best answer is known, and the flow takes the noise x to spread * x."""
+
+    spread = 0.4
+
+    def __init__(self, schedule):
+        self.alpha_sigma, self.timesteps = schedule.alpha_sigma, schedule.timesteps
+
+    def predict_eps(self, x_t, t, cameras):
+        alpha, sigma = self.alpha_sigma(t)
+        return sigma * x_t / ((alpha * self.spread) ** 2 + sigma**2)
+
+
+CASES = {
+    "ddim": (preview.ddim, Diffusion((1 - torch.linspace(0.0001, 0.02, 1000)).cumprod(0), "epsilon")),
+    "euler": (preview.euler, Flow(1000)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samplers_follow_the_flow_to_the_data(name):
+    draw, schedule = CASES[name]
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    teacher = Blob(schedule)
+    errors = [(draw(teacher, x, None, steps) / x - teacher.spread).abs().max().item() for steps in (1, 20, 200)]
+    assert errors[2] < 0.01
+    assert errors[0] > 0.3 and errors[0] > errors[1] > errors[2], "the control: one step gives the mean of the data"
+
+
+def test_a_teacher_of_one_picture_gives_that_picture():
+    teacher = TinyTeacher()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(preview.ddim(teacher, x, None, 20), teacher.target.expand(2, -1, -1, -1), atol=1e-4)
+
+
+def test_the_toybox_draws_four_views_and_the_seed_decides(tmp_path, capsys):
+    assert make(tmp_path) == 0
+    first = (tmp_path / "x.png").read_bytes()
+    assert iio.imread(first).shape == (64, 256, 3) and "4 views by toybox/multiview" in capsys.readouterr().out
+    assert make(tmp_path, "--overwrite") == 0 and (tmp_path / "x.png").read_bytes() == first
+    assert make(tmp_path, "--overwrite", "--seed", 1) == 0 and (tmp_path / "x.png").read_bytes() != first
+    assert make(tmp_path, "--overwrite", "--stage", "refine") == 0
+    assert iio.imread(tmp_path / "x.png").shape == (128, 512, 3)
+
+
+KINDS = [tiny.mvdream, tiny.stable_diffusion, tiny.sdxl, tiny.sd3, tiny.flux, tiny.deepfloyd]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_kind_of_teacher_is_sampled(kind, tmp_path):
+    folder, mine = tmp_path / "teacher", tmp_path / "mine.yaml"
+    folder.mkdir()
+    # One letter is one token here: only a short negative prompt fits the 77 of DeepFloyd IF.
+    mine.write_text("base: mvdream-sd21\nrefine:\n  negative_prompt: ugly\n")
+    stage = "coarse" if kind is tiny.mvdream else "refine"
+    assert make(tmp_path, "--preset", mine, "--stage", stage, "--teacher", kind(folder), prompt="a corgi") == 0
+    sheet = iio.imread(tmp_path / "x.png")
+    assert sheet.shape[1] == 4 * sheet.shape[0] and sheet.std() > 1
+
+
+def test_without_a_place_the_picture_stands_beside_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preview.main(["--prompt", "a red mug", "--steps", "1", "--device", "cpu"]) == 0
+    assert (tmp_path / "outputs" / "a-red-mug-0-coarse.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--out", "/nowhere/x.png"], "out: expected a file in an existing folder"),
+        (["--out", "x.jpg"], "out: expected the name of a .png"),
+        (["--steps", "0"], "steps: expected 1 to 1000"),
+        (["--teacher", "/nowhere"], "teacher: expected a folder"),
+        (["--preset", "papr"], "preset: expected"),
+        (["--prompt", "a zebra"], "prompt: the toybox teachers do not know 'zebra'"),
+    ],
+)
+def test_bad_input_is_one_clear_error(arguments, words, tmp_path, capsys):
+    assert make(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_too_large_a_teacher_is_one_clear_error(tmp_path, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(preview, "load_teacher", full)
+    assert make(tmp_path) == 1 and "--device cpu" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
+    (tmp_path / "x.png").write_bytes(b"mine")
+    assert make(tmp_path) == 2 and "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "x.png").read_bytes() == b"mine"
