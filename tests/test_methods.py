@@ -97,7 +97,7 @@ def test_bad_settings_of_a_method_are_named(changes, name):
 
 def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monkeypatch):
     teachers = {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
-    monkeypatch.setattr(train, "load_teacher", lambda name, device: teachers[name])
+    monkeypatch.setattr(train, "load_teacher", lambda name, **placed: teachers[name])
     short = ["--coarse.steps", "1", "--refine.steps", "1", "--refine.views", "1", "--init.count", "100"]
     splats = {}
     for name in NAMES:
