@@ -121,7 +121,7 @@ def main() -> int:
                 run_made.result()
         report = arguments.out / guidance / "report"
         evaluate(Settings(runs=tuple(runs), report=report))
-        splats = [turntable_frames(read_ply(run / "splat.ply"), 12, size=128)[1] for run in runs]
+        splats = [turntable_frames(read_ply(run / "splat.ply"), 8, size=128, background=BACKGROUND)[-1] for run in runs]
         write_contact_sheet(np.stack(splats), report / "gallery.png", columns=10)
     print(f"R-precision of true objects among these prompts: {ceiling():.1%}")
     return 0
