@@ -27,8 +27,8 @@ def main():
     large = runs.turntable_frames
     runs.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
     train.load_teacher = functools.cache(train.load_teacher)
-    for name, views in (("toybox/multiview", 4), ("toybox/singleview", 1)):
-        train.load_teacher(name, views=views, device=torch.device("cpu"))
+    for name in ("toybox/multiview", "toybox/singleview"):
+        train.load_teacher(name, device=torch.device("cpu"), dtype=torch.float32)
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
