@@ -18,7 +18,7 @@ from torch import Tensor
 from gscfd import sampling
 from gscfd.cameras import turntable
 from gscfd.config import check
-from gscfd.errors import UserError
+from gscfd.errors import UserError, exit_code
 from gscfd.export.turntable import write_contact_sheet
 from gscfd.teachers import Prompt, Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
@@ -139,12 +139,7 @@ def make(settings: Settings) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        make(tyro.cli(Settings, args=arguments, prog="python -m gscfd.image"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: make(tyro.cli(Settings, args=arguments, prog="python -m gscfd.image")))
 
 
 if __name__ == "__main__":

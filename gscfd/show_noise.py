@@ -15,7 +15,7 @@ from torch import Tensor
 from gscfd import noise
 from gscfd.cameras import turntable
 from gscfd.config import NoiseKind, check
-from gscfd.errors import UserError
+from gscfd.errors import UserError, exit_code
 from gscfd.evaluate import read_run
 from gscfd.export.turntable import write_contact_sheet, write_video
 from gscfd.gaussians import Gaussians
@@ -151,12 +151,7 @@ def show(settings: Settings) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        show(tyro.cli(Settings, args=arguments, prog="python -m gscfd.show_noise"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: show(tyro.cli(Settings, args=arguments, prog="python -m gscfd.show_noise")))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from gscfd.evaluate import main as evaluate
 from gscfd.export.ply import read_ply
 from gscfd.export.turntable import turntable_frames, write_contact_sheet
 from gscfd.metrics import Scorer, r_precision
-from gscfd.runs import default_folder
+from gscfd.runs import LAST, default_folder
 from gscfd.toybox.data import render_object
 from gscfd.toybox.objects import ToyObject, sample_object
 from gscfd.toybox.words import Caption, parse_caption
@@ -61,7 +61,7 @@ WITHHELD = (
 
 def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
     """One run of the command line, unless it is there already."""
-    if (run / "turntable.mp4").exists():
+    if (run / LAST).exists():
         return
     command = [sys.executable, "-m", "gscfd.train", "--prompt", prompt, "--out", str(run), "--overwrite", *options]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
@@ -76,14 +76,8 @@ def parsed(prompt: str) -> Caption:
 def true_objects(prompt: str, count: int) -> Iterator[ToyObject]:
     """Objects of the toybox world that the prompt describes."""
     said = parsed(prompt)
-    found = 0
-    for seed in itertools.count():
-        thing = sample_object(seed, kind=said.kind, color=said.color, allow_withheld=True)
-        if prompt in thing.captions:
-            yield thing
-            found += 1
-        if found == count:
-            return
+    things = (sample_object(s, kind=said.kind, color=said.color, allow_withheld=True) for s in itertools.count())
+    return itertools.islice((thing for thing in things if prompt in thing.captions), count)
 
 
 def ceiling() -> float:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gscfd.config import check
-from gscfd.errors import UserError
+from gscfd.errors import UserError, exit_code
 from gscfd.export import Format
 from gscfd.export.glb import write_mesh_glb, write_splat_glb
 from gscfd.export.html import write_html
@@ -167,12 +167,7 @@ def export(settings: Settings) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        export(tyro.cli(Settings, args=arguments, prog="python -m gscfd.export"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: export(tyro.cli(Settings, args=arguments, prog="python -m gscfd.export")))
 
 
 if __name__ == "__main__":
