@@ -281,7 +281,7 @@ def refine_stage() -> StageConfig:
         teacher="toybox/singleview",
         steps=150,
         views=2,
-        cfg=4.0,
+        cfg=2.0,
         t_points=((0.0, 0.75), (1.0, 0.95)),
         cds=CdsConfig(t_max=0.5, t_min=0.02, gap=(0.1, 0.1)),
         opacity_reg=0.2,

@@ -1,0 +1,186 @@
+"""How well do views agree on splats as they are during a run? The study behind docs/noise.md. Prints a Markdown table.
+
+    python scripts/noise_study.py OUT [--prompts ...]
+
+Runs each prompt with the default settings and keeps the splat at five moments of each stage (OUT/PROMPT/*.ply; what is
+there is kept, so that the script can be stopped and started again). For each splat and each way to find its surface:
+E (the share of a pixel's noise that another view predicts) at 10 and 60 degrees of azimuth, the mean over prompts and
+both directions of turning, and the covered pixels without cells. Latents and renders have the sizes of the stage.
+OUT/stages.png shows each prompt's splats: the front, a view 10 degrees on, and E of the one towards the other as heat
+(black 0, white 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gscfd import noise
+from gscfd.cameras import orbit
+from gscfd.export.ply import read_ply
+from gscfd.export.turntable import write_contact_sheet
+from gscfd.gaussians import Gaussians
+from gscfd.noise import NoiseField
+from gscfd.noise_kernels import cpu
+from gscfd.runs import default_folder
+from gscfd.show_noise import correlation_picture, predicted_share
+from gscfd.stage import StepReport
+from gscfd.train import distil, load_teachers, parse
+from gscfd.types import Cameras, Render
+
+PROMPTS = ("a yellow duck", "a green chair", "a white house with a red roof")
+MOMENTS = (0.1, 0.3, 0.5, 0.75, 1.0)
+"""Shares of a stage's steps after which the splat is kept."""
+AZIMUTHS = (20.0, 30.0, 80.0, 10.0, -40.0)
+"""A first view, and views 10 and 60 degrees to either side of it."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the surface is found, and how it is cut into cells."""
+
+    depth: str = "expected"
+    normal_radius: int = 1
+    pitch: float = 1 / 4
+    """In footprints."""
+    layer: float = 4.0
+    """Depth of a layer in footprints."""
+    smooth: int = 0
+    """Times that the depth is averaged over its 3 x 3 neighbours on the same surface first."""
+
+
+WAYS = {
+    "expected, 3 x 3": Way(),
+    "expected, 5 x 5": Way(normal_radius=2),
+    "median, 3 x 3": Way(depth="median"),
+    "median, 5 x 5": Way(depth="median", normal_radius=2),
+    "expected, smoothed once": Way(smooth=1),
+    "expected, smoothed 3 times": Way(smooth=3),
+    "expected, smoothed 8 times": Way(smooth=8),
+    "pitch 1/3": Way(pitch=1 / 3),
+    "pitch 1/6": Way(pitch=1 / 6),
+    "layers of 2": Way(layer=2.0),
+    "layers of 8": Way(layer=8.0),
+}
+
+
+def views(size: int) -> Cameras:
+    azimuth = torch.tensor(AZIMUTHS)
+    ones = torch.ones_like(azimuth)
+    return orbit(azimuth, 15 * ones, ones / math.sin(math.radians(20)), 40 * ones, size, size)
+
+
+def smoothed(depth: Tensor, opacity: Tensor, threshold: float, step: float, times: int) -> Tensor:
+    """[V, H, W, 1]: each sample of the surface becomes the mean of those of its 3 x 3 neighbours that show the surface
+    within `step` of it."""
+    for _ in range(times):
+        windows = [torch.nn.functional.unfold(x.permute(0, 3, 1, 2), 3, padding=1) for x in (depth, opacity)]
+        around, shown = (w.unflatten(2, depth.shape[1:3]).permute(0, 2, 3, 1) for w in windows)
+        near = (shown > threshold) & ((around - depth).abs() < step)
+        mean = (around * near).sum(-1, keepdim=True) / near.sum(-1, keepdim=True).clamp_min(1)
+        depth = torch.where(opacity > threshold, mean, depth)
+    return depth
+
+
+@dataclass
+class Agreement:
+    near: float
+    """E at 10 degrees."""
+    far: float
+    """E at 60 degrees."""
+    starved: float
+    """Share of the covered pixels that own no cell."""
+
+
+def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreement:
+    """Mean over both directions of turning."""
+    cameras, field = views(size), NoiseField(0, 1, latent, latent, depth=way.depth, normal_radius=way.normal_radius)
+    render = gaussians.render(cameras)
+    if way.smooth:
+        depth = smoothed(render.depth, render.opacity, field.opacity_threshold, field.footprint, way.smooth)
+        render = Render(render.rgb, depth, render.opacity)
+    cells = replace(noise.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
+    depth, opacity = noise.surface_images(field, cameras, render)
+    parts = cpu.surface(
+        cells, depth, opacity, cameras.viewmats, cameras.Ks, channels=1, seed=0, stream=0, nodes=[(0, 1.0)]
+    )
+    filled, found = parts.coverage[0] == 1, []
+    for other in range(1, len(AZIMUTHS)):
+        pair = torch.tensor([0, other])
+        images = Render(render.rgb[pair], render.depth[pair], render.opacity[pair])
+        if render.median_depth is not None:
+            images.median_depth = render.median_depth[pair]
+        both = Cameras(cameras.viewmats[pair], cameras.Ks[pair], size, size)
+        found.append(predicted_share(field, cells, both, images)[filled].mean().item())
+    covered = parts.coverage > 0
+    starved = (covered & (parts.counts == 0)).sum() / covered.sum().clamp_min(1)
+    return Agreement((found[0] + found[2]) / 2, (found[1] + found[3]) / 2, starved.item())
+
+
+def snapshots(prompt: str, folder: Path) -> dict[str, Path]:
+    """The splat at each moment, by its name: "coarse 10 %", ..."""
+    config = parse(["--prompt", prompt, "--no-viewer"])
+    stages = {"coarse": config.coarse.steps, "refine": config.refine.steps}
+    wanted = {(s, max(round(m * steps), 1) - 1): f"{s} {m:.0%}" for s, steps in stages.items() for m in MOMENTS}
+    paths = {name: folder / f"{name.replace(' ', '-').replace('%', '')}.ply" for name in wanted.values()}
+    if not all(path.exists() for path in paths.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def on_step(report: StepReport) -> None:
+            name = wanted.get((report.stage, report.step))
+            if name:
+                report.gaussians.save_ply(paths[name])
+
+        distil(config, load_teachers(config), on_step)
+    return paths
+
+
+SIZES = {"coarse": (16, 64), "refine": (32, 128)}
+"""Latents and render of each stage."""
+PICTURE = 128
+
+
+def mean_agreement(splats: list[Path], way: Way, latent: int, size: int) -> Agreement:
+    found = [agreement(read_ply(splat), way, latent, size) for splat in splats]
+    return Agreement(*(float(np.mean([getattr(f, a.name) for f in found])) for a in fields(Agreement)))
+
+
+def table(columns: dict[str, list[Path]]) -> str:
+    """A row for each way, a column for each moment's splats."""
+    lines = ["| surface | " + " | ".join(columns) + " | starved |", "|---" * (len(columns) + 2) + "|"]
+    for name, way in WAYS.items():
+        row = [mean_agreement(splats, way, *SIZES[moment.split()[0]]) for moment, splats in columns.items()]
+        cells = [f"{found.near:.3f}/{found.far:.3f}" for found in row]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(found.starved for found in row):.2%} |")
+    return "\n".join(lines)
+
+
+def write_sheet(paths: list[dict[str, Path]], path: Path) -> None:
+    rows = []
+    for of in paths:
+        for splat in of.values():
+            latent = PICTURE // 4
+            rows.append(correlation_picture(read_ply(splat), NoiseField(0, 3, latent, latent), False, PICTURE)[0])
+    write_contact_sheet(np.concatenate(rows), path, columns=5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
+    arguments = parser.parse_args()
+    paths = [snapshots(prompt, arguments.out / default_folder(prompt, 0).name) for prompt in arguments.prompts]
+    print(table({moment: [of[moment] for of in paths] for moment in paths[0]}))
+    write_sheet(paths, arguments.out / "stages.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
