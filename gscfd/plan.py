@@ -127,8 +127,7 @@ def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: 
 
     def ask() -> Tensor:
         x = torch.empty(stage.views, *teacher.latent_shape, device="meta")
-        # The camera's place, read by numbers, makes the words of a single-view teacher; the others read it as a tensor.
-        return teacher.predict_eps(x, teacher.timesteps // 2, cameras.to("meta") if teacher.multiview else cameras)
+        return teacher.predict_eps(x, teacher.timesteps // 2, cameras)
 
     def look() -> None:
         images = torch.empty(stage.views, 3, teacher.image_size, teacher.image_size, device="meta", requires_grad=True)

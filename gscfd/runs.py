@@ -154,6 +154,8 @@ class RunFolder:
         self.path = config.resume or config.out or default_folder(config.prompt, config.seed)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
+        self.waiting: StepReport | None = None
+        """The last step, whose row is written when the next one has begun: then no device is waited for."""
         self.latest: Gaussians | None = None
         self.good: Checkpoint | None = None
         """Of the last good state."""
@@ -233,6 +235,7 @@ class RunFolder:
 
     def checkpoint(self, report: StepReport) -> Checkpoint:
         """The state after this step."""
+        self.write_row()
         return Checkpoint(
             stage=report.stage,
             state=report.state.state_dict(),
@@ -267,15 +270,23 @@ class RunFolder:
     def on_step(self, report: StepReport) -> None:
         """Record and show one step, and save its state when it is due."""
         self.latest = report.gaussians
-        self.stats.write(json.dumps(row(report)).encode() + b"\n")
-        self.rows += 1
+        self.write_row()
+        self.waiting = report
         self.show(report)
         if report.trouble:
+            self.write_row()
             warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
         elif report.state.good_step == report.state.step:
             self.good = self.checkpoint(report)
             if time.monotonic() - self.saved >= self.config.checkpoint.seconds:
                 self.write(self.good)
+
+    def write_row(self) -> None:
+        """Write the row of the last step, if it was not yet."""
+        report, self.waiting = self.waiting, None
+        if report is not None:
+            self.stats.write(json.dumps(row(report)).encode() + b"\n")
+            self.rows += 1
 
     def show(self, report: StepReport) -> None:
         if self.bar is None or self.stage != report.stage:
@@ -290,6 +301,7 @@ class RunFolder:
         """Write the splat and its pictures."""
         if self.bar is not None:
             self.bar.close()
+        self.write_row()
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, frames=48, size=256)
         write_contact_sheet(frames[::6], self.path / "turntable.png")
@@ -301,6 +313,8 @@ class RunFolder:
 
     def stopped(self, reason: str, code: int) -> int:
         """Keep what there is; returns the exit code."""
+        with suppress(OSError):
+            self.write_row()
         log.error(reason)
         kept = "nothing was made yet"
         if self.latest is not None and len(self.latest):
@@ -321,8 +335,8 @@ def row(report: StepReport) -> dict[str, Any]:
     return {
         **place,
         "t": round(report.t, 5),
-        "loss": report.loss,
-        "regulariser": report.regulariser,
+        "loss": float(report.loss),
+        "regulariser": float(report.regulariser),
         "gaussians": report.count,
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
     }
