@@ -206,7 +206,7 @@ class StageConfig:
     """Coarse to fine: (share of the steps done, pixels), the size of the renders from there on; the teacher sees them
     resized. Unset: the teacher's own size all along."""
     normal_prob: float = 0.0
-    """Share of the steps in which the teacher is shown the surface's normals in place of its colours (CFD appendix A)."""
+    """Share of the steps in which the teacher is shown the surface's normals instead of its colours (CFD appendix A)."""
     lr: LearningRates = field(default_factory=LearningRates)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     opacity_reg: float = 0.0
@@ -312,7 +312,8 @@ class Config:
     prompt: str = ""
     """What to make, in the words of the teacher."""
     preset: str = "toybox"
-    """Which file of defaults to start from."""
+    """Which file of defaults to start from. Unset, on the command line: mvdream-sd21 where there is a CUDA device and
+    both its teachers are on this machine, else toybox."""
     seed: int = 0
     """One seed sets every random draw: same seed, same device, same splat."""
     out: Path | None = None
@@ -324,6 +325,13 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "auto"
     """Precision of the teachers. auto: float32 on the CPU, bfloat16 on CUDA."""
+    compile: bool = False
+    """torch.compile the teachers' networks, with CUDA graphs: minutes before the first steps of a stage, faster steps
+    after them; on CUDA alone."""
+    vae_checkpointing: bool = False
+    """Keep little of the VAE's encoder for the way back and compute it again there: less memory, slower steps."""
+    vae_slicing: bool = False
+    """Encode one view after another: less memory, slower steps."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     viewer: bool = False

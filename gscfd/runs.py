@@ -273,8 +273,9 @@ class RunFolder:
         self.write_row()
         self.waiting = report
         self.show(report)
-        if report.trouble:
+        if report.trouble or report.step + 1 == report.steps:
             self.write_row()
+        if report.trouble:
             warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
         elif report.state.good_step == report.state.step:
             self.good = self.checkpoint(report)
@@ -301,7 +302,6 @@ class RunFolder:
         """Write the splat and its pictures."""
         if self.bar is not None:
             self.bar.close()
-        self.write_row()
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, frames=48, size=256)
         write_contact_sheet(frames[::6], self.path / "turntable.png")

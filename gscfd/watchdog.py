@@ -81,8 +81,11 @@ def find_trouble(
 
 
 def all_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By name, 1 without a NaN or an infinity, else 0. A parameter, its gradient and its moments have one name: a
-    gradient that is not finite makes Adam's moments so. The densifier's statistics come from the positions' gradients."""
+    """By name, 1 without a NaN or an infinity, else 0.
+
+    A parameter, its gradient and its moments have one name: a gradient that is not finite makes Adam's moments so. The
+    densifier's statistics come from the positions' gradients.
+    """
     named = [("loss", tensors["loss"])]
     for kind in ("params/", "adam/", "densify/"):
         named += [(key.split("/")[0], value) for key, value in part(tensors, kind).items() if not key.endswith("/step")]

@@ -39,7 +39,7 @@ def test_the_paper_preset_has_the_official_schedule():
 
 
 def test_the_paper_preset_has_the_official_sizes_and_normal_maps():
-    """CFD's code: 64 pixels for MVDream until half of the steps, 128 for Stable Diffusion from scratch until a fifth."""
+    """CFD's code: 64 pixels for MVDream until half of the steps, 128 for Stable Diffusion alone until a fifth."""
     paper, scratch = load_preset("paper"), load_preset("sd21").refine
     assert paper.coarse.render_sizes == ((0.0, 64), (0.5, 256)) and paper.refine.render_sizes == ()
     assert scratch.render_sizes == ((0.0, 128), (0.2, 512))

@@ -119,7 +119,9 @@ class GuidedTeacher:
         """[V, C, h, w] the noise in x_t for each branch of the texts, which hold V for every one."""
         count = len(text.tokens) // len(x_t)
         x = x_t.repeat(count, 1, 1, 1)
-        return self.schedule.to_eps(x, self.denoiser(x, t, text, cameras).to(x.dtype), t).chunk(count)
+        # Copied: where the network is a CUDA graph, its next answer takes this one's place.
+        output = self.denoiser(x, t, text, cameras).to(x.dtype, copy=True)
+        return self.schedule.to_eps(x, output, t).chunk(count)
 
     def view_mixes(self, cameras: Cameras) -> list[ViewMix]:
         """What each view asks for."""
