@@ -206,7 +206,7 @@ class StageConfig:
     """Coarse to fine: (share of the steps done, pixels), the size of the renders from there on; the teacher sees them
     resized. Unset: the teacher's own size all along."""
     normal_prob: float = 0.0
-    """Share of the steps in which the teacher is shown the surface's normals instead of its colours (CFD appendix A)."""
+    """Share of the steps in which the teacher is shown the surface's normals, not its colours (CFD appendix A)."""
     lr: LearningRates = field(default_factory=LearningRates)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     opacity_reg: float = 0.0
