@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -154,8 +154,8 @@ class RunFolder:
         self.path = config.resume or config.out or default_folder(config.prompt, config.seed)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
-        self.waiting: StepReport | None = None
-        """The last step, whose row is written when the next one has begun: then no device is waited for."""
+        self.waiting: dict[str, Any] | None = None
+        """The row of the last step. It is written after the next one, when no device has to be waited for."""
         self.latest: Gaussians | None = None
         self.good: Checkpoint | None = None
         """Of the last good state."""
@@ -271,7 +271,7 @@ class RunFolder:
         """Record and show one step, and save its state when it is due."""
         self.latest = report.gaussians
         self.write_row()
-        self.waiting = report
+        self.waiting = row(report)
         self.show(report)
         if report.trouble or report.step + 1 == report.steps:
             self.write_row()
@@ -284,9 +284,9 @@ class RunFolder:
 
     def write_row(self) -> None:
         """Write the row of the last step, if it was not yet."""
-        report, self.waiting = self.waiting, None
-        if report is not None:
-            self.stats.write(json.dumps(row(report)).encode() + b"\n")
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            self.stats.write(json.dumps(waiting, default=arrived).encode() + b"\n")
             self.rows += 1
 
     def show(self, report: StepReport) -> None:
@@ -335,8 +335,15 @@ def row(report: StepReport) -> dict[str, Any]:
     return {
         **place,
         "t": round(report.t, 5),
-        "loss": float(report.loss),
-        "regulariser": float(report.regulariser),
+        "loss": report.loss,
+        "regulariser": report.regulariser,
         "gaussians": report.count,
-        "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
+        "seconds": report.seconds,
     }
+
+
+def arrived(value: Any) -> Any:
+    """What a device had to work out, as JSON's own types."""
+    if isinstance(value, Mapping):
+        return {name: round(seconds, 6) for name, seconds in value.items()}
+    return float(value)

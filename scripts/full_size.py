@@ -104,9 +104,10 @@ class Case:
     views: int
 
     def config(self, **changes: Any) -> Config:
-        """The preset with this stage alone, at the teacher's own size, whose Gaussians neither come nor go."""
+        """The preset with this stage alone, at the teacher's own size, whose Gaussians stay as and where they are."""
         other = "refine" if self.stage == "coarse" else "coarse"
-        stage = {"views": self.views, "render_sizes": [], "densify": {"start": 1.0, "stop": 1.0}}
+        still = dict.fromkeys(("means", "quats", "scales", "opacities", "sh0", "shN"), 1e-9)
+        stage = {"views": self.views, "render_sizes": [], "densify": {"start": 1.0, "stop": 1.0}, "lr": still}
         settings = {"prompt": "a corgi", "checkpoint": {"every": 1000}, other: {"steps": 0}, self.stage: stage}
         return merged(merged(load_preset(self.preset), settings), changes)
 

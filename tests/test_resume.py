@@ -23,18 +23,8 @@ from gscfd.densify import Densifier
 from gscfd.export.ply import read_ply
 from gscfd.runs import LogFile, RunFolder
 
-RUN = [
-    "--preset",
-    "toybox",
-    "--prompt",
-    "a yellow duck",
-    "--coarse.steps",
-    "4",
-    "--refine.steps",
-    "3",
-    "--refine.views",
-    "1",
-]
+RUN = ["--preset", "toybox", "--prompt", "a yellow duck", "--refine.views", "1"]
+RUN += ["--coarse.steps", "4", "--refine.steps", "3"]
 RUN += ["--init.count", "200", "--no-viewer", "--checkpoint.every", "2", "--checkpoint.seconds", "0"]
 RUN += ["--coarse.densify.start", "0", "--coarse.densify.every", "2", "--coarse.densify.grad-threshold", "0.05"]
 STEPS = [("coarse", i) for i in range(4)] + [("refine", i) for i in range(3)]
