@@ -17,7 +17,7 @@ from gscfd.config import Config, StageConfig, load_preset, merged
 from gscfd.cost import Cost
 from gscfd.plan import EFFICIENCY, network_bytes, step_costs
 from gscfd.stage import PARTS, StepReport
-from gscfd.teachers.denoisers import MultiviewDenoiser, UNetDenoiser
+from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
 from gscfd.teachers.load import placed, placed_vae
@@ -134,7 +134,7 @@ def build_teacher(size: Size, *, device: torch.device | str, dtype: torch.dtype)
     space = Latents(placed_vae(vae, device, dtype), size.unet["sample_size"])
     placed(unet, device, dtype)
     told = space.image_size if size.told_size else None
-    denoiser = MultiviewDenoiser(unet) if size.multiview else UNetDenoiser(unet, image_size=told)
+    denoiser: Denoiser = MultiviewDenoiser(unet) if size.multiview else UNetDenoiser(unet, image_size=told)
     random = partial(torch.randn, device=device, dtype=dtype)
 
     def encode_texts(texts: list[str]) -> list[TextFeatures]:
