@@ -202,10 +202,19 @@ class StageConfig:
     """Vertical field of view in degrees, drawn uniformly."""
     radius: tuple[float, float] = (1.0, 1.1)
     """The camera's distance is this range over tan(fov / 2): how much of the image the unit ball fills."""
+    render_sizes: tuple[tuple[float, int], ...] = ()
+    """Coarse to fine: (share of the steps done, pixels), the size of the renders from there on; the teacher sees them
+    resized. Unset: the teacher's own size all along."""
+    normal_prob: float = 0.0
+    """Share of the steps in which the teacher is shown the surface's normals, not its colours (CFD appendix A)."""
     lr: LearningRates = field(default_factory=LearningRates)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     opacity_reg: float = 0.0
-    """Weight of the sum of o (1 - o) over a view's pixels: opacity becomes 0 or 1, floaters fade."""
+    """Weight of the sum of o (1 - o) over a view's pixels: opacity becomes 0 or 1, floaters fade. The pixels are those
+    of the teacher's image, whatever size is rendered."""
+    sparsity_reg: float = 0.0
+    """Weight of the sum of sqrt(o^2 + 0.01) over a view's pixels: less of the view is covered, haze fades
+    (threestudio)."""
     scale_reg: float = 0.0
     """Weight of the mean largest standard deviation: no oversized Gaussians."""
 
@@ -221,6 +230,13 @@ class StageConfig:
             check(low <= high, name, "(low, high) with low <= high", (low, high))
         check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
         check(self.radius[0] > 0, "radius", "a positive range", self.radius)
+        shares, sizes = [share for share, _ in self.render_sizes], [size for _, size in self.render_sizes]
+        rising = not shares or (shares[0] == 0 and shares == sorted(shares))
+        check(rising, "render_sizes", "(share, pixels) with rising shares from 0", self.render_sizes)
+        check(all(size >= 1 for size in sizes), "render_sizes", "at least 1 pixel", self.render_sizes)
+        check(0 <= self.normal_prob <= 1, "normal_prob", "a value in [0, 1]", self.normal_prob)
+        for name in ("opacity_reg", "sparsity_reg", "scale_reg"):
+            check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
 
 @dataclass(kw_only=True)
@@ -296,7 +312,8 @@ class Config:
     prompt: str = ""
     """What to make, in the words of the teacher."""
     preset: str = "toybox"
-    """Which file of defaults to start from."""
+    """Which file of defaults to start from. Unset, on the command line: mvdream-sd21 where there is a CUDA device and
+    both its teachers are on this machine, else toybox."""
     seed: int = 0
     """One seed sets every random draw: same seed, same device, same splat."""
     out: Path | None = None
@@ -308,6 +325,13 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "auto"
     """Precision of the teachers. auto: float32 on the CPU, bfloat16 on CUDA."""
+    compile: bool = False
+    """torch.compile the teachers' networks, with CUDA graphs: minutes before the first steps of a stage, faster steps
+    after them; on CUDA alone."""
+    vae_checkpointing: bool = False
+    """Keep little of the VAE's encoder for the way back and compute it again there: less memory, slower steps."""
+    vae_slicing: bool = False
+    """Encode one view after another: less memory, slower steps."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     viewer: bool = False

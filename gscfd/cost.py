@@ -26,20 +26,25 @@ class Cost:
     """Of matrix products, convolutions and attention."""
     peak: int
     """Most bytes of results that are held at once: neither weights nor inputs."""
+    traffic: int
+    """Bytes that the operations read and write, each by itself: what no cache keeps and nothing fuses."""
 
 
 class HeldBytes(TorchDispatchMode):
-    """Adds up the bytes of every result until nothing, not even the way back of a gradient, holds it."""
+    """Adds up the bytes of every result until nothing, not even the way back of a gradient, holds it; and those that
+    operations read and write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[StorageWeakRef, int] = {}
-        self.peak = 0
+        self.peak = self.traffic = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # A view, and what an operation changed in place, has no memory of its own.
         if not any(value.alias_info for value in func._schema.returns):
+            touched = tree_leaves((args, kwargs, result))
+            self.traffic += sum(tensor.nbytes for tensor in touched if isinstance(tensor, Tensor))
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor):
                     storage = tensor.untyped_storage()
@@ -71,7 +76,7 @@ def cost_of(call: Callable[[], Any]) -> Cost:
     held, attention = HeldBytes(), FusedAttention()
     with FlopCounterMode(display=False) as counter, held, attention:
         call()
-    return Cost(counter.get_total_flops() + attention.flops, held.peak)
+    return Cost(counter.get_total_flops() + attention.flops, held.peak, held.traffic)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:

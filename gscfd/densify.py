@@ -95,7 +95,8 @@ class MCMCDensifier:
         self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
     ) -> None:
         """Call after the optimisers' step. seed: of the moves and the noise."""
-        if not (gaussians.opacities.sigmoid() > self.strategy.min_opacity).any():
+        moves = step % self.strategy.refine_every == 0
+        if moves and not (gaussians.opacities.sigmoid() > self.strategy.min_opacity).any():
             return  # gsplat has none to move the others to; the watchdog says so when nothing is seen any more
         lr = optimizers["means"].param_groups[0]["lr"]
         with seeded(gaussians.device, seed):

@@ -13,10 +13,11 @@ from gscfd.config import Config, StageConfig
 from gscfd.cost import Cost, cost_of, product_rate
 from gscfd.errors import UserError
 from gscfd.teachers import Prompt, load_teacher
-from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, WEIGHT, find_teacher, is_repo, wanted
+from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_repo
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import PARTS_OF, loader
+from gscfd.teachers.load import weight_bytes
 from gscfd.teachers.texts import TextFeatures
+from gscfd.teachers.tuning import save_memory
 
 TEXT_TOKENS = 256
 """Of the estimate: CLIP has 77, T5 up to 512."""
@@ -64,14 +65,15 @@ def plan(config: Config, folder: Path, device: torch.device, dtype: torch.dtype)
     stages = {name: stage for name, stage in (("coarse", config.coarse), ("refine", config.refine)) if stage.steps}
     teachers: dict[str, TeacherPlan] = {}
     for name, stage in stages.items():
-        lines.append(
-            f"{name:8} {stage.steps} steps of {stage.views} views, at most {stage.densify.max_count} Gaussians"
-        )
+        sizes = " then ".join(str(pixels) for _, pixels in stage.render_sizes)
+        views = f"{stage.views} views{f' at {sizes} pixels' if sizes else ''}"
+        lines.append(f"{name:8} {stage.steps} steps of {views}, at most {stage.densify.max_count} Gaussians")
         try:
             teacher = meta_teacher(stage.teacher, dtype)
         except UserError as error:
             lines += missing_lines(stage.teacher, str(error))
             continue
+        save_memory(teacher[1], checkpointing=config.vae_checkpointing, slicing=config.vae_slicing)
         teachers[name] = teacher_plan(teacher, stage, config.prompt)
         lines += teacher_lines(stage, teachers[name], rate)
     return [*lines, *total_lines(config, stages, teachers, rate), *output_lines(config, folder, stages)]
@@ -96,28 +98,28 @@ def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
             raise UserError("not on this machine; a run fetches it from the hub") from None
     else:
         source = find_teacher(name)
-    loader(source)
-    lacking = [part for part, count in sizes(source).items() if part.startswith("text_encoder") and count == 0]
+    found = weight_bytes(source)
+    lacking = [part for part, count in found.items() if part.startswith("text_encoder") and count == 0]
     if lacking:
         raise UserError(f"no weights in {', '.join(lacking)} of {source}; download the whole folder")
     return source, load_teacher(str(source), device="meta", dtype=dtype)
 
 
-def sizes(source: Path) -> dict[str, int]:
-    """Bytes of the weights in each part of a teacher, of the files that are read; 0 for a part without."""
-    if source.is_file():
-        return {source.name: source.stat().st_size, "tokenizer": 0}
-    files = wanted([path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()])
-    weights = [file for file in files if WEIGHT.fullmatch(Path(file).name)]
-    return {
-        part: sum((source / file).stat().st_size for file in weights if file.startswith(part + "/"))
-        for part in PARTS_OF[loader(source)]
-    }
-
-
 def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: str) -> TeacherPlan:
     """found: of `meta_teacher`."""
     source, teacher = found
+    denoise, encode = step_costs(teacher, stage, prompt)
+    return TeacherPlan(
+        text=f"{source} ({'multi-view' if teacher.multiview else 'single-view'}, {teacher.image_size} pixels)",
+        files=weight_bytes(source),
+        weights={"denoiser": network_bytes(teacher.denoiser), "VAE": network_bytes(teacher.space)},
+        denoise=denoise,
+        encode=encode,
+    )
+
+
+def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple[Cost, Cost]:
+    """Of one question, and of the way to what the teacher sees and back to the pixels; a teacher on the meta device."""
     cameras = turntable(stage.views, size=teacher.image_size)
 
     def blank(texts: list[str]) -> list[TextFeatures]:
@@ -127,8 +129,7 @@ def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: 
 
     def ask() -> Tensor:
         x = torch.empty(stage.views, *teacher.latent_shape, device="meta")
-        # The camera's place, read by numbers, makes the words of a single-view teacher; the others read it as a tensor.
-        return teacher.predict_eps(x, teacher.timesteps // 2, cameras.to("meta") if teacher.multiview else cameras)
+        return teacher.predict_eps(x, teacher.timesteps // 2, cameras)
 
     def look() -> None:
         images = torch.empty(stage.views, 3, teacher.image_size, teacher.image_size, device="meta", requires_grad=True)
@@ -136,13 +137,7 @@ def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: 
 
     teacher.encode_texts = blank
     teacher.set_prompt(Prompt(text=prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale, perp_neg=stage.perp_neg))
-    return TeacherPlan(
-        text=f"{source} ({'multi-view' if teacher.multiview else 'single-view'}, {teacher.image_size} pixels)",
-        files=sizes(source),
-        weights={"denoiser": network_bytes(teacher.denoiser), "VAE": network_bytes(teacher.space)},
-        denoise=cost_of(ask),
-        encode=cost_of(look),
-    )
+    return cost_of(ask), cost_of(look)
 
 
 def network_bytes(owner: object) -> int:

@@ -22,7 +22,7 @@ from gscfd.teachers import Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import Flow
-from gscfd.train import check_words, choose_device, choose_dtype, stage_prompt
+from gscfd.train import check_words, choose_device, choose_dtype, default_preset, stage_prompt
 from gscfd.types import Cameras
 
 VIEWS = 4
@@ -39,8 +39,8 @@ class Settings:
 
     prompt: str
     """What to make, in the words of the teacher."""
-    preset: str = "toybox"
-    """Whose teacher, views and precision: a preset's name, or the path of a .yaml file."""
+    preset: str | None = None
+    """Whose teacher, views and precision: a preset's name, or the path of a .yaml file. Unset: as gscfd.train."""
     stage: Literal["coarse", "refine"] | None = None
     """Unset: coarse, or refine where the preset has no coarse stage."""
     teacher: str | None = None
@@ -126,7 +126,7 @@ def place(settings: Settings, stage: str) -> Path:
 def preview(settings: Settings) -> None:
     """Write the picture and say so. Raises UserError for what the user can mend."""
     check_settings(settings)
-    config = load_preset(settings.preset)
+    config = load_preset(settings.preset or default_preset(settings.device)[0])
     name, stage = chosen_stage(settings, config)
     out = place(settings, name)
     device = choose_device(settings.device)

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -154,6 +154,8 @@ class RunFolder:
         self.path = config.resume or config.out or default_folder(config.prompt, config.seed)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
+        self.waiting: dict[str, Any] | None = None
+        """The row of the last step. It is written after the next one, when no device has to be waited for."""
         self.latest: Gaussians | None = None
         self.good: Checkpoint | None = None
         """Of the last good state."""
@@ -233,6 +235,7 @@ class RunFolder:
 
     def checkpoint(self, report: StepReport) -> Checkpoint:
         """The state after this step."""
+        self.write_row()
         return Checkpoint(
             stage=report.stage,
             state=report.state.state_dict(),
@@ -267,15 +270,24 @@ class RunFolder:
     def on_step(self, report: StepReport) -> None:
         """Record and show one step, and save its state when it is due."""
         self.latest = report.gaussians
-        self.stats.write(json.dumps(row(report)).encode() + b"\n")
-        self.rows += 1
+        self.write_row()
+        self.waiting = row(report)
         self.show(report)
+        if report.trouble or report.step + 1 == report.steps:
+            self.write_row()
         if report.trouble:
             warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
         elif report.state.good_step == report.state.step:
             self.good = self.checkpoint(report)
             if time.monotonic() - self.saved >= self.config.checkpoint.seconds:
                 self.write(self.good)
+
+    def write_row(self) -> None:
+        """Write the row of the last step, if it was not yet."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            self.stats.write(json.dumps(waiting, default=arrived).encode() + b"\n")
+            self.rows += 1
 
     def show(self, report: StepReport) -> None:
         if self.bar is None or self.stage != report.stage:
@@ -301,6 +313,8 @@ class RunFolder:
 
     def stopped(self, reason: str, code: int) -> int:
         """Keep what there is; returns the exit code."""
+        with suppress(OSError):
+            self.write_row()
         log.error(reason)
         kept = "nothing was made yet"
         if self.latest is not None and len(self.latest):
@@ -324,5 +338,12 @@ def row(report: StepReport) -> dict[str, Any]:
         "loss": report.loss,
         "regulariser": report.regulariser,
         "gaussians": report.count,
-        "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
+        "seconds": report.seconds,
     }
+
+
+def arrived(value: Any) -> Any:
+    """What a device had to work out, as JSON's own types."""
+    if isinstance(value, Mapping):
+        return {name: round(seconds, 6) for name, seconds in value.items()}
+    return float(value)

@@ -34,6 +34,15 @@ def uniform(t_min: float, t_max: float, generator: torch.Generator) -> float:
     return t_min + (t_max - t_min) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
+def render_size(fraction: float, sizes: tuple[tuple[float, int], ...], default: int) -> int:
+    """Pixels of the renders: the size of the last (fraction, pixels) that is reached, `default` without any.
+
+    fraction: of the stage's steps that are done, in [0, 1].
+    """
+    reached = bisect_right([share for share, _ in sizes], fraction)
+    return sizes[reached - 1][1] if reached else default
+
+
 def time_index(t: float, timesteps: int) -> int:
     """The teacher's integer time for t in [0, 1)."""
     return min(max(round(t * timesteps), 0), timesteps - 1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from gscfd.backgrounds import random_background
 from gscfd.cameras import sample_group
 from gscfd.config import StageConfig, WatchdogConfig
 from gscfd.gaussians import Gaussians
-from gscfd.geometry import regularisers
+from gscfd.geometry import normal_map, regularisers
 from gscfd.guidance import distillation_loss
-from gscfd.schedule import time_index
+from gscfd.late import Clock, Late, moved
+from gscfd.schedule import render_size, time_index
 from gscfd.state import StageState, StateDict
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Method, Noise, Rasterize, Render
@@ -37,12 +38,13 @@ class StepReport:
     steps: int
     t: float
     """Diffusion time as a fraction of T."""
-    loss: float
-    regulariser: float
+    loss: SupportsFloat
+    """Read by float(), which waits for a CUDA device that has not come so far. So do `regulariser` and `seconds`."""
+    regulariser: SupportsFloat
     count: int
     """Gaussians after the step."""
-    seconds: dict[str, float]
-    """Time of each part, by the names in PARTS."""
+    seconds: Mapping[str, float]
+    """Time of each part, by the names in PARTS; on CUDA the device's."""
     gaussians: Gaussians
     cameras: Cameras
     images: Tensor
@@ -55,21 +57,6 @@ class StepReport:
 
 class StageError(RuntimeError):
     """The run cannot go on: the message says why, and what to try."""
-
-
-class Clock:
-    """Splits a step's time into named parts."""
-
-    def __init__(self, device: torch.device):
-        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        self.wait()
-        now = time.perf_counter()
-        self.seconds[name] = now - self.last
-        self.last = now
 
 
 def run_stage(
@@ -91,6 +78,9 @@ def run_stage(
 
     keep_every: steps between two good states. resume: where to continue. Raises StageError when the watchdog has gone
     back too often; the Gaussians are then those of the last good state. What `on_step` raises ends the stage.
+
+    On CUDA nothing here waits for the device but gsplat, for the number of tiles and of the Gaussians seen, and the
+    watchdog when it looks.
     """
     state = StageState(gaussians, config, seed=seed, keep_every=keep_every)
     if resume is not None:
@@ -102,16 +92,17 @@ def run_stage(
         clock = Clock(gaussians.device)
 
         # Render the views of one group over one background.
-        cameras = sample_group(
+        group = sample_group(
             config.views,
             elevation=config.elevation,
             fov=config.fov,
             radius=config.radius,
-            size=teacher.image_size,
+            size=render_size(done, config.render_sizes, teacher.image_size),
             generator=generator,
-        ).to(gaussians.device)
+        )
+        cameras = group.to(gaussians.device)
         render = rasterize(gaussians, cameras)
-        images = straight_through_clamp(render.over(random_background(generator).to(gaussians.device)))
+        images = pictures(render, cameras, config, generator)
         clock.lap("render")
 
         # Show them to the teacher.
@@ -125,14 +116,14 @@ def run_stage(
 
         # Ask which way to go.
         t, guidance = method(done, generator)
-        grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), cameras)
+        grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), group)
         clock.lap("teacher")
 
         # Carry the answer back to the pixels, and from there to the Gaussians.
         loss = distillation_loss(z, grad)
         (pixel_grad,) = torch.autograd.grad(loss, shown)
         clock.lap("encode_backward")
-        regulariser = regularisers(gaussians, render, config)
+        regulariser = regularisers(gaussians, render, config, image_size=teacher.image_size)
         densifier.before_backward(gaussians, optimizers, step, render.info)
         torch.autograd.backward([images, regulariser], [pixel_grad, torch.ones_like(regulariser)])
         clock.lap("render_backward")
@@ -159,10 +150,10 @@ def run_stage(
                 step=step,
                 steps=config.steps,
                 t=t,
-                loss=loss.item(),
-                regulariser=regulariser.item(),
+                loss=Late(loss),
+                regulariser=Late(regulariser),
                 count=len(gaussians),
-                seconds=clock.seconds,
+                seconds=clock,
                 gaussians=gaussians,
                 cameras=cameras,
                 images=images.detach(),
@@ -175,6 +166,15 @@ def run_stage(
                 f"{name}: {trouble.what} at step {step}; {trouble.advice} "
                 f"(went back {watchdog.rollbacks} times, each time with half the step size)"
             )
+
+
+def pictures(render: Render, cameras: Cameras, config: StageConfig, generator: torch.Generator) -> Tensor:
+    """[V, H, W, 3] what the teacher is shown: the views over one background or, in a share of the steps, their normal
+    maps."""
+    background = random_background(generator)
+    if config.normal_prob and torch.rand((), generator=generator).item() < config.normal_prob:
+        return normal_map(render, cameras)
+    return straight_through_clamp(render.over(moved(background, render.rgb.device)))
 
 
 def straight_through_clamp(images: Tensor) -> Tensor:

@@ -88,9 +88,8 @@ class StageState:
             optimizer.state.clear()
             moments = part(tensors, f"adam/{name}/")
             if moments:
-                # Adam counts its steps on the CPU, wherever the moments are.
-                devices = {key: "cpu" if key == "step" else parameter.device for key in moments}
-                optimizer.state[parameter] = {key: v.to(devices[key], copy=True) for key, v in moments.items()}
+                # On the CPU and by one kernel on CUDA, Adam counts its steps where the moments are.
+                optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in moments.items()}
         statistics = part(tensors, "densify/")
         self.densifier.load_statistics({k: v.to(self.gaussians.device, copy=True) for k, v in statistics.items()})
         self.generator.set_state(tensors["generator"].cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from gscfd import noise
 from gscfd.checkpoint import Checkpoint
-from gscfd.config import Config, Dtype, StageConfig, load_preset, load_run
+from gscfd.config import Config, Dtype, StageConfig, load_preset, load_run, presets
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.methods import method
@@ -32,7 +33,8 @@ from gscfd.runs import (
 from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
-from gscfd.teachers.load import check_teacher
+from gscfd.teachers.load import check_teacher, is_here
+from gscfd.teachers.tuning import compile_networks, save_memory
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
@@ -80,6 +82,7 @@ def check_settings(config: Config) -> None:
     """Raise UserError for settings that cannot be, whatever the teachers are."""
     check_noise(config)
     check_densify(config)
+    check_compile(config)
     check_prompt(config)
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps and stage.teacher.startswith(TOYBOX) and stage.negative_prompt is not None:
@@ -110,6 +113,19 @@ def check_densify(config: Config) -> None:
                 f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
                 f"use a machine with CUDA, or --{name}.densify.strategy default"
             )
+
+
+def check_compile(config: Config) -> None:
+    """Raise UserError where the networks cannot be compiled on the device of the run."""
+    if not config.compile:
+        return
+    if choose_device(config.device).type != "cuda":
+        raise UserError("compile: expected a CUDA device, got the CPU, where compiling gains nothing; use --no-compile")
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "compile: expected the package triton, which torch compiles with on CUDA, got none; use "
+            "--no-compile, or install a build of torch that brings it"
+        )
 
 
 def check_prompt(config: Config) -> None:
@@ -166,8 +182,12 @@ def load_teachers(config: Config) -> dict[str, Teacher]:
         if stage.steps == 0:
             continue
         try:
-            teachers[name] = load_teacher(stage.teacher, device=device, dtype=choose_dtype(config.dtype, device))
-            teachers[name].set_prompt(stage_prompt(config.prompt, stage))
+            teacher = load_teacher(stage.teacher, device=device, dtype=choose_dtype(config.dtype, device))
+            teacher.set_prompt(stage_prompt(config.prompt, stage))
+            save_memory(teacher, checkpointing=config.vae_checkpointing, slicing=config.vae_slicing)
+            if config.compile:
+                compile_networks(teacher, mode="reduce-overhead")
+            teachers[name] = teacher
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{name}.teacher: expected one that fits the GPU's memory, got {stage.teacher}; try --dtype bfloat16, "
@@ -195,6 +215,7 @@ def memory_advice(config: Config, name: str) -> str:
     stage: StageConfig = getattr(config, name)
     settings = [
         f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
+        "--vae-checkpointing" if not config.vae_checkpointing else "",
         f"--no-{name}.perp-neg" if stage.perp_neg else "",
         "--dtype bfloat16" if config.dtype == "float32" else "",
         f"--{name}.densify.max-count {stage.densify.max_count // 2}",
@@ -275,6 +296,8 @@ def train(config: Config) -> int:
     teachers = load_teachers(config)
     if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
+    if config.compile:
+        print("compile: the first steps of each stage compile the teacher's networks, which takes minutes")
     viewer = start_viewer(config) if config.viewer else None
     with RunFolder(config) as run:
         try:
@@ -349,11 +372,23 @@ def option(arguments: list[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
+def default_preset(device: str | None) -> tuple[str, str]:
+    """The preset where none is named, and why it is that one. device: as in Config, if it is named."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return "toybox", "without a CUDA device"
+    large = load_preset("mvdream-sd21")
+    missing = [stage.teacher for stage in (large.coarse, large.refine) if not is_here(stage.teacher)]
+    if missing:
+        return "toybox", f"without {' and '.join(missing)} on this machine"
+    return "mvdream-sd21", "with a CUDA device and both teachers on this machine"
+
+
 def parse(arguments: list[str]) -> Config:
     """Config from the command line: the values of the preset, or of the run to resume, then what the arguments
     change."""
     folder = option(arguments, "--resume")
-    default = load_preset(option(arguments, "--preset") or "toybox") if folder is None else load_run(Path(folder))
+    preset = option(arguments, "--preset") or default_preset(option(arguments, "--device"))[0]
+    default = load_preset(preset) if folder is None else load_run(Path(folder))
     return tyro.cli(
         Config,
         args=arguments,
@@ -370,6 +405,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         config = parse(arguments)
+        if option(arguments, "--preset") is None and config.resume is None:
+            others = ", ".join(name for name in presets() if name != config.preset)
+            print(f"preset: {config.preset}, {default_preset(config.device)[1]}; others by --preset: {others}")
         return show_plan(config) if config.dry_run else train(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

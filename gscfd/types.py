@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from gscfd.late import moved
+
 if TYPE_CHECKING:
     from gscfd.gaussians import Gaussians
     from gscfd.teachers import Teacher
@@ -45,7 +47,7 @@ class Cameras:
         return Cameras(self.viewmats[index], self.Ks[index], self.width, self.height)
 
     def to(self, device: torch.device | str) -> Cameras:
-        return Cameras(self.viewmats.to(device), self.Ks.to(device), self.width, self.height)
+        return Cameras(moved(self.viewmats, device), moved(self.Ks, device), self.width, self.height)
 
     def resized(self, width: int, height: int) -> Cameras:
         """The same cameras with another pixel grid over the same field of view."""

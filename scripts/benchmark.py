@@ -1,4 +1,4 @@
-"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize`, `noise` or `step`. Prints Markdown."""
+"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize`, `noise`, `step` or `cost`. Prints Markdown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from algorithm2 import algorithm2
+from full_size import CASES, cost_row, cost_table
 from torch import Tensor
 
 from gscfd import native
@@ -209,6 +210,11 @@ def step(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {cells} | {whole:.1f} | {1 - networks / whole:.1%} | {whole / networks:.2f} |")
 
 
+def cost(arguments: argparse.Namespace) -> None:
+    """operations and bytes of a step with large teachers, counted without running them, and the time to expect"""
+    print(cost_table([cost_row(case) for case in CASES]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="PART")
@@ -226,6 +232,8 @@ def main() -> None:
     command = commands.add_parser("step", help=step.__doc__)
     command.add_argument("--prompt", default="a yellow duck", help="what to make (default: a yellow duck)")
     command.set_defaults(run=step)
+    command = commands.add_parser("cost", help=cost.__doc__)
+    command.set_defaults(run=cost)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

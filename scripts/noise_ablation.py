@@ -1,6 +1,7 @@
-"""Equal seeds and steps, different noise: what does it change? Prints a Markdown table.
+"""Equal seeds and steps, different noise or other settings: what do they change? Prints a Markdown table.
 
     python scripts/noise_ablation.py OUT [--seeds 8] [--prompts ...] [--variants ...] [--rest gscfd.train options]
+    python scripts/noise_ablation.py OUT --set plain: sparse:coarse.sparsity_reg=0.02,refine.sparsity_reg=0.02
 
 Finished runs are kept, so that the script can be stopped and started again. Columns: how much of the first step's noise
 is left at the end of the coarse stage, (1 - gamma)^(steps / 2); the scaled gradient variance (CFD Eq. 15,
@@ -105,7 +106,7 @@ def mean(values: list[float]) -> float:
 
 def table(rows: list[Row]) -> str:
     names = " | ".join(f"variance, {name}" for name in PARAMETERS)
-    lines = [f"| noise | noise left | {names} | R-precision | similarity | diversity |"]
+    lines = [f"| variant | noise left | {names} | R-precision | similarity | diversity |"]
     lines.append("|---" * (len(PARAMETERS) + 5) + "|")
     for row in rows:
         variance = " | ".join(f"{row.variance[name]:.4f}" for name in PARAMETERS)
@@ -114,23 +115,43 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def variant_of(text: str) -> tuple[str, list[str]]:
+    """NAME:KEY=VALUE,... as its name and options of gscfd.train; true and false switch a flag. Raises ValueError."""
+    name, colon, settings = text.partition(":")
+    options = []
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"expected KEY=VALUE, got {setting!r}")
+        key = key.replace("_", "-")
+        flags = {"true": [f"--{key}"], "false": [f"--no-{key}"]}
+        options += flags.get(value, [f"--{key}", *value.split()])
+    if not name or not colon:
+        raise ValueError(f"expected NAME:KEY=VALUE,..., got {text!r}")
+    return name, options
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=8, help="runs of each prompt (default 8)")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="noises (default all, none with --set)")
+    own = "variants of your own, NAME:KEY=VALUE,...; NAME: alone is the control, without changes"
+    parser.add_argument("--set", nargs="+", type=variant_of, default=[], metavar="VARIANT", help=own)
     parser.add_argument("--rest", nargs=argparse.REMAINDER, default=[], help="further options of gscfd.train, last")
     chosen = parser.parse_args(arguments)
+    names = chosen.variants or ([] if chosen.set else list(VARIANTS))
+    variants = {name: VARIANTS[name] for name in names} | dict(chosen.set)
     scorer, rows = Scorer(SCORER), []
-    for variant in chosen.variants:
+    for variant, options in variants.items():
         folders: dict[str, list[Path]] = {}
         files = []
         for prompt in chosen.prompts:
             for seed in range(chosen.seeds):
                 folder = chosen.out / variant / default_folder(prompt, seed).name
                 variances = chosen.out / "variance" / variant / f"{folder.name}.json"
-                make(folder, variances, [*chosen.rest, *VARIANTS[variant], "--prompt", prompt, "--seed", str(seed)])
+                make(folder, variances, [*chosen.rest, *options, "--prompt", prompt, "--seed", str(seed)])
                 folders.setdefault(prompt, []).append(folder)
                 files.append(variances)
         rows.append(score(variant, chosen.prompts, folders, files, scorer))

@@ -38,6 +38,15 @@ def test_the_paper_preset_has_the_official_schedule():
     assert times(Config().refine, (0, 1)) != [0.404, 0.212], "the control"
 
 
+def test_the_paper_preset_has_the_official_sizes_and_normal_maps():
+    """CFD's code: 64 pixels for MVDream until half of the steps, 128 for Stable Diffusion alone until a fifth."""
+    paper, scratch = load_preset("paper"), load_preset("sd21").refine
+    assert paper.coarse.render_sizes == ((0.0, 64), (0.5, 256)) and paper.refine.render_sizes == ()
+    assert scratch.render_sizes == ((0.0, 128), (0.2, 512))
+    assert (paper.coarse.normal_prob, paper.refine.normal_prob) == (0.0, 0.2)
+    assert Config().refine.normal_prob == 0 and Config().coarse.render_sizes == (), "the toybox has neither"
+
+
 def test_presets_for_large_teachers_ask_for_no_others():
     """Every stage with steps has a teacher on the hub, never the toybox's."""
     for name in set(presets()) - {"toybox"}:
@@ -74,6 +83,12 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest():
         ({"coarse": {"elevation": [10]}}, "coarse.elevation"),
         ({"coarse": {"elevation": [30, 10]}}, "elevation"),
         ({"coarse": {"t_max": 1.0}}, "t_max"),
+        ({"coarse": {"render_sizes": [[0.5, 64]]}}, "render_sizes"),
+        ({"coarse": {"render_sizes": [[0, 64], [0.7, 128], [0.5, 256]]}}, "render_sizes"),
+        ({"coarse": {"render_sizes": [[0, 0]]}}, "render_sizes"),
+        ({"coarse": {"render_sizes": [[0, 64.5]]}}, "render_sizes"),
+        ({"refine": {"normal_prob": 1.1}}, "normal_prob"),
+        ({"refine": {"sparsity_reg": -1}}, "sparsity_reg"),
         ({"coarse": 3}, "coarse"),
         ({"refine": {"lr": {"means": 0}}}, "lr.means"),
         ({"checkpoint": {"every": 0}}, "checkpoint.every"),

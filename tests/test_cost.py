@@ -38,5 +38,12 @@ def test_views_and_changes_in_place_are_free():
     assert cost_of(lambda: x.mul(2)).peak == KB, "the control"
 
 
+def test_what_operations_read_and_write_is_added_up():
+    x = meta(256)
+    assert cost_of(lambda: x + x).traffic == 3 * KB
+    assert cost_of(lambda: x.exp().exp()).traffic == 4 * KB
+    assert cost_of(lambda: x.view(16, 16).T).traffic == 0, "a view touches nothing"
+
+
 def test_a_rate_is_measured():
     assert product_rate(torch.device("cpu"), torch.float32) > 1e8

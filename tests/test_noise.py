@@ -515,3 +515,20 @@ def _points(cameras: Cameras, render: Render) -> Tensor:
     depth = torch.where(render.opacity > 0, render.depth, math.nan).double().flatten(1, 2)
     pose = camera_to_world(cameras).double()
     return (rays * depth) @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]
+
+
+def test_a_coarse_render_has_noise_as_white_and_mostly_the_same_as_a_fine_one() -> None:
+    """Coarse to fine: where a stage goes from 64 to 256 pixels, latents of 32 cells keep most of their noise."""
+    field, found = NoiseField(0, 16, 32, 32, gamma=0.0), {}
+    for size in (64, 256):
+        cameras = views(20.0, 80.0, size=size)
+        render = render_scene(figure(), cameras)
+        found[size] = noise.surface(field, cameras, render, 0)
+        covered = torch.nn.functional.adaptive_avg_pool2d(render.opacity[..., 0], 32) > 0.99
+    coarse, fine = (found[size].permute(0, 2, 3, 1)[covered] for size in (64, 256))
+    spread = 4 / math.sqrt(coarse.numel())
+    for values in (coarse, fine):
+        assert abs(values.mean()) < spread and abs(values.square().mean() - 1) < spread * math.sqrt(2)
+    assert (coarse * fine).mean() > 0.8
+    other = noise.surface(NoiseField(1, 16, 32, 32, gamma=0.0), cameras, render, 0).permute(0, 2, 3, 1)[covered]
+    assert abs((coarse * other).mean()) < spread, "the control: another seed"

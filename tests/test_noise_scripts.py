@@ -10,6 +10,8 @@ import pytest
 import torch
 from scenes import render_scene, sphere, views
 
+from gscfd import train
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 
@@ -33,7 +35,7 @@ def test_the_ablation_prints_a_row_for_each_noise_and_keeps_its_runs(
     ]
     assert noise_ablation.main(arguments) == 0
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [line[1].strip() for line in lines] == ["noise", "---", "iid", "surface-1e-3"]
+    assert [line[1].strip() for line in lines] == ["variant", "---", "iid", "surface-1e-3"]
     assert [float(line[2]) for line in lines[2:]] == [0.0, 0.999]
     for line in lines[2:]:
         means, sh0, similarity, diversity = (float(line[i]) for i in (3, 4, 6, 7))
@@ -41,6 +43,20 @@ def test_the_ablation_prints_a_row_for_each_noise_and_keeps_its_runs(
     made = tmp_path / "iid" / "a-mug-0" / "splat.ply"
     before = made.stat().st_mtime_ns
     assert noise_ablation.main(arguments) == 0 and made.stat().st_mtime_ns == before
+
+
+def test_a_variant_of_any_settings_is_options_of_a_run() -> None:
+    from noise_ablation import variant_of
+
+    assert variant_of("plain:") == ("plain", [])
+    name, options = variant_of("more:init.count=70,coarse.opacity_reg=0.5,refine.perp_neg=false,coarse.fov=30 40")
+    named = ["--preset", "toybox", "--prompt", "a mug"]
+    config = train.parse([*named, *options])
+    assert (name, config.init.count, config.coarse.opacity_reg, config.coarse.fov) == ("more", 70, 0.5, (30.0, 40.0))
+    assert train.parse([*named, *variant_of("a:refine.perp_neg=true")[1]]).refine.perp_neg
+    for wrong in ("plain", ":init.count=3", "more:init.count"):
+        with pytest.raises(ValueError, match="expected"):
+            variant_of(wrong)
 
 
 def test_algorithm_2_is_white_on_a_sphere_and_the_same_for_the_same_camera() -> None:

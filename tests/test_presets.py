@@ -1,14 +1,17 @@
 """The presets for large teachers, with tiny random ones in the same layouts: every preset runs to its end."""
 
 import json
+import shutil
 
 import pytest
 import tiny_teachers as tiny
 import torch
+from huggingface_hub import constants
 
 from gscfd import plan, train
-from gscfd.config import presets
+from gscfd.config import load_preset, presets
 from gscfd.cost import Cost
+from gscfd.teachers.load import is_here
 
 LARGE = sorted(set(presets()) - {"toybox"})
 SMALL = ["--coarse.views", "2", "--refine.views", "1", "--init.count", "60", "--device", "cpu", "--prompt", "a corgi"]
@@ -49,7 +52,7 @@ def test_every_preset_runs_to_its_end_with_folders_alone(preset, folders, tmp_pa
 def test_every_preset_dry_runs_and_makes_nothing(preset, folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if preset in ("fast", "paper", "mvdream-only"):  # the teachers of mvdream-sd21, whose cost is known by now
-        monkeypatch.setattr(plan, "cost_of", lambda call: Cost(flops=10**12, peak=10**9))
+        monkeypatch.setattr(plan, "cost_of", lambda call: Cost(flops=10**12, peak=10**9, traffic=10**9))
     assert train.main([*options(preset, folders), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "MISSING" not in said and said.count("  memory   denoiser") == len(stages_of(preset))
@@ -105,3 +108,43 @@ def test_the_precision_reaches_the_networks(folders):
     for name, dtype in train.DTYPES.items():
         config = train.parse([*options("sd21", folders), "--dtype", name])
         assert train.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
+
+
+# --------------------------------------------------------------------------------------------------- the default preset
+
+
+def cached(folder, name, hub):
+    """The folder as the hub's cache keeps the repository `name`."""
+    snapshot = hub / f"models--{name.replace('/', '--')}" / "snapshots" / "0123"
+    shutil.copytree(folder, snapshot)
+    (snapshot / "model_index.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    return snapshot
+
+
+def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(folders, tmp_path, monkeypatch):
+    large = load_preset("mvdream-sd21")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(train, "is_here", is_here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train.default_preset(None) == ("toybox", "without a CUDA device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cached(folders["mvdream"], large.coarse.teacher, tmp_path)
+    preset, why = train.default_preset(None)
+    assert preset == "toybox" and large.refine.teacher in why and large.coarse.teacher not in why
+    snapshot = cached(folders["sd"], large.refine.teacher, tmp_path)
+    assert train.default_preset("auto")[0] == train.parse(["--prompt", "a corgi"]).preset == "mvdream-sd21"
+    assert train.default_preset("cpu")[0] == train.parse(["--prompt", "a mug", "--device", "cpu"]).preset == "toybox"
+    assert train.parse(["--prompt", "a mug", "--preset", "toybox"]).preset == "toybox"
+    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert train.default_preset(None)[0] == "toybox", "a teacher that is not whole is not here"
+
+
+def test_the_choice_of_the_preset_is_said_in_one_line_with_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--prompt", "a mug", "--device", "cpu", "--dry-run"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("preset: toybox, without a CUDA device; others by --preset: ") and "mvdream-sd21" in first
+    assert train.main(["--preset", "toybox", "--prompt", "a mug", "--device", "cpu", "--dry-run"]) == 0
+    assert not capsys.readouterr().out.startswith("preset:")

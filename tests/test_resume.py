@@ -23,7 +23,8 @@ from gscfd.densify import Densifier
 from gscfd.export.ply import read_ply
 from gscfd.runs import LogFile, RunFolder
 
-RUN = ["--prompt", "a yellow duck", "--coarse.steps", "4", "--refine.steps", "3", "--refine.views", "1"]
+RUN = ["--preset", "toybox", "--prompt", "a yellow duck", "--refine.views", "1"]
+RUN += ["--coarse.steps", "4", "--refine.steps", "3"]
 RUN += ["--init.count", "200", "--no-viewer", "--checkpoint.every", "2", "--checkpoint.seconds", "0"]
 RUN += ["--coarse.densify.start", "0", "--coarse.densify.every", "2", "--coarse.densify.grad-threshold", "0.05"]
 STEPS = [("coarse", i) for i in range(4)] + [("refine", i) for i in range(3)]
@@ -313,7 +314,7 @@ def test_out_of_memory_saves_the_last_good_state_and_names_what_helps(finished, 
         patch.setattr(Densifier, "after_backward", fill)
         assert train.main([*RUN, "--out", str(out), "--checkpoint.seconds", "1000"]) == 1
     said = capsys.readouterr().out
-    for advice in ("--coarse.views 2", "--coarse.densify.max-count 4000", "a smaller --coarse.teacher", "--resume"):
+    for advice in ("--coarse.views 2", "--vae-checkpointing", "--coarse.densify.max-count 4000", "--resume"):
         assert advice in said
     assert len(read_ply(out / "splat.ply")) > 3
     assert resume(out) == 0

@@ -1,14 +1,21 @@
 """What the one loop keeps true of the Gaussians and of its regularisers."""
 
 import math
+import sys
 
 import pytest
 import torch
-from tiny import TinyTeacher, stage_config, tiny_stage
+from tiny import TinyTeacher, drawn, stage_config, tiny_stage
+from torch.overrides import TorchFunctionMode
 
-from gscfd.config import LearningRates
+from gscfd.backgrounds import random_background
+from gscfd.cameras import turntable
+from gscfd.config import DensifyConfig, LearningRates
 from gscfd.gaussians import SH_C0, ball
 from gscfd.geometry import regularisers
+from gscfd.late import Clock, Late
+from gscfd.schedule import render_size
+from gscfd.stage import pictures
 from gscfd.types import Render
 
 
@@ -45,9 +52,131 @@ def test_half_opaque_pixels_cost_the_same_in_every_view(views):
     opacity = torch.zeros(views, 4, 4, 1)
     opacity[:, 0] = 0.5
     render = Render(torch.zeros(views, 4, 4, 3), torch.ones(views, 4, 4, 1), opacity, None)
-    cost = regularisers(gaussians, render, stage_config(opacity_reg=2.0, scale_reg=0.0))
+    cost = regularisers(gaussians, render, stage_config(opacity_reg=2.0, scale_reg=0.0), image_size=4)
     assert cost.item() == pytest.approx(2.0 * 4 * 0.25)
     sure = Render(render.rgb, render.depth, opacity.round(), None)
-    assert regularisers(gaussians, sure, stage_config(opacity_reg=2.0)).item() == 0
-    sizes = regularisers(gaussians, sure, stage_config(scale_reg=3.0)).item()
+    assert regularisers(gaussians, sure, stage_config(opacity_reg=2.0), image_size=4).item() == 0
+    sizes = regularisers(gaussians, sure, stage_config(scale_reg=3.0), image_size=4).item()
     assert sizes == pytest.approx(3.0 * gaussians.scales.exp().amax(-1).mean().item()) and math.isfinite(sizes)
+
+
+# --------------------------------------------------------------------------------------------------- coarse to fine
+
+
+def test_the_render_size_is_the_last_one_reached():
+    sizes = ((0.0, 64), (0.5, 256))
+    assert [render_size(share, sizes, 512) for share in (0, 0.49, 0.5, 1)] == [64, 64, 256, 256]
+    assert render_size(0.7, (), 512) == 512, "the teacher's own"
+
+
+def test_the_teacher_and_the_noise_are_given_the_size_of_the_schedule():
+    given, noised = [], []
+
+    def noise(cameras, render, step):
+        noised.append((cameras.width, *render.depth.shape[1:3]))
+        return drawn(cameras, render, step)
+
+    sizes = ((0.0, 8), (0.5, 24))
+    tiny_stage(stage_config(steps=4, render_sizes=sizes), noise=noise, on_step=lambda r: given.append(r.images.shape))
+    assert [tuple(shape) for shape in given] == [(2, 8, 8, 3)] * 2 + [(2, 24, 24, 3)] * 2
+    assert noised == [(8, 8, 8)] * 2 + [(24, 24, 24)] * 2
+
+
+# -------------------------------------------------------------------------------------------------------- normal maps
+
+
+def test_normal_maps_move_the_surface_and_leave_its_colours():
+    for share, still in ((1.0, True), (0.0, False)):
+        gaussians = tiny_stage(
+            stage_config(steps=3, normal_prob=share, densify=DensifyConfig(start=1.0, stop=1.0)),
+        )
+        start = ball(60, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(3))
+        assert torch.equal(gaussians.sh0, start.sh0) == still
+        assert not torch.equal(gaussians.means, start.means)
+
+
+def test_normal_maps_are_shown_in_their_share_of_the_steps(monkeypatch):
+    shown, generator = [], torch.Generator().manual_seed(0)
+    monkeypatch.setattr("gscfd.stage.normal_map", lambda render, cameras: shown.append(0))
+    empty = torch.zeros(1, 2, 2, 3)
+    render = Render(empty, empty[..., :1], empty[..., :1])
+    for _ in range(1000):
+        pictures(render, None, stage_config(normal_prob=0.2), generator)
+    assert abs(len(shown) - 200) < 4 * math.sqrt(1000 * 0.2 * 0.8)
+
+
+def test_without_normal_maps_no_number_is_drawn_for_them():
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    empty = torch.zeros(1, 2, 2, 3)
+    for generator, share in zip(generators, (0.0, 1.0), strict=True):
+        pictures(
+            Render(empty, empty[..., :1], empty[..., :1]),
+            turntable(1, size=2),
+            stage_config(normal_prob=share),
+            generator,
+        )
+    assert not torch.equal(generators[0].get_state(), generators[1].get_state())
+    fresh = torch.Generator().manual_seed(0)
+    random_background(fresh)
+    assert torch.equal(generators[0].get_state(), fresh.get_state())
+
+
+# ------------------------------------------------------------------------------------------- nobody waits for a device
+
+
+class Asked(TorchFunctionMode):
+    """Notes every value that gscfd asks a tensor for, outside the rasteriser that is the CPU's."""
+
+    WAYS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        asker = sys._getframe(1).f_code.co_filename
+        if getattr(func, "__name__", "") in self.WAYS and "/gscfd/" in asker and "/rasterize/" not in asker:
+            self.names.append((func.__name__, asker))
+        return func(*args, **(kwargs or {}))
+
+
+def test_between_two_looks_of_the_watchdog_no_value_is_asked_for(monkeypatch):
+    """gsplat's strategy, which asks in every step, is off; the annealed time is drawn from nothing."""
+    asked = Asked()
+    counts = []
+    config = stage_config(
+        steps=8, t_schedule="annealed", render_sizes=((0.0, 16),), densify=DensifyConfig(start=0.0, stop=0.0)
+    )
+    monkeypatch.setattr("gscfd.watchdog.due", lambda state: (state.step + 1) % 4 == 0)
+    with asked:
+        tiny_stage(config, on_step=lambda report: counts.append(len(asked.names)))
+    steps = [b - a for a, b in zip(counts, counts[1:], strict=False)]
+    assert [step > 0 for step in steps] == [False, False, True, False, False, False, True], asked.names
+
+
+def test_what_was_measured_is_read_when_the_device_has_come_so_far(monkeypatch):
+    """With stand-ins for CUDA's events, whose times are the numbers of their records."""
+
+    class Event:
+        made, waited = 0, []
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            Event.made += 1
+            self.time = Event.made
+
+        def synchronize(self):
+            Event.waited.append(self.time)
+
+        def elapsed_time(self, later):
+            return 1e3 * (later.time - self.time)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = Clock(torch.device("cuda"))
+    for name in ("render", "encode", "noise"):
+        clock.lap(name)
+    assert Event.made == 4 and Event.waited == []
+    assert dict(clock) == {"render": 1.0, "encode": 1.0, "noise": 1.0} and Event.waited == [2, 3, 4]
+    assert float(Late(torch.tensor(0.5, requires_grad=True))) == 0.5

@@ -83,3 +83,11 @@ def test_a_copy_does_not_change_with_the_state():
         gaussians.params["means"].add_(1)
     assert torch.equal(saved.tensors["now/params/means"], copy)
     assert torch.equal(state.good["params/means"], copy)
+
+
+def test_a_stage_that_shows_normal_maps_now_and_then_continues_bit_for_bit(states):
+    config = stage_config(normal_prob=0.4, render_sizes=((0.0, 8), (0.4, 16)))
+    whole = states_of(config=config)
+    assert not same(whole[-1].tensors, states[-1].tensors)
+    for saved in whole[:-1]:
+        assert same(continued(saved, config=config).tensors, whole[-1].tensors)

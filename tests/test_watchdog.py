@@ -1,6 +1,7 @@
 """A run that goes wrong returns to its last good state, takes smaller steps, and gives up with a reason."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from gscfd.config import LearningRates, WatchdogConfig
 from gscfd.gaussians import ball
 from gscfd.stage import StageError
 from gscfd.state import StageState
-from gscfd.watchdog import find_trouble
+from gscfd.watchdog import due, find_trouble
 
 SEEN = torch.full((2, 4, 4, 1), 0.3)
 
@@ -155,6 +156,48 @@ def test_a_stage_that_was_taken_back_continues_exactly_from_before_and_after_it(
     states = states_of(**options)
     steps = [saved.numbers["step"] for saved in states]
     assert states[-1].numbers["rollbacks"] >= 2 and steps != sorted(steps)
+    for saved in states[:-1]:
+        last = continued(saved, **options)
+        assert last.numbers == states[-1].numbers and same(last.tensors, states[-1].tensors)
+
+
+def test_on_cuda_the_watchdog_looks_every_tenth_step_before_it_keeps_a_state_and_at_the_end(monkeypatch):
+    class Stage:
+        keep_every, config = 4, stage_config(steps=13)
+        gaussians = SimpleNamespace(device=torch.device("cuda"))
+
+    looks = []
+    for Stage.step in range(13):
+        looks.append(due(Stage))
+    assert [step + 1 for step, look in enumerate(looks) if look] == [4, 8, 10, 12, 13]
+    Stage.gaussians = SimpleNamespace(device=torch.device("cpu"))
+    for Stage.step in range(13):
+        assert due(Stage)
+
+
+@pytest.fixture
+def seldom(monkeypatch):
+    monkeypatch.setattr("gscfd.watchdog.due", lambda state: (state.step + 1) % 4 == 0)
+
+
+def test_trouble_that_is_noticed_late_is_taken_back_to_before_it(seldom):
+    reports = []
+    gaussians = tiny_stage(
+        noise=poisoned(5, 1), on_step=lambda report: reports.append((report.step, bool(report.trouble)))
+    )
+    assert [step for step, _ in reports] == [*range(8), *range(4, 12)]
+    assert [step for step, trouble in reports if trouble] == [7]
+    assert all(value.isfinite().all() for value in gaussians.tensors().values())
+
+
+def test_a_stage_that_is_looked_at_seldom_continues_exactly(seldom):
+    options = {
+        "config": stage_config(lr=LearningRates(scales=0.4)),
+        "watchdog": WatchdogConfig(max_scale=0.3, rollbacks=50),
+        "keep_every": 4,
+    }
+    states = states_of(**options)
+    assert states[-1].numbers["rollbacks"] >= 1
     for saved in states[:-1]:
         last = continued(saved, **options)
         assert last.numbers == states[-1].numbers and same(last.tensors, states[-1].tensors)

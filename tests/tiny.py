@@ -21,7 +21,7 @@ class TinyTeacher:
         return math.cos(angle), math.sin(angle)
 
     def encode(self, images):
-        return F.avg_pool2d(images, 2)
+        return F.adaptive_avg_pool2d(images, 8)
 
     def predict_eps(self, x_t, t, cameras, cfg=None):
         alpha, sigma = self.alpha_sigma(t)

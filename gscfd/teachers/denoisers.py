@@ -12,6 +12,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch import Tensor
 
 from gscfd.cameras import mvdream_matrices
+from gscfd.late import moved
 from gscfd.teachers.multiview import join_views
 from gscfd.teachers.texts import TextFeatures
 from gscfd.types import Cameras
@@ -33,6 +34,11 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor: ...
 
 
+def times(x: Tensor, t: int) -> Tensor:
+    """[B] the time of every sample, made on their device: nothing waits for it, and nothing is compiled for each t."""
+    return torch.full((len(x),), t, device=x.device)
+
+
 class UNetDenoiser:
     """Stable Diffusion 1.x and 2.x, SDXL (image_size: told as its time ids) and DeepFloyd IF stage I."""
 
@@ -51,11 +57,9 @@ class UNetDenoiser:
         if self.image_size is not None:
             # Original size, crop corner, target size (Podell et al. 2023, section 2.2).
             ids = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
-            added = {
-                "text_embeds": text.pooled,
-                "time_ids": torch.tensor([ids] * len(x), device=x.device, dtype=self.unet.dtype),
-            }
-        output = self.unet(x.to(self.unet.dtype), t, text.tokens, added_cond_kwargs=added).sample
+            time_ids = torch.tensor([ids] * len(x), dtype=self.unet.dtype)
+            added = {"text_embeds": text.pooled, "time_ids": moved(time_ids, x.device)}
+        output = self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, added_cond_kwargs=added).sample
         return output[:, : x.shape[1]]
 
 
@@ -74,8 +78,9 @@ class MultiviewDenoiser:
         if self.views != len(cameras):
             self.views = len(cameras)
             join_views(self.unet, self.views)
-        labels = mvdream_matrices(cameras).to(self.unet.dtype).repeat(len(x) // self.views, 1)
-        return self.unet(x.to(self.unet.dtype), t, text.tokens, class_labels=labels).sample
+        matrices = moved(mvdream_matrices(cameras), x.device).to(self.unet.dtype)
+        labels = matrices.repeat(len(x) // self.views, 1)
+        return self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
 
 
 class SD3Denoiser:
@@ -91,7 +96,7 @@ class SD3Denoiser:
             hidden_states=x.to(self.transformer.dtype),
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,
-            timestep=torch.full((len(x),), t, device=x.device),
+            timestep=times(x, t),
         ).sample
 
 
@@ -119,7 +124,8 @@ class FluxDenoiser:
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         batch, _, h, w = x.shape
-        rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+        cells = torch.arange(h // 2, device=x.device), torch.arange(w // 2, device=x.device)
+        rows, columns = torch.meshgrid(*cells, indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(x)
         guidance = torch.full((batch,), FLUX_GUIDANCE, device=x.device)
         output = self.transformer(
@@ -128,7 +134,7 @@ class FluxDenoiser:
             pooled_projections=text.pooled,
             timestep=torch.full((batch,), t / self.timesteps, device=x.device),
             img_ids=places,
-            txt_ids=torch.zeros(text.tokens.shape[1], 3).to(x),
+            txt_ids=x.new_zeros(text.tokens.shape[1], 3),
             guidance=guidance if self.transformer.config["guidance_embeds"] else None,
         ).sample
         return unpack(output, h, w)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation
 from gscfd.errors import UserError
+from gscfd.late import moved
 from gscfd.prompts import VIEW_WORDS, ViewMix, Wording, join_words, perp_neg_mix, view_words, with_suffix
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser
@@ -106,8 +107,8 @@ class GuidedTeacher:
             alone = self.negatives(mixes) if cfg == 0 else self.positives(mixes)
             return self.branch_eps(x_t, t, stacked(alone), cameras)[0]
         negative, positive, *others = self.branch_eps(x_t, t, self.branches(mixes), cameras)
-        weights = x_t.new_tensor([[weight for _, weight in mix.negatives] for mix in mixes]).T
-        guided = guide(negative, positive, self.prompt.cfg if cfg is None else cfg, others, weights)
+        weights = torch.tensor([[weight for _, weight in mix.negatives] for mix in mixes], dtype=x_t.dtype).T
+        guided = guide(negative, positive, self.prompt.cfg if cfg is None else cfg, others, moved(weights, x_t.device))
         if self.prompt.cfg_rescale == 0:
             return guided
         alpha, sigma = self.alpha_sigma(t)
@@ -118,7 +119,9 @@ class GuidedTeacher:
         """[V, C, h, w] the noise in x_t for each branch of the texts, which hold V for every one."""
         count = len(text.tokens) // len(x_t)
         x = x_t.repeat(count, 1, 1, 1)
-        return self.schedule.to_eps(x, self.denoiser(x, t, text, cameras).to(x.dtype), t).chunk(count)
+        # Copied: where the network is a CUDA graph, its next answer takes this one's place.
+        output = self.denoiser(x, t, text, cameras).to(x.dtype, copy=True)
+        return self.schedule.to_eps(x, output, t).chunk(count)
 
     def view_mixes(self, cameras: Cameras) -> list[ViewMix]:
         """What each view asks for."""

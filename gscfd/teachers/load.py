@@ -18,7 +18,7 @@ from gscfd import prompts
 from gscfd.errors import UserError
 from gscfd.teachers import ldm, texts
 from gscfd.teachers.denoisers import FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
-from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, find_teacher
+from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, WEIGHT, find_teacher, wanted
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import diffusion, flow
 from gscfd.teachers.spaces import Latents, Pixels
@@ -74,6 +74,29 @@ def reading(source: Path) -> Iterator[None]:
             f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}"
             "; download it again"
         ) from error
+
+
+def is_here(path_or_repo: str) -> bool:
+    """Whether the teacher can be loaded without a network: every folder that it reads is on this machine, with weights
+    in those that hold a network."""
+    try:
+        found = weight_bytes(find_teacher(path_or_repo, local_files_only=True))
+    except UserError:
+        return False
+    return all(count > 0 for part, count in found.items() if not part.startswith(("scheduler", "tokenizer")))
+
+
+def weight_bytes(source: Path) -> dict[str, int]:
+    """Bytes of the weights in each part of a teacher, of the files that are read; 0 for a part without. Raises
+    UserError for what is no teacher."""
+    if source.is_file():
+        return {source.name: source.stat().st_size, "tokenizer": 0}
+    files = wanted([path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()])
+    weights = [file for file in files if WEIGHT.fullmatch(Path(file).name)]
+    return {
+        part: sum((source / file).stat().st_size for file in weights if file.startswith(part + "/"))
+        for part in PARTS_OF[loader(source)]
+    }
 
 
 def check_teacher(path_or_repo: str) -> None:

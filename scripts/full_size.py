@@ -1,0 +1,271 @@
+"""Teachers of the published sizes with random weights: what their steps cost, and how long they take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from gscfd import prompts
+from gscfd.config import Config, StageConfig, load_preset, merged
+from gscfd.cost import Cost
+from gscfd.plan import EFFICIENCY, network_bytes, step_costs
+from gscfd.stage import PARTS, StepReport
+from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.ldm import SCHEDULER
+from gscfd.teachers.load import placed, placed_vae
+from gscfd.teachers.schedules import diffusion
+from gscfd.teachers.spaces import Latents
+from gscfd.teachers.texts import TextFeatures
+from gscfd.train import distil, stage_prompt
+
+TEXT_TOKENS = 77
+"""CLIP's."""
+WARM_UP = 5
+"""Steps that are not timed."""
+GPUS = {"H200": (989e12, 4.8e12), "A100 80 GB": (312e12, 2.04e12), "RTX 4090": (165e12, 1.01e12)}
+"""FLOP/s of dense bfloat16 products and bytes/s of the memory, from NVIDIA's data sheets."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published teacher's networks."""
+
+    name: str
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    multiview: bool = False
+    told_size: bool = False
+    """Whether the UNet reads the image's size and the pooled text (SDXL)."""
+
+
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+SD21 = Size("Stable Diffusion 2.1", UNET, VAE)
+MVDREAM = Size(
+    "MVDream",
+    {
+        **UNET,
+        "sample_size": 32,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 16,
+    },
+    VAE,
+    multiview=True,
+)
+SDXL = Size(
+    "SDXL",
+    {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    {**VAE, "scaling_factor": 0.13025},
+    told_size=True,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage of a preset with so many views."""
+
+    size: Size
+    preset: str
+    stage: str
+    views: int
+
+    def config(self, **changes: Any) -> Config:
+        """The preset with this stage alone, at the teacher's own size, whose Gaussians stay as and where they are."""
+        other = "refine" if self.stage == "coarse" else "coarse"
+        still = dict.fromkeys(("means", "quats", "scales", "opacities", "sh0", "shN"), 1e-9)
+        stage = {"views": self.views, "render_sizes": [], "densify": {"start": 1.0, "stop": 1.0}, "lr": still}
+        settings = {"prompt": "a corgi", "checkpoint": {"every": 1000}, other: {"steps": 0}, self.stage: stage}
+        return merged(merged(load_preset(self.preset), settings), changes)
+
+    def settings(self) -> StageConfig:
+        return getattr(self.config(), self.stage)
+
+
+CASES = (
+    Case(MVDREAM, "mvdream-sd21", "coarse", 4),
+    Case(MVDREAM, "mvdream-sd21", "coarse", 8),
+    Case(SD21, "mvdream-sd21", "refine", 1),
+    Case(SD21, "mvdream-sd21", "refine", 2),
+    Case(SD21, "mvdream-sd21", "refine", 4),
+    Case(SDXL, "sdxl", "refine", 1),
+)
+PRESETS = ("fast", "mvdream-sd21", "paper")
+"""Whose whole times are added up: all have MVDream with 4 views, then Stable Diffusion 2.1."""
+
+
+def build_teacher(size: Size, *, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
+    """Random weights, and random numbers for texts: for time and memory they are as good as others."""
+    with torch.device(device):
+        unet, vae = UNet2DConditionModel(**size.unet), AutoencoderKL(**size.vae)
+    space = Latents(placed_vae(vae, device, dtype), size.unet["sample_size"])
+    placed(unet, device, dtype)
+    told = space.image_size if size.told_size else None
+    denoiser: Denoiser = MultiviewDenoiser(unet) if size.multiview else UNetDenoiser(unet, image_size=told)
+    random = partial(torch.randn, device=device, dtype=dtype)
+
+    def encode_texts(texts: list[str]) -> list[TextFeatures]:
+        pooled = random(denoiser.pooled_width) if denoiser.pooled_width else None
+        return [TextFeatures(random(TEXT_TOKENS, denoiser.text_width), pooled) for _ in texts]
+
+    return GuidedTeacher(
+        space=space,
+        denoiser=denoiser,
+        schedule=diffusion(SCHEDULER),
+        encode_texts=encode_texts,
+        wording=prompts.MVDREAM if size.multiview else prompts.SINGLE_VIEW,
+        multiview=size.multiview,
+    )
+
+
+# --------------------------------------------------------------------------------------------------- what a step costs
+
+
+@dataclass(frozen=True)
+class CostRow:
+    case: Case
+    pixels: int
+    weights: int
+    """Bytes of the networks that a step reads."""
+    denoise: Cost
+    encode: Cost
+
+    def seconds(self, gpu: str) -> float:
+        """Estimate: the products at `EFFICIENCY` of the GPU's speed, then the bytes at its memory's whole speed."""
+        rate, bandwidth = GPUS[gpu]
+        flops, traffic = (getattr(self.denoise, name) + getattr(self.encode, name) for name in ("flops", "traffic"))
+        return flops / (EFFICIENCY * rate) + traffic / bandwidth
+
+
+def cost_row(case: Case) -> CostRow:
+    """In bfloat16, counted on tensors without memory."""
+    teacher = build_teacher(case.size, device="meta", dtype=torch.bfloat16)
+    denoise, encode = step_costs(teacher, case.settings(), "a corgi")
+    weights = network_bytes(teacher.denoiser) + network_bytes(teacher.space)
+    return CostRow(case, teacher.image_size, weights, denoise, encode)
+
+
+def cost_table(rows: list[CostRow]) -> str:
+    """Markdown: the steps, then the presets whose steps are among them."""
+    head = ["teacher", "views", "pixels", "denoise, TFLOP", "encode and back, TFLOP", "GB read and written"]
+    head += ["weights, GB", "most held, GB", *(f"{gpu}, ms" for gpu in GPUS)]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in rows:
+        counts = [row.denoise.flops / 1e12, row.encode.flops / 1e12, (row.denoise.traffic + row.encode.traffic) / 1e9]
+        counts += [row.weights / 1e9, max(row.denoise.peak, row.encode.peak) / 1e9]
+        cells = [f"{count:.3g}" for count in counts] + [f"{1e3 * row.seconds(gpu):.0f}" for gpu in GPUS]
+        lines.append(f"| {row.case.size.name} | {row.case.views} | {row.pixels} | {' | '.join(cells)} |")
+    times = {gpu: {row.case: row.seconds(gpu) for row in rows} for gpu in GPUS}
+    lines += ["", f"| preset | {', minutes | '.join(GPUS)}, minutes |", "|---" + "|---:" * len(GPUS) + "|"]
+    for name in PRESETS:
+        minutes = [preset_minutes(name, times[gpu]) for gpu in GPUS]
+        if all(value is not None for value in minutes):
+            lines.append(f"| `{name}` | {' | '.join(f'{value:.3g}' for value in minutes)} |")
+    return "\n".join(lines)
+
+
+def preset_minutes(name: str, seconds: Mapping[Case, float]) -> float | None:
+    """Of all steps of the preset, from the seconds of one; None where a stage's case was not timed."""
+    config, total = load_preset(name), 0.0
+    for size, stage in ((MVDREAM, "coarse"), (SD21, "refine")):
+        settings: StageConfig = getattr(config, stage)
+        case = Case(size, "mvdream-sd21", stage, settings.views)
+        if case not in seconds:
+            return None
+        total += settings.steps * seconds[case] / 60
+    return total
+
+
+# --------------------------------------------------------------------------------------------------- how long it takes
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    case: Case
+    pixels: int
+    parts: dict[str, float]
+    """Median milliseconds of each part; on CUDA of the device."""
+    step: float
+    """Milliseconds from step to step, by the clock on the wall."""
+    memory: int | None
+    """Most bytes that were allocated on the GPU."""
+
+    @property
+    def ratio(self) -> float:
+        """The step over the teacher's own forward alone."""
+        return self.step / self.parts["teacher"]
+
+
+def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: int, **changes: Any) -> TimeRow:
+    """Takes `steps` steps of the case's stage, and as many to warm up as are needed, in the loop that runs take.
+
+    changes: of the config, as nested mappings.
+    """
+    config = case.config(**changes)
+    config = merged(config, {"device": device.type, case.stage: {"steps": WARM_UP + steps}})
+    settings: StageConfig = getattr(config, case.stage)
+    teacher.set_prompt(stage_prompt(config.prompt, settings))
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clocks, times = list[Mapping[str, float]](), list[float]()
+
+    def on_step(report: StepReport) -> None:
+        clocks.append(report.seconds)
+        if report.step + 1 in (WARM_UP, report.steps):
+            wait()
+            times.append(time.perf_counter())
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    distil(config, {case.stage: teacher}, on_step)
+    return TimeRow(
+        case,
+        teacher.image_size,
+        {part: 1e3 * statistics.median(clock[part] for clock in clocks[WARM_UP:]) for part in PARTS},
+        1e3 * (times[1] - times[0]) / steps,
+        torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    )
+
+
+def time_table(rows: list[TimeRow]) -> str:
+    head = ["teacher", "views", "pixels", *(part.replace("_", " ") for part in PARTS)]
+    head += ["step", "step / teacher", "memory, GB"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in rows:
+        cells = [row.case.size.name, str(row.case.views), str(row.pixels)]
+        cells += [f"{row.parts[part]:.2f}" for part in PARTS]
+        cells += [f"{row.step:.1f}", f"{row.ratio:.2f}", "-" if row.memory is None else f"{row.memory / 1e9:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

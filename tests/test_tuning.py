@@ -1,0 +1,100 @@
+"""Compiled networks, and the settings of the VAE that save memory: the same answers."""
+
+import pytest
+import tiny_teachers as tiny
+import torch
+
+from gscfd import train
+from gscfd.cameras import turntable
+from gscfd.cost import cost_of
+from gscfd.errors import UserError
+from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.tuning import compile_networks, save_memory
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    kinds = {"mvdream": tiny.mvdream, "sd": tiny.stable_diffusion}
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in kinds.items()}
+
+
+def teacher_of(folder, device="cpu"):
+    teacher = load_teacher(str(folder), device=device)
+    if device == "cpu":
+        teacher.set_prompt(Prompt(text="a mug", cfg=5.0))
+    return teacher
+
+
+def answers(teacher, t=400, views=2):
+    """What a step asks of the networks: latents, the way back to the pixels, and the noise."""
+    generator = torch.Generator().manual_seed(t)
+    images = torch.rand(views, 3, 20, 20, generator=generator, requires_grad=True)
+    z = teacher.encode(images)
+    (gradient,) = torch.autograd.grad(z.square().sum(), images)
+    eps = teacher.predict_eps(torch.randn(z.shape, generator=generator), t, turntable(views, size=16))
+    return {"z": z.detach(), "gradient": gradient, "eps": eps}
+
+
+@pytest.mark.parametrize("kind", ["mvdream", "sd"])
+def test_compiled_networks_answer_the_same_and_are_compiled_once_for_all_times(kind, folders):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    teacher = teacher_of(folders[kind])
+    plain = [answers(teacher, t) for t in (400, 30)]
+    torch._dynamo.reset()
+    compile_networks(teacher, backend=backend)
+    first = answers(teacher, 400)
+    count = len(graphs)
+    assert count >= 2, "the encoder and the denoiser"
+    second = answers(teacher, 30)
+    assert len(graphs) == count
+    for found, right in zip((first, second), plain, strict=True):
+        for name in right:
+            assert torch.allclose(found[name], right[name], atol=1e-5, rtol=1e-4), name
+    answers(teacher, 400, views=3)
+    assert len(graphs) > count, "the control: another batch is compiled anew"
+
+
+def test_a_vae_that_keeps_less_gives_the_same_gradient(folders):
+    teacher = teacher_of(folders["sd"])
+    plain = answers(teacher)
+    save_memory(teacher, checkpointing=True, slicing=False)
+    checkpointed = answers(teacher)
+    assert all(torch.equal(checkpointed[name], plain[name]) for name in plain)
+    save_memory(teacher, checkpointing=True, slicing=True)
+    sliced = answers(teacher)
+    assert all(torch.allclose(sliced[name], plain[name], atol=1e-5, rtol=1e-4) for name in plain)
+
+
+def test_a_checkpointed_encoder_holds_less_and_computes_more(folders):
+    def cost(**settings):
+        teacher = teacher_of(folders["sd"], "meta")
+        save_memory(teacher, **settings)
+        images = torch.empty(4, 3, 16, 16, device="meta", requires_grad=True)
+        return cost_of(lambda: teacher.encode(images).sum().backward())
+
+    whole, small = cost(checkpointing=False, slicing=False), cost(checkpointing=True, slicing=False)
+    assert small.peak < whole.peak and small.flops > whole.flops
+
+
+def test_a_teacher_of_pixels_has_no_vae_to_save_on(tmp_path):
+    teacher = load_teacher(str(tiny.deepfloyd(tmp_path)), device="cpu")
+    save_memory(teacher, checkpointing=True, slicing=True)
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(teacher.encode(images), images * 2 - 1)
+
+
+def test_compiling_is_refused_without_cuda_or_triton(monkeypatch):
+    config = train.parse(["--prompt", "a mug", "--compile"])
+    with pytest.raises(UserError, match="compile: expected a CUDA device"):
+        train.check_compile(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="triton"):
+        train.check_compile(config)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
+    train.check_compile(config)
