@@ -283,7 +283,9 @@ class Edit:
     """t_min and t_max of this stage, with --guidance cds those of cds."""
 
     def __post_init__(self) -> None:
-        check(self.step >= 0 and self.rollbacks >= 0, "edits", "steps and rollbacks from 0", (self.step, self.rollbacks))
+        check(
+            self.step >= 0 and self.rollbacks >= 0, "edits", "steps and rollbacks from 0", (self.step, self.rollbacks)
+        )
         valid = self.cfg is None or (math.isfinite(self.cfg) and self.cfg >= 0)
         check(valid, "cfg", "a number of at least 0", self.cfg)
 

@@ -106,7 +106,7 @@ class LiveSettings:
                 teacher.set_prompt(asked)
 
     def edit(self, edit: Edit, save: Callable[[Config], None]) -> None:
-        """Make an edit before the next step, which is at its place. save: keeps the config, with the edit, for a resume.
+        """Make an edit before the next step, which is at its place. save: keeps the config with it, for a resume.
 
         Raises UserError, with everything as it was, when a teacher does not take it or it cannot be saved.
         """

@@ -19,8 +19,10 @@ SPLAT_BYTES = 32
 """Of one Gaussian on its way to the browser."""
 JPEG_SHARE = 0.1
 """Of a picture's bytes that are left, about."""
-CAMERA = (3.2, 0.0, 0.9)
-"""Where a new browser stands: before the object's front, a little above it."""
+CAMERA = (4.8, 0.0, 1.3)
+"""Where a new browser stands: before the object's front, a little above it, and behind most of the training cameras."""
+FOV = 0.7
+"""Its vertical field of view, radians."""
 OBJECT = "/object"
 """What the turntable turns."""
 
@@ -43,6 +45,7 @@ class Display:
         self.turned, self.last_turn = 0.0, 0.0
         server.initial_camera.position = CAMERA
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
+        server.initial_camera.fov = FOV
         self.frame = server.scene.add_frame(OBJECT, show_axes=False)
         gui = server.gui
         with gui.add_folder("View"):

@@ -41,7 +41,6 @@ class LiveViewer:
         self.panel = Panel(self.server, self.controls, config)
         self.display = Display(self.server, paint)
         self.display.add_download("Download .ply", default_folder(config.prompt, config.seed).name, self.newest)
-        self.panel.add_pictures()
         self.wanted = threading.Event()
         """Whether there is use for another snapshot."""
         self.snapshot: Snapshot | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+import numpy as np
 import torch
 import viser
 from viser import uplot
@@ -19,7 +20,8 @@ from gscfd.viewer.snapshot import Snapshot
 
 PICTURE_SIZE = 128
 """Pixels, both ways, of a view in the panel and in its frustum."""
-FRUSTUM_SCALE = 0.25
+COLUMN_WIDTH = 320
+FRUSTUM_SCALE = 0.15
 MOST_VIEWS = 4
 """Of a step that are shown as pictures in the panel."""
 BLUE, ORANGE = "#2f6db5", "#d9730d"
@@ -37,6 +39,7 @@ class Panel:
         self.decoded: Snapshot | None = None
         self.add_status(config.prompt)
         self.add_steering()
+        self.add_pictures()
         self.fill(config, self.stage)
 
     def add_status(self, prompt: str) -> None:
@@ -63,27 +66,28 @@ class Panel:
         self.apply.on_click(lambda _: self.ask())
 
     def add_pictures(self) -> None:
-        """Plots and pictures; below the controls of the view."""
+        """Plots and pictures, in a column of their own on the left."""
         gui = self.server.gui
-        with gui.add_folder("Plots"):
-            self.loss = self.add_plot("loss", BLUE, [0.0])
-            self.count = self.add_plot("Gaussians", ORANGE, [0.0])
-        with gui.add_folder("Training views"):
-            self.show_frustums = gui.add_checkbox("In the scene", True)
-            self.show_target = gui.add_checkbox(
-                "Teacher's denoised images", False, hint="z0, decoded by the teacher's VAE: takes time from the run."
-            )
+        column = gui.add_panel()
+        with column.add_tab("Training"):
             blank = content.row(torch.ones(1, 1, 1, 3), PICTURE_SIZE)
             self.images = gui.add_image(blank, label="what the teacher sees, before noise")
             self.noise = gui.add_image(blank, label="the noise, first three channels")
-            self.target = gui.add_image(blank, label="what it makes of them", visible=False)
+            self.show_target = gui.add_checkbox(
+                "What it makes of them", False, hint="Denoised images z0, decoded by its VAE: takes time from the run."
+            )
+            self.target = gui.add_image(blank, visible=False)
+            self.show_frustums = gui.add_checkbox("Cameras in the scene", True)
+            self.loss = self.add_plot("loss", BLUE)
+            self.count = self.add_plot("Gaussians", ORANGE)
+        column.dock_left()
+        column.set_width(COLUMN_WIDTH)
 
-    def add_plot(self, name: str, color: str, values: list[float]) -> viser.GuiUplotHandle:
-        data = torch.tensor([values, values]).double().numpy()
+    def add_plot(self, name: str, color: str) -> viser.GuiUplotHandle:
         series = (uplot.Series(label="step"), uplot.Series(label=name, stroke=color, width=1.5))
         scales = {"x": uplot.Scale(time=False)}
         return self.server.gui.add_uplot(
-            (data[0], data[1]), series, scales=scales, title=name, height=130, legend=uplot.Legend(show=False)
+            (np.zeros(1), np.zeros(1)), series, scales=scales, title=name, height=140, legend=uplot.Legend(show=False)
         )
 
     def fill(self, config: Config, stage: str) -> None:
@@ -167,9 +171,7 @@ class Panel:
         for i, ((wxyz, position), fov) in enumerate(views):
             if i == len(self.frustums):
                 name = f"{OBJECT}/views/{i}"
-                self.frustums.append(
-                    scene.add_camera_frustum(name, fov, aspect, scale=FRUSTUM_SCALE, thickness=0.006)
-                )
+                self.frustums.append(scene.add_camera_frustum(name, fov, aspect, scale=FRUSTUM_SCALE, thickness=0.004))
             frustum = self.frustums[i]
             frustum.wxyz, frustum.position, frustum.fov, frustum.aspect = wxyz, position, fov, aspect
             frustum.image = content.row(snapshot.images[i : i + 1], PICTURE_SIZE)
