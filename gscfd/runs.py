@@ -45,6 +45,11 @@ def default_folder(prompt: str, seed: int) -> Path:
     return Path("outputs") / f"{slug}-{seed}"
 
 
+def folder_of(config: Config) -> Path:
+    """Where the run writes."""
+    return config.resume or config.out or default_folder(config.prompt, config.seed)
+
+
 def foreign_files(folder: Path) -> list[str]:
     """Names in the folder that no run writes."""
 
@@ -155,7 +160,7 @@ class RunFolder:
 
     def __init__(self, config: Config):
         self.config = config
-        self.path = config.resume or config.out or default_folder(config.prompt, config.seed)
+        self.path = folder_of(config)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
         self.latest: Gaussians | None = None

@@ -29,7 +29,7 @@ from gscfd.runs import (
     RunFolder,
     check_replaceable,
     check_resumable,
-    default_folder,
+    folder_of,
     interrupt_between_steps,
 )
 from gscfd.stage import StageError, StepReport, run_stage
@@ -336,7 +336,7 @@ def show_plan(config: Config) -> int:
 
 def check_folder(config: Config) -> Path:
     """The folder of the run. Raises UserError when it is in the way, or is no run to resume."""
-    folder = config.resume or config.out or default_folder(config.prompt, config.seed)
+    folder = folder_of(config)
     if config.resume is not None:
         check_resumable(config, folder)
     elif folder.exists():

@@ -31,11 +31,11 @@ class Settings(ServerConfig):
 
 def settings_of(path: Path) -> Config | None:
     """Of the run there, if it is one. Raises UserError when there is nothing to show, now or later."""
-    if not path.exists():
-        raise UserError(f"paths: expected a .ply or the folder of a run, but there is no {path}")
-    if path.is_file() or ((path / "splat.ply").is_file() and not (path / "config.yaml").is_file()):
-        return None
-    return load_run(path)
+    if (path / "config.yaml").is_file():
+        return load_run(path)
+    if not path.is_file() and not (path / "splat.ply").is_file():
+        raise UserError(f"paths: expected a .ply or the folder of a run, but there is no {path}, or it is neither")
+    return None
 
 
 def view(settings: Settings) -> None:

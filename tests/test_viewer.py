@@ -169,7 +169,7 @@ def test_a_busy_port_is_replaced_by_a_free_one():
 
 def test_an_address_that_is_not_this_machines_is_one_clear_error():
     for host in ("192.0.2.1", "no such host", "256.1.1.1"):
-        with pytest.raises(UserError, match="viewer.host: expected an address of this machine, got"):
+        with pytest.raises(UserError, match="host: expected an address of this machine, got"):
             server.serve(ServerConfig(host=host))
 
 
@@ -177,7 +177,7 @@ def test_no_free_port_is_one_clear_error():
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 65535))
         busy.listen()
-        with pytest.raises(UserError, match="viewer.port: expected a free port from 65535 to 65535"):
+        with pytest.raises(UserError, match="port: expected a free port from 65535 to 65535"):
             server.serve(ServerConfig(port=65535))
 
 

@@ -73,6 +73,15 @@ def places(count: int) -> list[float]:
     return [GAP * (i - (count - 1) / 2) for i in range(count)]
 
 
+def extent(gaussians: Gaussians) -> tuple[np.ndarray, float]:
+    """Centre [3] and radius of a ball with nearly all of the Gaussians."""
+    means = gaussians.means.detach().double().cpu().numpy()
+    if not len(means):
+        return np.zeros(3), 1.0
+    centre = np.median(means, axis=0)
+    return centre, max(float(np.quantile(np.linalg.norm(means - centre, axis=1), 0.98)), 1e-3)
+
+
 def camera_of(
     wxyz: np.ndarray, position: np.ndarray, fov: float, aspect: float, height: int, turned: float = 0.0
 ) -> Cameras:

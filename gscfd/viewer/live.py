@@ -9,7 +9,7 @@ import time
 from gscfd.config import Config
 from gscfd.edits import LiveSettings
 from gscfd.gaussians import Gaussians
-from gscfd.runs import default_folder
+from gscfd.runs import folder_of
 from gscfd.stage import StepReport
 from gscfd.viewer import server
 from gscfd.viewer.content import Paint
@@ -40,7 +40,7 @@ class LiveViewer:
         self.pace = Pace(SHARE, config.viewer.bandwidth)
         self.panel = Panel(self.server, self.controls, config)
         self.display = Display(self.server, paint)
-        self.display.add_download("Download .ply", default_folder(config.prompt, config.seed).name, self.newest)
+        self.display.add_download("Download .ply", folder_of(config).name, self.newest)
         self.wanted = threading.Event()
         """Whether there is use for another snapshot."""
         self.snapshot: Snapshot | None = None

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import viser
 
 from gscfd.checkpoint import Checkpoint, Checkpoints, DamagedError
 from gscfd.config import ServerConfig
+from gscfd.errors import UserError
 from gscfd.export.ply import read_ply
 from gscfd.gaussians import Gaussians
 from gscfd.state import part
 from gscfd.viewer import content, server
-from gscfd.viewer.display import OBJECT, Display
+from gscfd.viewer.display import CAMERA, OBJECT, Display
 from gscfd.viewer.pace import Pace
 
 TICK_SECONDS = 0.05
@@ -112,8 +114,15 @@ class SavedViewer:
         if len(paths) > 1:
             for path, y in zip(paths, content.places(len(paths)), strict=True):
                 self.server.scene.add_label(f"{OBJECT}/{path.name}", path.name, position=(0.0, y, -1.1))
-            self.server.initial_camera.position = (5.2, 0.0, 1.4)
-        self.update()
+        try:
+            self.update()
+        except UserError:
+            server.stop(self.server)
+            raise
+        if self.display.gaussians is not None:
+            centre, radius = content.extent(self.display.gaussians)
+            self.server.initial_camera.look_at = tuple(centre)
+            self.server.initial_camera.position = tuple(centre + radius * np.array(CAMERA))
 
     def update(self) -> None:
         """Read what is to be shown."""

@@ -40,9 +40,9 @@ def free_port(host: str, port: int) -> int:
             if error.errno not in BUSY:
                 break
     else:
-        raise UserError(f"viewer.port: expected a free port from {port} to {last - 1}; choose another --viewer.port")
+        raise UserError(f"port: expected a free port from {port} to {last - 1}; choose another one")
     raise UserError(
-        f"viewer.host: expected an address of this machine, got {host!r}; 127.0.0.1 is for this machine alone, "
+        f"host: expected an address of this machine, got {host!r}; 127.0.0.1 is for this machine alone, "
         "0.0.0.0 for whoever reaches it"
     )
 
