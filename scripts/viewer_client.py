@@ -15,12 +15,16 @@ from websockets.sync.client import ClientConnection, connect
 
 
 def join(address: str, size: tuple[int, int] = (640, 480)) -> ClientConnection:
-    """A connection that counts as a browser, whose camera stands before the object's front. size: width, height."""
+    """A connection that counts as a browser, whose camera stands before the object's front. size: width, height.
+
+    What is not read from it stays with the server, but for a message or two.
+    """
     connection = connect(
         address.replace("http", "ws", 1),
         subprotocols=[f"viser-v{viser.__version__}"],  # type: ignore[list-item]
         compression=None,
         max_size=None,
+        max_queue=1,
     )
     # +x forward to the origin: right is +y, down is -z.
     camera = _messages.ViewerCameraMessage(

@@ -121,6 +121,11 @@ def button(page, name):
     return page.get_by_role("button", name=name, exact=True)
 
 
+def choose(page, mode):
+    page.get_by_role("combobox", name="Show", exact=True).click()
+    page.get_by_role("option", name=mode, exact=True).click()
+
+
 def is_red(colour):
     return colour[0] > 150 and colour[1] < 90 and colour[2] < 90
 
@@ -149,27 +154,24 @@ def test_single_step_pause_and_resume(page, viewer, run):
 
 
 def test_an_edit_is_made_and_a_bad_one_answered(page, run):
-    page.get_by_label("Prompt").fill("a red mug")
+    page.locator("textarea").first.fill("a red mug")
     button(page, "Apply from the next step on").click()
     page.get_by_text("From step 3 on: prompt a red mug").wait_for()
     assert run.teacher.prompts[-1].text == "a red mug" and run.recorded[-1].edits[-1].step == 2
-    page.get_by_label("Prompt").fill(" ")
+    page.locator("textarea").first.fill(" ")
     button(page, "Apply from the next step on").click()
     page.get_by_text("Not changed. prompt: expected a description").wait_for()
     assert run.teacher.prompts[-1].text == "a red mug"
-    page.get_by_label("Prompt").fill("a red mug")
+    page.locator("textarea").first.fill("a red mug")
 
 
 def test_views_are_rendered_by_the_run_when_they_are_asked_for(page):
     x, y = canvas_centre(page)
-    page.get_by_label("Show").click()
-    page.get_by_role("option", name="depth").click()
+    choose(page, "depth")
     soon(page, lambda: np.ptp(patch(page, x, y)) < 12 and patch(page, x, y).mean() < 250)
-    page.get_by_label("Show").click()
-    page.get_by_role("option", name="colour").click()
+    choose(page, "colour")
     soon(page, lambda: is_red(patch(page, x, y)))
-    page.get_by_label("Show").click()
-    page.get_by_role("option", name="splat").click()
+    choose(page, "splat")
     soon(page, lambda: is_red(patch(page, x, y)))
 
 
