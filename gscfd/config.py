@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 
 from gscfd.errors import UserError
@@ -257,6 +259,54 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True)
+class ServerConfig:
+    """Where a page in the browser is served, and how much is sent to it."""
+
+    host: str = "127.0.0.1"
+    """Address. At any other than this machine's own, whoever reaches it can use every control of the page."""
+    port: int = 8080
+    """Port; a free one is taken when it is busy."""
+    bandwidth: float = 8.0
+    """Most megabytes per second to each browser: large splats are shown less often. 1 suits a slow network."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.port < 2**16, "port", "a port in [1, 65535]", self.port)
+        check(self.bandwidth > 0, "bandwidth", "megabytes per second above 0", self.bandwidth)
+
+
+@dataclass(kw_only=True)
+class ViewerConfig(ServerConfig):
+    """The page on which a run is watched and steered (docs/viewer.md)."""
+
+    on: Annotated[bool, tyro.conf.arg(name="")] = False
+    """Serve it. The default is yes where the output is a terminal."""
+
+
+@dataclass(kw_only=True)
+class Edit:
+    """A change that was made in the viewer, and counts from one step on. What is None stays as it was."""
+
+    stage: Literal["coarse", "refine"] = "coarse"
+    rollbacks: int = 0
+    """How often the watchdog had gone back in the stage by then."""
+    step: int = 0
+    """The first step of the stage that it counts for, from 0."""
+    prompt: str | None = None
+    """Of this stage and the next."""
+    cfg: float | None = None
+    """Of this stage."""
+    t_range: tuple[float, float] | None = None
+    """t_min and t_max of this stage, with --guidance cds those of cds."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.step >= 0 and self.rollbacks >= 0, "edits", "steps and rollbacks from 0", (self.step, self.rollbacks)
+        )
+        valid = self.cfg is None or (math.isfinite(self.cfg) and self.cfg >= 0)
+        check(valid, "cfg", "a number of at least 0", self.cfg)
+
+
+@dataclass(kw_only=True)
 class WatchdogConfig:
     """When a step is taken back: the stage returns to its last good state and goes on with half the step size. So it
     does for values that are not finite, too."""
@@ -334,10 +384,6 @@ class Config:
     """Encode one view after another: less memory, slower steps."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
-    viewer: bool = False
-    """Watch the run in the browser."""
-    viewer_port: int = 8080
-    """Local port of the viewer; the next free one is taken when it is busy."""
     guidance: Guidance = "cfd"
     """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
     distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text."""
@@ -349,10 +395,12 @@ class Config:
     """Sharpens it with the single-view teacher."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    viewer: ViewerConfig = field(default_factory=ViewerConfig)
+    edits: Annotated[tuple[Edit, ...], tyro.conf.Suppress] = ()
+    """What was changed in the viewer; a run that is started or resumed with them makes them again at their steps."""
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
-        check(0 < self.viewer_port < 2**16, "viewer-port", "a port in [1, 65535]", self.viewer_port)
         kinds = (None, *NOISE_OF[self.guidance])
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
         check(self.noise.kind in kinds, "noise.kind", expected, self.noise.kind)
@@ -407,6 +455,8 @@ def cast(value: Any, kind: Any, name: str) -> Any:
             raise UserError(f"{name}: expected a number, got {value!r}") from None
     if kind is Path:
         return Path(value)
+    if dataclasses.is_dataclass(kind):
+        return merged(kind(), value, f"{name}.")
     check(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), name, f"a {kind.__name__}", value)
     return value
 

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from gscfd.config import Config, merged
+from gscfd.edits import last_settings
 from gscfd.errors import UserError
 from gscfd.export.ply import read_ply
 from gscfd.export.turntable import turntable_frames, write_contact_sheet
@@ -45,11 +46,12 @@ class Score:
 
 
 def read_run(folder: Path) -> tuple[Config, Gaussians]:
-    """A finished run's settings and splat. Raises UserError naming what is missing."""
+    """A finished run's settings, those of its end, and splat. Raises UserError naming what is missing."""
     for name in ("config.yaml", "splat.ply", "turntable.mp4"):
         if not (folder / name).is_file():
             raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
-    return merged(Config(), yaml.safe_load((folder / "config.yaml").read_text())), read_ply(folder / "splat.ply")
+    config = merged(Config(), yaml.safe_load((folder / "config.yaml").read_text()))
+    return last_settings(config), read_ply(folder / "splat.ply")
 
 
 def evaluate(folders: list[Path], scorer: Scorer) -> tuple[list[Score], np.ndarray]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from gscfd.checkpoint import NAME, Checkpoint, Checkpoints
 from gscfd.config import Config, flat, load_run, plain, to_yaml
+from gscfd.edits import changes, place, place_of
 from gscfd.errors import UserError, warn
 from gscfd.export import FORMATS
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
@@ -34,13 +36,18 @@ KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" 
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
-FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "viewer_port", "device"}
+FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 
 def default_folder(prompt: str, seed: int) -> Path:
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
     return Path("outputs") / f"{slug}-{seed}"
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run writes."""
+    return config.resume or config.out or default_folder(config.prompt, config.seed)
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -82,8 +89,10 @@ def check_resumable(config: Config, folder: Path) -> None:
 
 
 def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
-    """Raise UserError when settings differ from `saved`, those that the run was started with."""
+    """Raise UserError when settings differ from `saved`, those that the run was started with, or edits are missing."""
     now, then = flat(plain(config)), flat(saved)
+    if all(edit in now["edits"] for edit in then.get("edits", [])):
+        then["edits"] = now["edits"]
     changed = [name for name in now | then if now.get(name) != then.get(name) and name.split(".")[0] not in FREE]
     if changed:
         values = ", ".join(f"{name} = {then.get(name)!r} (got {now.get(name)!r})" for name in changed)
@@ -151,7 +160,7 @@ class RunFolder:
 
     def __init__(self, config: Config):
         self.config = config
-        self.path = config.resume or config.out or default_folder(config.prompt, config.seed)
+        self.path = folder_of(config)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
         self.waiting: dict[str, Any] | None = None
@@ -188,8 +197,16 @@ class RunFolder:
             with self.locked_stats():
                 shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
+        self.write_config(self.config)
+
+    def write_config(self, config: Config) -> None:
         with atomic_write(self.path / "config.yaml") as file:
-            file.write(to_yaml(self.config).encode())
+            file.write(to_yaml(config).encode())
+
+    def record(self, config: Config) -> None:
+        """Keep settings with edits, for a resume. Raises OSError, with everything as it was."""
+        self.write_config(replace(config, resume=None))
+        self.config = config
 
     def locked_stats(self) -> IO[bytes]:
         """stats.jsonl, to append to. Without a buffer: rows are there when they are written."""
@@ -271,7 +288,7 @@ class RunFolder:
         """Record and show one step, and save its state when it is due."""
         self.latest = report.gaussians
         self.write_row()
-        self.waiting = row(report)
+        self.waiting = row(report) | self.edits_of(report)
         self.show(report)
         if report.trouble or report.step + 1 == report.steps:
             self.write_row()
@@ -288,6 +305,12 @@ class RunFolder:
         if waiting is not None:
             self.stats.write(json.dumps(waiting, default=arrived).encode() + b"\n")
             self.rows += 1
+
+    def edits_of(self, report: StepReport) -> dict[str, Any]:
+        """What the step was the first to be made with, for its row."""
+        where = place(report.stage, report.state.rollbacks - bool(report.trouble), report.step)
+        made = [changes(edit) for edit in self.config.edits if place_of(edit) == where]
+        return {"edits": made} if made else {}
 
     def show(self, report: StepReport) -> None:
         if self.bar is None or self.stage != report.stage:

@@ -49,6 +49,10 @@ class StepReport:
     cameras: Cameras
     images: Tensor
     """[V, H, W, 3] what the teacher was shown, detached."""
+    noise: Tensor
+    """[V, C, h, w] what it was given to denoise them with."""
+    target: Tensor
+    """[V, C, h, w] where the guidance leads: its denoised images z0_hat for cfd, sds and fsd (CFD Eq. 9)."""
     state: StageState
     """After the step, or after going back."""
     trouble: str = ""
@@ -157,6 +161,8 @@ def run_stage(
                 gaussians=gaussians,
                 cameras=cameras,
                 images=images.detach(),
+                noise=eps,
+                target=z.detach() - grad,
                 state=state,
                 trouble=f"{trouble.what} at step {step}" if trouble else "",
             )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +18,10 @@ from torch import Tensor
 
 from gscfd import noise
 from gscfd.checkpoint import Checkpoint
-from gscfd.config import Config, Dtype, StageConfig, load_preset, load_run, presets
+from gscfd.config import Config, Dtype, Edit, StageConfig, load_preset, load_run, presets
+from gscfd.edits import LiveSettings, changes, edited, place, stage_prompt
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
-from gscfd.methods import method
 from gscfd.noise_kernels import cuda
 from gscfd.plan import plan
 from gscfd.rasterize import rasterize
@@ -27,11 +30,11 @@ from gscfd.runs import (
     RunFolder,
     check_replaceable,
     check_resumable,
-    default_folder,
+    folder_of,
     interrupt_between_steps,
 )
 from gscfd.stage import StageError, StepReport, run_stage
-from gscfd.teachers import Prompt, Teacher, load_teacher
+from gscfd.teachers import Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.load import check_teacher, is_here
 from gscfd.teachers.tuning import compile_networks, save_memory
@@ -39,8 +42,9 @@ from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
 if TYPE_CHECKING:
-    from gscfd.viewer import Viewer
+    from gscfd.viewer.live import LiveViewer
 
+log = logging.getLogger("gscfd")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = {
     "surface": noise.surface,
@@ -173,6 +177,22 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
     return draw
 
 
+NOISE_SAMPLES = 4
+"""Pixels of a render, both ways, under one pixel of the noise that is painted for people."""
+
+
+def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
+    """[V, 3, H / 4, W / 4] the run's kind of noise for any views, to look at.
+
+    cameras, render: of sizes that NOISE_SAMPLES divides.
+    """
+    height, width = cameras.height // NOISE_SAMPLES, cameras.width // NOISE_SAMPLES
+    field = noise.NoiseField(
+        config.seed, 3, height, width, gamma=0.0, beta=config.noise.beta, theta=config.noise.theta, span=1
+    )
+    return NOISES[config.noise_kind](field, cameras.to("cpu"), render.to("cpu"), 0)
+
+
 def load_teachers(config: Config) -> dict[str, Teacher]:
     """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step."""
     preflight(config)
@@ -194,16 +214,6 @@ def load_teachers(config: Config) -> dict[str, Teacher]:
                 "a smaller teacher, or end other programs on the GPU (--dry-run shows what is needed)"
             ) from error
     return teachers
-
-
-def stage_prompt(text: str, stage: StageConfig) -> Prompt:
-    return Prompt(
-        text=text,
-        negative=stage.negative_prompt,
-        cfg=stage.cfg,
-        cfg_rescale=stage.cfg_rescale,
-        perp_neg=stage.perp_neg,
-    )
 
 
 class OutOfMemory(RuntimeError):
@@ -230,9 +240,16 @@ def distil(
     teachers: dict[str, Teacher],
     on_step: Callable[[StepReport], None],
     resume: Checkpoint | None = None,
+    live: LiveSettings | None = None,
 ) -> Gaussians:
     """Prompt in, splat out: the coarse stage, then the refine stage. teachers: of `load_teachers`. resume: where to
-    continue."""
+    continue. live: of this config and these teachers, for an `on_step` that makes edits."""
+    live = live or LiveSettings(config, teachers)
+
+    def after_step(report: StepReport) -> None:
+        on_step(report)
+        live.move_to(place(report.stage, report.state.rollbacks, report.state.step))
+
     device = choose_device(config.device)
     # One seed, one independent stream for each part.
     seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -251,6 +268,9 @@ def distil(
         if name not in teachers:
             continue
         teacher = teachers[name]
+        continued = resume.state if resume is not None and resume.stage == name else None
+        numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
+        live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
         try:
             run_stage(
                 gaussians,
@@ -259,12 +279,12 @@ def distil(
                 teacher=teacher,
                 rasterize=rasterize,
                 noise=stage_noise(config, stage, teacher.latent_shape, seed),
-                method=method(config.guidance, stage, teacher.timesteps),
+                method=live.method(name),
                 seed=seed,
                 watchdog=config.watchdog,
                 keep_every=config.checkpoint.every,
-                on_step=on_step,
-                resume=resume.state if resume is not None and resume.stage == name else None,
+                on_step=after_step,
+                resume=continued,
             )
         except torch.OutOfMemoryError as error:
             advice = memory_advice(config, name)
@@ -298,8 +318,10 @@ def train(config: Config) -> int:
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     if config.compile:
         print("compile: the first steps of each stage compile the teacher's networks, which takes minutes")
-    viewer = start_viewer(config) if config.viewer else None
-    with RunFolder(config) as run:
+    if config.edits:
+        print(f"edits made in the viewer are made again at their steps: {len(config.edits)} (edits: in config.yaml)")
+    live = LiveSettings(config, teachers)
+    with watched(config) as viewer, RunFolder(config) as run:
         try:
             resume = run.rewind() if config.resume is not None else None
             check_device(config, resume)
@@ -307,11 +329,11 @@ def train(config: Config) -> int:
 
                 def on_step(report: StepReport) -> None:
                     run.on_step(report)
-                    if viewer is not None:
-                        viewer.on_step(report)
                     interrupt(report)
+                    if viewer is not None:
+                        steer(viewer, live, run, report, interrupt)
 
-                gaussians = distil(config, teachers, on_step, resume)
+                gaussians = distil(config, teachers, on_step, resume, live)
             run.finish(gaussians)
         except KeyboardInterrupt as interrupted:
             code = interrupted.code if isinstance(interrupted, Interrupted) else 130
@@ -337,7 +359,7 @@ def show_plan(config: Config) -> int:
 
 def check_folder(config: Config) -> Path:
     """The folder of the run. Raises UserError when it is in the way, or is no run to resume."""
-    folder = config.resume or config.out or default_folder(config.prompt, config.seed)
+    folder = folder_of(config)
     if config.resume is not None:
         check_resumable(config, folder)
     elif folder.exists():
@@ -355,14 +377,59 @@ def check_device(config: Config, resume: Checkpoint | None) -> None:
         )
 
 
-def start_viewer(config: Config) -> Viewer:
-    """Raises UserError when no server can be started."""
-    from gscfd.viewer import Viewer
+@contextmanager
+def watched(config: Config) -> Iterator[LiveViewer | None]:
+    """The viewer, if it is wanted. Raises UserError when it cannot be served."""
+    if not config.viewer.on:
+        yield None
+        return
+    from gscfd.viewer.live import LiveViewer
 
+    viewer = LiveViewer(config, lambda cameras, render: painted_noise(config, cameras, render))
+    print(f"viewer: {viewer.address}", flush=True)
     try:
-        return Viewer(config.viewer_port, config.prompt)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"viewer: cannot start ({error}); choose another --viewer-port, or --no-viewer") from error
+        yield viewer
+    finally:
+        viewer.close()
+
+
+def steer(
+    viewer: LiveViewer,
+    live: LiveSettings,
+    run: RunFolder,
+    report: StepReport,
+    interrupt: Callable[[StepReport], None],
+) -> None:
+    """Show a step in the browser, and do what is asked there until the next one may begin. Raises Interrupted, as
+    Ctrl-C does, when that is to stop."""
+    controls = viewer.controls
+    viewer.on_step(report, live)
+    while True:
+        for edit in controls.take_edits():
+            controls.answer = make_edit(live, run, report, edit)
+        if controls.stopping:
+            run.save(report)
+            raise Interrupted(signal.SIGINT)
+        if controls.may_step():
+            return
+        viewer.offer(report, live)
+        interrupt(report)
+        controls.wait()
+
+
+def make_edit(live: LiveSettings, run: RunFolder, report: StepReport, edit: Edit) -> str:
+    """Make an edit of the page before the next step, or not; returns what the page says of it."""
+    edit = replace(edit, rollbacks=report.state.rollbacks, step=report.state.step)
+    try:
+        if edit.stage != report.stage or edit.step == report.steps:
+            raise UserError(f"the {edit.stage} stage has made its last step; try again in the next stage")
+        check_prompt(edited(live.now, edit))
+        live.edit(edit, run.record)
+    except UserError as error:
+        return f"Not changed. {error}"
+    text = ", ".join(f"{name} {value}" for name, value in changes(edit).items())
+    log.info("%s: from step %d on %s", edit.stage, edit.step, text)
+    return f"From step {edit.step + 1} on: {text}"
 
 
 def option(arguments: list[str], name: str) -> str | None:
@@ -389,6 +456,7 @@ def parse(arguments: list[str]) -> Config:
     folder = option(arguments, "--resume")
     preset = option(arguments, "--preset") or default_preset(option(arguments, "--device"))[0]
     default = load_preset(preset) if folder is None else load_run(Path(folder))
+    default = replace(default, viewer=replace(default.viewer, on=sys.stdout.isatty()))
     return tyro.cli(
         Config,
         args=arguments,

@@ -1,4 +1,4 @@
-"""Benchmarks of gscfd's parts: `python scripts/benchmark.py rasterize`, `noise`, `step` or `cost`. Prints Markdown."""
+"""Benchmarks of gscfd: `benchmark.py rasterize`, `noise`, `step`, `cost`, `viewer` or `sweep`. Prints Markdown."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +23,14 @@ from torch import Tensor
 from gscfd import native
 from gscfd.cameras import turntable
 from gscfd.config import Config, merged
+from gscfd.edits import LiveSettings
 from gscfd.noise import NoiseField, iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
 from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
-from gscfd.train import distil, load_teachers
+from gscfd.teachers import Teacher
+from gscfd.train import distil, load_teachers, painted_noise
 from gscfd.types import Cameras, Render
+from gscfd.viewer.live import LiveViewer
 
 Scene = dict[str, Tensor]
 
@@ -215,6 +221,64 @@ def cost(arguments: argparse.Namespace) -> None:
     print(cost_table([cost_row(case) for case in CASES]))
 
 
+WARM_UP = 3
+"""Steps before those that are timed."""
+
+
+def timed_steps(config: Config, teachers: dict[str, Teacher], steps: int, viewer: LiveViewer | None) -> list[float]:
+    """Seconds of the first steps of a run, from end to end of what the training thread does for each."""
+    live = LiveSettings(config, teachers)
+    ends: list[float] = []
+
+    def on_step(report: StepReport) -> None:
+        if viewer is not None:
+            viewer.on_step(report, live)
+        ends.append(time.perf_counter())
+        if len(ends) == WARM_UP + steps:
+            raise Enough
+
+    with suppress(Enough):
+        distil(config, teachers, on_step, live=live)
+    return [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
+
+
+def watched_steps(config: Config, teachers: dict[str, Teacher], steps: int, browser: bool) -> list[float]:
+    """The same beside a viewer, with a browser that reads all it is sent, or without one."""
+    viewer = LiveViewer(config, partial(painted_noise, config))
+    client = None
+    try:
+        if browser:
+            program = Path(__file__).with_name("viewer_client.py")
+            client = subprocess.Popen([sys.executable, program, viewer.address], stdout=subprocess.DEVNULL)
+            while not viewer.server.get_clients():
+                time.sleep(0.1)
+        return timed_steps(config, teachers, steps, viewer)
+    finally:
+        viewer.close()
+        if client is not None:
+            client.wait()
+
+
+def viewer(arguments: argparse.Namespace) -> None:
+    """steps per second with and without the viewer: the same steps, in turn"""
+    config = merged(Config(), {"prompt": "a yellow duck", "seed": 1, "refine": {"steps": 0}})
+    teachers = load_teachers(config)
+    runs: dict[str, Callable[[], list[float]]] = {
+        "no viewer": partial(timed_steps, config, teachers, arguments.steps, None),
+        "viewer, no browser": partial(watched_steps, config, teachers, arguments.steps, False),
+        "viewer, one browser": partial(watched_steps, config, teachers, arguments.steps, True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(arguments.rounds):
+        for name, run in runs.items():
+            seconds[name] += run()
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}, toybox\n")
+    print("| | steps/s | of no viewer |\n|---|---:|---:|")
+    base = statistics.mean(seconds["no viewer"])
+    for name, values in seconds.items():
+        print(f"| {name} | {1 / statistics.mean(values):.2f} | {base / statistics.mean(values):.1%} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="PART")
@@ -234,6 +298,10 @@ def main() -> None:
     command.set_defaults(run=step)
     command = commands.add_parser("cost", help=cost.__doc__)
     command.set_defaults(run=cost)
+    command = commands.add_parser("viewer", help=viewer.__doc__)
+    command.add_argument("--steps", type=int, default=30, help="training steps timed in each turn (default 30)")
+    command.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
+    command.set_defaults(run=viewer)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -1,83 +1,467 @@
-import urllib.request
+"""The live viewer without a browser: what it shows, what its controls do to a run, and that it never holds one up."""
 
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+import urllib.request
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from tiny import tiny_stage
+from viewing import STEPS, Run, browsing, press, settings, until, viewing
 
-from gscfd.cameras import turntable
-from gscfd.config import Config
+from gscfd.cameras import orbit, turntable
+from gscfd.config import Edit, ServerConfig
 from gscfd.errors import UserError
-from gscfd.gaussians import ball
-from gscfd.stage import StepReport
-from gscfd.state import StageState
-from gscfd.train import start_viewer
-from gscfd.viewer import Viewer, covariances
+from gscfd.gaussians import Gaussians, ball
+from gscfd.runs import Interrupted
+from gscfd.train import painted_noise, parse
+from gscfd.types import Render
+from gscfd.viewer import content, server
+from gscfd.viewer.live import LiveViewer
+from gscfd.viewer.pace import Pace
+from gscfd.viewer.snapshot import Point
 
 
-def report(step=0):
-    gaussians = ball(20, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
-    return StepReport(
-        stage="coarse",
-        step=step,
-        steps=2,
-        t=0.5,
-        loss=1.0,
-        regulariser=0.0,
-        count=20,
-        seconds={},
-        gaussians=gaussians,
-        cameras=turntable(2, size=8),
-        images=torch.zeros(2, 8, 8, 3),
-        state=StageState(gaussians, Config().coarse, seed=0, keep_every=1),
-    )
+def grey(count=40):
+    return ball(count, radius=0.5, opacity=0.6, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def viewer():
-    viewer = Viewer(8090, "a mug")
-    yield viewer
-    viewer.server.stop()
+def sphere_render(size=64):
+    """Of the unit sphere from the front."""
+    camera = orbit(*(torch.tensor([x]) for x in (0.0, 0.0, 4.0, 40.0)), size, size)
+    rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    x, y = (columns - size / 2) / camera.Ks[0, 0, 0], (rows - size / 2) / camera.Ks[0, 1, 1]
+    a = x * x + y * y + 1
+    discriminant = 16 - a * 15
+    depth = torch.where(discriminant > 0, (4 - discriminant.clamp(min=0).sqrt()) / a, 0.0)[None, ..., None]
+    return Render(torch.zeros(1, size, size, 3), depth, (depth > 0).float()), camera
+
+
+# What is shown.
 
 
 def test_covariances_have_the_squared_scales_as_eigenvalues():
-    gaussians = report().gaussians
+    gaussians = grey()
     with torch.no_grad():
         gaussians.params["scales"].normal_(-3, 0.5)
-        eigenvalues = torch.linalg.eigvalsh(covariances(gaussians).double())
+        eigenvalues = torch.linalg.eigvalsh(content.covariances(gaussians).double())
     expected = (2 * gaussians.scales.detach().double()).exp().sort(-1).values
     assert torch.allclose(eigenvalues, expected, rtol=1e-4, atol=1e-9)
 
 
-def test_the_page_is_served_to_this_machine_only(viewer):
-    assert viewer.server.get_host() == "127.0.0.1"
-    with urllib.request.urlopen(f"http://127.0.0.1:{viewer.server.get_port()}") as page:
-        assert b"<html" in page.read().lower()
+@pytest.mark.parametrize("turned", [0.0, 0.7])
+def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
+    def camera(azimuth):
+        return orbit(*(torch.tensor([x]) for x in (azimuth, 20.0, 3.0, 40.0)), 96, 64)
+
+    ours, ((wxyz, position),) = camera(50.0), content.poses(camera(50 + math.degrees(turned)))
+    seen = content.camera_of(wxyz, position, math.radians(40), 1.5, 64, turned)
+    assert (seen.width, seen.height) == (96, 64)
+    assert torch.allclose(seen.viewmats, ours.viewmats, atol=1e-5)
+    assert torch.allclose(seen.Ks, ours.Ks, atol=1e-3)
+    assert content.fields_of_view(ours)[0] == pytest.approx(math.radians(40))
 
 
-def test_a_busy_port_is_replaced_by_a_free_one(viewer):
-    second = Viewer(viewer.server.get_port(), "a mug")
-    assert second.server.get_port() != viewer.server.get_port()
-    second.server.stop()
+def test_the_colour_mode_is_the_render_over_the_background():
+    camera, blue = turntable(1, size=32), (0.0, 0.2, 1.0)
+    shown = content.picture(grey(), camera, "colour", blue, None)
+    assert np.array_equal(shown, content.as_bytes(grey().render(camera).over(torch.tensor(blue))[0]))
+    assert not np.array_equal(shown, content.picture(grey(), camera, "colour", (1.0, 1.0, 1.0), None))
 
 
-def test_the_status_follows_the_run(viewer):
-    viewer.on_step(report(step=1))
-    assert "step 2 of 2" in viewer.status.content
+def test_normals_of_a_sphere_point_away_from_its_centre():
+    render, camera = sphere_render()
+    normals = content.normals(render, camera)[0]
+    assert normals[32, 32] @ torch.tensor([1.0, 0.0, 0.0]) > 0.99, "the middle faces the camera at +x"
+    assert normals[32, 40, 1] > 0.2 and normals[32, 24, 1] < -0.2, "right is +y"
+    assert normals[24, 32, 2] > 0.2 and normals[40, 32, 2] < -0.2, "up is +z"
 
 
-def test_a_dead_viewer_does_not_stop_the_run(viewer, monkeypatch):
-    def broken(report):
-        raise OSError("connection lost")
-
-    monkeypatch.setattr(viewer, "show", broken)
-    viewer.on_step(report(step=1))
-    assert not viewer.alive
-    viewer.on_step(report(step=1))
+def test_near_is_lighter_than_far():
+    render, _ = sphere_render()
+    shades = content.shades(render)[0, :, :, 0]
+    assert shades[32, 32] == shades[render.opacity[0, ..., 0] > 0].max() == pytest.approx(0.95)
+    assert shades[render.opacity[0, ..., 0] > 0].min() == pytest.approx(0.15)
 
 
-def test_a_viewer_that_cannot_start_is_one_clear_error(monkeypatch):
-    def broken(**kwargs):
-        raise OSError("no free port")
+@pytest.mark.parametrize("mode", [mode for mode in content.MODES if mode != "splat"])
+def test_every_mode_shows_the_object_and_an_empty_splat(mode):
+    config = parse(["--prompt", "a mug"])
+    camera, white = turntable(1, size=48), (1.0, 1.0, 1.0)
 
-    monkeypatch.setattr("gscfd.viewer.viser.ViserServer", broken)
-    with pytest.raises(UserError, match="viewer: cannot start .no free port.; choose another --viewer-port"):
-        start_viewer(Config(prompt="a mug"))
+    def paint(cameras, render):
+        return painted_noise(config, cameras, render)
+
+    nothing = Gaussians(**{name: value[:0] for name, value in grey().tensors().items()})
+    shown, empty = (content.picture(splat, camera, mode, white, paint) for splat in (grey(), nothing))
+    assert shown.shape == empty.shape == (48, 48, 3) and shown.dtype == np.uint8
+    assert not np.array_equal(shown, empty)
+
+
+@pytest.mark.parametrize("kind", ["surface", "radial", "world_map", "fixed"])
+def test_the_painted_noise_is_white_in_each_view(kind):
+    config = parse(["--prompt", "a mug"])
+    config = replace(config, noise=replace(config.noise, kind=kind), guidance="fsd" if kind == "world_map" else "cfd")
+    camera = turntable(1, size=256)
+    noise = painted_noise(config, camera, grey().render(camera))
+    assert noise.shape == (1, 3, 64, 64)
+    assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_degree_is_cut_where_it_is_asked_for():
+    gaussians = ball(40, radius=0.5, opacity=0.6, sh_degree=1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        gaussians.params["shN"].normal_()
+    views = [content.picture(gaussians, turntable(1, size=32), "colour", (0, 0, 0), None, d) for d in (0, 1, 3)]
+    assert not np.array_equal(views[0], views[1]) and np.array_equal(views[1], views[2])
+
+
+def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them():
+    left, right = grey(10), grey(20)
+    both = content.side_by_side([left, right])
+    assert len(both) == 30
+    assert torch.allclose(both.means[:10] - left.means, torch.tensor([0.0, -1.1, 0.0]))
+    assert torch.allclose(both.means[10:] - right.means, torch.tensor([0.0, 1.1, 0.0]))
+
+
+def test_plots_keep_the_last_step_however_many_there_are():
+    points = [Point(i, 2.0 * i, 100 + i) for i in range(5000)]
+    steps, losses, counts = content.curves(points)
+    assert len(steps) == content.MOST_POINTS and steps[0] == 0 and steps[-1] == 4999
+    assert np.array_equal(losses, 2 * steps) and np.array_equal(counts, 100 + steps)
+    assert [len(curve) for curve in content.curves(points[:1])] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seconds, text", [(0.4, "0:00"), (75, "1:15"), (3700, "1:01:40")])
+def test_times_are_read_as_clocks(seconds, text):
+    assert content.clock(seconds) == text
+
+
+def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more():
+    pace = Pace(0.1, 2.0)
+    assert pace.ready(0.0)
+    pace.worked(1.0, 0.5, 1.0)
+    assert not pace.ready(5.4) and pace.ready(5.6), "a tenth of the time"
+    assert not pace.ready(1.4, alone=True) and pace.ready(1.6, alone=True), "two megabytes per second"
+
+
+# The server.
+
+
+def test_the_page_is_served_to_this_machine_only():
+    with viewing() as viewer:
+        assert viewer.server.get_host() == "127.0.0.1"
+        with urllib.request.urlopen(viewer.address) as page:
+            assert b"<html" in page.read().lower()
+
+
+def test_a_busy_port_is_replaced_by_a_free_one():
+    with viewing() as first, viewing() as second:
+        assert first.server.get_port() != second.server.get_port()
+        assert str(second.server.get_port()) in second.address
+
+
+def test_an_address_that_is_not_this_machines_is_one_clear_error():
+    for host in ("192.0.2.1", "no such host", "256.1.1.1"):
+        with pytest.raises(UserError, match="host: expected an address of this machine, got"):
+            server.serve(ServerConfig(host=host))
+
+
+def test_no_free_port_is_one_clear_error():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 65535))
+        busy.listen()
+        with pytest.raises(UserError, match="port: expected a free port from 65535 to 65535"):
+            server.serve(ServerConfig(port=65535))
+
+
+def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch):
+    arguments = ["--prompt", "a mug"]
+    assert not parse(arguments).viewer.on and parse([*arguments, "--viewer"]).viewer.on
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert parse(arguments).viewer.on and not parse([*arguments, "--no-viewer"]).viewer.on
+
+
+# A run that is watched.
+
+
+def test_the_page_follows_the_run():
+    with viewing() as viewer, browsing(viewer):
+        run = Run(viewer, seconds=0.1)
+        until(lambda: viewer.shown is not None)
+        run.finish()
+        until(lambda: viewer.shown.step == STEPS - 1)
+        until(lambda: f"step {STEPS} of {STEPS}" in viewer.panel.status.content)
+        assert viewer.panel.progress.value == 100
+        assert len(viewer.panel.frustums) == 2 and viewer.panel.frustums[0].image.std() > 0
+        assert torch.equal(viewer.newest().means, run.gaussians.means)
+        assert viewer.display.splat.buffer.shape == (len(run.gaussians), 8)
+        assert len(viewer.panel.loss.data[0]) == STEPS
+
+
+def test_a_snapshot_does_not_change_when_the_run_goes_on():
+    with viewing() as viewer, browsing(viewer):
+        run = Run(viewer, seconds=0.1)
+        until(lambda: viewer.snapshot is not None)
+        first = viewer.snapshot
+        before = first.gaussians.tensors()
+        run.finish()
+        assert viewer.snapshot is not first
+        assert all(torch.equal(value, before[name]) for name, value in first.gaussians.tensors().items())
+        assert not torch.equal(before["means"][:20], run.gaussians.means[:20]), "control: the run went on"
+
+
+def test_a_run_that_nobody_watches_copies_nothing(monkeypatch):
+    monkeypatch.setattr("gscfd.viewer.live.take", lambda *_: pytest.fail("a copy"))
+    with viewing() as viewer:
+        assert Run(viewer).finish() is not None
+
+
+def test_a_watched_run_gives_the_same_splat():
+    with viewing() as viewer, browsing(viewer):
+        viewer.display.mode.value = "normal"
+        viewer.panel.show_target.value = True
+        viewer.display.turntable.value = True
+        run = Run(viewer, seconds=0.05)
+        watched = run.finish()
+        until(lambda: viewer.panel.decoded is not None)
+    alone = tiny_stage(settings().coarse)
+    assert all(torch.equal(value, alone.tensors()[name]) for name, value in watched.tensors().items())
+
+
+def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch):
+    sizes = []
+    picture = content.picture
+    monkeypatch.setattr(content, "picture", lambda *arguments: sizes.append(arguments[1].width) or picture(*arguments))
+    with viewing() as viewer, browsing(viewer), browsing(viewer, size=(480, 480)):
+        viewer.controls.pause(True)
+        viewer.display.mode.value = "depth"
+        Run(viewer)
+        until(lambda: len(sizes) >= 2)
+        time.sleep(0.3)
+        assert sorted(sizes) == [384, 512]
+        viewer.display.resolution.value = 64
+        until(lambda: len(sizes) >= 4)
+        assert {64} < set(sizes)
+        viewer.controls.pause(False)
+
+
+def test_the_teachers_images_are_decoded_only_while_they_are_asked_for():
+    with viewing() as viewer, browsing(viewer):
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: viewer.shown is not None)
+        time.sleep(0.3)
+        assert viewer.panel.decoded is None and not viewer.panel.target.visible
+        viewer.panel.show_target.value = True
+        until(lambda: viewer.panel.decoded is viewer.shown)
+        expected = run.teacher.decode(viewer.shown.target).permute(0, 2, 3, 1)
+        assert np.array_equal(viewer.panel.target.image, content.row(expected, 128))
+        viewer.controls.pause(False)
+
+
+def test_images_that_do_not_fit_the_memory_are_turned_off():
+    with viewing() as viewer, browsing(viewer):
+        viewer.panel.show_target.value = True
+        run = Run(viewer, seconds=0.1)
+
+        def full(z):
+            raise torch.OutOfMemoryError
+
+        run.teacher.decode = full
+        assert run.finish() is not None
+        until(lambda: "no GPU memory" in viewer.controls.answer)
+        assert not viewer.panel.show_target.value and viewer.thread.is_alive()
+
+
+# A run that is steered.
+
+
+def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on():
+    with viewing() as viewer:
+        run = Run(viewer, seconds=0.05)
+        until(lambda: len(run.steps) >= 2)
+        press(viewer.panel.pause)
+        time.sleep(0.3)
+        held = len(run.steps)
+        time.sleep(0.3)
+        assert len(run.steps) == held < STEPS
+        press(viewer.panel.step)
+        until(lambda: len(run.steps) == held + 1)
+        time.sleep(0.3)
+        assert len(run.steps) == held + 1
+        press(viewer.panel.pause)
+        assert run.finish() is not None and run.steps == list(range(STEPS))
+
+
+def test_the_button_says_what_it_does():
+    with viewing() as viewer, browsing(viewer):
+        press(viewer.panel.pause)
+        until(lambda: viewer.panel.pause.label == "Resume")
+        press(viewer.panel.pause)
+        until(lambda: viewer.panel.pause.label == "Pause")
+
+
+def test_stop_saves_the_step_and_ends_like_ctrl_c():
+    with viewing() as viewer:
+        run = Run(viewer, seconds=0.05)
+        until(lambda: len(run.steps) >= 2)
+        press(viewer.panel.stop)
+        run.thread.join(60)
+        assert isinstance(run.ended, Interrupted) and run.ended.code == 130
+        assert run.saved == run.steps[-1:] and len(run.steps) < STEPS
+
+
+def test_a_paused_run_hears_a_signal():
+    with viewing() as viewer:
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: run.steps)
+        run.signal = Interrupted(15)
+        run.thread.join(60)
+        assert run.ended is run.signal
+
+
+def change(viewer, **values):
+    """Type into the fields and apply."""
+    for name, value in values.items():
+        getattr(viewer.panel, name).value = value
+    press(viewer.panel.apply)
+
+
+def test_an_edit_counts_from_the_next_step_on_and_is_recorded():
+    with viewing() as viewer:
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: run.steps)
+        change(viewer, prompt="a red mug", cfg=7.5, times=(0.1, 0.5))
+        until(lambda: "From step 2" in viewer.controls.answer)
+        edit = Edit(stage="coarse", step=1, prompt="a red mug", cfg=7.5, t_range=(0.1, 0.5))
+        assert run.recorded[-1].edits == (edit,)
+        assert run.teacher.prompts[-1].text == "a red mug" and run.teacher.prompts[-1].cfg in (1.0, 7.5)
+        assert {prompt.cfg for prompt in run.teacher.prompts} == {1.0, 7.5}, "the cfg is this stage's alone"
+        assert (run.live.now.coarse.t_min, run.live.now.coarse.t_max) == (0.1, 0.5)
+        viewer.controls.pause(False)
+        run.finish()
+        assert run.steps == list(range(STEPS))
+
+
+def test_the_fields_show_the_settings_after_an_edit():
+    with viewing() as viewer, browsing(viewer):
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: viewer.shown is not None)
+        run.viewer.controls.edit(Edit(stage="coarse", prompt="a blue mug"))
+        until(lambda: viewer.panel.prompt.value == "a blue mug")
+        until(lambda: "a blue mug" in viewer.panel.status.content)
+        viewer.controls.pause(False)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"prompt": "  "}, "prompt: expected a description"),
+        ({"times": (0.6, 0.5)}, "t_min, t_max: expected 0 <= t_min <= t_max < 1"),
+        ({}, "Nothing to change"),
+    ],
+)
+def test_a_bad_edit_is_answered_and_changes_nothing(values, words):
+    with viewing() as viewer:
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: run.steps)
+        change(viewer, **values)
+        until(lambda: words in viewer.controls.answer)
+        assert run.live.now == run.config and not run.recorded and not run.teacher.prompts
+        viewer.controls.pause(False)
+
+
+@pytest.mark.parametrize("error", [UserError("text encoder: gone"), torch.OutOfMemoryError(), OSError(28, "No space")])
+def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error):
+    with viewing() as viewer:
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: run.steps)
+
+        def fails(*_):
+            raise error
+
+        if isinstance(error, OSError):
+            run.kept.record = fails
+        else:
+            told = run.teacher.set_prompt
+            run.teacher.set_prompt = lambda prompt: told(prompt) if prompt.text == "a mug" else fails()
+        change(viewer, prompt="a red mug")
+        until(lambda: "Not changed" in viewer.controls.answer)
+        assert run.live.now == run.live.config == run.config
+        assert run.teacher.prompts[-1].text == "a mug"
+        viewer.controls.pause(False)
+
+
+def test_an_edit_after_the_last_step_of_a_stage_is_refused():
+    with viewing() as viewer:
+        run = Run(viewer)
+        run.finish()
+        viewer.controls.edit(Edit(stage="refine", prompt="a red mug"))
+        again = Run(viewer)
+        again.finish()
+        assert "the refine stage has made its last step" in viewer.controls.answer and not again.recorded
+
+
+# A viewer that is in trouble.
+
+
+def test_a_dead_viewer_does_not_stop_the_run(monkeypatch, caplog):
+    def broken(self):
+        raise RuntimeError("connection lost")
+
+    monkeypatch.setattr("gscfd.viewer.display.Display.refresh", broken)
+    with viewing() as viewer, browsing(viewer):
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        assert run.finish() is not None, "not even one that was paused"
+        viewer.thread.join(30)
+        assert not viewer.thread.is_alive() and "the run goes on" in caplog.text
+
+
+def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch):
+    stuck, free = threading.Event(), threading.Event()
+
+    def never_done(self):
+        stuck.set()
+        free.wait(120)
+
+    monkeypatch.setattr("gscfd.viewer.display.Display.refresh", never_done)
+    monkeypatch.setattr("gscfd.viewer.live.CLOSING_SECONDS", 0.1)
+    viewer = LiveViewer(settings(), None)
+    with browsing(viewer):
+        run = Run(viewer, seconds=0.02)
+        until(stuck.is_set)
+        assert run.finish() is not None and viewer.thread.is_alive()
+    viewer.close()
+    free.set()
+
+
+def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run():
+    from viewer_client import join
+
+    with viewing() as viewer:
+        deaf, leaving = join(viewer.address), join(viewer.address)
+        until(lambda: len(viewer.server.get_clients()) == 2)
+        for _ in range(2):  # more than the buffers of a socket hold
+            viewer.server.gui.add_html(os.urandom(8_000_000).hex())
+        run = Run(viewer, seconds=0.1)
+        until(lambda: viewer.shown is not None)
+        leaving.close()
+        assert run.finish() is not None
+        until(lambda: len(viewer.server.get_clients()) == 1)
+        (connection,) = viewer.server._websock_server._live_connections.values()
+        assert connection.transport.get_write_buffer_size() > 0, "the other one is stuck"
+        deaf.close_socket()

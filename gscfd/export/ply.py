@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,13 @@ MEND = "export it again from the program it comes from"
 
 
 def write_ply(gaussians: Gaussians, path: str | Path) -> None:
+    """The file of `ply_bytes`."""
+    content = ply_bytes(gaussians)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def ply_bytes(gaussians: Gaussians) -> bytes:
     """Binary little-endian .ply with the properties and order of the 3DGS reference program (Kerbl et al. 2023):
     x y z nx ny nz f_dc_* f_rest_* opacity (logit) scale_* (log) rot_* (wxyz). f_rest is ordered by channel first."""
     values = {name: value.cpu().numpy() for name, value in gaussians.tensors().items()}
@@ -53,9 +61,9 @@ def write_ply(gaussians: Gaussians, path: str | Path) -> None:
     vertices = np.empty(n, dtype=[(name, "<f4") for name, _ in columns])
     for name, column in columns:
         vertices[name] = column
-    ply = PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<")
-    with atomic_write(path) as file:
-        ply.write(file)
+    content = io.BytesIO()
+    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(content)
+    return content.getvalue()
 
 
 def read_ply(path: str | Path) -> Gaussians:

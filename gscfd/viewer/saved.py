@@ -1,0 +1,153 @@
+"""What runs have left: finished splats, and the checkpoints of runs that were stopped or still go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import viser
+
+from gscfd.checkpoint import Checkpoint, Checkpoints, DamagedError
+from gscfd.config import ServerConfig
+from gscfd.errors import UserError
+from gscfd.export.ply import read_ply
+from gscfd.gaussians import Gaussians
+from gscfd.state import part
+from gscfd.viewer import content, server
+from gscfd.viewer.display import CAMERA, OBJECT, Display
+from gscfd.viewer.pace import Pace
+
+TICK_SECONDS = 0.05
+LOOK_SECONDS = 2.0
+"""How often a folder is looked into."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One splat on disk."""
+
+    key: tuple[str, int]
+    """Another one is another splat."""
+    read: Callable[[], tuple[str, Gaussians]]
+    """What it is called, and the splat. Raises UserError and DamagedError."""
+
+
+def saved(path: Path) -> list[Saved]:
+    """The splats of a .ply, or of a run's folder: its checkpoints, oldest first, then its splat.ply."""
+    if path.is_file():
+        return [Saved((path.name, path.stat().st_mtime_ns), lambda: (path.name, read_ply(path)))]
+    checkpoints = Checkpoints(path / "checkpoints", keep=1)
+    found = [Saved(("checkpoint", n), partial(read_checkpoint, checkpoints, n)) for n in checkpoints.numbers()]
+    return found + (saved(path / "splat.ply") if (path / "splat.ply").is_file() else [])
+
+
+def read_checkpoint(checkpoints: Checkpoints, number: int) -> tuple[str, Gaussians]:
+    checkpoint: Checkpoint = checkpoints.read(number)
+    name = f"{checkpoint.stage}, step {checkpoint.state.numbers['step']}"
+    return name, Gaussians(**part(checkpoint.state.tensors, "now/params/"))
+
+
+class Source:
+    """One of the things that are shown, and its slider over what is saved of it."""
+
+    def __init__(self, path: Path, gui: viser.GuiApi):
+        self.path = path
+        self.states: list[Saved] = saved(path)
+        self.splat: Gaussians | None = None
+        self.shown: tuple[str, int] | None = None
+        with gui.add_folder(path.name or str(path)):
+            self.slider = gui.add_slider("Saved step", 0, max(len(self.states) - 1, 1), 1, max(len(self.states) - 1, 0))
+            self.text = gui.add_html("")
+        self.settle()
+
+    def look(self) -> None:
+        """See what was saved since; the slider stays at the newest if it is there."""
+        states = saved(self.path)
+        if [state.key for state in states] == [state.key for state in self.states]:
+            return
+        newest = self.slider.value >= len(self.states) - 1
+        self.states = states
+        self.settle()
+        last = max(len(states) - 1, 0)
+        self.slider.value = last if newest else min(self.slider.value, last)
+
+    def settle(self) -> None:
+        """Fit the slider to what there is."""
+        self.slider.max = max(len(self.states) - 1, 1)
+        self.slider.visible = len(self.states) > 1
+
+    def read(self) -> bool:
+        """Read what the slider stands at; whether that is another splat than before. Raises UserError for a .ply that
+        cannot be read."""
+        if not self.states:
+            self.text.content = content.text_block("nothing is saved yet")
+            return False
+        state = self.states[min(self.slider.value, len(self.states) - 1)]
+        if state.key == self.shown:
+            return False
+        try:
+            name, self.splat = state.read()
+        except DamagedError:  # replaced by a newer one while it was read
+            return False
+        self.shown = state.key
+        self.text.content = content.text_block(f"{name}: {len(self.splat):,} Gaussians")
+        return True
+
+
+class SavedViewer:
+    """One splat, or two side by side."""
+
+    def __init__(self, paths: list[Path], config: ServerConfig, paint: content.Paint):
+        """Raises UserError when the page cannot be served, or a .ply not be read."""
+        self.server = server.serve(config)
+        self.address = server.address(self.server)
+        self.pace, self.looked = Pace(1.0, config.bandwidth), time.monotonic()
+        self.sources = [Source(path, self.server.gui) for path in paths]
+        self.display = Display(self.server, paint)
+        for source in self.sources:
+            label = "Download .ply" if len(paths) == 1 else f"Download {source.path.name}.ply"
+            self.display.add_download(label, source.path.stem, partial(getattr, source, "splat"))
+        if len(paths) > 1:
+            for path, y in zip(paths, content.places(len(paths)), strict=True):
+                self.server.scene.add_label(f"{OBJECT}/{path.name}", path.name, position=(0.0, y, -1.1))
+        try:
+            self.update()
+        except UserError:
+            server.stop(self.server)
+            raise
+        if self.display.gaussians is not None:
+            centre, radius = content.extent(self.display.gaussians)
+            self.server.initial_camera.look_at = tuple(centre)
+            self.server.initial_camera.position = tuple(centre + radius * np.array(CAMERA))
+
+    def update(self) -> None:
+        """Read what is to be shown."""
+        if any([source.read() for source in self.sources]):
+            splats = [source.splat for source in self.sources]
+            self.display.gaussians = content.side_by_side([splat for splat in splats if splat is not None])
+
+    def tick(self, now: float) -> None:
+        self.display.turn(now)
+        if now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            for source in self.sources:
+                source.look()
+        if self.pace.ready(now):
+            self.update()
+            megabytes = self.display.refresh()
+            self.pace.worked(time.monotonic(), 0.0, megabytes)
+
+    def serve(self) -> None:
+        """Until Ctrl-C."""
+        try:
+            while True:
+                self.tick(time.monotonic())
+                time.sleep(TICK_SECONDS)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.stop(self.server)

@@ -1,0 +1,67 @@
+"""viser's server: on a free port, and without words of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import socket
+from collections.abc import Iterator
+
+import viser
+
+from gscfd.config import ServerConfig
+from gscfd.errors import UserError
+
+PORTS_TRIED = 100
+BUSY = {errno.EADDRINUSE, errno.EACCES}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """viser prints a table where it starts and a line where it stops."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or the next one that is free. Raises UserError when the host is not this machine, or has none."""
+    last = min(port + PORTS_TRIED, 2**16)
+    for candidate in range(port, last):
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+            return candidate
+        except (socket.gaierror, UnicodeError):
+            break
+        except OSError as error:
+            if error.errno not in BUSY:
+                break
+    else:
+        raise UserError(f"port: expected a free port from {port} to {last - 1}; choose another one")
+    raise UserError(
+        f"host: expected an address of this machine, got {host!r}; 127.0.0.1 is for this machine alone, "
+        "0.0.0.0 for whoever reaches it"
+    )
+
+
+def serve(config: ServerConfig) -> viser.ViserServer:
+    """A server of an empty page. Raises UserError when there is no such address."""
+    port = free_port(config.host, config.port)
+    with quiet():
+        server = viser.ViserServer(host=config.host, port=port, label="gscfd", verbose=False)
+    server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
+    return server
+
+
+def address(server: viser.ViserServer) -> str:
+    """What to open in the browser."""
+    host = server.get_host()
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
+
+
+def stop(server: viser.ViserServer) -> None:
+    with quiet():
+        server.stop()

@@ -1,0 +1,166 @@
+"""python -m gscfd.view: finished splats, saved steps, two runs side by side."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from viewing import browsing, paint, until
+
+from gscfd import view
+from gscfd.checkpoint import Checkpoint, Checkpoints
+from gscfd.config import Config, ServerConfig, plain, to_yaml
+from gscfd.gaussians import ball
+from gscfd.state import StageState
+from gscfd.viewer.saved import SavedViewer, saved
+
+
+def splat(seed=0, count=30):
+    return ball(count, radius=0.6, opacity=0.5, generator=torch.Generator().manual_seed(seed))
+
+
+def save_checkpoint(folder, step, keep=5):
+    """As a run would; the splat has step + 20 Gaussians."""
+    state = StageState(splat(step, step + 20), Config().coarse, seed=0, keep_every=1)
+    state.step = step
+    checkpoint = Checkpoint("coarse", state.state_dict(), rows=0, device="cpu", config=plain(Config()))
+    Checkpoints(folder / "checkpoints", keep).save(checkpoint)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run that was stopped after its second checkpoint."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(Config(prompt="a mug")))
+    for step in (10, 20):
+        save_checkpoint(folder, step)
+    return folder
+
+
+@pytest.fixture
+def show():
+    """A viewer of these paths, at work only when it is told to."""
+    viewers = []
+
+    def of(*paths):
+        viewers.append(SavedViewer(list(paths), ServerConfig(port=8760), paint))
+        return viewers[-1]
+
+    yield of
+    for viewer in viewers:
+        viewer.server.stop()
+
+
+def test_a_ply_is_shown_as_it_is(tmp_path, show):
+    splat().save_ply(tmp_path / "duck.ply")
+    viewer = show(tmp_path / "duck.ply")
+    assert torch.equal(viewer.display.gaussians.means, splat().means)
+    assert not viewer.sources[0].slider.visible and "duck.ply: 30 Gaussians" in viewer.sources[0].text.content
+
+
+def test_a_run_has_its_checkpoints_and_then_its_splat(run, show):
+    splat(count=7).save_ply(run / "splat.ply")
+    viewer = show(run)
+    source = viewer.sources[0]
+    assert source.slider.visible and source.slider.max == source.slider.value == 2
+    counts = []
+    for place in range(3):
+        source.slider.value = place
+        viewer.update()
+        counts.append(len(viewer.display.gaussians))
+    assert counts == [30, 40, 7]
+    source.slider.value = 0
+    viewer.update()
+    assert "coarse, step 10: 30 Gaussians" in source.text.content
+
+
+def test_a_run_that_goes_on_is_followed(run, show):
+    viewer = show(run)
+    save_checkpoint(run, 30, keep=2)
+    viewer.sources[0].look()
+    viewer.update()
+    assert len(viewer.display.gaussians) == 50, "the newest was shown, and the newest is shown"
+    viewer.sources[0].slider.value = 0
+    save_checkpoint(run, 40, keep=2)
+    viewer.sources[0].look()
+    viewer.update()
+    assert len(viewer.display.gaussians) == 50, "an older one stays where the slider is"
+
+
+def test_a_checkpoint_that_is_gone_when_it_is_read_leaves_what_was_shown(run, show):
+    viewer = show(run)
+    viewer.sources[0].slider.value = 0
+    for path in (run / "checkpoints").glob("000001.*"):
+        path.unlink()
+    viewer.update()
+    assert len(viewer.display.gaussians) == 40
+
+
+def test_a_run_without_anything_saved_is_waited_for(run, show):
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    viewer = show(run)
+    assert viewer.display.gaussians is None and "nothing is saved yet" in viewer.sources[0].text.content
+    with browsing(viewer):
+        viewer.tick(time.monotonic())
+        save_checkpoint(run, 10)
+        viewer.looked = 0.0
+        until(lambda: viewer.tick(time.monotonic()) or viewer.display.splat is not None)
+
+
+def test_two_are_side_by_side_each_with_its_own_slider(run, tmp_path, show):
+    splat(count=7).save_ply(tmp_path / "other.ply")
+    viewer = show(run, tmp_path / "other.ply")
+    assert len(viewer.display.gaussians) == 47
+    assert viewer.display.gaussians.means[:40, 1].max() < 0 < viewer.display.gaussians.means[40:, 1].min()
+    viewer.sources[0].slider.value = 0
+    viewer.update()
+    assert len(viewer.display.gaussians) == 37
+
+
+def test_a_browser_is_shown_the_splat_and_the_views(run, show):
+    viewer = show(run)
+    with browsing(viewer):
+        viewer.tick(time.monotonic())
+        assert viewer.display.splat.buffer.shape == (40, 8)
+        viewer.display.mode.value = "opacity"
+        until(lambda: viewer.tick(time.monotonic()) or viewer.display.views)
+        assert not viewer.display.splat.visible
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere"], "there is no"),
+        (["empty"], "or it is neither"),
+        (["broken.ply"], "expected a 3DGS .ply"),
+        (["good.ply", "--host", "192.0.2.1"], "expected an address of this machine"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_clear_line_and_exit_code_2(tmp_path, capsys, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.ply").write_text("ply\nend_header\n")
+    splat().save_ply(tmp_path / "good.ply")
+    assert view.main([str(tmp_path / arguments[0]), *arguments[1:]]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error
+
+
+def test_ctrl_c_ends_it(tmp_path, monkeypatch, capsys):
+    splat().save_ply(tmp_path / "duck.ply")
+
+    def interrupted(self, now):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SavedViewer, "tick", interrupted)
+    assert view.main([str(tmp_path / "duck.ply"), "--port", "8770"]) == 0
+    assert "viewer: http://127.0.0.1:8770" in capsys.readouterr().out
+
+
+def test_what_is_saved_is_known_by_its_place_and_time(run):
+    before = [state.key for state in saved(run)]
+    splat().save_ply(run / "splat.ply")
+    after = [state.key for state in saved(run)]
+    assert after[:2] == before and len(after) == 3 and len(set(after)) == 3
