@@ -190,7 +190,7 @@ def status(snapshot: Snapshot, paused: bool) -> str:
     facts = [
         f"t = {snapshot.t:.2f}",
         f"{len(snapshot.gaussians):,} Gaussians",
-        f"loss {snapshot.loss:.4g}",
+        f"loss {float(snapshot.loss):.4g}",
         f"{snapshot.rate:.2f} steps/s",
         f"{clock((snapshot.steps - done) / snapshot.rate)} left in this stage" if snapshot.rate else "",
     ]

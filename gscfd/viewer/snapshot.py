@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 from torch import Tensor
 
@@ -24,7 +24,8 @@ class Point(NamedTuple):
 
     step: int
     """Of the run: the refine stage goes on where the coarse one ended."""
-    loss: float
+    loss: SupportsFloat
+    """float() may wait for a CUDA device: not on the training thread."""
     count: int
 
 
@@ -33,20 +34,22 @@ class History:
 
     def __init__(self) -> None:
         self.points: list[Point] = []
-        self.seconds: deque[float] = deque(maxlen=RATE_STEPS)
+        self.clocks: deque[Mapping[str, float]] = deque(maxlen=RATE_STEPS + 1)
 
     def add(self, report: StepReport, config: Config) -> None:
         step = report.step + (config.coarse.steps if report.stage == "refine" else 0)
         while self.points and self.points[-1].step >= step:
             self.points.pop()
         self.points.append(Point(step, report.loss, report.count))
-        self.seconds.append(sum(report.seconds.values()))
+        self.clocks.append(report.seconds)
 
     @property
     def rate(self) -> float:
-        """Steps per second without pauses; 0 before the first step."""
-        total = sum(self.seconds)
-        return len(self.seconds) / total if total else 0.0
+        """Steps per second without pauses, of the steps before the last, which a CUDA device may still work on; 0 before
+        there are any."""
+        done = list(self.clocks)[:-1]
+        total = sum(sum(clock.values()) for clock in done)
+        return len(done) / total if total else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class Snapshot:
     step: int
     steps: int
     t: float
-    loss: float
+    loss: SupportsFloat
     trouble: str
     gaussians: Gaussians
     """A copy."""
