@@ -156,9 +156,15 @@ def plan_runs(settings: Settings, arguments: list[str]) -> list[Run]:
     for name in PER_RUN:
         if any(a.replace("_", "-").split("=")[0] in (f"--{name}", f"--no-{name}") for a in arguments):
             raise UserError(f"{name}: expected no --{name} in a sweep, where it belongs to a single run")
-    prompts, seeds, methods = read_prompts(settings.prompts), read_seeds(settings.seeds), read_methods(settings.guidance)
+    prompts, seeds, methods = (
+        read_prompts(settings.prompts),
+        read_seeds(settings.seeds),
+        read_methods(settings.guidance),
+    )
     bases = [
-        replace(parse([*arguments, *(["--guidance", name] if name else [])]), resume=None, overwrite=False, viewer=False)
+        replace(
+            parse([*arguments, *(["--guidance", name] if name else [])]), resume=None, overwrite=False, viewer=False
+        )
         for name in methods
     ]
     check_prompts(prompts, settings.prompts, bases[0])
@@ -431,9 +437,7 @@ def sweep(settings: Settings, arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings, rest = tyro.cli(
-            Settings, args=arguments, prog="python -m gscfd.sweep", return_unknown_args=True
-        )
+        settings, rest = tyro.cli(Settings, args=arguments, prog="python -m gscfd.sweep", return_unknown_args=True)
         return sweep(settings, rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
