@@ -156,17 +156,9 @@ def plan_runs(settings: Settings, arguments: list[str]) -> list[Run]:
     for name in PER_RUN:
         if any(a.replace("_", "-").split("=")[0] in (f"--{name}", f"--no-{name}") for a in arguments):
             raise UserError(f"{name}: expected no --{name} in a sweep, where it belongs to a single run")
-    prompts, seeds, methods = (
-        read_prompts(settings.prompts),
-        read_seeds(settings.seeds),
-        read_methods(settings.guidance),
-    )
-    bases = [
-        replace(
-            parse([*arguments, *(["--guidance", name] if name else [])]), resume=None, overwrite=False, viewer=False
-        )
-        for name in methods
-    ]
+    prompts, seeds = read_prompts(settings.prompts), read_seeds(settings.seeds)
+    parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in read_methods(settings.guidance)]
+    bases = [replace(config, resume=None, overwrite=False, viewer=False) for config in parsed]
     check_prompts(prompts, settings.prompts, bases[0])
     runs = []
     for prompt in prompts:
@@ -235,7 +227,8 @@ class Journal:
             self.file: IO[bytes] = open(path, "ab", buffering=0)
         except OSError as error:
             raise UserError(
-                f"out: expected a folder that can be written, got {path.parent} ({error.strerror}); choose another --out"
+                f"out: expected a folder that can be written, got {path.parent} ({error.strerror}); "
+                "choose another --out"
             ) from None
         if not lock(self.file):
             self.file.close()

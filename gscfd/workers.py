@@ -120,8 +120,8 @@ def connect(address: str | None, *, cpus: int) -> Any:
         import ray
     except ImportError as error:
         raise UserError(
-            f"sweep: expected Ray, which cannot be imported ({error}); install it with pip install 'gscfd[sweep]', in a "
-            "checkout of gscfd with pip install -e '.[sweep]'"
+            f"sweep: expected Ray, which cannot be imported ({error}); install it: pip install 'gscfd[sweep]', or "
+            "pip install -e '.[sweep]' in a checkout"
         ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}

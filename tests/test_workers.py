@@ -25,19 +25,8 @@ MINUTES = 10
 
 
 def command(out):
-    arguments = [
-        "--prompts",
-        out / "prompts.txt",
-        "--guidance",
-        "cfd,sds",
-        "--out",
-        out,
-        "--workers",
-        2,
-        "--threads",
-        1,
-    ]
-    return [sys.executable, "-m", "gscfd.sweep", *map(str, arguments), *RUN]
+    arguments = ["--prompts", out / "prompts.txt", "--out", out, "--workers", 2, "--threads", 1]
+    return [sys.executable, "-m", "gscfd.sweep", "--guidance", "cfd,sds", *map(str, arguments), *RUN]
 
 
 def alone(out, prompt, guidance):
@@ -131,7 +120,6 @@ def test_a_run_whose_worker_was_killed_is_resumed_by_another_worker(story):
 
 
 def test_after_the_driver_was_killed_the_same_command_continues_and_finishes(story):
-    assert "resumed from coarse, step" in (story["out"] / story["cut"] / "log.txt").read_text()
     assert [row["event"] for row in story["later"] if row["run"] == story["cut"]] == ["started", "finished"]
     assert "3 of 4 runs finished, 1 failed" in story["said"]
 
@@ -158,13 +146,16 @@ def worker(tmp_path, monkeypatch):
 
 def test_a_worker_loads_each_teacher_once(worker, tmp_path, monkeypatch):
     loaded, made = [], []
-    monkeypatch.setattr(
-        train, "load_teacher", lambda *a, original=train.load_teacher, **k: loaded.append(a) or original(*a, **k)
-    )
+
+    def load(name, original=train.load_teacher, **where):
+        loaded.append(name)
+        return original(name, **where)
+
+    monkeypatch.setattr(train, "load_teacher", load)
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
     for prompt in ("a mug", "a red car"):
         assert worker.make(train.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *RUN])).state == "finished"
-    assert loaded == [("toybox/multiview",), ("toybox/singleview",)]
+    assert loaded == ["toybox/multiview", "toybox/singleview"]
     assert made[0][1] == made[1][1] and made[1][1]["coarse"].prompt.text == "a red car"
     kept = train.load_teachers(train.parse(["--prompt", "a mug", *RUN, "--refine.teacher", "toybox/multiview"]))
     assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"
