@@ -22,6 +22,8 @@ LOCK_SECONDS = 120
 """How long a run waits until a dead process's lock on its folder is released; on NFS the server decides, in 90 s."""
 STORE_BYTES = 100 * 2**20
 """Of Ray's object store on this machine: settings and results go through it, nothing large."""
+LOCAL_STARTS = 3
+"""How often Ray is started on this machine: it gives itself 30 s, too few on a busy one."""
 FAILED_STARTS = 3
 """Per worker: when more workers than this died before they were ready, the sweep ends."""
 
@@ -125,18 +127,21 @@ def connect(address: str | None, *, cpus: int) -> Any:
         ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address is None:
-            ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **quiet)
-        else:
-            ray.init(address, **quiet)
-    except (ConnectionError, OSError, RuntimeError, ValueError, ImportError) as error:
-        if address is None:
-            raise UserError(f"sweep: Ray does not start on this machine: {first_line(error)}") from None
-        raise UserError(
-            f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its head "
-            "node shows whether it runs; leave --address away to use this machine alone"
-        ) from None
+    local = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    for tries_left in reversed(range(LOCAL_STARTS if address is None else 1)):
+        try:
+            ray.init(address or "local", **quiet, **(local if address is None else {}))
+            break
+        except Exception as error:  # of this class itself, where Ray is not up in time
+            ray.shutdown()
+            if tries_left:
+                continue
+            if address is None:
+                raise UserError(f"sweep: Ray does not start on this machine: {first_line(error)}") from None
+            raise UserError(
+                f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its "
+                "head node shows whether it runs; leave --address away to use this machine alone"
+            ) from None
     return ray
 
 
