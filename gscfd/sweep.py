@@ -54,7 +54,7 @@ class Settings:
     """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8."""
     guidance: str | None = None
     """Methods, as in cfd,sds. Unset: the one of the preset."""
-    out: Path = Path("outputs/sweep")
+    out: Path = Path("sweep")
     """Folder of the runs' folders."""
     workers: int = 1
     """Runs at a time."""

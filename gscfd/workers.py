@@ -22,6 +22,7 @@ LOCK_SECONDS = 120
 """How long a run waits until a dead process's lock on its folder is released; on NFS the server decides, in 90 s."""
 STORE_BYTES = 100 * 2**20
 """Of Ray's object store on this machine: settings and results go through it, nothing large."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 LOCAL_STARTS = 3
 """How often Ray is started on this machine: it gives itself 30 s, too few on a busy one."""
 FAILED_STARTS = 3
@@ -114,10 +115,8 @@ class Worker:
         return True
 
 
-def connect(address: str | None, *, cpus: int) -> Any:
-    """Ray, started on this machine with so many cores, or connected to the cluster at the address.
-
-    Raises UserError when it is not installed, or not there."""
+def import_ray() -> Any:
+    """Raises UserError when it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -126,23 +125,31 @@ def connect(address: str | None, *, cpus: int) -> Any:
             "pip install -e '.[sweep]' in a checkout"
         ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    local = {"num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    for tries_left in reversed(range(LOCAL_STARTS if address is None else 1)):
-        try:
-            ray.init(address or "local", **quiet, **(local if address is None else {}))
-            break
-        except Exception as error:  # of this class itself, where Ray is not up in time
-            ray.shutdown()
-            if tries_left:
-                continue
-            if address is None:
-                raise UserError(f"sweep: Ray does not start on this machine: {first_line(error)}") from None
-            raise UserError(
-                f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its "
-                "head node shows whether it runs; leave --address away to use this machine alone"
-            ) from None
     return ray
+
+
+def start_here(ray: Any, cpus: int) -> None:
+    """Start Ray on this machine, with room for workers on so many cores. Raises UserError."""
+    reason = ""
+    for _ in range(LOCAL_STARTS):
+        try:
+            ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **QUIET)
+            return
+        except Exception as error:  # of this very class, where Ray is not up in time
+            ray.shutdown()
+            reason = first_line(error)
+    raise UserError(f"sweep: expected Ray to start on this machine, got: {reason}; its logs are in /tmp/ray")
+
+
+def join(ray: Any, address: str) -> None:
+    """Connect to a cluster. Raises UserError."""
+    try:
+        ray.init(address, **QUIET)
+    except Exception as error:  # of any class
+        raise UserError(
+            f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its head "
+            "node shows whether it runs; leave --address away to use this machine alone"
+        ) from None
 
 
 @dataclass
@@ -166,7 +173,11 @@ class RayPool:
         """journal: of the sweep, there already. device: of the runs. threads: of each worker; None shares out the cores
         of the cluster. gpus: of each; None is one where there are any and the device is not cpu. address: of a cluster;
         None starts Ray on this machine, with room for all workers."""
-        self.ray = connect(address, cpus=workers * (threads or 1))
+        self.ray = import_ray()
+        if address is None:
+            start_here(self.ray, workers * (threads or 1))
+        else:
+            join(self.ray, address)
         try:
             there = self.ray.cluster_resources()
             threads = threads or max(1, int(there["CPU"]) // workers)

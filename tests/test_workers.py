@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ RUN = ["--coarse.steps", "30", "--refine.steps", "2", "--refine.views", "1", "--
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0", "--device", "cpu"]
 RUNS = ["a-yellow-duck-cfd-0", "a-yellow-duck-sds-0", "a-mug-cfd-0", "a-mug-sds-0"]
 BAD = RUNS[-1]
-MINUTES = 10
+MINUTES = 20
+"""Seconds on an idle machine."""
 
 
 def command(out):
@@ -67,6 +69,15 @@ def start(out):
     return subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@contextmanager
+def ended(process):
+    """SIGKILL, at the end of the block."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """A sweep with one run that cannot be made. A worker is killed, then the driver; then the same command again."""
@@ -76,17 +87,14 @@ def story(tmp_path_factory):
     with RunFolder(train.parse(["--prompt", "a mug", "--guidance", "sds", "--out", str(out / BAD), *RUN])):
         (out / BAD / "checkpoints").write_text("a file where a folder has to be")
 
-    first = start(out)
-    killed_worker = wait_for(lambda: at_work(out), first)
-    os.kill(killed_worker["pid"], signal.SIGKILL)
-    wait_for(lambda: any(row["event"] == "lost" for row in events(out)), first)
-    killed_driver = wait_for(lambda: at_work(out), first)
-    first.kill()
-    first.wait()
+    with start(out) as first, ended(first):
+        killed_worker = wait_for(lambda: at_work(out), first)
+        os.kill(killed_worker["pid"], signal.SIGKILL)
+        wait_for(lambda: any(row["event"] == "lost" for row in events(out)), first)
+        killed_driver = wait_for(lambda: at_work(out), first)
     before = len(events(out))
-
-    second = start(out)
-    said, errors = second.communicate(timeout=60 * MINUTES)
+    with start(out) as second, ended(second):
+        said, errors = second.communicate(timeout=60 * MINUTES)
     return {
         "out": out,
         "lost": killed_worker["run"],
