@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -279,6 +282,59 @@ def viewer(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {1 / statistics.mean(values):.2f} | {base / statistics.mean(values):.1%} |")
 
 
+def seconds_of(*command: str | Path) -> float:
+    """Wall-clock time of a module of gscfd, in a process of its own."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def own_seconds(folder: Path) -> float:
+    """What a finished run says that it took, from its first step to its last file."""
+    (seconds,) = re.findall(r"done in ([\d.]+) s", (folder / "log.txt").read_text())
+    return float(seconds)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """what a sweep costs over `train` alone, and two workers against one run after the other"""
+    count, prompt, options = arguments.runs, "a yellow duck", arguments.rest
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {count} runs\n")
+    print(
+        "| | seconds in all | before the first run | per run | of that, beside the run itself |\n|---"
+        + "|---:" * 4
+        + "|"
+    )
+    whole: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "prompts.txt").write_text(prompt)
+        for workers in (0, 1, 2):
+            out = folder / str(workers)
+            if workers:
+                out.mkdir()
+                common = ["--prompts", folder / "prompts.txt", "--seeds", f"0:{count}", "--out", out]
+                began = time.time()
+                whole[workers] = seconds_of("gscfd.sweep", *common, "--workers", str(workers), *options)
+                rows = [json.loads(line) for line in (out / "sweep.jsonl").read_text().splitlines()]
+                started = {row["run"]: row["time"] for row in rows if row["event"] == "started"}
+                took = {row["run"]: row["time"] - started[row["run"]] for row in rows if row["event"] == "finished"}
+                first = min(started.values()) - began
+            else:
+                runs = [["--prompt", prompt, "--seed", str(seed), "--out", out / str(seed)] for seed in range(count)]
+                took = {str(seed): seconds_of("gscfd.train", *run, *options) for seed, run in enumerate(runs)}
+                whole[0], first = sum(took.values()), 0.0
+            beside = statistics.mean(seconds - own_seconds(out / run) for run, seconds in took.items())
+            kind = f"sweep, {workers} workers" if workers else "train, a process for each run"
+            print(
+                f"| {kind} | {whole[workers]:.1f} | {first:.1f} | {whole[workers] / count:.1f} | {beside:.2f} |",
+                flush=True,
+            )
+    print(
+        f"\nA run of the sweep costs {(whole[1] - whole[0]) / count:+.2f} s over train alone, Ray's start shared out;"
+    )
+    print(f"two workers take {whole[2] / whole[0]:.2f} of the time of train, one run after the other.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="PART")
@@ -302,6 +358,10 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=30, help="training steps timed in each turn (default 30)")
     command.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
     command.set_defaults(run=viewer)
+    command = commands.add_parser("sweep", help=sweep.__doc__)
+    command.add_argument("--runs", type=int, default=4, help="seeds of one prompt (default 4)")
+    command.add_argument("rest", nargs="*", help="options of gscfd.train for every run, after --")
+    command.set_defaults(run=sweep)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -45,8 +45,8 @@ class History:
 
     @property
     def rate(self) -> float:
-        """Steps per second without pauses, of the steps before the last, which a CUDA device may still work on; 0 before
-        there are any."""
+        """Steps per second without pauses, of the steps before the last, which a CUDA device may still work on; 0
+        before there are any."""
         done = list(self.clocks)[:-1]
         total = sum(sum(clock.values()) for clock in done)
         return len(done) / total if total else 0.0

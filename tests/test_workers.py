@@ -1,0 +1,237 @@
+"""A sweep on Ray, whose workers and driver are killed: every run ends as `train` alone makes it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from gscfd import train, workers
+from gscfd.config import Config
+from gscfd.errors import UserError
+from gscfd.runs import RunFolder, Stopped
+from gscfd.sweep import JOURNAL, last_row
+from gscfd.workers import Worker
+
+RUN = ["--coarse.steps", "30", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]
+RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0", "--device", "cpu"]
+RUNS = ["a-yellow-duck-cfd-0", "a-yellow-duck-sds-0", "a-mug-cfd-0", "a-mug-sds-0"]
+BAD = RUNS[-1]
+MINUTES = 20
+"""Seconds on an idle machine."""
+
+
+def command(out):
+    arguments = ["--prompts", out / "prompts.txt", "--out", out, "--workers", 2, "--threads", 1]
+    return [sys.executable, "-m", "gscfd.sweep", "--guidance", "cfd,sds", *map(str, arguments), *RUN]
+
+
+def alone(out, prompt, guidance):
+    """The same run by `train`, on as many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert train.main(["--prompt", prompt, "--guidance", guidance, "--out", str(out), *RUN]) == 0
+    torch.set_num_threads(threads)
+    return (out / "splat.ply").read_bytes()
+
+
+def events(out):
+    journal = out / JOURNAL
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def at_work(out):
+    """The row of the last begin of a run that has done some steps and has more to do, or None."""
+    last = {row["run"]: row for row in events(out)}
+    for name, row in last.items():
+        step = last_row(out / name / "stats.jsonl").get("step", 0)
+        if row["event"] == "started" and name != BAD and 3 <= step <= 15:
+            return row
+    return None
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 60 * MINUTES
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
+    return found
+
+
+def start(out):
+    return subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def ended(process):
+    """SIGKILL, at the end of the block."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A sweep with one run that cannot be made. A worker is killed, then the driver; then the same command again."""
+    pytest.importorskip("ray")
+    out = tmp_path_factory.mktemp("sweep")
+    (out / "prompts.txt").write_text("a yellow duck\na mug\n")
+    with RunFolder(train.parse(["--prompt", "a mug", "--guidance", "sds", "--out", str(out / BAD), *RUN])):
+        (out / BAD / "checkpoints").write_text("a file where a folder has to be")
+
+    with start(out) as first, ended(first):
+        killed_worker = wait_for(lambda: at_work(out), first)
+        os.kill(killed_worker["pid"], signal.SIGKILL)
+        wait_for(lambda: any(row["event"] == "lost" for row in events(out)), first)
+        killed_driver = wait_for(lambda: at_work(out), first)
+    before = len(events(out))
+    with start(out) as second, ended(second):
+        said, errors = second.communicate(timeout=60 * MINUTES)
+    return {
+        "out": out,
+        "lost": killed_worker["run"],
+        "cut": killed_driver["run"],
+        "events": events(out),
+        "later": events(out)[before:],
+        "code": second.returncode,
+        "said": said,
+        "errors": errors,
+    }
+
+
+pytestmark = pytest.mark.timeout(60 * 2 * MINUTES)  # half a minute on an idle machine
+
+
+@pytest.mark.parametrize("prompt, guidance", [("a yellow duck", "cfd"), ("a yellow duck", "sds"), ("a mug", "cfd")])
+def test_every_run_ends_with_the_bytes_of_train_alone(story, tmp_path, prompt, guidance):
+    name = f"{prompt.replace(' ', '-')}-{guidance}-0"
+    expected = alone(tmp_path / "alone", prompt, guidance)
+    assert (story["out"] / name / "splat.ply").read_bytes() == expected
+    assert {p.name for p in (story["out"] / name).iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
+    others = [run for run in RUNS if run not in (name, BAD)]
+    assert all((story["out"] / run / "splat.ply").read_bytes() != expected for run in others), "the control"
+
+
+def test_a_run_whose_worker_was_killed_is_resumed_by_another_worker(story):
+    rows = [row for row in story["events"] if row["run"] == story["lost"]]
+    assert [row["event"] for row in rows][:2] == ["started", "lost"] and rows[-1]["event"] == "finished"
+    assert rows[-2]["pid"] != rows[0]["pid"]
+    assert "resumed from coarse, step" in (story["out"] / story["lost"] / "log.txt").read_text()
+
+
+def test_after_the_driver_was_killed_the_same_command_continues_and_finishes(story):
+    assert [row["event"] for row in story["later"] if row["run"] == story["cut"]] == ["started", "finished"]
+    assert "3 of 4 runs finished, 1 failed" in story["said"]
+
+
+def test_finished_runs_are_not_made_again(story):
+    finished = [row["run"] for row in story["events"] if row["event"] == "finished"]
+    assert sorted(finished) == sorted(set(RUNS) - {BAD})
+
+
+def test_a_run_that_fails_is_tried_again_and_reported_and_the_others_finish(story):
+    assert story["code"] == 1 and "Traceback" not in story["said"] + story["errors"]
+    tries = [row["event"] for row in story["later"] if row["run"] == BAD]
+    assert tries == ["started", "failed"] * 3
+    assert "could not write" in story["said"] and f"{story['out'] / BAD}: " in story["said"]
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """One without Ray, in this process."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.jsonl").write_text("")
+    return Worker(tmp_path, tmp_path / "sweep.jsonl", workers.__version__)
+
+
+def test_a_worker_loads_each_teacher_once(worker, tmp_path, monkeypatch):
+    loaded, made = [], []
+
+    def load(name, original=train.load_teacher, **where):
+        loaded.append(name)
+        return original(name, **where)
+
+    monkeypatch.setattr(train, "load_teacher", load)
+    monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
+    for prompt in ("a mug", "a red car"):
+        assert worker.make(train.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *RUN])).state == "finished"
+    assert loaded == ["toybox/multiview", "toybox/singleview"]
+    assert made[0][1] == made[1][1] and made[1][1]["coarse"].prompt.text == "a red car"
+    kept = train.load_teachers(train.parse(["--prompt", "a mug", *RUN, "--refine.teacher", "toybox/multiview"]))
+    assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"
+
+
+def test_a_worker_says_how_a_run_ended(worker, tmp_path, monkeypatch):
+    def ends_with(error):
+        def make_run(config, teachers):
+            raise error
+
+        return make_run
+
+    monkeypatch.setattr(workers, "load_teachers", lambda config, kept: {})
+    config = Config(prompt="a mug", out=tmp_path / "run")
+    for error, state in ((UserError("no such words"), "refused"), (Stopped("disk full", 1), "failed")):
+        monkeypatch.setattr(workers, "make_run", ends_with(error))
+        outcome = worker.make(config)
+        assert (outcome.state, outcome.error) == (state, str(error))
+    monkeypatch.setattr(workers, "make_run", ends_with(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        worker.make(config)
+
+
+def test_a_worker_waits_for_a_run_that_another_process_still_holds(worker, tmp_path, monkeypatch):
+    config = train.parse(["--prompt", "a mug", "--out", str(tmp_path / "run"), *RUN])
+    monkeypatch.setattr(workers, "load_teachers", lambda config, kept: {})
+    monkeypatch.setattr(workers, "make_run", lambda config, teachers: RunFolder(config).__exit__(None, None, None))
+    holder = RunFolder(config)
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            holder.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert worker.make(config).state == "finished" and len(naps) == 3
+    monkeypatch.setattr(workers, "LOCK_SECONDS", 0)
+    with RunFolder(workers.next_config(config)):
+        outcome = worker.make(config)
+    assert outcome.state == "refused" and "another process writes" in outcome.error
+
+
+def test_a_worker_that_sees_other_files_or_has_another_version_refuses_to_start(worker, tmp_path):
+    assert worker.place().pid == os.getpid()
+    for home, journal, version in (
+        (tmp_path / "nowhere", "sweep.jsonl", workers.__version__),
+        (tmp_path, "other.jsonl", workers.__version__),
+        (tmp_path, "sweep.jsonl", "0.0.1"),
+    ):
+        with pytest.raises(UserError, match="expected (a folder that all|gscfd 0.0.1 on)"):
+            Worker(home, journal, version).place()
+
+
+def test_gpus_are_asked_for_where_there_are_any_and_the_runs_may_use_them():
+    assert workers.gpus_per_run(None, "auto", 8, local=False) == 1
+    assert workers.gpus_per_run(None, "cpu", 8, local=False) == 0
+    assert workers.gpus_per_run(None, "auto", 0, local=False) == 0
+    assert workers.gpus_per_run(0.5, "cuda", 1, local=False) == 0.5
+    for gpus, device in ((None, "cuda"), (1, "auto")):
+        with pytest.raises(UserError, match="gpus: expected at most 0"):
+            workers.gpus_per_run(gpus, device, 0, local=False)
+
+
+def test_workers_that_have_to_wait_for_room_are_warned_of(capsys):
+    workers.warn_of_room(8, 2, 1, {"CPU": 16, "GPU": 8})
+    assert capsys.readouterr().err == ""
+    workers.warn_of_room(8, 4, 1, {"CPU": 16, "GPU": 8})
+    workers.warn_of_room(8, 1, 1, {"CPU": 16, "GPU": 2})
+    error = capsys.readouterr().err
+    assert "4 work at a time" in error and "2 work at a time" in error
