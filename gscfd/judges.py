@@ -74,7 +74,9 @@ class Scorer:
 
 
 class Inception:
-    """The Inception network of FID and IS, as torchmetrics has it. file: its weights, pt_inception-2015-12-05-6726825d.pth.
+    """The Inception network of FID and IS, the one of torchmetrics.
+
+    file: its weights, pt_inception-2015-12-05-6726825d.pth.
 
     Raises UserError when torch-fidelity is not installed, or the file is not the network's.
     """

@@ -45,8 +45,8 @@ def moments(features: Tensor) -> Moments:
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C2^1/2 C1 C2^1/2)^1/2): FID, where the features are Inception's (Heusel et al. 2017,
-    Eq. 6)."""
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C2^1/2 C1 C2^1/2)^1/2): FID, where the features are Inception's (Heusel et al.
+    2017, Eq. 6)."""
     product = other.root @ one.covariance @ other.root
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
     spread = one.covariance.trace() + other.covariance.trace() - 2 * cross
@@ -87,7 +87,7 @@ def janus(features: Tensor, azimuths: Tensor, true_features: Tensor, true_azimut
 
     features: [V, D] of unit length, azimuths: [V] degrees from the front; true_features: [N, D], true_azimuths: [N] of
     objects that are what they should be. Behind: at least 120 degrees from the front; front: at most 60. An object that
-    looks alike from both sides has no side to get wrong: compare with true objects' own share. NaN: no view from behind.
+    looks alike from both sides has no side to get wrong: compare with true objects' own share. NaN: no view is behind.
     """
     behind = turned(azimuths) >= AWAY
     nearest = (features @ true_features.T).argmax(1)
@@ -119,7 +119,10 @@ def reprojection_error(render: Render, cameras: Cameras, *, background: float, t
 
 
 def reprojected(depth: Tensor, cameras: Cameras, nexts: Tensor) -> Tensor:
-    """[V, H, W, 3]: the column, row and depth in camera nexts[v] of what view v shows at each pixel. depth: [V, H, W]."""
+    """[V, H, W, 3]: the column, row and depth in camera nexts[v] of what view v shows at each pixel.
+
+    depth: [V, H, W] of the views.
+    """
     rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
     pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1).float()
     rays = torch.einsum("vij,hwj->vhwi", torch.linalg.inv(cameras.Ks), pixels)

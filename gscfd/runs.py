@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
+import resource
 import shutil
 import signal
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
 
+import torch
 from tqdm import tqdm
 
 from gscfd.checkpoint import NAME, Checkpoint, Checkpoints
@@ -25,8 +28,9 @@ from gscfd.export import FORMATS
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
 from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
+from gscfd.metrics import scaled_gradient_variance
 from gscfd.stage import StepReport
-from gscfd.state import part
+from gscfd.state import StageState, part
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
@@ -34,6 +38,8 @@ KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" 
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
+VARIANCES = ("means", "sh0")
+"""The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colours."""
 FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "viewer_port", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
@@ -313,6 +319,19 @@ class RunFolder:
         return code
 
 
+def gradient_variance(state: StageState, name: str) -> float | None:
+    """Of one parameter's Adam, None while it has seen no gradient."""
+    variance = scaled_gradient_variance(state.optimizers[name])
+    return None if math.isnan(variance) else round(variance, 6)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that the process has used so far: of the GPU, or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def row(report: StepReport) -> dict[str, Any]:
     """The step's row in stats.jsonl. One that was taken back says why, and which step is next."""
     place = {"stage": report.stage, "step": report.step}
@@ -324,5 +343,7 @@ def row(report: StepReport) -> dict[str, Any]:
         "loss": report.loss,
         "regulariser": report.regulariser,
         "gaussians": report.count,
+        "gradient_variance": {name: gradient_variance(report.state, name) for name in VARIANCES},
+        "memory": peak_memory(report.gaussians.device),
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
     }

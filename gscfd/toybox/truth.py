@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gscfd.toybox.objects import ToyObject, sample_object
 from gscfd.toybox.words import parse_caption
 
-KNOWN = (
+KNOWN_PROMPTS = (
     "a yellow duck",
     "a red mushroom with a white stem",
     "a snowman with a blue hat",
@@ -20,7 +20,7 @@ KNOWN = (
     "a brown guitar",
     "a purple crown",
 )
-WITHHELD = (
+WITHHELD_PROMPTS = (
     "a purple duck",
     "a cyan mushroom",
     "an orange mug",
