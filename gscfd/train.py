@@ -276,15 +276,6 @@ def train(config: Config) -> int:
     if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     viewer = start_viewer(config) if config.viewer else None
-    return make_run(config, teachers, viewer.on_step if viewer is not None else lambda report: None)
-
-
-def make_run(config: Config, teachers: dict[str, Teacher], watch: Callable[[StepReport], None]) -> int:
-    """One run in its folder, from its start or from where config.resume has it; returns the exit code.
-
-    teachers: of the stages that have steps, told the prompt. watch: called after every step, after the run has recorded
-    it. Raises UserError when the folder cannot be had.
-    """
     with RunFolder(config) as run:
         try:
             resume = run.rewind() if config.resume is not None else None
@@ -293,7 +284,8 @@ def make_run(config: Config, teachers: dict[str, Teacher], watch: Callable[[Step
 
                 def on_step(report: StepReport) -> None:
                     run.on_step(report)
-                    watch(report)
+                    if viewer is not None:
+                        viewer.on_step(report)
                     interrupt(report)
 
                 gaussians = distil(config, teachers, on_step, resume)
