@@ -44,9 +44,13 @@ FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "viewer_port", "devic
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 
+def slug(prompt: str) -> str:
+    """The prompt as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
+
+
 def default_folder(prompt: str, seed: int) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
-    return Path("outputs") / f"{slug}-{seed}"
+    return Path("outputs") / f"{slug(prompt)}-{seed}"
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -97,6 +101,19 @@ def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
             f"resume: expected the settings that {config.resume} was started with: {values}; leave these options away, "
             f"or start another run: --preset {config.resume}/config.yaml --out DIR"
         )
+
+
+class Busy(UserError):
+    """Another process writes to the run's folder."""
+
+
+class Stopped(RuntimeError):
+    """The run ended before it was finished: the message says why, and what is kept."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+        """The shell's exit code for it."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -150,8 +167,8 @@ class LogFile(logging.FileHandler):
 class RunFolder:
     """Opens the folder, writes config, statistics, log, checkpoints and exports, and shows the progress.
 
-    While it is open, stats.jsonl is locked: no second process writes to the folder. Raises UserError when another one
-    does, when the folder exists and neither `overwrite` nor `resume` is given, when it holds files that are not a
+    While it is open, stats.jsonl is locked: no second process writes to the folder. Raises Busy when another one does,
+    UserError when the folder exists and neither `overwrite` nor `resume` is given, when it holds files that are not a
     run's, or when it cannot be written.
     """
 
@@ -200,7 +217,7 @@ class RunFolder:
         stats = open(self.path / "stats.jsonl", "ab", buffering=0)
         if not lock(stats):
             stats.close()
-            raise UserError(f"out: another process writes to {self.path}; wait for its end, or choose another --out")
+            raise Busy(f"out: another process writes to {self.path}; wait for its end, or choose another --out")
         return stats
 
     def rewind(self) -> Checkpoint | None:
@@ -305,8 +322,8 @@ class RunFolder:
         log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))
         print(f"{self.path}/splat.ply  {len(gaussians)} Gaussians in {seconds:.0f} s; see turntable.mp4 beside it")
 
-    def stopped(self, reason: str, code: int) -> int:
-        """Keep what there is; returns the exit code."""
+    def stopped(self, reason: str, code: int) -> Stopped:
+        """Keep what there is; returns what to raise."""
         log.error(reason)
         kept = "nothing was made yet"
         if self.latest is not None and len(self.latest):
@@ -315,8 +332,7 @@ class RunFolder:
                 kept = f"the splat so far is in {self.path}/splat.ply"
             except OSError as error:
                 kept = f"the splat so far could not be written: {error.strerror}"
-        print(f"\nstopped: {reason}; {kept}")
-        return code
+        return Stopped(f"{reason}; {kept}", code)
 
 
 def gradient_variance(state: StageState, name: str) -> float | None:

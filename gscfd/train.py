@@ -24,6 +24,7 @@ from gscfd.rasterize import rasterize
 from gscfd.runs import (
     Interrupted,
     RunFolder,
+    Stopped,
     check_replaceable,
     check_resumable,
     default_folder,
@@ -68,11 +69,12 @@ def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def preflight(config: Config) -> None:
-    """Raise UserError for what can be known to fail before anything is made: device, noise, prompt, teachers."""
+def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
+    """Raise UserError for what can be known to fail before anything is made: device, noise, prompt, teachers that are
+    not kept."""
     check_settings(config)
-    for stage in (config.coarse, config.refine):
-        if stage.steps:
+    for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
+        if stage.steps and teacher_key(config, name) not in (kept or {}):
             check_teacher(stage.teacher)
 
 
@@ -157,16 +159,31 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
     return draw
 
 
-def load_teachers(config: Config) -> dict[str, Teacher]:
-    """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step."""
-    preflight(config)
+KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], Teacher]
+"""Teachers by `teacher_key`. A stage's teacher is its own, because it is told the stage's prompt."""
+
+
+def teacher_key(config: Config, name: str) -> tuple[str, str, torch.device, torch.dtype]:
+    """What tells the teacher of the stage `name` from others."""
     device = choose_device(config.device)
+    return name, getattr(config, name).teacher, device, choose_dtype(config.dtype, device)
+
+
+def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[str, Teacher]:
+    """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step.
+
+    kept: those of earlier calls, which are used again; those that are loaded now are added."""
+    kept = {} if kept is None else kept
+    preflight(config, kept)
     teachers: dict[str, Teacher] = {}
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps == 0:
             continue
+        _, source, device, dtype = key = teacher_key(config, name)
         try:
-            teachers[name] = load_teacher(stage.teacher, device=device, dtype=choose_dtype(config.dtype, device))
+            if key not in kept:
+                kept[key] = load_teacher(source, device=device, dtype=dtype)
+            teachers[name] = kept[key]
             teachers[name].set_prompt(stage_prompt(config.prompt, stage))
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -276,6 +293,22 @@ def train(config: Config) -> int:
     if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     viewer = start_viewer(config) if config.viewer else None
+    try:
+        make_run(config, teachers, viewer.on_step if viewer else None)
+    except Stopped as stopped:
+        print(f"\nstopped: {stopped}")
+        return stopped.code
+    return 0
+
+
+def make_run(
+    config: Config, teachers: dict[str, Teacher], watch: Callable[[StepReport], None] | None = None
+) -> None:
+    """Make a run in its folder, from its start or from where it was stopped, to its end.
+
+    teachers: of `load_teachers`. watch: called after every step. Raises Stopped when the run cannot go on, and
+    UserError when its folder cannot be had.
+    """
     with RunFolder(config) as run:
         try:
             resume = run.rewind() if config.resume is not None else None
@@ -284,23 +317,22 @@ def train(config: Config) -> int:
 
                 def on_step(report: StepReport) -> None:
                     run.on_step(report)
-                    if viewer is not None:
-                        viewer.on_step(report)
+                    if watch is not None:
+                        watch(report)
                     interrupt(report)
 
                 gaussians = distil(config, teachers, on_step, resume)
             run.finish(gaussians)
         except KeyboardInterrupt as interrupted:
             code = interrupted.code if isinstance(interrupted, Interrupted) else 130
-            return run.stopped(f"interrupted; continue with --resume {run.path}", code=code)
+            raise run.stopped(f"interrupted; continue with --resume {run.path}", code=code) from None
         except OutOfMemory as error:
             run.go_back()
-            return run.stopped(f"{error}; as it is, with more memory: --resume {run.path}", code=1)
+            raise run.stopped(f"{error}; as it is, with more memory: --resume {run.path}", code=1) from error
         except StageError as error:
-            return run.stopped(str(error), code=1)
+            raise run.stopped(str(error), code=1) from error
         except OSError as error:
-            return run.stopped(f"could not write: {error}; make room and --resume {run.path}", code=1)
-    return 0
+            raise run.stopped(f"could not write: {error}; make room and --resume {run.path}", code=1) from error
 
 
 def show_plan(config: Config) -> int:
