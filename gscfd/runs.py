@@ -30,7 +30,7 @@ from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.metrics import scaled_gradient_variance
 from gscfd.stage import StepReport
-from gscfd.state import StageState, part
+from gscfd.state import part
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
@@ -40,6 +40,8 @@ LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
 VARIANCES = ("means", "sh0")
 """The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colours."""
+VARIANCE_EVERY = 10
+"""Steps between two of these records, for which a GPU must be waited for."""
 FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "viewer_port", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
@@ -335,10 +337,12 @@ class RunFolder:
         return Stopped(f"{reason}; {kept}", code)
 
 
-def gradient_variance(state: StageState, name: str) -> float | None:
-    """Of one parameter's Adam, None while it has seen no gradient."""
-    variance = scaled_gradient_variance(state.optimizers[name])
-    return None if math.isnan(variance) else round(variance, 6)
+def variances(report: StepReport) -> dict[str, dict[str, float]]:
+    """What the row of every tenth step says of the gradients; nothing where they are all 0."""
+    if (report.step + 1) % VARIANCE_EVERY:
+        return {}
+    found = {name: scaled_gradient_variance(report.state.optimizers[name]) for name in VARIANCES}
+    return {"gradient_variance": {name: round(value, 6) for name, value in found.items() if not math.isnan(value)}}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -359,7 +363,7 @@ def row(report: StepReport) -> dict[str, Any]:
         "loss": report.loss,
         "regulariser": report.regulariser,
         "gaussians": report.count,
-        "gradient_variance": {name: gradient_variance(report.state, name) for name in VARIANCES},
         "memory": peak_memory(report.gaussians.device),
+        **variances(report),
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
     }

@@ -166,7 +166,7 @@ METRICS: dict[str, Metric] = {
         "gradient variance, positions",
         "lower",
         ".4f",
-        "sqrt(sum(v - m^2) / sum(v)) of Adam's bias-corrected moments, mean over all steps (CFD Eq. 15)",
+        "sqrt(sum(v - m^2) / sum(v)) of Adam's bias-corrected moments, mean over every tenth step (CFD Eq. 15)",
     ),
     "variance_sh0": Metric("gradient variance, colours", "lower", ".4f", "the same of the colours"),
     "gaussians": Metric("Gaussians", "", ".0f", "in the splat"),
@@ -273,9 +273,10 @@ def recorded(folder: Path) -> dict[str, float]:
     values: dict[str, float] = {"seconds": sum(sum(row["seconds"].values()) for row in rows)}
     if "memory" in rows[0]:
         values["memory"] = max(row["memory"] for row in rows) / 2**20
-    if "gradient_variance" in rows[0]:
-        for name, key in (("variance_means", "means"), ("variance_sh0", "sh0")):
-            known = [v for row in rows if (v := row["gradient_variance"][key]) is not None]
+    variances = [row["gradient_variance"] for row in rows if "gradient_variance" in row]
+    for name, key in (("variance_means", "means"), ("variance_sh0", "sh0")):
+        known = [variance[key] for variance in variances if key in variance]
+        if known:
             values[name] = mean(known)
     return values
 
@@ -298,9 +299,8 @@ def labels_of(configs: list[Config]) -> list[str]:
 
 def chosen_settings(config: Config) -> dict[str, object]:
     """All settings that make a difference, flat; noise that is the guidance's own is None."""
-    settings = {
-        k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in FREE | {"prompt", "seed", "preset"}
-    }
+    ignored = FREE | {"prompt", "seed", "preset"}
+    settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
     usual = Config(guidance=config.guidance)
     kind = None if config.noise_kind == usual.noise_kind else config.noise_kind
     gamma = None if config.noise_gamma == usual.noise_gamma else config.noise_gamma

@@ -301,9 +301,7 @@ def train(config: Config) -> int:
     return 0
 
 
-def make_run(
-    config: Config, teachers: dict[str, Teacher], watch: Callable[[StepReport], None] | None = None
-) -> None:
+def make_run(config: Config, teachers: dict[str, Teacher], watch: Callable[[StepReport], None] | None = None) -> None:
     """Make a run in its folder, from its start or from where it was stopped, to its end.
 
     teachers: of `load_teachers`. watch: called after every step. Raises Stopped when the run cannot go on, and
