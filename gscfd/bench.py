@@ -105,7 +105,7 @@ class Experiment:
 
 
 def rescaled(gamma: float, steps: int) -> float:
-    """The share of fresh noise per step that leaves as much of the first noise as gamma does over CFD's 25 000 steps."""
+    """The share of fresh noise per step that leaves as much of the first noise as gamma does over 25 000 steps."""
     return 1 - (1 - gamma) ** (PAPER_STEPS / steps)
 
 
@@ -138,7 +138,7 @@ GAMMAS = {"gamma 0": 0.0, "gamma 1e-4": 1e-4, "gamma 1e-3": 1e-3, "gamma 1e-2": 
 EXPERIMENTS = (
     Experiment(
         title="CFD Tab. 2",
-        note="Methods at equal steps. ISM asks the teacher up to seven times per step, the others once. VSD is not there.",
+        note="Methods at equal steps. ISM asks the teacher up to seven times per step, the others once. VSD is missing.",
         variants=("sds", "ism", "cfd"),
         metrics=("fid", "clip", "similarity", "r_precision", "diversity", "janus", "holes", "seconds"),
         claims=(
@@ -393,11 +393,11 @@ def budget(name: str, size: Size | None) -> list[str]:
     if size is None:
         return []
     return [
-        f"python -m gscfd.bench papers --size {name}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} steps "
-        f"of the coarse stage with {TEACHER}, equal for all, other settings the defaults. Equal seeds begin with equal "
-        "Gaussians and see equal cameras, except where a method draws its times.",
-        f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of 3D-FID: "
-        f"{size.samples} samples of the teacher of each prompt, DDIM, {SAMPLER_STEPS} steps.",
+        f"python -m gscfd.bench papers --size {name}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
+        f"steps of the coarse stage with {TEACHER}, equal for all, other settings the defaults. Equal seeds begin with "
+        "equal Gaussians and see equal cameras, except where a method draws its times.",
+        f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
+        f"3D-FID and Janus score: {size.samples} samples of the teacher of each prompt, DDIM, {SAMPLER_STEPS} steps.",
         f"cfd has gamma {GAMMA:g} of {PAPER_STEPS} steps, which is {rescaled(GAMMA, size.steps):.2g} per step here.",
     ]
 
@@ -413,10 +413,8 @@ def papers(size: Size, name: str, out: Path) -> Report:
     failed = make_runs(configs.values(), teacher)
     judges = Judges(scorers=[Scorer(SCORER, device)])
     groups: dict[str, list[Examined]] = {variant: [] for variant in variants(size.steps)}
-    references = {
-        prompt: teacher_reference(prompt, size.samples, teacher, coarse(size), device, judges)
-        for prompt in size.prompts
-    }
+    stage = coarse(size)
+    references = {p: teacher_reference(p, size.samples, teacher, stage, device, judges) for p in size.prompts}
     candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
     for (variant, _, _), config in configs.items():
         if config.out is not None and (config.out / LAST).exists():
