@@ -138,7 +138,7 @@ GAMMAS = {"gamma 0": 0.0, "gamma 1e-4": 1e-4, "gamma 1e-3": 1e-3, "gamma 1e-2": 
 EXPERIMENTS = (
     Experiment(
         title="CFD Tab. 2",
-        note="Methods at equal steps. ISM asks the teacher up to seven times per step, the others once. VSD is missing.",
+        note="Equal steps. ISM asks the teacher up to seven times per step, the others once. VSD is missing.",
         variants=("sds", "ism", "cfd"),
         metrics=("fid", "clip", "similarity", "r_precision", "diversity", "janus", "holes", "seconds"),
         claims=(

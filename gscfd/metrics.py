@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gscfd.types import Cameras, Render
 
-FRONT, AWAY = 60.0, 120.0
+FRONT, AWAY = 75.0, 105.0
 """Degrees from the front: up to here a view shows the front, from there on it shows the other side."""
 OPAQUE = 0.5
 """Opacity above which a pixel shows the object."""
@@ -86,7 +86,7 @@ def janus(features: Tensor, azimuths: Tensor, true_features: Tensor, true_azimut
     """Share of the views from behind that look like the front: whose most similar true view is one of the front.
 
     features: [V, D] of unit length, azimuths: [V] degrees from the front; true_features: [N, D], true_azimuths: [N] of
-    objects that are what they should be. Behind: at least 120 degrees from the front; front: at most 60. An object that
+    objects that are what they should be. Behind: at least 105 degrees from the front; front: at most 75. An object that
     looks alike from both sides has no side to get wrong: compare with true objects' own share. NaN: no view is behind.
     """
     behind = turned(azimuths) >= AWAY

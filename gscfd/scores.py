@@ -145,8 +145,8 @@ METRICS: dict[str, Metric] = {
         "Janus score",
         "lower",
         ".1%",
-        "share of the views from behind (120 degrees and more) whose most similar reference picture is one of the "
-        "front (up to 60 degrees)",
+        "share of the views from behind (105 degrees and more) whose most similar reference picture is one of the "
+        "front (up to 75 degrees)",
         "--teacher NAME, whose samples are the reference, for prompts of which there are no true toybox objects; and "
         + CLIP_NEEDED,
     ),
