@@ -149,7 +149,8 @@ def hole_share(render: Render, *, width: float = 0.07, step: float = 0.1) -> flo
     far = render.depth.max() + 2 * step
     depth = torch.where(shown, render.depth[..., 0], far)
     side = 2 * round(width * depth.shape[-1] / 2) + 1
-    opened = torch.from_numpy(grey_opening(depth.numpy(), size=(1, side, side)))
+    around = F.pad(depth, (side,) * 4, value=far.item())
+    opened = torch.from_numpy(grey_opening(around.numpy(), size=(1, side, side)))[:, side:-side, side:-side]
     holes = depth - opened >= step
     return (holes.sum() / (shown | holes).sum()).item()
 

@@ -88,7 +88,7 @@ METRICS: dict[str, Metric] = {
     "fid": Metric(
         "3D-FID",
         "lower",
-        ".2f",
+        ".3f",
         "Fréchet distance between 60 views of every splat and the reference pictures of the same prompts (CFD App. B)",
         "--teacher NAME, whose samples are the reference, for prompts of which there are no true toybox objects; "
         f"and --inception FILE or {CLIP_NEEDED}",
