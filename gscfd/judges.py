@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ class Aesthetic:
             numbers = sorted(int(name.split(".")[1]) for name in saved if name.endswith(".weight"))
             self.layers = [(saved[f"layers.{n}.weight"].float(), saved[f"layers.{n}.bias"].float()) for n in numbers]
             width = self.layers[0][0].shape[1]
-        except (OSError, RuntimeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (OSError, RuntimeError, ValueError, LookupError, AttributeError, UnpicklingError) as error:
             raise UserError(
                 f"aesthetic: expected sac+logos+ava1-l14-linearMSE.pth, got {file}; download it again"
             ) from error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gscfd import bench, runs
+from gscfd import bench, references, runs, scores
 from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, next_config, rescaled, run_config, variants, verdict
 from gscfd.config import Config, flat, plain, to_yaml
 from gscfd.errors import UserError
@@ -115,12 +115,15 @@ def test_runs_are_begun_continued_or_left_alone(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two variants, a claim on splats and one on pictures, small turntables."""
+    """Two variants, a claim on splats and one on pictures, few views and draws."""
     few = {name: variants(1)[name] for name in ("sds", "cfd")}
     monkeypatch.setattr(bench, "variants", lambda steps: few)
     claims = (Claim("similarity", "cfd", "sds", ""),)
     splats = replace(EXPERIMENTS[0], variants=("sds", "cfd"), metrics=("similarity", "fid"), claims=claims)
     monkeypatch.setattr(bench, "EXPERIMENTS", (splats, EXPERIMENTS[1]))
+    monkeypatch.setattr(scores, "VIEWS", 12)
+    monkeypatch.setattr(scores, "DRAWS", 50)
+    monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
     large = runs.turntable_frames
     monkeypatch.setattr(runs, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
 
@@ -130,7 +133,7 @@ def test_the_bench_makes_runs_pictures_and_a_page_once(small, tmp_path, capsys):
     report = bench.papers(TINY, "smoke", tmp_path)
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
-    assert "http" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
+    assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/splat.ply")}
     assert len(made) == 2 + 5 * 4

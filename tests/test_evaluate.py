@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import math
+import re
 import sys
 import types
 
@@ -17,6 +18,8 @@ from gscfd.errors import UserError
 from gscfd.judges import SCORER, Aesthetic, Inception, Judges, Scorer
 from gscfd.scores import METRICS, NAMES, Examined, difference, estimate, examine, labels_of, read_run, wins
 
+REFERENCES = re.compile(r"https?:|(src|href)=[\"'](?!data:)|url\(|@import|<script|<link", re.IGNORECASE)
+"""What would make a page ask for something else."""
 PROMPTS = {"a yellow duck": ("duck", "yellow"), "a red car": ("car", "red")}
 
 
@@ -72,7 +75,7 @@ def test_the_page_holds_its_numbers_and_pictures_and_nothing_from_outside(report
     cells = [cell for table in tables for row in table["rows"] for cell in row]
     assert len(cells) > 50 and all(cell in page for cell in cells)
     assert "12345.678" not in page
-    assert "http" not in page and "//" not in page.replace("base64,//", "").split("<img")[0]
+    assert not REFERENCES.search(page) and REFERENCES.search('<img src="https://example.org/a.png">')
     assert page.count("data:image/jpeg") == 2 and page.count("data:image/png") >= 5
     assert "the toybox scorer" in page and "true objects of the toybox" in page
 
