@@ -37,8 +37,12 @@ def draw_time(stage: StageConfig, done: float, generator: torch.Generator) -> fl
 
 
 def consistency(stage: StageConfig, timesteps: int, done: float, generator: torch.Generator) -> tuple[float, Guidance]:
-    """Consistent3D: t2 on its curve, t1 drawn above it (C3D Eq. 12), and a guidance that falls (C3D appendix B.1)."""
-    target = sqrt_anneal(done, stage.cds.t_min, stage.cds.t_max)
+    """Consistent3D: t2 on its curve, or drawn every step (C3D Tab. 2a), t1 drawn above it (C3D Eq. 12), and a guidance
+    that falls (C3D appendix B.1)."""
+    if stage.t_schedule == "uniform":
+        target = uniform(stage.cds.t_min, stage.cds.t_max, generator)
+    else:
+        target = sqrt_anneal(done, stage.cds.t_min, stage.cds.t_max)
     t = target + uniform(*stage.cds.gap, generator)
     cfg = stage.cfg * (1 - (1 - stage.cds.cfg_end) * done)
     return t, partial(guidance.cds, target=time_index(target, timesteps), cfg=cfg)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
+import resource
 import shutil
 import signal
 import threading
@@ -17,6 +19,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
 
+import torch
 from tqdm import tqdm
 
 from gscfd.checkpoint import NAME, Checkpoint, Checkpoints
@@ -27,6 +30,7 @@ from gscfd.export import FORMATS
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
 from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
+from gscfd.metrics import scaled_gradient_variance
 from gscfd.stage import StepReport
 from gscfd.state import part
 
@@ -36,6 +40,10 @@ KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" 
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
+VARIANCES = ("means", "sh0")
+"""The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colours."""
+VARIANCE_EVERY = 10
+"""Steps between two of these records, for which a GPU must be waited for."""
 FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
@@ -366,6 +374,21 @@ class RunFolder:
         return Stopped(f"{reason}; {kept}", code)
 
 
+def variances(report: StepReport) -> dict[str, dict[str, float]]:
+    """What the row of every tenth step says of the gradients; nothing where they are all 0."""
+    if (report.step + 1) % VARIANCE_EVERY:
+        return {}
+    found = {name: scaled_gradient_variance(report.state.optimizers[name]) for name in VARIANCES}
+    return {"gradient_variance": {name: round(value, 6) for name, value in found.items() if not math.isnan(value)}}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that the process has used so far: of the GPU, or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def row(report: StepReport) -> dict[str, Any]:
     """The step's row in stats.jsonl. One that was taken back says why, and which step is next."""
     place = {"stage": report.stage, "step": report.step}
@@ -377,6 +400,8 @@ def row(report: StepReport) -> dict[str, Any]:
         "loss": report.loss,
         "regulariser": report.regulariser,
         "gaussians": report.count,
+        "memory": peak_memory(report.gaussians.device),
+        **variances(report),
         "seconds": report.seconds,
     }
 

@@ -16,11 +16,11 @@ from gscfd import noise
 from gscfd.cameras import turntable
 from gscfd.config import NoiseKind, check
 from gscfd.errors import UserError, exit_code
-from gscfd.evaluate import read_run
 from gscfd.export.turntable import write_contact_sheet, write_video
 from gscfd.gaussians import Gaussians
 from gscfd.noise import NoiseField
 from gscfd.noise_kernels import cpu
+from gscfd.scores import read_run
 from gscfd.train import NOISES
 from gscfd.types import Cameras, Render
 

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import tyro
 
-from gscfd.config import Config, Guidance, check, load_run, plain
+from gscfd.config import Config, Guidance, ViewerConfig, check, load_run, plain
 from gscfd.errors import UserError, warn
 from gscfd.files import lock
 from gscfd.runs import LAST, check_same_settings, slug
@@ -38,7 +38,7 @@ SHOWN = 20
 """Most rows of the table of running runs."""
 TAIL = 4096
 """Bytes at the end of stats.jsonl that hold its last row."""
-PER_RUN = ("prompt", "seed", "resume", "overwrite", "viewer", "viewer-port")
+PER_RUN = ("prompt", "seed", "resume", "overwrite", "viewer")
 """Settings of a run that a sweep sets itself."""
 
 State = Literal["new", "stopped", "failed", "running", "finished"]
@@ -154,11 +154,11 @@ def plan_runs(settings: Settings, arguments: list[str]) -> list[Run]:
     arguments: for gscfd.train. Raises UserError for what can be known to be wrong before the first run begins.
     """
     for name in PER_RUN:
-        if any(a.replace("_", "-").split("=")[0] in (f"--{name}", f"--no-{name}") for a in arguments):
+        if any(re.split("[=.]", a)[0] in (f"--{name}", f"--no-{name}") for a in arguments):
             raise UserError(f"{name}: expected no --{name} in a sweep, where it belongs to a single run")
     prompts, seeds = read_prompts(settings.prompts), read_seeds(settings.seeds)
     parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in read_methods(settings.guidance)]
-    bases = [replace(config, resume=None, overwrite=False, viewer=False) for config in parsed]
+    bases = [replace(config, resume=None, overwrite=False, viewer=ViewerConfig()) for config in parsed]
     check_prompts(prompts, settings.prompts, bases[0])
     runs = []
     for prompt in prompts:

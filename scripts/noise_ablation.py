@@ -6,7 +6,7 @@
 Finished runs are kept, so that the script can be stopped and started again. Columns: how much of the first step's noise
 is left at the end of the coarse stage, (1 - gamma)^(steps / 2); the scaled gradient variance (CFD Eq. 15,
 `gscfd.metrics.scaled_gradient_variance`) of positions and colours, mean over all steps and runs; R-precision among the
-prompts given and mean similarity (`gscfd.evaluate`); diversity over the seeds (`gscfd.metrics.diversity`), mean over
+prompts given and mean similarity (`gscfd.scores`); diversity over the seeds (`gscfd.metrics.diversity`), mean over
 the prompts.
 
 gamma is a share per step: what matters is gamma times the number of steps. CFD's 1e-4 over 25 000 steps leaves .29 of
@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-from gscfd.evaluate import BACKGROUND, SCORER, evaluate, percent, read_run
-from gscfd.export.turntable import turntable_frames
 from gscfd.files import atomic_write
-from gscfd.metrics import Scorer, diversity, scaled_gradient_variance
+from gscfd.judges import SCORER, Judges, Scorer
+from gscfd.metrics import diversity, scaled_gradient_variance
 from gscfd.runs import RunFolder, default_folder
+from gscfd.scores import examine, read_run
 from gscfd.stage import StepReport
 from gscfd.train import distil, load_teachers, parse
 
@@ -79,15 +79,13 @@ def make(folder: Path, variances: Path, arguments: list[str]) -> None:
 def score(variant: str, prompts: list[str], folders: dict[str, list[Path]], files: list[Path], scorer: Scorer) -> Row:
     """folders: the runs of each prompt, one for each seed. files: the gradient variances of all runs."""
     runs = [folder for prompt in prompts for folder in folders[prompt]]
-    scores, _ = evaluate(runs, scorer)
-    precisions = [s.r_precision for s in scores if s.r_precision is not None]
+    judges = Judges(scorers=[scorer])
+    seen = {folder: examine(folder, judges, prompts) for folder in runs}
+    precisions = [run.values["r_precision"] for run in seen.values() if "r_precision" in run.values]
     spread = []
     for prompt in prompts:
-        features = []
-        for folder in folders[prompt]:
-            frames = turntable_frames(read_run(folder)[1], SIDES, size=128, background=BACKGROUND)
-            features.append(scorer.image_features(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255))
-        spread.append(diversity(torch.stack(features)) if len(features) > 1 else math.nan)
+        sides = [side for folder in folders[prompt] if (side := seen[folder].sides) is not None]
+        spread.append(diversity(torch.stack(sides)) if len(sides) > 1 else math.nan)
     variances = [json.loads(file.read_text()) for file in files]
     config = read_run(runs[0])[0]
     return Row(
@@ -95,7 +93,7 @@ def score(variant: str, prompts: list[str], folders: dict[str, list[Path]], file
         left=0.0 if config.noise_kind == "iid" else (1 - config.noise_gamma) ** (config.coarse.steps / 2),
         variance={name: mean([v for run in variances for v in run[name]]) for name in PARAMETERS},
         r_precision=mean(precisions) if precisions else None,
-        similarity=mean([s.similarity for s in scores]),
+        similarity=mean([run.values["similarity"] for run in seen.values()]),
         diversity=mean(spread),
     )
 
@@ -110,7 +108,8 @@ def table(rows: list[Row]) -> str:
     lines.append("|---" * (len(PARAMETERS) + 5) + "|")
     for row in rows:
         variance = " | ".join(f"{row.variance[name]:.4f}" for name in PARAMETERS)
-        scores = f"{percent(row.r_precision)} | {row.similarity:.3f} | {row.diversity:.4f}"
+        precision = "n/a" if row.r_precision is None else f"{row.r_precision:.1%}"
+        scores = f"{precision} | {row.similarity:.3f} | {row.diversity:.4f}"
         lines.append(f"| {row.variant} | {row.left:.3f} | {variance} | {scores} |")
     return "\n".join(lines)
 

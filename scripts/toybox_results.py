@@ -3,17 +3,15 @@
     python scripts/toybox_results.py OUT [--guidance cfd sds] [--seed 0] [--jobs 2] [gscfd.train options after --]
 
 Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept.
-OUT/GUIDANCE/report gets the scores, a sheet with a row of views for each run, and a gallery with one view of each.
+OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery with one view of each run.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
@@ -23,40 +21,17 @@ import torch
 
 from gscfd.cameras import turntable
 from gscfd.config import Guidance
-from gscfd.evaluate import BACKGROUND, SCORER, Settings
-from gscfd.evaluate import main as evaluate
+from gscfd.evaluate import Settings, evaluate
 from gscfd.export.ply import read_ply
 from gscfd.export.turntable import turntable_frames, write_contact_sheet
-from gscfd.metrics import Scorer, r_precision
+from gscfd.judges import SCORER, Scorer
+from gscfd.metrics import r_precision
+from gscfd.references import BACKGROUND
 from gscfd.runs import LAST, default_folder
 from gscfd.toybox.data import render_object
-from gscfd.toybox.objects import ToyObject, sample_object
-from gscfd.toybox.words import Caption, parse_caption
+from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
 
-KNOWN = (
-    "a yellow duck",
-    "a red mushroom with a white stem",
-    "a snowman with a blue hat",
-    "a green cactus in an orange pot",
-    "a white house with a red roof",
-    "a yellow duck on a brown table",
-    "a blue mug",
-    "a red car",
-    "a brown guitar",
-    "a purple crown",
-)
-WITHHELD = (
-    "a purple duck",
-    "a cyan mushroom",
-    "an orange mug",
-    "a purple chair",
-    "a pink penguin",
-    "a brown teapot",
-    "a red lamp",
-    "a yellow rocket",
-    "a gray fish",
-    "a white sofa",
-)
+PROMPTS = KNOWN_PROMPTS + WITHHELD_PROMPTS
 
 
 def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
@@ -67,29 +42,15 @@ def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
-def parsed(prompt: str) -> Caption:
-    caption = parse_caption(prompt)
-    assert caption is not None, f"{prompt!r} is a sentence of the toybox grammar"
-    return caption
-
-
-def true_objects(prompt: str, count: int) -> Iterator[ToyObject]:
-    """Objects of the toybox world that the prompt describes."""
-    said = parsed(prompt)
-    things = (sample_object(s, kind=said.kind, color=said.color, allow_withheld=True) for s in itertools.count())
-    return itertools.islice((thing for thing in things if prompt in thing.captions), count)
-
-
 def ceiling() -> float:
     """R-precision of the true objects among all prompts: more than this no splat should score. The one scene of two
     objects is a choice among the prompts, but none of its true objects is drawn."""
-    scorer, prompts = Scorer(SCORER), list(KNOWN + WITHHELD)
+    scorer, prompts = Scorer(SCORER), list(PROMPTS)
     cameras, found = turntable(24, size=128), []
     for truth, prompt in enumerate(prompts):
-        if parsed(prompt).on_kind is None:
-            for thing in true_objects(prompt, 4):
-                images = render_object(thing, cameras, torch.full((3,), BACKGROUND))
-                found.append(r_precision(scorer.similarity(images, prompts), truth))
+        for thing in true_objects(prompt, 4):
+            images = render_object(thing, cameras, torch.full((3,), BACKGROUND))
+            found.append(r_precision(scorer.similarity(images, prompts), truth))
     return sum(found) / len(found)
 
 
@@ -103,13 +64,12 @@ def main() -> int:
     arguments = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     for guidance in arguments.guidance:
-        folders = [default_folder(prompt, arguments.seed).name for prompt in KNOWN + WITHHELD]
+        folders = [default_folder(prompt, arguments.seed).name for prompt in PROMPTS]
         runs = [arguments.out / guidance / folder for folder in folders]
         options = ["--guidance", guidance, "--seed", str(arguments.seed), *arguments.rest]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             made = [
-                pool.submit(make_run, prompt, run, options, threads)
-                for prompt, run in zip(KNOWN + WITHHELD, runs, strict=True)
+                pool.submit(make_run, prompt, run, options, threads) for prompt, run in zip(PROMPTS, runs, strict=True)
             ]
             for run_made in made:
                 run_made.result()

@@ -14,8 +14,8 @@ from gscfd import runs, train
 from gscfd.config import CdsConfig, Config, Edit, load_preset, plain
 from gscfd.edits import last_settings, settings_at, time_range, with_edit
 from gscfd.errors import UserError
-from gscfd.evaluate import read_run
 from gscfd.export.turntable import turntable_frames
+from gscfd.scores import read_run
 from gscfd.viewer.live import LiveViewer
 
 RUN = ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]

@@ -124,7 +124,7 @@ def test_an_unwritable_folder_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argument", [["--coarse.stepz", "3"], ["--init.opacity", "2"], ["--seed", "x"], ["--viewer-port", "0"]]
+    "argument", [["--coarse.stepz", "3"], ["--init.opacity", "2"], ["--seed", "x"], ["--viewer.port", "0"]]
 )
 def test_bad_options_exit_with_2_and_no_traceback(argument):
     command = [sys.executable, "-m", "gscfd.train", "--prompt", "a mug", *argument]

@@ -75,10 +75,19 @@ def test_cds_runs_down_the_curve_of_consistent3d(stage, start, end):
         assert sum(gaps) / len(gaps) == pytest.approx((low + high) / 2, abs=0.01)
 
 
+def test_cds_with_random_times_draws_them_from_its_own_range():
+    stage = coarse_stage()
+    stage.t_schedule = "uniform"
+    go, generator = method("cds", stage, 1000), torch.Generator().manual_seed(0)
+    early, late = ([go(done, generator)[1].keywords["target"] for _ in range(300)] for done in (0.0, 0.9))
+    for targets in (early, late):
+        assert 100 <= min(targets) < 150 and 650 < max(targets) <= 700
+        assert sum(targets) / 300 == pytest.approx(400, abs=40)
+
+
 @pytest.mark.parametrize(
     "changes, name",
     [
-        ({"guidance": "cds", "coarse": {"t_schedule": "uniform"}}, "coarse.t_schedule.*coarse.cds"),
         ({"guidance": "fsd", "noise": {"kind": "iid"}}, "noise.kind"),
         ({"guidance": "cds", "noise": {"kind": "surface"}}, "noise.kind"),
         ({"coarse": {"cds": {"gap": [0.0, 0.1]}}}, "cds.gap"),

@@ -1,13 +1,38 @@
+"""Every figure against a value known in closed form, with something that must score otherwise beside it."""
+
 import math
 
 import pytest
 import torch
+from scenes import render_scene, sphere
+from scipy.linalg import sqrtm
+from splats import splat_of, two_faced
 
-from gscfd import evaluate
-from gscfd.errors import UserError
-from gscfd.metrics import Scorer, diversity, r_precision, scaled_gradient_variance
+from gscfd.cameras import azimuth_elevation, turntable
+from gscfd.intervals import bootstrap
+from gscfd.judges import SCORER, Judges, Scorer
+from gscfd.metrics import (
+    Moments,
+    diversity,
+    frechet_distance,
+    hole_share,
+    inception_score,
+    janus,
+    moments,
+    r_precision,
+    reprojection_error,
+    scaled_gradient_variance,
+    win_rate,
+)
+from gscfd.references import true_reference
 from gscfd.toybox.data import make_group
 from gscfd.toybox.models import CLIP_SIZE
+from gscfd.toybox.objects import sample_object
+from gscfd.types import Render
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_r_precision_counts_the_views_that_find_their_caption():
@@ -15,8 +40,63 @@ def test_r_precision_counts_the_views_that_find_their_caption():
     assert r_precision(similarity, 0) == 0.75 and r_precision(similarity, 1) == 0.25
 
 
+# Fréchet distance
+
+
+def normal(mean, covariance):
+    return Moments(torch.tensor(mean, dtype=torch.float64), torch.tensor(covariance, dtype=torch.float64))
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form():
+    one, other = normal([0.0, 0.0], [[4.0, 0.0], [0.0, 9.0]]), normal([3.0, 4.0], [[1.0, 0.0], [0.0, 25.0]])
+    assert frechet_distance(one, other) == pytest.approx(25 + (2 - 1) ** 2 + (3 - 5) ** 2)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_frechet_distance_holds_for_covariances_that_do_not_commute():
+    a, b = (torch.randn(5, 5, generator=seeded(i), dtype=torch.float64) for i in (1, 2))
+    one, other = a @ a.T, b @ b.T
+    expected = torch.trace(one + other).item() - 2 * sqrtm((one @ other).numpy()).trace().real
+    found = frechet_distance(Moments(torch.zeros(5), one), Moments(torch.zeros(5), other))
+    assert found == pytest.approx(expected) and found > 0.1
+
+
+def test_samples_of_one_distribution_are_near_and_those_of_another_far():
+    draws = torch.randn(3, 4000, 4, generator=seeded(3))
+    near = frechet_distance(moments(draws[0]), moments(draws[1]))
+    shifted = frechet_distance(moments(draws[0]), moments(draws[2] + 1))
+    wider = frechet_distance(moments(draws[0]), moments(2 * draws[2]))
+    assert near < 0.01
+    assert shifted == pytest.approx(4, abs=0.3) and wider == pytest.approx(4, abs=0.3)
+
+
+def test_fewer_samples_than_features_still_have_a_distance():
+    few = torch.randn(5, 20, generator=seeded(4))
+    assert frechet_distance(moments(few), moments(few)) == pytest.approx(0, abs=1e-6)
+
+
+# Inception score
+
+
+def test_the_inception_score_counts_sure_classes_and_is_one_for_unsure_or_equal_ones():
+    sure = torch.eye(6).repeat(2, 1)
+    assert inception_score(sure, 1) == pytest.approx(6)
+    assert inception_score(sure, 2) == pytest.approx(6), "each half holds every class"
+    assert inception_score(sure[:6], 2) == pytest.approx(3), "each half holds three classes"
+    assert inception_score(torch.full((12, 6), 1 / 6), 2) == pytest.approx(1)
+    assert inception_score(torch.eye(6)[:1].repeat(12, 1), 2) == pytest.approx(1)
+
+
+def test_the_inception_score_between_is_exp_of_the_mutual_information():
+    p = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    assert inception_score(p, 1) == pytest.approx(math.exp(math.log(2) + 0.9 * math.log(0.9) + 0.1 * math.log(0.1)))
+
+
+# Diversity
+
+
 def test_diversity_is_zero_for_equal_objects_and_one_for_unrelated_ones():
-    side = torch.nn.functional.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
+    side = torch.nn.functional.normalize(torch.randn(6, 5, generator=seeded()), dim=-1)
     assert diversity(side.expand(3, 6, 5)) == pytest.approx(0, abs=1e-6)
     apart = torch.eye(8).reshape(4, 2, 8)
     assert diversity(apart) == pytest.approx(1)
@@ -27,10 +107,108 @@ def test_diversity_is_zero_for_equal_objects_and_one_for_unrelated_ones():
         diversity(apart[:1])
 
 
+def test_copies_of_an_object_weigh_its_pairs_and_are_none_themselves():
+    objects = torch.nn.functional.normalize(torch.randn(3, 4, 6, generator=seeded(1)), dim=-1)
+    assert diversity(objects, torch.tensor([1, 1, 0])) == pytest.approx(diversity(objects[:2]))
+    pairs = [diversity(objects[[i, j]]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert diversity(objects, torch.tensor([2, 1, 1])) == pytest.approx((2 * pairs[0] + 2 * pairs[1] + pairs[2]) / 5)
+    assert math.isnan(diversity(objects, torch.tensor([3, 0, 0])))
+
+
+# Janus score
+
+
+def test_the_janus_score_is_the_share_of_views_from_behind_that_look_like_the_front():
+    azimuths = torch.tensor([0.0, 90.0, 180.0, -170.0, 130.0, -120.0])
+    sides = torch.eye(3)
+    true_azimuths = torch.tensor([10.0, -90.0, 180.0])
+    looks = torch.tensor([0, 0, 0, 2, 2, 1])  # the view at 180 degrees shows a front
+    assert janus(sides[looks], azimuths, sides, true_azimuths) == pytest.approx(1 / 4)
+    looks[2] = 2
+    assert janus(sides[looks], azimuths, sides, true_azimuths) == 0
+    assert math.isnan(janus(sides[:2], azimuths[:2], sides, true_azimuths))
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return Scorer(SCORER)
+
+
+def test_an_object_of_two_fronts_has_a_worse_janus_score_than_the_true_one(scorer):
+    cameras = turntable(12, size=64)
+    reference = true_reference("a yellow duck", 36, 64, Judges(scorers=[scorer]))
+    scores = {}
+    for name, make in (("true", lambda splat: splat), ("two-faced", two_faced)):
+        splat = make(splat_of(sample_object(100, kind="duck", color="yellow", spacing=0.06)))
+        views = splat.render(cameras).over(torch.tensor(0.75)).clamp(0, 1).permute(0, 3, 1, 2)
+        features, azimuths = scorer.image_features(views), azimuth_elevation(cameras)[0]
+        scores[name] = janus(features, azimuths, reference.features, reference.azimuths)
+    assert scores["true"] <= 0.2 and scores["two-faced"] >= 0.8, scores
+
+
+# View consistency and holes
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """A sphere of radius .6 from twelve sides."""
+    cameras = turntable(12, size=64)
+    return render_scene(sphere(), cameras), cameras
+
+
+def points(render, cameras):
+    """[V, H, W, 3] world positions of what is seen."""
+    pixels = torch.stack(torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="xy"), -1)
+    rays = torch.cat([pixels, torch.ones(64, 64, 1)], -1) @ torch.linalg.inv(cameras.Ks[0]).T
+    there = rays * render.depth - cameras.viewmats[:, None, None, :3, 3]
+    return torch.einsum("vji,vhwj->vhwi", cameras.viewmats[:, :3, :3], there)
+
+
+def painted(render, rgb, depth=None):
+    return Render(rgb * render.opacity, render.depth if depth is None else depth, render.opacity)
+
+
+def test_colours_that_stay_on_the_surface_agree_between_views_and_others_do_not(ball):
+    render, cameras = ball
+    paint = 0.5 + 0.5 * torch.sin(6 * points(render, cameras))
+    right = reprojection_error(painted(render, paint), cameras, background=0.0)
+    slipped = reprojection_error(painted(render, paint, 0.8 * render.depth), cameras, background=0.0)
+    sliding = reprojection_error(painted(render, paint[:1].expand_as(paint)), cameras, background=0.0)
+    assert right < 0.03, right
+    assert slipped > 3 * right and sliding > 3 * right, (right, slipped, sliding)
+
+
+def test_the_reprojection_error_is_the_difference_of_colour(ball):
+    render, cameras = ball
+    grey = torch.linspace(0, 1, 12)[:, None, None, None].expand(-1, 64, 64, 3)
+    found = reprojection_error(painted(render, grey), cameras, background=0.5)
+    assert found == pytest.approx((11 * (1 / 11) + 1) / 12, abs=0.02), "eleven steps of 1/11 and one of 1"
+    assert reprojection_error(painted(render, torch.ones(12, 64, 64, 3)), cameras, background=1.0) < 1e-6
+
+
+def test_holes_are_counted_whether_one_sees_the_background_or_the_inside_and_wide_openings_are_not(ball):
+    render, _ = ball
+    whole = int((render.opacity > 0.5).sum())
+    assert hole_share(render, width=0.1) < 0.01
+    middle, open_, deep = slice(30, 34), render.opacity.clone(), render.depth.clone()
+    open_[:, middle, middle] = 0
+    deep[:, middle, middle] += 0.5
+    through = hole_share(Render(render.rgb, render.depth, open_), width=0.1)
+    inside = hole_share(Render(render.rgb, deep, render.opacity), width=0.1)
+    assert through == pytest.approx(12 * 16 / whole, abs=0.005) and inside == pytest.approx(through, abs=0.005)
+    wide = render.opacity.clone()
+    wide[:, 26:38, 26:38] = 0
+    assert hole_share(Render(render.rgb, render.depth, wide), width=0.1) < 0.01
+
+
+def test_the_win_rate_counts_ties_half():
+    assert win_rate(torch.tensor([2.0, 1.0, 1.0, 3.0]), torch.tensor([1.0, 1.0, 2.0, 0.0])) == 0.625
+
+
 @pytest.mark.parametrize("noise, expected", [(0.0, 0.0), (1.0, 0.5**0.5), (1e6, 1.0)])
 def test_the_gradient_variance_is_the_share_that_does_not_repeat(noise, expected):
     """Gradients 1 + noise n: sqrt(noise^2 / (1 + noise^2)), but for what ten steps do not average out."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     parameter = torch.nn.Parameter(torch.zeros(20_000))
     optimizer = torch.optim.Adam([parameter], lr=1e-3, betas=(0.9, 0.99))
     assert math.isnan(scaled_gradient_variance(optimizer))
@@ -39,13 +217,6 @@ def test_the_gradient_variance_is_the_share_that_does_not_repeat(noise, expected
         optimizer.step()
     seen = expected * (1 - 0.1 / 1.9) ** 0.5
     assert scaled_gradient_variance(optimizer) == pytest.approx(seen, abs=0.01)
-
-
-@pytest.fixture(scope="module")
-def scorer():
-    from gscfd.evaluate import SCORER
-
-    return Scorer(SCORER)
 
 
 def test_the_scorer_finds_the_captions_of_unseen_objects_and_not_shuffled_ones(scorer):
@@ -60,21 +231,36 @@ def test_the_scorer_finds_the_captions_of_unseen_objects_and_not_shuffled_ones(s
     assert sum(shuffled) / len(shuffled) < 0.1
 
 
-def test_an_unfinished_run_is_named(tmp_path):
-    (tmp_path / "config.yaml").write_text("prompt: a mug\n")
-    with pytest.raises(UserError, match=r"no splat.ply"):
-        evaluate.read_run(tmp_path)
+# Intervals
 
 
-def test_the_table_has_a_row_for_each_run_and_the_mean():
-    scores = [
-        evaluate.Score(run=f"r{i}", prompt="a mug", guidance="cfd", r_precision=p, similarity=0.5, gaussians=10)
-        for i, p in enumerate((1.0, 0.5))
-    ]
-    lines = evaluate.table(scores).splitlines()
-    assert len(lines) == 5 and "75.0%" in lines[-1]
+def covered(groups, truth, draw, *, shrink=1.0, trials=250):
+    """Share of trials whose interval, or the inner share of it, holds the truth."""
+    hits = 0
+    for trial in range(trials):
+        values = draw(seeded(trial)).numpy()
+        found = bootstrap(lambda chosen, v=values: float(v[chosen].mean()), groups, draws=150, seed=trial)
+        hits += abs(found.value - truth) <= shrink * (found.high - found.low) / 2
+    return hits / trials
 
 
-def test_one_prompt_alone_has_no_r_precision():
-    score = evaluate.Score(run="r", prompt="a mug", guidance="cfd", r_precision=None, similarity=0.5, gaussians=10)
-    assert evaluate.table([score]).count("n/a") == 2
+def test_intervals_of_few_runs_hold_the_truth_about_as_often_as_they_say():
+    groups = ["a mug"] * 6
+    share = covered(groups, 3.0, lambda g: 3 + torch.randn(6, generator=g))
+    half = covered(groups, 3.0, lambda g: 3 + torch.randn(6, generator=g), shrink=0.5)
+    assert 0.9 <= share <= 0.99 and half < 0.85, (share, half)
+
+
+def test_prompts_are_taken_as_given_where_each_has_several_seeds():
+    offsets = torch.tensor([0.0] * 4 + [100.0] * 4)
+    groups = ["a mug"] * 4 + ["a duck"] * 4
+    assert 0.9 <= covered(groups, 50.0, lambda g: offsets + torch.randn(8, generator=g)) <= 0.99
+    values = (offsets + torch.randn(8, generator=seeded())).numpy()
+    within = bootstrap(lambda chosen: float(values[chosen].mean()), groups)
+    across = bootstrap(lambda chosen: float(values[chosen].mean()), list(range(8)))
+    assert across.high - across.low > 20 * (within.high - within.low)
+
+
+def test_one_run_has_no_interval():
+    found = bootstrap(lambda chosen: 7.0, ["a mug"])
+    assert found.value == 7 and math.isnan(found.low) and math.isnan(found.high)

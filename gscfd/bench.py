@@ -1,0 +1,461 @@
+"""The papers' claims, measured again on the toybox: `python -m gscfd.bench papers --size smoke --out DIR`.
+
+Every method has the same prompts, seeds, cameras, teacher and number of steps. Runs and pictures that are there are
+kept, and half-done ones continued: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+import tyro
+
+from gscfd import image
+from gscfd.config import Config, StageConfig, flat, load_run, merged, plain
+from gscfd.errors import UserError
+from gscfd.evaluate import plots_of, run_rows, summary_table
+from gscfd.export.turntable import write_contact_sheet
+from gscfd.intervals import Estimate
+from gscfd.judges import SCORER, Judges, Scorer
+from gscfd.references import SAMPLER_STEPS, Reference, teacher_reference
+from gscfd.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
+from gscfd.runs import FREE, LAST, Stopped, default_folder
+from gscfd.scores import METRICS, SHEET_VIEWS, Examined, difference, examine
+from gscfd.teachers import load_teacher
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
+from gscfd.train import choose_device, choose_dtype, make_run, stage_prompt
+
+TEACHER = "toybox/multiview"
+GAMMA, PAPER_STEPS = 1e-4, 25_000
+"""CFD's share of fresh noise per step, and over how many steps."""
+NEGATIVE = "gray"
+"""The toybox has no words for bad pictures; this one stands for washed-out colours."""
+INTERRUPTED = (130, 143)
+"""Exit codes of a run that Ctrl-C or SIGTERM has stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    prompts: tuple[str, ...]
+    """Of the splats; some are pairs that the teacher never saw."""
+    seeds: int
+    steps: int
+    """Of the coarse stage; there is no other."""
+    picture_prompts: tuple[str, ...]
+    """Of the pictures, which leave the colour open."""
+    picture_seeds: int
+    picture_steps: int
+    samples: int
+    """Of the teacher, of each prompt, for 3D-FID and the Janus score."""
+
+
+SIZES = {
+    "smoke": Size(
+        prompts=("a yellow duck", "a purple chair"),
+        seeds=2,
+        steps=40,
+        picture_prompts=("a mug",),
+        picture_seeds=6,
+        picture_steps=20,
+        samples=64,
+    ),
+    "full": Size(
+        prompts=("a yellow duck", "a blue mug", "a red car", "a cyan mushroom", "a purple chair", "a pink penguin"),
+        seeds=6,
+        steps=300,
+        picture_prompts=("a mug", "a duck", "a house"),
+        picture_seeds=16,
+        picture_steps=50,
+        samples=240,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one variant is better than the other by a metric; or, with `differs`, that it is another."""
+
+    metric: str
+    better: str
+    worse: str
+    paper: str
+    """What the paper says, in its numbers where it has some."""
+    differs: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure of a paper."""
+
+    title: str
+    note: str
+    variants: tuple[str, ...]
+    metrics: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+
+def rescaled(gamma: float, steps: int) -> float:
+    """The share of fresh noise per step that leaves as much of the first noise as gamma does over 25 000 steps."""
+    return 1 - (1 - gamma) ** (PAPER_STEPS / steps)
+
+
+def variants(steps: int) -> dict[str, dict[str, Any]]:
+    """What differs between the runs, by name, as changes of the toybox preset."""
+    gamma = {"gamma": rescaled(GAMMA, steps)}
+    return {
+        "sds, random t": {"guidance": "sds", "coarse": {"t_schedule": "uniform"}},
+        "sds": {"guidance": "sds"},
+        "sds, negative prompt": {"guidance": "sds", "coarse": {"negative_prompt": NEGATIVE}},
+        "cfd, negative prompt": {"guidance": "cfd", "noise": gamma, "coarse": {"negative_prompt": NEGATIVE}},
+        "ism": {"guidance": "ism"},
+        "cfd": {"guidance": "cfd", "noise": gamma},
+        "cfd, gamma 0": {"guidance": "cfd", "noise": {"gamma": 0.0}},
+        "fsd": {"guidance": "fsd"},
+        "fsd, beta .5": {"guidance": "fsd", "noise": {"beta": 0.5}},
+        "fsd, Theta 45": {"guidance": "fsd", "noise": {"theta": 45.0}},
+        "fsd, Theta 360": {"guidance": "fsd", "noise": {"theta": 360.0}},
+        "fsd, one noise": {"guidance": "fsd", "noise": {"kind": "fixed"}},
+        "cds, random t": {"guidance": "cds", "coarse": {"t_schedule": "uniform"}},
+        "cds, fixed gap": {"guidance": "cds", "coarse": {"cds": {"gap": [0.15, 0.15]}}},
+        "cds, fresh noise": {"guidance": "cds", "noise": {"kind": "iid"}},
+        "cds": {"guidance": "cds"},
+    }
+
+
+GAMMAS = {"gamma 0": 0.0, "gamma 1e-4": 1e-4, "gamma 1e-3": 1e-3, "gamma 1e-2": 1e-2, "gamma 1": 1.0}
+"""Variants of the pictures."""
+
+EXPERIMENTS = (
+    Experiment(
+        title="CFD Tab. 2",
+        note="Equal steps. ISM asks the teacher up to seven times per step, the others once. VSD is missing.",
+        variants=("sds", "ism", "cfd"),
+        metrics=("fid", "clip", "similarity", "r_precision", "diversity", "janus", "holes", "seconds"),
+        claims=(
+            Claim("fid", "cfd", "sds", "78.13 against 88.06"),
+            Claim("fid", "cfd", "ism", "78.13 against 86.00"),
+            Claim("clip", "cfd", "sds", "35.16 against 35.07"),
+            Claim("clip", "cfd", "ism", "35.16 against 34.99"),
+        ),
+    ),
+    Experiment(
+        title="CFD Tab. 4",
+        note="In two dimensions: pictures of the teacher by the clean flow SDE, of prompts that leave the colour open. "
+        f"gamma is per step of {PAPER_STEPS}, and rescaled to leave as much noise.",
+        variants=tuple(GAMMAS),
+        metrics=("is", "diversity"),
+        claims=(
+            Claim("is", "gamma 1e-4", "gamma 0", "2.60 against 2.24"),
+            Claim("is", "gamma 1e-4", "gamma 1e-3", "2.60 against 2.47"),
+            Claim("is", "gamma 1e-4", "gamma 1e-2", "2.60 against 2.08"),
+            Claim("is", "gamma 1e-4", "gamma 1", "2.60 against 1.77"),
+            Claim("is", "gamma 0", "gamma 1", "2.24 against 1.77"),
+        ),
+    ),
+    Experiment(
+        title="CFD Tab. 8",
+        note="Scaled gradient variance of Adam's moments; another scale than the paper's.",
+        variants=("sds", "fsd", "cfd, gamma 0"),
+        metrics=("variance_means", "variance_sh0"),
+        claims=(
+            Claim("variance_means", "fsd", "sds", "4.580 against 4.670"),
+            Claim("variance_means", "cfd, gamma 0", "fsd", "4.521 against 4.580"),
+            Claim("variance_sh0", "fsd", "sds", "4.580 against 4.670"),
+            Claim("variance_sh0", "cfd, gamma 0", "fsd", "4.521 against 4.580"),
+        ),
+    ),
+    Experiment(
+        title="CFD Fig. 15",
+        note=f"The design step by step. The negative prompt is {NEGATIVE!r}, the teacher's words know no other.",
+        variants=("sds, random t", "sds", "sds, negative prompt", "cfd, negative prompt"),
+        metrics=("fid", "clip", "similarity", "r_precision", "diversity"),
+        claims=(
+            Claim("fid", "sds", "sds, random t", "annealing forms finer details"),
+            Claim("fid", "sds, negative prompt", "sds", "the negative prompt improves style and colours"),
+            Claim("fid", "cfd, negative prompt", "sds, negative prompt", "consistent noise gives richer details"),
+            Claim("diversity", "cfd, negative prompt", "sds, negative prompt", "consistent noise is more diverse"),
+        ),
+    ),
+    Experiment(
+        title="FSD: noise, beta and Theta",
+        note="beta 0 is sds, Theta 180 is fsd. The paper says that Theta matters, and not which way in the main text.",
+        variants=("sds", "fsd, beta .5", "fsd", "fsd, Theta 45", "fsd, Theta 360", "fsd, one noise"),
+        metrics=("diversity", "holes", "r_precision", "similarity", "view_error"),
+        claims=(
+            Claim("diversity", "fsd", "sds", "FSD is the more diverse (Fig. 8, IS 1.78 and 2.13)"),
+            Claim("diversity", "fsd", "fsd, beta .5", "beta trades determinism for diversity (Fig. 8)"),
+            Claim("holes", "fsd", "fsd, one noise", "one noise for all views makes holes (Fig. 6)"),
+            Claim("holes", "fsd, Theta 45", "fsd, Theta 360", "FSD is sensitive to Theta", differs=True),
+        ),
+    ),
+    Experiment(
+        title="Consistent3D Tab. 2",
+        note="Two calls of the teacher per step. The paper's R-precision averages similarities, so both are here.",
+        variants=("cds, random t", "cds, fixed gap", "cds, fresh noise", "cds"),
+        metrics=("similarity", "r_precision", "clip", "fid"),
+        claims=tuple(
+            Claim(metric, "cds", worse, paper)
+            for metric in ("similarity", "r_precision")
+            for worse, paper in (
+                ("cds, random t", ".348 against .319"),
+                ("cds, fixed gap", ".348 against .325"),
+                ("cds, fresh noise", ".348 against .340"),
+            )
+        ),
+    ),
+)
+
+
+def verdict(claim: Claim, found: Estimate | None) -> str:
+    """Reproduced, not reproduced or not significant, by the interval of better minus worse."""
+    if found is None or not found.low <= found.high:
+        return "too few runs to say"
+    if found.low <= 0 <= found.high:
+        return "not significant"
+    if claim.differs:
+        return "reproduced"
+    return "reproduced" if (found.low > 0) == (METRICS[claim.metric].better == "higher") else "not reproduced"
+
+
+# ------------------------------------------------------------------------------------------------- runs and pictures
+
+
+def run_config(out: Path, size: Size, variant: str, prompt: str, seed: int) -> Config:
+    """The settings of one run: the coarse stage alone, in its folder."""
+    folder = out / "runs" / slug(variant) / default_folder(prompt, seed).name
+    base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}})
+    return replace(merged(base, variants(size.steps)[variant]), prompt=prompt, seed=seed, out=folder)
+
+
+def slug(variant: str) -> str:
+    return default_folder(variant, 0).name.removesuffix("-0")
+
+
+def next_config(config: Config) -> Config | None:
+    """Settings that begin or continue the run; None when it is finished. Raises UserError when the folder holds a run
+    with other settings."""
+    folder = config.out
+    assert folder is not None
+    if not (folder / "config.yaml").is_file():
+        return config
+    now, then = flat(plain(config)), flat(plain(load_run(folder)))
+    changed = [k for k in now if k.split(".")[0] not in FREE | {"preset"} and now[k] != then.get(k)]
+    if changed:
+        raise UserError(f"out: {folder} was made with another {', '.join(changed)}; choose another --out")
+    return None if (folder / LAST).exists() else replace(config, out=None, resume=folder)
+
+
+def make_runs(configs: Iterable[Config], teacher: GuidedTeacher) -> list[str]:
+    """Make the runs that are not there yet, one after the other; returns what went wrong with those that failed. Raises
+    Stopped when the user stops one."""
+    failed = []
+    for config in configs:
+        todo = next_config(config)
+        if todo is None:
+            continue
+        teacher.set_prompt(stage_prompt(todo.prompt, todo.coarse))
+        try:
+            make_run(todo, {"coarse": teacher})
+        except Stopped as stopped:
+            if stopped.code in INTERRUPTED:
+                raise
+            failed.append(f"{config.out}: {stopped}")
+            print(f"failed: {failed[-1]}", file=sys.stderr)
+    return failed
+
+
+def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, teacher: GuidedTeacher) -> None:
+    """Four views of the clean flow's picture, unless they are there already."""
+    if path.exists():
+        return
+    settings = image.Settings(
+        prompt=prompt,
+        out=path,
+        steps=size.picture_steps,
+        gamma=rescaled(gamma, size.picture_steps),
+        seed=seed,
+    )
+    views = teacher.decode(image.draw_picture(settings, teacher)).permute(0, 2, 3, 1).cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_contact_sheet((views.clamp(0, 1) * 255).round().to(torch.uint8).numpy(), path, columns=image.GROUP)
+
+
+def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges) -> dict[str, list[Examined]]:
+    """The pictures of every gamma, as the judges see them."""
+    found: dict[str, list[Examined]] = {}
+    for prompt in size.picture_prompts:
+        teacher.set_prompt(stage_prompt(prompt, coarse(size)))
+        for name, gamma in GAMMAS.items():
+            for seed in range(size.picture_seeds):
+                path = out / "pictures" / slug(name) / f"{default_folder(prompt, seed).name}.png"
+                make_picture(path, size, gamma, prompt, seed, teacher)
+                found.setdefault(name, []).append(examine_picture(path, name, prompt, seed, judges))
+    return found
+
+
+def examine_picture(path: Path, label: str, prompt: str, seed: int, judges: Judges) -> Examined:
+    """What the scorer sees in a picture of `make_picture`."""
+    frames = np.stack(np.split(iio.imread(path), image.GROUP, axis=1))
+    views = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    return Examined(
+        run=str(path),
+        prompt=prompt,
+        seed=seed,
+        label=label,
+        values={},
+        sides=judges.scorers[0].image_features(views),
+        front=judges.classes(views[:1])[0],
+        frames=frames,
+    )
+
+
+def coarse(size: Size) -> StageConfig:
+    return replace(Config().coarse, steps=size.steps)
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def claim_rows(
+    experiment: Experiment, groups: dict[str, list[Examined]], references: dict[str, Reference]
+) -> list[tuple[list[str], Estimate | None]]:
+    """The claims of one experiment as rows of the table of orderings, with the differences behind them."""
+    rows = []
+    for claim in experiment.claims:
+        found = difference(claim.metric, groups[claim.better], groups[claim.worse], references)
+        metric = METRICS[claim.metric]
+        relation = "differs from" if claim.differs else "better than"
+        said = f"{claim.better} {relation} {claim.worse}"
+        cells = [experiment.title, metric.title, said, claim.paper, figure(found, metric.form), verdict(claim, found)]
+        rows.append((cells, found))
+    return rows
+
+
+def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) -> Sheet:
+    """A row for each variant: the first runs of it, as many as fit into two turns."""
+    columns = 2 * SHEET_VIEWS
+    rows = [[frame for run in groups[name] for frame in run.frames][:columns] for name in experiment.variants]
+    shown = min(len(row) for row in rows)
+    title = f"{experiment.title}, rows: {'; '.join(experiment.variants)}"
+    return Sheet(title=title, frames=[frame for row in rows for frame in row[:shown]], columns=shown)
+
+
+def make_report(
+    name: str, groups: dict[str, list[Examined]], references: dict[str, Reference], failed: list[str]
+) -> Report:
+    """The page: orderings first, then every experiment's figures."""
+    size = SIZES.get(name)
+    claims, tables, plots, sheets = [], [], [], []
+    estimates: dict[str, Estimate] = {}
+    for experiment in EXPERIMENTS:
+        chosen = {variant: groups[variant] for variant in experiment.variants}
+        if not all(chosen.values()):
+            failed = [*failed, f"{experiment.title}: a variant has no finished run"]
+            continue
+        for cells, found in claim_rows(experiment, groups, references):
+            claims.append(cells)
+            if found is not None:
+                estimates[" | ".join(cells[:3])] = found
+        table = summary_table(chosen, references, list(experiment.metrics))
+        tables.append(replace(table, title=experiment.title, note=f"{experiment.note} {table.note}"))
+        plots += [replace(plot, title=f"{experiment.title}: {plot.title}") for plot in plots_of(table)]
+        sheets.append(experiment_sheet(experiment, chosen))
+    orderings = Table(
+        title="Orderings",
+        note="Difference: first minus second, over pairs of equal prompt and seed, with its 95 % bootstrap interval.",
+        columns=["source", "metric", "claim", "the paper", "difference", "verdict"],
+        rows=claims,
+        estimates={"difference": estimates},
+    )
+    used = dict.fromkeys(metric for experiment in EXPERIMENTS for metric in experiment.metrics)
+    return Report(
+        title="The papers' claims on the toybox",
+        notes=[*budget(name, size), *(f"{METRICS[m].title}: {METRICS[m].meaning}." for m in used)],
+        warnings=[f"Failed: {reason}" for reason in failed],
+        tables=[orderings, *tables],
+        plots=plots,
+        sheets=sheets,
+    )
+
+
+def budget(name: str, size: Size | None) -> list[str]:
+    """What was made, in sentences."""
+    if size is None:
+        return []
+    return [
+        f"python -m gscfd.bench papers --size {name}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
+        f"steps of the coarse stage with {TEACHER}, equal for all, other settings the defaults. Equal seeds begin with "
+        "equal Gaussians and see equal cameras, except where a method draws its times.",
+        f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
+        f"3D-FID and Janus score: {size.samples} samples of the teacher of each prompt, DDIM, {SAMPLER_STEPS} steps.",
+        f"cfd has gamma {GAMMA:g} of {PAPER_STEPS} steps, which is {rescaled(GAMMA, size.steps):.2g} per step here.",
+    ]
+
+
+def papers(size: Size, name: str, out: Path) -> Report:
+    """Make what is not there yet, look at everything, and write the report. Raises Stopped, UserError."""
+    check_report(out)
+    device = choose_device("auto")
+    teacher = load_teacher(TEACHER, device=device, dtype=choose_dtype("auto", device))
+    places = [(v, p, s) for p in size.prompts for s in range(size.seeds) for v in variants(size.steps)]
+    configs = {place: run_config(out, size, *place) for place in places}
+    print(f"{len(configs)} runs of {size.steps} steps, then pictures, then the report in {out}")
+    failed = make_runs(configs.values(), teacher)
+    judges = Judges(scorers=[Scorer(SCORER, device)])
+    groups: dict[str, list[Examined]] = {variant: [] for variant in variants(size.steps)}
+    stage = coarse(size)
+    references = {p: teacher_reference(p, size.samples, teacher, stage, device, judges) for p in size.prompts}
+    candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
+    for (variant, _, _), config in configs.items():
+        if config.out is not None and (config.out / LAST).exists():
+            found = examine(config.out, judges, candidates, references=references)
+            groups[variant].append(replace(found, label=variant))
+    groups |= make_pictures(out, size, teacher, judges)
+    report = make_report(name, groups, references, failed)
+    write_page(report, out / "report.html")
+    write_json(report, out / "report.json")
+    write_text("".join(f"{table.title}\n\n{table.markdown()}\n" for table in report.tables), out / "report.md")
+    write_rows(run_rows([run for runs in groups.values() for run in runs], list(METRICS)), out / "runs.csv")
+    return report
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Measure the papers' claims on the toybox, and say which orderings are reproduced."""
+
+    what: Annotated[Literal["papers"], tyro.conf.Positional]
+    out: Path
+    """Folder of the runs, pictures and report.html, report.md, report.json and runs.csv. The same command continues."""
+    size: Literal["smoke", "full"] = "smoke"
+    """smoke: whether it works, in minutes; too little for most verdicts. full: hours on a CPU."""
+
+
+def bench(settings: Settings) -> int:
+    try:
+        report = papers(SIZES[settings.size], settings.size, settings.out)
+    except Stopped as stopped:
+        print(f"\nstopped: {stopped}; the same command goes on")
+        return stopped.code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{report.tables[0].markdown()}\n{settings.out}/report.html")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return bench(tyro.cli(Settings, args=arguments, prog="python -m gscfd.bench"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Splats and run folders without a run: true objects of the toybox."""
+
+import json
+
+import numpy as np
+import torch
+
+from gscfd.config import Config, to_yaml
+from gscfd.gaussians import Gaussians, rgb_to_sh0
+from gscfd.runs import LAST
+from gscfd.toybox.objects import sample_object
+
+
+def splat_of(thing):
+    """A toybox object as Gaussians."""
+    opacities = torch.from_numpy(thing.opacities)
+    return Gaussians(
+        means=torch.from_numpy(thing.means),
+        quats=torch.from_numpy(thing.quats),
+        scales=torch.from_numpy(thing.scales).log(),
+        opacities=opacities.logit(),
+        sh0=rgb_to_sh0(torch.from_numpy(thing.colors))[:, None],
+        shN=torch.zeros(len(opacities), 0, 3),
+    )
+
+
+def two_faced(splat):
+    """The front half of a splat twice, back to back: the Janus problem."""
+    front = splat.means[:, 0] > 0
+    tensors = {name: value[front] for name, value in splat.tensors().items()}
+    w, x, y, z = tensors["quats"].unbind(1)
+    turned = {
+        **tensors,
+        "means": tensors["means"] * torch.tensor([-1.0, -1.0, 1.0]),
+        "quats": torch.stack([-z, -y, x, w], 1),
+    }
+    return Gaussians(**{name: torch.cat([tensors[name], turned[name]]) for name in tensors})
+
+
+def write_run(folder, *, prompt, seed, guidance="cfd", kind, color, variance=0.5):
+    """A finished run that has made a true object."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(Config(prompt=prompt, seed=seed, guidance=guidance)))
+    splat_of(sample_object(seed, kind=kind, color=color, spacing=0.08, allow_withheld=True)).save_ply(
+        folder / "splat.ply"
+    )
+    (folder / LAST).write_bytes(b"")
+    rows = [
+        {"stage": "coarse", "step": 0, "memory": 2**20, "seconds": {"render": 1.0, "teacher": 2.0}},
+        {
+            "stage": "coarse",
+            "step": 1,
+            "memory": 3 * 2**20,
+            "seconds": {"render": 1.0, "teacher": 2.0},
+            "gradient_variance": {"means": variance, "sh0": np.sqrt(variance)},
+        },
+        {"stage": "coarse", "step": 2, "trouble": "fog", "back_to": 0, "rollbacks": 1},
+    ]
+    (folder / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

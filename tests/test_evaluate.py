@@ -1,0 +1,242 @@
+"""The command on folders of true objects: those of the right prompt must score better than those of a wrong one."""
+
+import csv
+import importlib.util
+import json
+import math
+import re
+import sys
+import types
+
+import pytest
+import torch
+import yaml
+from splats import write_run
+
+from gscfd import evaluate, scores
+from gscfd.errors import UserError
+from gscfd.judges import SCORER, Aesthetic, Inception, Judges, Scorer
+from gscfd.scores import METRICS, NAMES, Examined, difference, estimate, examine, labels_of, read_run, wins
+
+REFERENCES = re.compile(r"https?:|(src|href)=[\"'](?!data:)|url\(|@import|<script|<link", re.IGNORECASE)
+"""What would make a page ask for something else."""
+PROMPTS = {"a yellow duck": ("duck", "yellow"), "a red car": ("car", "red")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of two prompts: `cfd` made what was asked, `sds` the other kind."""
+    out, kinds = tmp_path_factory.mktemp("runs"), list(PROMPTS.values())
+    made = []
+    for guidance in ("cfd", "sds"):
+        for i, (prompt, asked) in enumerate(PROMPTS.items()):
+            kind, color = asked if guidance == "cfd" else kinds[1 - i]
+            for seed in (0, 1):
+                folder = out / f"{guidance}-{kind}-{seed}"
+                made.append(write_run(folder, prompt=prompt, seed=seed, guidance=guidance, kind=kind, color=color))
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    """What the command wrote about them, and about a folder that is no run."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "VIEWS", 24)
+        patch.setattr(scores, "FID_EVERY", 1)
+        arguments = [*map(str, runs), str(folder / "nothing"), "--pickscore", str(SCORER), "--samples", "24"]
+        assert evaluate.main([*arguments, "--report", str(folder)]) == 0
+    return folder
+
+
+def figures(report):
+    """The estimates of the first table: by metric, then label."""
+    return json.loads((report / "report.json").read_text())["tables"][0]["estimates"]
+
+
+def test_what_was_asked_for_scores_better_than_something_else(report):
+    found = figures(report)
+    for name in ("fid", "clip", "similarity", "r_precision", "pickscore"):
+        right, wrong = found[name]["cfd"]["value"], found[name]["sds"]["value"]
+        assert (right > wrong) if METRICS[name].better == "higher" else (right < wrong), name
+    assert found["r_precision"]["cfd"]["value"] > 0.9 and found["r_precision"]["sds"]["value"] < 0.1
+
+
+def test_what_runs_recorded_is_read_without_the_steps_that_were_taken_back(report):
+    found = figures(report)
+    assert found["seconds"]["cfd"]["value"] == pytest.approx(6) and found["memory"]["cfd"]["value"] == 3
+    assert found["variance_means"]["cfd"]["value"] == pytest.approx(0.5)
+    assert found["variance_sh0"]["cfd"]["value"] == pytest.approx(0.5**0.5)
+
+
+def test_the_page_holds_its_numbers_and_pictures_and_nothing_from_outside(report):
+    page = (report / "report.html").read_text()
+    tables = json.loads((report / "report.json").read_text())["tables"]
+    cells = [cell for table in tables for row in table["rows"] for cell in row]
+    assert len(cells) > 50 and all(cell in page for cell in cells)
+    assert "12345.678" not in page
+    assert not REFERENCES.search(page) and REFERENCES.search('<img src="https://example.org/a.png">')
+    assert page.count("data:image/jpeg") == 2 and page.count("data:image/png") >= 5
+    assert "the toybox scorer" in page and "true objects of the toybox" in page
+
+
+def test_the_rows_of_the_csv_are_the_runs(report, runs):
+    rows = list(csv.DictReader((report / "runs.csv").open()))
+    assert [row["run"] for row in rows] == [str(run) for run in runs]
+    assert float(rows[0]["seconds"]) == pytest.approx(6) and rows[0]["label"] == "cfd" and rows[4]["label"] == "sds"
+
+
+def test_a_folder_without_a_run_and_a_metric_without_weights_are_named(report):
+    warnings = json.loads((report / "report.json").read_text())["warnings"]
+    assert any("nothing has no config.yaml" in line for line in warnings)
+    assert any("aesthetic" in line and "sac+logos+ava1-l14-linearMSE.pth" in line for line in warnings)
+    assert any("3D-IS" in line and "4 seeds" in line for line in warnings)
+    assert not any("R-precision" in line for line in warnings)
+
+
+def test_win_rates_are_told_where_a_ranker_looked(report):
+    tables = json.loads((report / "report.json").read_text())["tables"]
+    (table,) = [table for table in tables if table["title"].startswith("Win rates")]
+    assert table["rows"][0][0] == "cfd" and table["rows"][0][2].startswith("1.00")
+    assert table["rows"][1][1].startswith("0.00")
+
+
+def test_without_any_finished_run_it_is_one_clear_error(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("prompt: a mug\n")
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "no splat.ply" in (error := capsys.readouterr().err) and "expected at least one finished run" in error
+    with pytest.raises(UserError, match=r"no splat.ply"):
+        read_run(tmp_path)
+
+
+def test_an_unknown_metric_lists_the_known_ones(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(tmp_path), "--metrics", "psnr"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and all(name in error for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], ["runs", "at least one"]),
+        (["{run}", "--samples", "1"], ["samples", "at least 2"]),
+        (["{run}", "--inception", "/nowhere"], ["inception", "/nowhere"]),
+        (["{run}", "--aesthetic", "{run}/splat.ply"], ["aesthetic", "sac+logos+ava1-l14-linearMSE.pth", "splat.ply"]),
+        (["{run}", "--clip", "/nowhere"], ["clip", "/nowhere", "tokenizer"]),
+        (["{run}", "--report", "{run}/splat.ply"], ["report", "splat.ply", "--report"]),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, runs, capsys):
+    assert evaluate.main([argument.format(run=runs[0]) for argument in arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and all(word in error for word in words), error
+
+
+def test_without_matplotlib_the_error_says_what_to_install(runs, tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert evaluate.main([str(runs[0]), "--report", str(tmp_path)]) == 2
+    assert "matplotlib" in (error := capsys.readouterr().err) and "pip install 'gscfd[eval]'" in error
+
+
+def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scores, "VIEWS", 12)
+    folder = write_run(tmp_path / "owl", prompt="a steampunk owl", seed=0, kind="duck", color="brown")
+    assert evaluate.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "3D-CLIP (clip) is skipped" in out and "openai/clip-vit-base-patch32" in out and "| reprojection" in out
+
+
+# Networks
+
+
+def test_the_aesthetic_score_is_the_linear_stack_on_clips_features(tmp_path):
+    scorer, generator = Scorer(SCORER), torch.Generator().manual_seed(0)
+    first, second = torch.randn(4, 128, generator=generator), torch.randn(1, 4, generator=generator)
+    bias = {"layers.0.bias": torch.ones(4), "layers.2.bias": torch.full((1,), 2.0)}
+    torch.save({"layers.0.weight": first, "layers.2.weight": second, **bias}, tmp_path / "linear.pth")
+    images = torch.rand(3, 3, 64, 64, generator=generator)
+    expected = (scorer.image_features(images) @ first.T + 1) @ second.T + 2
+    assert torch.allclose(Aesthetic(tmp_path / "linear.pth", [scorer]).scores(images), expected[:, 0], atol=1e-5)
+    torch.save({"layers.0.weight": torch.ones(4, 768), "layers.0.bias": torch.ones(4)}, tmp_path / "wide.pth")
+    with pytest.raises(UserError, match="width 768.*clip-vit-large-patch14"):
+        Aesthetic(tmp_path / "wide.pth", [scorer])
+
+
+def test_inception_is_shown_bytes_and_answers_with_features_and_probabilities(tmp_path, monkeypatch):
+    class Network(torch.nn.Module):
+        def __init__(self, name, features, feature_extractor_weights_path):
+            super().__init__()
+            assert (name, features) == ("inception-v3-compat", ["2048", "logits_unbiased"])
+
+        def forward(self, images):
+            assert images.dtype == torch.uint8
+            mean = images.float().mean((1, 2, 3))
+            return mean[:, None].expand(-1, 2048), torch.stack([mean, torch.zeros_like(mean)], 1)
+
+    module = types.SimpleNamespace(FeatureExtractorInceptionV3=Network)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+    features, classes = Inception(tmp_path).look(torch.linspace(0, 1, 40)[:, None, None, None].expand(-1, 3, 8, 8))
+    assert features.shape == (40, 2048) and features[-1, 0] == 255
+    assert torch.allclose(classes.sum(1), torch.ones(40)) and classes[-1, 0] > classes[0, 0]
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(UserError, match=r"pip install 'gscfd\[eval\]'"):
+        Inception(tmp_path)
+
+
+def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path):
+    for file in SCORER.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain = Scorer(SCORER).image_features(images)
+    assert torch.equal(Scorer(tmp_path).image_features(images), plain)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    shifted = Scorer(tmp_path).image_features((images - 0.5) / 0.5)
+    assert torch.allclose(shifted, plain, atol=1e-5)
+    assert not torch.allclose(Scorer(tmp_path).image_features(images), plain, atol=1e-2)
+
+
+# Sets of runs
+
+
+def examined(prompt, seed, **values):
+    return Examined(run=f"{prompt}-{seed}", prompt=prompt, seed=seed, values=values)
+
+
+def test_differences_are_of_equal_prompts_and_seeds():
+    ours = [examined("a mug", seed, clip=10.0 * seed + 1) for seed in range(6)]
+    theirs = [examined("a mug", seed, clip=10.0 * seed) for seed in range(5, 0, -1)]
+    found = difference("clip", ours, theirs, {})
+    assert found.count == 5 and found.value == pytest.approx(1)
+    assert (found.low, found.high) == pytest.approx((1, 1)), "paired, what the seeds have in common cancels"
+    assert difference("clip", ours, [examined("a duck", 1, clip=1.0)], {}) is None
+    assert wins("clip", ours, theirs).value == 1 and wins("clip", theirs, ours).value == 0
+
+
+def test_a_metric_without_what_it_needs_has_no_estimate():
+    runs = [examined("a mug", seed, clip=1.0) for seed in range(4)]
+    assert estimate("clip", runs, {}).value == 1
+    assert all(estimate(name, runs, {}) is None for name in ("fid", "is", "diversity", "janus", "pickscore"))
+
+
+def test_runs_are_named_by_what_differs_between_them():
+    from gscfd.config import Config, merged
+
+    changes = [
+        {"guidance": "cfd"},
+        {"guidance": "cfd", "noise": {"gamma": 0.01}},
+        {"guidance": "sds"},
+        {"guidance": "cfd", "noise": {"gamma": 1e-4, "kind": "surface"}},
+    ]
+    named = labels_of([merged(Config(), {**change, "seed": i, "prompt": "a mug"}) for i, change in enumerate(changes)])
+    assert named == ["cfd", "cfd, noise.gamma=0.01", "sds", "cfd"]
+    assert labels_of([Config(seed=1), Config(seed=2, prompt="a mug")]) == ["cfd", "cfd"]
+
+
+def test_a_single_prompt_has_no_r_precision(runs, monkeypatch):
+    monkeypatch.setattr(scores, "VIEWS", 12)
+    found = examine(runs[0], Judges(scorers=[Scorer(SCORER)]), ["a yellow duck"], size=32)
+    assert "r_precision" not in found.values and not math.isnan(found.values["similarity"])
+    assert yaml.safe_load((runs[0] / "config.yaml").read_text())["prompt"] == "a yellow duck"
