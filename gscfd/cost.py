@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,21 +53,28 @@ class HeldBytes(TorchDispatchMode):
         return result
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention as kernels do it, without its matrix in memory; the meta device has only the other way."""
+class FusedAttention:
+    """Attention as kernels do it, without its matrix in memory; the meta device has only the other way.
+
+    It takes the place of torch's own function, so that what is computed again on a way back, where torch's function
+    modes do not reach, is the same.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
         self.flops = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query, key = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # Two products, query by key and the weights by value: [..., L, D] x [..., D, S] and [..., L, S] x [..., S, D].
         self.flops += 4 * query.numel() * key.shape[-2]
         return query.clone()
+
+    def __enter__(self) -> FusedAttention:
+        self.original = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        F.scaled_dot_product_attention = self.original
 
 
 def cost_of(call: Callable[[], Any]) -> Cost:

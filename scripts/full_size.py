@@ -16,7 +16,7 @@ from gscfd import prompts
 from gscfd.config import Config, StageConfig, load_preset, merged
 from gscfd.cost import Cost
 from gscfd.plan import EFFICIENCY, network_bytes, step_costs
-from gscfd.stage import PARTS, StepReport
+from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
@@ -34,9 +34,9 @@ GPUS = {"H200": (989e12, 4.8e12), "A100 80 GB": (312e12, 2.04e12), "RTX 4090": (
 """FLOP/s of dense bfloat16 products and bytes/s of the memory, from NVIDIA's data sheets."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Size:
-    """A published teacher's networks."""
+    """A published teacher's networks. Two are the same when they are one object."""
 
     name: str
     unet: Mapping[str, Any]
@@ -223,10 +223,9 @@ class TimeRow:
     memory: int | None
     """Most bytes that were allocated on the GPU."""
 
-    @property
-    def ratio(self) -> float:
-        """The step over the teacher's own forward alone."""
-        return self.step / self.parts["teacher"]
+    def ratio(self, *parts: str) -> float:
+        """The step over these parts of it."""
+        return self.step / sum(self.parts[part] for part in parts)
 
 
 def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: int, **changes: Any) -> TimeRow:
@@ -260,12 +259,14 @@ def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: 
 
 
 def time_table(rows: list[TimeRow]) -> str:
+    """Markdown. The teacher is its denoiser's forward; its networks are that and the VAE's encoder, both ways."""
     head = ["teacher", "views", "pixels", *(part.replace("_", " ") for part in PARTS)]
-    head += ["step", "step / teacher", "memory, GB"]
+    head += ["step", "step / teacher", "step / networks", "memory, GB"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in rows:
         cells = [row.case.size.name, str(row.case.views), str(row.pixels)]
         cells += [f"{row.parts[part]:.2f}" for part in PARTS]
-        cells += [f"{row.step:.1f}", f"{row.ratio:.2f}", "-" if row.memory is None else f"{row.memory / 1e9:.1f}"]
+        cells += [f"{row.step:.1f}", f"{row.ratio('teacher'):.2f}", f"{row.ratio(*TEACHER_PARTS):.2f}"]
+        cells.append("-" if row.memory is None else f"{row.memory / 1e9:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
