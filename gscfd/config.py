@@ -9,8 +9,9 @@ import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 
 from gscfd.errors import UserError
@@ -38,8 +39,11 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """The Gaussians at the start."""
+    """The Gaussians at the start: a grey ball, or a splat that is there already."""
 
+    ply: Annotated[Path | None, tyro.conf.arg(name="init", prefix_name=False)] = None
+    """Start from this 3DGS .ply, of gscfd or another program, in place of the ball. It is centred and scaled where it
+    does not fill the unit ball; count, radius and opacity have no use then."""
     count: int = 2000
     """How many."""
     radius: float = 0.6
