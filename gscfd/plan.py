@@ -190,9 +190,7 @@ def seconds(stage: StageConfig, teacher: TeacherPlan, rate: float) -> float:
     return stage.steps * teacher.flops / (EFFICIENCY * rate)
 
 
-def total_lines(
-    splat: int, stages: dict[str, StageConfig], teachers: dict[str, TeacherPlan], rate: float
-) -> list[str]:
+def total_lines(splat: int, stages: dict[str, StageConfig], teachers: dict[str, TeacherPlan], rate: float) -> list[str]:
     """The sum over the stages, when all teachers are there. splat: of `splat_bytes`."""
     if len(teachers) < len(stages):
         return ["total    unknown until every teacher is there"]
@@ -201,8 +199,8 @@ def total_lines(
     copies = COPIES * splat
     whole = sum(seconds(stages[name], teacher, rate) for name, teacher in teachers.items())
     return [
-        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, Gaussians {size(copies)}, what a "
-        f"step holds {size(passing)}",
+        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, Gaussians {size(copies)}, what "
+        f"a step holds {size(passing)}",
         f"         time {duration(whole)}, of the teachers alone, at {EFFICIENCY:.0%} of the {rate / 1e12:.3g} TFLOP/s "
         "that a matrix product was just seen to reach here",
         "         Both are estimates: rendering, noise and the libraries' own memory come on top.",

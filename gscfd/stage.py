@@ -32,19 +32,25 @@ class StepReport:
     """What a step did; callbacks read it and change nothing."""
 
     stage: str
+    """coarse or refine."""
     step: int
     """From 0."""
     steps: int
+    """Of the stage."""
     t: float
     """Diffusion time as a fraction of T."""
     loss: float
+    """Half the squared length of dL/dz, per view."""
     regulariser: float
+    """Weighted sum of the regularisers."""
     count: int
     """Gaussians after the step."""
     seconds: dict[str, float]
     """Time of each part, by the names in PARTS."""
     gaussians: Gaussians
+    """After the step; the run's own, not a copy."""
     cameras: Cameras
+    """Of the views of the step."""
     images: Tensor
     """[V, H, W, 3] what the teacher was shown, detached."""
     state: StageState

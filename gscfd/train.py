@@ -196,7 +196,7 @@ def memory_advice(config: Config, name: str) -> str:
     stage: StageConfig = getattr(config, name)
     settings = [
         f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
-        f"--no-{name}.perp-neg" if stage.perp_neg else "",
+        f"--{name}.no-perp-neg" if stage.perp_neg else "",
         "--dtype bfloat16" if config.dtype == "float32" else "",
         f"--{name}.densify.max-count {stage.densify.max_count // 2}",
         f"a smaller --{name}.teacher",

@@ -39,7 +39,9 @@ def test_a_splat_that_fills_the_unit_ball_stays_as_it_is(tmp_path, capsys):
     assert capsys.readouterr().err == "" and read_start(InitConfig()) is None
 
 
-@pytest.mark.parametrize("radius, centre", [(40.0, (100.0, -20.0, 3.0)), (0.02, (0.0, 0.0, 0.0)), (0.9, (3.0, 0.0, 0.0))])
+@pytest.mark.parametrize(
+    "radius, centre", [(40.0, (100.0, -20.0, 3.0)), (0.02, (0.0, 0.0, 0.0)), (0.9, (3.0, 0.0, 0.0))]
+)
 def test_a_splat_elsewhere_fills_the_unit_ball_and_is_the_same_object(radius, centre, tmp_path, capsys):
     there = splat(radius, centre)
     there.save_ply(tmp_path / "x.ply")
