@@ -40,8 +40,11 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """The Gaussians at the start."""
+    """The Gaussians at the start: a grey ball, or a splat that is there already."""
 
+    ply: Annotated[Path | None, tyro.conf.arg(name="init", prefix_name=False)] = None
+    """Start from this 3DGS .ply, of gscfd or another program, in place of the ball. It is centred and scaled where it
+    does not fill the unit ball; count, radius and opacity have no use then."""
     count: int = 2000
     """How many."""
     radius: float = 0.6
@@ -88,11 +91,17 @@ class LearningRates:
     """Adam's step sizes at the start of the stage; all fall exponentially."""
 
     means: float = 4e-3
+    """Of the positions, world units."""
     quats: float = 5e-3
+    """Of the rotations, quaternions of about unit length."""
     scales: float = 8e-3
+    """Of the logarithms of the standard deviations."""
     opacities: float = 4e-2
+    """Of the logits of the opacities."""
     sh0: float = 3e-2
+    """Of the constant colours, coefficients of spherical harmonics."""
     shN: float = 1.5e-3
+    """Of the further coefficients."""
     end: float = 0.2
     """Share of every step size that is left at the end of the stage."""
 
@@ -192,12 +201,15 @@ class StageConfig:
     t_schedule: Literal["annealed", "uniform"] = "annealed"
     """annealed: t falls along t_points. uniform: drawn from [t_min, t_max] every step (plain SDS)."""
     t_max: float = 0.98
+    """Largest diffusion time, as a fraction of T in [t_min, 1)."""
     t_min: float = 0.02
-    """Diffusion time as a fraction of T."""
+    """Smallest diffusion time, as a fraction of T."""
     t_points: tuple[tuple[float, float], ...]
     """(share of the steps done, p): t = t_min + (t_max - t_min)(1 - p), linear in between."""
     cds: CdsConfig
+    """Times and guidance of --guidance cds."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
+    """The inversion of --guidance ism and sdi."""
     elevation: tuple[float, float] = (0.0, 30.0)
     """Degrees, drawn uniformly."""
     fov: tuple[float, float] = (30.0, 45.0)
@@ -210,7 +222,9 @@ class StageConfig:
     normal_prob: float = 0.0
     """Share of the steps in which the teacher is shown the surface's normals, not its colours (CFD appendix A)."""
     lr: LearningRates = field(default_factory=LearningRates)
+    """Adam's step sizes."""
     densify: DensifyConfig = field(default_factory=DensifyConfig)
+    """When Gaussians are split, cloned, moved and removed."""
     opacity_reg: float = 0.0
     """Weight of the sum of o (1 - o) over a view's pixels: opacity becomes 0 or 1, floaters fade. The pixels are those
     of the teacher's image, whatever size is rendered."""
@@ -357,7 +371,8 @@ def refine_stage() -> StageConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """A run: prompt in, splat out."""
+    """A run: prompt in, splat out. Every field is a setting of the command and of a preset; one out of its range raises
+    UserError."""
 
     prompt: str = ""
     """What to make, in the words of the teacher."""
@@ -373,6 +388,7 @@ class Config:
     resume: Path | None = None
     """Continue the run in this folder, with its own settings, as if it had never stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the run computes. auto: CUDA when torch finds a CUDA device."""
     dtype: Dtype = "auto"
     """Precision of the teachers. auto: float32 on the CPU, bfloat16 on CUDA."""
     compile: bool = False
@@ -388,14 +404,19 @@ class Config:
     """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
     distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """The noise the teacher's input is made with."""
     init: InitConfig = field(default_factory=InitConfig)
+    """The Gaussians at the start."""
     coarse: StageConfig = field(default_factory=coarse_stage)
     """Shapes the object with the multi-view teacher."""
     refine: StageConfig = field(default_factory=refine_stage)
     """Sharpens it with the single-view teacher."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """States of the run, on disk for --resume and in memory for the watchdog."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """When a step is taken back."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
+    """The page on which the run is watched and steered."""
     edits: Annotated[tuple[Edit, ...], tyro.conf.Suppress] = ()
     """What was changed in the viewer; a run that is started or resumed with them makes them again at their steps."""
 

@@ -19,7 +19,9 @@ SH_C0 = 0.28209479177387814
 class Gaussians:
     """N Gaussians in the storage convention of 3DGS (Kerbl et al. 2023): log scales, logit opacities, SH colour.
 
-    `params` is a dictionary because gsplat's densification strategies replace its entries.
+    The world has z up and the object's front at +x; gscfd's objects fill about the unit ball. `len(gaussians)` is N.
+    `params` holds copies of the six tensors as parameters; it is a dictionary because gsplat's densification strategies
+    replace its entries. Raises ValueError for shapes other than those below.
     """
 
     def __init__(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh0: Tensor, shN: Tensor):
@@ -35,40 +37,42 @@ class Gaussians:
 
     @property
     def means(self) -> Tensor:
-        """[N, 3] world positions."""
+        """[N, 3] positions of the centres, world units."""
         return self.params["means"]
 
     @property
     def quats(self) -> Tensor:
-        """[N, 4] rotations, wxyz, not necessarily of unit length."""
+        """[N, 4] rotations, quaternions wxyz, not necessarily of unit length."""
         return self.params["quats"]
 
     @property
     def scales(self) -> Tensor:
-        """[N, 3] natural logarithm of the standard deviations."""
+        """[N, 3] natural logarithm of the standard deviations along the Gaussian's own axes, world units."""
         return self.params["scales"]
 
     @property
     def opacities(self) -> Tensor:
-        """[N] logit of the opacity."""
+        """[N] logit of the opacity: opacity = sigmoid(opacities), in (0, 1)."""
         return self.params["opacities"]
 
     @property
     def sh0(self) -> Tensor:
-        """[N, 1, 3] constant colour coefficient."""
+        """[N, 1, 3] constant colour coefficient: rgb = 0.5 + 0.2821 sh0, where nothing depends on the view."""
         return self.params["sh0"]
 
     @property
     def shN(self) -> Tensor:
-        """[N, K - 1, 3] further coefficients; K = 1, 4, 9 or 16."""
+        """[N, K - 1, 3] further coefficients of the spherical harmonics; K = 1, 4, 9 or 16 for degree 0 to 3."""
         return self.params["shN"]
 
     @property
     def sh_degree(self) -> int:
+        """Degree of the spherical harmonics, 0 to 3."""
         return math.isqrt(self.shN.shape[1] + 1) - 1
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return self.means.device
 
     def __len__(self) -> int:
@@ -87,21 +91,27 @@ class Gaussians:
         return {name: value.detach().clone() for name, value in self.params.items()}
 
     def render(self, cameras: Cameras) -> Render:
-        """The views of these cameras, without gradient."""
+        """The views of these cameras, which may be on any device, without gradient.
+
+        On CUDA by gsplat, on the CPU by gscfd's own rasteriser.
+        """
         from gscfd.rasterize import rasterize
 
         with torch.no_grad():
             return rasterize(self, cameras.to(self.device))
 
     def save_ply(self, path: str | Path) -> None:
-        """Write the standard 3DGS binary little-endian .ply."""
+        """Write the standard 3DGS binary little-endian .ply, in one piece or not at all. Raises OSError."""
         from gscfd.export.ply import write_ply
 
         write_ply(self, path)
 
     @staticmethod
     def load_ply(path: str | Path) -> Gaussians:
-        """The splat of a 3DGS .ply of any program. Raises UserError when it is not one."""
+        """The splat of a 3DGS .ply of any program, on the CPU, as it stands in the file.
+
+        Raises UserError when the file cannot be read or is not one.
+        """
         from gscfd.export.ply import read_ply
 
         return read_ply(path)

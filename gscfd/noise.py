@@ -31,7 +31,7 @@ _SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION, _WORLD_MAP, _RAD
 class NoiseField:
     """Settings of one run's noise, and its clock.
 
-    Injection of fresh noise (METHOD section 2, clean flow SDE; CFD Eq. 10-11): at step i every value is multiplied by
+    Injection of fresh noise (the clean flow SDE, CFD Eq. 10-11): at step i every value is multiplied by
     sqrt(1 - gamma_i) and gains sqrt(gamma_i) of fresh noise, so that steps s < t correlate by
     prod sqrt(1 - gamma_i) over s < i <= t. gamma = 0 keeps the noise bitwise constant; gamma = 1 renews it each step.
     """
@@ -56,7 +56,7 @@ class NoiseField:
         """A field of latents with `channels` x `height` x `width`.
 
         seed: in [0, 2^64). gamma: in [0, 1], one value or one per step 1, 2, ... (the last one continues).
-        beta: in [0, 1], share of variance that is consistent; the rest is fresh each step (METHOD section 3).
+        beta: in [0, 1], share of variance that is consistent; the rest is fresh each step (FSD).
         background: where no surface is, "screen" (one image fixed to the screen, ageing with gamma), "direction"
         (fixed to the viewing direction, ageing with gamma), or "fresh" (new in every view and step).
         depth: which of the render's depths is the surface, "expected" or "median". On rendered Gaussians the expected

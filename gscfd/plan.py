@@ -12,6 +12,7 @@ from gscfd.cameras import turntable
 from gscfd.config import Config, StageConfig
 from gscfd.cost import Cost, cost_of, product_rate
 from gscfd.errors import UserError
+from gscfd.gaussians import Gaussians
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_repo
 from gscfd.teachers.guided import GuidedTeacher
@@ -57,10 +58,14 @@ class TeacherPlan:
         return max(self.denoise.peak, self.encode.peak, text)
 
 
-def plan(config: Config, folder: Path, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The lines of the plan. folder: of the run. Raises UserError for settings that the teachers do not take."""
+def plan(
+    config: Config, folder: Path, device: torch.device, dtype: torch.dtype, start: Gaussians | None = None
+) -> list[str]:
+    """The lines of the plan. folder: of the run. start: what --init gives. Raises UserError for settings that the
+    teachers do not take."""
     lines = [f"plan of {config.prompt!r}, preset {config.preset}; nothing is made or fetched", ""]
     lines.append(f"device   {device_text(device)}, teachers in {str(dtype).removeprefix('torch.')}")
+    lines.append(f"start    {start_text(config, start)}")
     rate = product_rate(device, dtype)
     stages = {name: stage for name, stage in (("coarse", config.coarse), ("refine", config.refine)) if stage.steps}
     teachers: dict[str, TeacherPlan] = {}
@@ -76,7 +81,8 @@ def plan(config: Config, folder: Path, device: torch.device, dtype: torch.dtype)
         save_memory(teacher[1], checkpointing=config.vae_checkpointing, slicing=config.vae_slicing)
         teachers[name] = teacher_plan(teacher, stage, config.prompt)
         lines += teacher_lines(stage, teachers[name], rate)
-    return [*lines, *total_lines(config, stages, teachers, rate), *output_lines(config, folder, stages)]
+    splat = splat_bytes(config, stages, config.init.count if start is None else len(start))
+    return [*lines, *total_lines(splat, stages, teachers, rate), *output_lines(config, folder, splat)]
 
 
 def device_text(device: torch.device) -> str:
@@ -84,6 +90,14 @@ def device_text(device: torch.device) -> str:
         return "cpu"
     total = torch.cuda.get_device_properties(device).total_memory
     return f"cuda, {torch.cuda.get_device_name(device)} with {size(total)}"
+
+
+def start_text(config: Config, start: Gaussians | None) -> str:
+    if config.resume is not None:
+        return f"what {config.resume} holds"
+    if start is None:
+        return f"{config.init.count} Gaussians in a ball"
+    return f"{config.init.ply}, {len(start)} Gaussians"
 
 
 def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
@@ -171,33 +185,32 @@ def seconds(stage: StageConfig, teacher: TeacherPlan, rate: float) -> float:
     return stage.steps * teacher.flops / (EFFICIENCY * rate)
 
 
-def total_lines(
-    config: Config, stages: dict[str, StageConfig], teachers: dict[str, TeacherPlan], rate: float
-) -> list[str]:
-    """The sum over the stages, when all teachers are there."""
+def total_lines(splat: int, stages: dict[str, StageConfig], teachers: dict[str, TeacherPlan], rate: float) -> list[str]:
+    """The sum over the stages, when all teachers are there. splat: of `splat_bytes`."""
     if len(teachers) < len(stages):
         return ["total    unknown until every teacher is there"]
     weights = sum(sum(teacher.weights.values()) for teacher in teachers.values())
     passing = max((teacher.passing for teacher in teachers.values()), default=0)
-    splat = COPIES * splat_bytes(config, stages)
+    copies = COPIES * splat
     whole = sum(seconds(stages[name], teacher, rate) for name, teacher in teachers.items())
     return [
-        f"total    memory {size(weights + passing + splat)}: weights {size(weights)}, Gaussians {size(splat)}, what a "
-        f"step holds {size(passing)}",
+        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, Gaussians {size(copies)}, what "
+        f"a step holds {size(passing)}",
         f"         time {duration(whole)}, of the teachers alone, at {EFFICIENCY:.0%} of the {rate / 1e12:.3g} TFLOP/s "
         "that a matrix product was just seen to reach here",
         "         Both are estimates: rendering, noise and the libraries' own memory come on top.",
     ]
 
 
-def splat_bytes(config: Config, stages: dict[str, StageConfig]) -> int:
-    """Of as many Gaussians as there may be: position, rotation, sizes, opacity and colour, 4 bytes each."""
-    count = max([config.init.count, *(stage.densify.max_count for stage in stages.values())])
+def splat_bytes(config: Config, stages: dict[str, StageConfig], first: int) -> int:
+    """Of as many Gaussians as there may be: position, rotation, sizes, opacity and colour, 4 bytes each. first: how
+    many there are at the start."""
+    count = max([first, *(stage.densify.max_count for stage in stages.values())])
     return 4 * count * (11 + 3 * (config.init.sh_degree + 1) ** 2)
 
 
-def output_lines(config: Config, folder: Path, stages: dict[str, StageConfig]) -> list[str]:
-    splat = splat_bytes(config, stages)
+def output_lines(config: Config, folder: Path, splat: int) -> list[str]:
+    """splat: of `splat_bytes`."""
     return [
         f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png and splat.ply (up to "
         f"{size(splat)})",

@@ -32,11 +32,14 @@ from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.metrics import scaled_gradient_variance
 from gscfd.stage import StepReport
+from gscfd.start import read_splat
 from gscfd.state import part
 
 log = logging.getLogger("gscfd")
 KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
-KNOWN |= {"noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
+START = "init.ply"
+"""The splat that --init has made the run start from, as it was then: what a run without a checkpoint resumes from."""
+KNOWN |= {START, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
 LAST = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
@@ -183,8 +186,9 @@ class RunFolder:
     run's, or when it cannot be written.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, start: Gaussians | None = None):
+        """start: the splat that the run starts from, where --init gives one; not on --resume."""
+        self.config, self.start = config, start
         self.path = folder_of(config)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.rows = 0
@@ -222,6 +226,8 @@ class RunFolder:
             with self.locked_stats():
                 shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
+        if self.start is not None:
+            self.start.save_ply(self.path / START)
         self.write_config(self.config)
 
     def write_config(self, config: Config) -> None:
@@ -257,6 +263,10 @@ class RunFolder:
         log.info("resumed from %s", where)
         print(f"resumed from {where}")
         return checkpoint
+
+    def read_start(self) -> Gaussians | None:
+        """The splat that the run started from; None for the ball. Raises UserError when it has been removed."""
+        return read_splat(self.path / START) if self.config.init.ply else None
 
     def keep_rows(self, rows: int) -> None:
         """Cut stats.jsonl after this many rows."""

@@ -33,20 +33,26 @@ class StepReport:
     """What a step did; callbacks read it and change nothing."""
 
     stage: str
+    """coarse or refine."""
     step: int
     """From 0."""
     steps: int
+    """Of the stage."""
     t: float
     """Diffusion time as a fraction of T."""
     loss: SupportsFloat
-    """Read by float(), which waits for a CUDA device that has not come so far. So do `regulariser` and `seconds`."""
+    """Half the squared length of dL/dz, per view. Read by float(), which waits for a CUDA device that has not come so
+    far. So do `regulariser` and `seconds`."""
     regulariser: SupportsFloat
+    """Weighted sum of the regularisers."""
     count: int
     """Gaussians after the step."""
     seconds: Mapping[str, float]
     """Time of each part, by the names in PARTS; on CUDA the device's."""
     gaussians: Gaussians
+    """After the step; the run's own, not a copy."""
     cameras: Cameras
+    """Of the views of the step."""
     images: Tensor
     """[V, H, W, 3] what the teacher was shown, detached."""
     noise: Tensor

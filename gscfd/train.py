@@ -35,6 +35,7 @@ from gscfd.runs import (
     interrupt_between_steps,
 )
 from gscfd.stage import StageError, StepReport, run_stage
+from gscfd.start import read_start
 from gscfd.teachers import Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.load import check_teacher, is_here
@@ -242,11 +243,11 @@ def memory_advice(config: Config, name: str) -> str:
     settings = [
         f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
         "--vae-checkpointing" if not config.vae_checkpointing else "",
-        f"--no-{name}.perp-neg" if stage.perp_neg else "",
+        f"--{name}.no-perp-neg" if stage.perp_neg else "",
         "--dtype bfloat16" if config.dtype == "float32" else "",
         f"--{name}.densify.max-count {stage.densify.max_count // 2}",
         f"a smaller --{name}.teacher",
-        f"--init.count {config.init.count // 2}",
+        "a smaller --init" if config.init.ply else f"--init.count {config.init.count // 2}",
     ]
     return ", ".join([setting for setting in settings if setting][:3])
 
@@ -257,9 +258,13 @@ def distil(
     on_step: Callable[[StepReport], None],
     resume: Checkpoint | None = None,
     live: LiveSettings | None = None,
+    start: Gaussians | None = None,
 ) -> Gaussians:
-    """Prompt in, splat out: the coarse stage, then the refine stage. teachers: of `load_teachers`. resume: where to
-    continue. live: of this config and these teachers, for an `on_step` that makes edits."""
+    """Prompt in, splat out: the coarse stage, then the refine stage.
+
+    teachers: of `load_teachers`. resume: where to continue. live: of this config and these teachers, for an `on_step`
+    that makes edits. start: of `read_start`, in place of the ball; it is changed.
+    """
     live = live or LiveSettings(config, teachers)
 
     def after_step(report: StepReport) -> None:
@@ -269,13 +274,15 @@ def distil(
     device = choose_device(config.device)
     # One seed, one independent stream for each part.
     seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    gaussians = ball(
-        config.init.count,
-        radius=config.init.radius,
-        opacity=config.init.opacity,
-        sh_degree=config.init.sh_degree,
-        generator=torch.Generator().manual_seed(seeds[0]),
-    )
+    if start is None:
+        start = ball(
+            config.init.count,
+            radius=config.init.radius,
+            opacity=config.init.opacity,
+            sh_degree=config.init.sh_degree,
+            generator=torch.Generator().manual_seed(seeds[0]),
+        )
+    gaussians = start
     gaussians.params.to(device)
     stages = {"coarse": (config.coarse, seeds[1]), "refine": (config.refine, seeds[2])}
     if resume is not None and resume.stage == "refine":
@@ -314,15 +321,27 @@ def generate(
     seed: int = 0,
     preset: str = "toybox",
     config: Config | None = None,
+    init: str | Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Gaussians:
     """Make a splat from a prompt, in Python; nothing is written to disk.
 
+    prompt: in the words of the teachers; the toybox's are listed by `python -m gscfd.train --list-words`.
+    seed: in [0, 2^63); the same seed on the same device gives the same splat, bit for bit on the CPU.
+    preset: a name of `gscfd.config.presets()`, or the path of a .yaml file.
     config: every setting, instead of `preset`; its prompt and seed are replaced by these.
-    on_step: called after every optimisation step. Raises UserError for bad input.
+    init: path of a 3DGS .ply to start from, in place of the ball, as --init.
+    on_step: called after every optimisation step; reads the report and changes nothing.
+
+    Returns the Gaussians on the run's device: world z up, front at +x, in about the unit ball (docs/methods.md has the
+    equations). Raises UserError for bad input, StageError when the watchdog gives up, and OutOfMemory for a step that
+    does not fit the GPU.
     """
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
-    return distil(config, load_teachers(config), on_step or (lambda report: None))
+    if init is not None:
+        config = replace(config, init=replace(config.init, ply=Path(init)))
+    teachers = load_teachers(config)
+    return distil(config, teachers, on_step or (lambda report: None), start=read_start(config.init))
 
 
 def train(config: Config) -> int:
@@ -352,9 +371,12 @@ def make_run(config: Config, teachers: dict[str, Teacher], viewer: LiveViewer | 
     UserError when its folder cannot be had.
     """
     live = LiveSettings(config, teachers)
-    with RunFolder(config) as run:
+    start = read_start(config.init) if config.resume is None else None
+    with RunFolder(config, start) as run:
         try:
             resume = run.rewind() if config.resume is not None else None
+            if config.resume is not None and resume is None:
+                start = run.read_start()
             check_device(config, resume)
             with interrupt_between_steps(run.save) as interrupt:
 
@@ -364,7 +386,7 @@ def make_run(config: Config, teachers: dict[str, Teacher], viewer: LiveViewer | 
                     if viewer is not None:
                         steer(viewer, live, run, report, interrupt)
 
-                gaussians = distil(config, teachers, on_step, resume, live)
+                gaussians = distil(config, teachers, on_step, resume, live, start)
             run.finish(gaussians)
         except KeyboardInterrupt as interrupted:
             code = interrupted.code if isinstance(interrupted, Interrupted) else 130
@@ -383,7 +405,8 @@ def show_plan(config: Config) -> int:
     check_settings(config)
     folder = check_folder(config)
     device = choose_device(config.device)
-    print("\n".join(plan(config, folder, device, choose_dtype(config.dtype, device))))
+    start = read_start(config.init) if config.resume is None else None
+    print("\n".join(plan(config, folder, device, choose_dtype(config.dtype, device), start)))
     return 0
 
 

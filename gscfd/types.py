@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Cameras:
-    """A batch of pinhole cameras in the OpenCV convention (x right, y down, z forward)."""
+    """A batch of V pinhole cameras in the OpenCV convention (x right, y down, z forward), in a world with z up.
+
+    `len(cameras)` is V; `cameras[i:j]` are some of them. Raises ValueError for shapes and sizes that do not fit.
+    """
 
     viewmats: Tensor
     """[V, 4, 4] world-to-camera, as in gsplat."""
@@ -47,22 +50,23 @@ class Cameras:
         return Cameras(self.viewmats[index], self.Ks[index], self.width, self.height)
 
     def to(self, device: torch.device | str) -> Cameras:
+        """The same cameras with their matrices on another device."""
         return Cameras(moved(self.viewmats, device), moved(self.Ks, device), self.width, self.height)
 
     def resized(self, width: int, height: int) -> Cameras:
-        """The same cameras with another pixel grid over the same field of view."""
+        """The same cameras with another grid of width x height pixels over the same field of view."""
         scale = torch.tensor([width / self.width, height / self.height, 1.0], device=self.Ks.device)
         return Cameras(self.viewmats, self.Ks * scale[:, None].to(self.Ks.dtype), width, height)
 
 
 @dataclass
 class Render:
-    """What the rasteriser returns for a batch of views."""
+    """What the rasteriser returns for V views of H x W pixels: alpha compositing of 3DGS (Kerbl et al. 2023)."""
 
     rgb: Tensor
     """[V, H, W, 3] colour in [0, 1], premultiplied by opacity (black background)."""
     depth: Tensor
-    """[V, H, W, 1] expected depth along the camera's z axis, normalised by opacity; 0 where opacity is 0."""
+    """[V, H, W, 1] expected depth along the camera's z axis, world units, over opacity; 0 where opacity is 0."""
     opacity: Tensor
     """[V, H, W, 1] in [0, 1]."""
     median_depth: Tensor | None = None
@@ -76,7 +80,7 @@ class Render:
         return Render(self.rgb.to(device), self.depth.to(device), self.opacity.to(device), median)
 
     def over(self, background: Tensor) -> Tensor:
-        """[V, H, W, 3] the render composited over background, which broadcasts to [V, H, W, 3]."""
+        """[V, H, W, 3] the render composited over background, colours in [0, 1] that broadcast to [V, H, W, 3]."""
         return self.rgb + (1.0 - self.opacity) * background
 
 

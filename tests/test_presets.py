@@ -103,6 +103,16 @@ def test_the_precision_follows_the_device_unless_it_is_set():
     assert train.choose_dtype("float16", cpu) == train.choose_dtype("float16", cuda) == torch.float16
 
 
+@pytest.mark.parametrize("start", [[], ["--init", "scan.ply"]])
+def test_the_advice_against_too_little_memory_can_be_followed(start):
+    for preset, name in (("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")):
+        options = ["--preset", preset, "--dtype", "float32", *start]
+        advice = train.memory_advice(train.parse(options), name).split(", ")
+        assert len(advice) == 3
+        for words in advice:
+            assert train.parse([*options, *words.split()]) != train.parse(options), words
+
+
 @torch.no_grad()
 def test_the_precision_reaches_the_networks(folders):
     for name, dtype in train.DTYPES.items():

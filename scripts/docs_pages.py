@@ -1,0 +1,268 @@
+"""What mkdocs cannot know by itself: a hook of mkdocs.yml, and an extension for the docstrings.
+
+README.md is the first page and CHANGELOG.md the last. A file of the repository that a page links to becomes part of the
+site, at its own path, so that the same link holds in the repository and on the site. A line `<!-- presets -->`,
+`<!-- settings -->` or `<!-- commands -->` is replaced by what the code says today.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import html
+import io
+import os
+import posixpath
+import re
+import runpy
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from gscfd.config import Config, StageConfig, load_preset, presets
+
+ROOT = Path(__file__).parents[1]
+SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
+"""Where a file of the repository stands in the site, if not at its own path, or for docs/ below it."""
+LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
+HELP_WIDTH = "80"
+
+
+# ------------------------------------------------------------------------------------------------------------- the hook
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add README, the change log and whatever the pages link to outside docs/."""
+    waiting = [*SITE, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
+    seen = set(waiting)
+    while waiting:
+        path = waiting.pop()
+        if not path.startswith("docs/"):
+            files.append(File.generated(config, SITE.get(path, path), abs_src_path=str(ROOT / path)))
+        targets = links(path) if path.endswith(".md") else []
+        waiting += (new := [t for t in dict.fromkeys(targets) if t not in seen and not t.startswith("docs/")])
+        seen.update(new)
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The page with its generated parts, and its links as the site has them."""
+    for name, make in GENERATED.items():
+        marker = f"<!-- {name} -->"
+        if marker in markdown:
+            markdown = markdown.replace(marker, make())
+    return relinked(markdown, repository_path(page.file.src_uri))
+
+
+# ---------------------------------------------------------------------------------------------------------------- links
+
+
+def repository_path(uri: str) -> str:
+    """Of a page of the site."""
+    named = {site: path for path, site in SITE.items()}
+    return named.get(uri) or (f"docs/{uri}" if (ROOT / "docs" / uri).exists() else uri)
+
+
+def site_path(path: str) -> str:
+    """Of a file of the repository."""
+    return SITE.get(path, path.removeprefix("docs/"))
+
+
+def target(path: str, link: str) -> str | None:
+    """The file of the repository that a link in the file `path` means; None where there is none."""
+    found = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+    return found if (ROOT / found).is_file() else None
+
+
+def links(path: str) -> list[str]:
+    """The files of the repository that a page links to."""
+    found = [target(path, match[1]) for match in LINK.finditer((ROOT / path).read_text())]
+    return [name for name in found if name is not None]
+
+
+def relinked(markdown: str, path: str) -> str:
+    """The text of the repository's file `path`, with the links of the site."""
+
+    def of_site(match: re.Match[str]) -> str:
+        found = target(path, match[1])
+        if found is None:
+            return match[0]
+        here = posixpath.dirname(site_path(path)) or "."
+        return f"]({posixpath.relpath(site_path(found), here)}{match[2] or ''})"
+
+    return LINK.sub(of_site, markdown)
+
+
+# -------------------------------------------------------------------------------------------------------------- presets
+
+
+def presets_page() -> str:
+    """One table of all presets, then each file as it is, with the sources of its values."""
+    folder = ROOT / "gscfd" / "configs"
+    rows = [["preset", "coarse", "refine", "Gaussians at the start", "at most"]]
+    parts = []
+    for name in sorted(presets(), key=lambda name: (name != "toybox", name)):
+        config, text = load_preset(name), (folder / f"{name}.yaml").read_text()
+        most = max(stage.densify.max_count for stage in (config.coarse, config.refine) if stage.steps)
+        stages = [stage_text(config.coarse), stage_text(config.refine)]
+        rows.append([f"[`{name}`](#{name})", *stages, str(config.init.count), str(most)])
+        parts.append(f"## {name}\n\n```yaml\n{text}```\n")
+    return table(rows) + "\n" + "\n".join(parts)
+
+
+def stage_text(stage: StageConfig) -> str:
+    if not stage.steps:
+        return "none"
+    return f"`{stage.teacher}`, {stage.steps} steps of {stage.views} views, guidance {stage.cfg:g}"
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def settings_page() -> str:
+    """Every setting, its values, its default and what it means: one table for each dataclass of gscfd.config."""
+    config, module = Config(), griffe.load("gscfd.config", search_paths=[str(ROOT)])
+    nested = [f.name for f in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, f.name))]
+    nested = [name for name in nested if name not in ("coarse", "refine")]
+    sections = [section("The run", "", [config], module)]
+    sections += [section(name.capitalize(), f"{name}.", [getattr(config, name)], module) for name in nested]
+    stages = [config.coarse, config.refine]
+    sections.append(section("The stages", "coarse.", stages, module))
+    for f in dataclasses.fields(config.coarse):
+        parts = [getattr(stage, f.name) for stage in stages]
+        if dataclasses.is_dataclass(parts[0]):
+            sections.append(section(f"The stages: {f.name}", f"coarse.{f.name}.", parts, module))
+    return "\n".join(sections)
+
+
+def section(title: str, prefix: str, values: Sequence[Any], module: griffe.Object | griffe.Alias) -> str:
+    """The table of one dataclass. values: the defaults, one for each column."""
+    kind = type(values[0])
+    hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
+    described = module[kind.__name__]
+    columns = ["default"] if len(values) == 1 else ["coarse", "refine"]
+    rows = [["setting", "value", *columns, "meaning"]]
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(getattr(values[0], f.name)):
+            continue
+        option = f"`--{alias(annotated[f.name]) or prefix + f.name.replace('_', '-')}`"
+        defaults = [default_text(getattr(value, f.name)) for value in values]
+        rows.append([option, kind_text(hints[f.name]), *defaults, meaning(described, f.name)])
+    return f"## {title}\n\n{described.docstring.value}\n\n{table(rows)}"
+
+
+def meaning(described: griffe.Object | griffe.Alias, name: str) -> str:
+    """The docstring below a field, as one line."""
+    docstring = described[name].docstring
+    if docstring is None:
+        raise ValueError(f"{described.path}.{name}: expected a docstring below it")
+    return html.escape(" ".join(docstring.value.split()), quote=False)
+
+
+def alias(hint: Any) -> str | None:
+    """The option's own name, where it is not the setting's."""
+    return next((data.name for data in getattr(hint, "__metadata__", ()) if getattr(data, "name", None)), None)
+
+
+def kind_text(hint: Any) -> str:
+    """The values that a setting takes, as the command line wants them."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return kind_text(next(a for a in arguments if a is not type(None)))
+    if origin is tuple:
+        return " ".join("..." if a is Ellipsis else kind_text(a) for a in arguments)
+    return {bool: "flag", str: "text", Path: "path", int: "integer", float: "number"}[hint]
+
+
+def default_text(value: Any) -> str:
+    if value is None or value == "":
+        return "unset"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(default_text(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+
+def commands_page() -> str:
+    """The help of every command of gscfd, as it prints it."""
+    parts = []
+    for name in commands():
+        text = help_of(name)
+        if name == "gscfd.train":
+            text = text.split("\n options")[0]
+        lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
+        parts.append(f"## {name}\n\n```text\n{lines}\n```\n")
+        if name == "gscfd.train":
+            parts.append("Its options are the [settings](settings.md).\n")
+    return "\n".join(parts)
+
+
+def commands() -> list[str]:
+    """The modules that `python -m` runs."""
+    found = []
+    for path in sorted((ROOT / "gscfd").rglob("*.py")):
+        if '\nif __name__ == "__main__":' in path.read_text():
+            found.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
+    return sorted(found, key=lambda name: (name != "gscfd.train", "toybox" in name, name))
+
+
+def help_of(name: str) -> str:
+    """What `python -m NAME --help` prints."""
+    said = io.StringIO()
+    with arguments([name, "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    return said.getvalue()
+
+
+@contextlib.contextmanager
+def arguments(words: list[str]) -> Iterator[None]:
+    """The command line of a module that is run inside this process, in a terminal of a fixed width."""
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ, COLUMNS=HELP_WIDTH),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------- docstrings
+
+
+class Arguments(griffe.Extension):
+    """Makes a list of the arguments of a docstring: sentences that begin with their names and a colon."""
+
+    def on_function(self, *, func: griffe.Function, **others: Any) -> None:
+        names = "|".join(re.escape(parameter.name) for parameter in func.parameters)
+        if func.docstring is not None and names:
+            begin = rf"(?:^|(?<=\.)\s)((?:{names})(?:, (?:{names}))*): "
+            func.docstring.value = re.sub(begin, r"\n\n- **\1**: ", func.docstring.value, flags=re.MULTILINE)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def table(rows: list[list[str]]) -> str:
+    """A table of Markdown; the first row is its head."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+GENERATED = {"presets": presets_page, "settings": settings_page, "commands": commands_page}

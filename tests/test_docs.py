@@ -1,0 +1,197 @@
+"""The documentation is true as far as a machine can tell: links lead somewhere, commands parse, the site builds."""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+import gscfd
+from gscfd.config import Config, flat, plain, presets, to_yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)[^)]*\)|src=\"(?!\w+:)([^\"]+)\"")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
+FILE = re.compile(r"(?:gscfd|scripts|tests|benchmarks|docs)/[\w./-]*\w|\.ci/run")
+OPTION = re.compile(r"--[a-zA-Z](?:[\w.-]*\w)?")
+needs_mkdocs = pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs: pip install 'gscfd[docs]'"
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- links
+
+
+def broken_links(page):
+    found = [link or source for link, source in LINK.findall(page.read_text())]
+    return [name for name in found if not (page.parent / name).exists()]
+
+
+def missing_files(text):
+    """Files of the repository that are named and not there; generated and compiled ones aside."""
+    return [name for name in FILE.findall(" ".join(SPAN.findall(text))) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_picture_and_file_named_is_there(page):
+    assert broken_links(page) == [] and missing_files(page.read_text()) == []
+
+
+def test_a_broken_link_and_a_missing_file_are_found(tmp_path):
+    (tmp_path / "here.md").write_text("")
+    page = tmp_path / "page.md"
+    page.write_text('[a](here.md#x) [b](gone.md) ![c](gone.png) [d](https://x.y/z) [e](#x) <img src="gone.jpg">')
+    assert broken_links(page) == ["gone.md", "gone.png", "gone.jpg"]
+    assert missing_files("`scripts/gone.py` and `scripts/benchmark.py`, not scripts/gone.py") == ["scripts/gone.py"]
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+
+def commands(text):
+    """The command lines of gscfd in a page, as words: from its shell blocks, and from spans that begin with python."""
+    blocks = [body for kind, body in FENCE.findall(text) if kind == "bash"]
+    spans = [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = []
+    for line in lines + [span for span in spans if span.startswith("python ")]:
+        for part in re.split(r"&&|;", line):
+            words = shlex.split(part, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                del words[0]
+            if words and Path(words[0]).name == "python" and words[1:2] != ["-c"]:
+                found.append(words[1:])
+    return [words for words in found if words[0] != "-m" or words[1].startswith("gscfd")]
+
+
+class Parsed(Exception):
+    """The command line is one that the command takes."""
+
+
+def run(words, monkeypatch):
+    """Run `python WORDS...` in this process up to where its arguments have been read, or its help is printed.
+
+    Returns whether there is such a command that takes them, and what it printed.
+    """
+
+    def stop_after(read):
+        def reading(*arguments, **options):
+            raise Parsed(read(*arguments, **options))
+
+        return reading
+
+    module = words[0] == "-m"
+    accepted, said = True, io.StringIO()
+    with monkeypatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(tyro, "cli", stop_after(tyro.cli))
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop_after(argparse.ArgumentParser.parse_args))
+        patch.setattr(sys, "argv", words[1:] if module else words)
+        patch.setenv("COLUMNS", "200")
+        try:
+            if module:
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                patch.syspath_prepend(str((ROOT / words[0]).parent))
+                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        except Parsed:
+            pass
+        except (SystemExit, ImportError, OSError) as error:
+            accepted = isinstance(error, SystemExit) and error.code == 0
+    return accepted, said.getvalue()
+
+
+def refused(words, monkeypatch):
+    named_alone = len(words) == (2 if words[0] == "-m" else 1)
+    return not run([*words, "--help"] if named_alone else words, monkeypatch)[0]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the files that the documented commands read before anything else."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs" / "a-yellow-duck-0"
+    run.mkdir(parents=True)
+    for path in (run / "config.yaml", tmp_path / "mine.yaml"):
+        path.write_text(to_yaml(Config()))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_exists_and_takes_its_arguments(page, workplace, monkeypatch):
+    assert [words for words in commands(page.read_text()) if refused(words, monkeypatch)] == []
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
+def test_commands_are_found_in_the_pages_and_wrong_ones_are_refused(workplace, monkeypatch):
+    text = "```bash\nA=1 python -m gscfd.train \\\n  --prompt 'a b' && hf get x  # or\n```\n`python\nscripts/x` `ls`"
+    assert commands(text) == [["-m", "gscfd.train", "--prompt", "a b"], ["scripts/x"]]
+    assert len(commands((ROOT / "README.md").read_text())) > 5
+    wrong = "-m gscfd.trian|-m gscfd.train --promt x|-m gscfd.train --guidance dds|-m gscfd.export x --to stl"
+    wrong += "|scripts/x.py|scripts/benchmark.py stap|scripts/benchmark.py noise --repeat-s 3|-m gscfd.train --preset x"
+    for line in wrong.split("|"):
+        assert refused(line.split(), monkeypatch), line
+    for line in ("-m gscfd.train --guidance sds --coarse.no-perp-neg", "-m gscfd.export x --to spz"):
+        assert not refused(line.split(), monkeypatch), line
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
+def test_every_option_that_a_page_names_is_one_of_a_command(workplace, monkeypatch):
+    texts = [page.read_text() for page in PAGES]
+    named = {" ".join(words[: 2 if words[0] == "-m" else 1]) for text in texts for words in commands(text)}
+    known = {option for name in named for option in OPTION.findall(run([*name.split(), "--help"], monkeypatch)[1])}
+    spans = [span for text in texts for span in SPAN.findall(FENCE.sub("", text)) if span.startswith("--")]
+    options = {option for span in spans for option in OPTION.findall(span)}
+    assert {"--guidance", "--coarse.cfg", "--source-axes", "--init"} <= options & known and "--coarse.cgf" not in known
+    groups = {option.rsplit(".", i)[0] for option in known for i in (1, 2)}
+    assert options - known - groups == set()
+
+
+# ------------------------------------------------------------------------------------------------------------- the site
+
+
+def build(config, site):
+    """mkdocs' exit code and what it says; warnings are errors."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", site]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@needs_mkdocs
+def test_the_site_builds_without_a_warning_and_its_generated_pages_are_whole(tmp_path):
+    code, said = build(ROOT / "mkdocs.yml", tmp_path)
+    assert code == 0, said
+    page = {path.stem: path.read_text() for path in tmp_path.glob("*.html")}
+    assert "Make a splat" in page["index"] and "Unreleased" in page["changes"]
+    assert all(f'id="{name}"' in page["presets"] for name in presets())
+    settings = {name.removesuffix(".ply") for name in flat(plain(Config())) if not name.startswith("refine.")}
+    assert [name for name in settings if f"<code>--{name.replace('_', '-')}</code>" not in page["settings"]] == []
+    assert "python -m gscfd.export" in page["commands"] and "--source-axes" in page["commands"]
+    homes = [f"{home}.{name}" for name, home in gscfd._HOMES.items()]
+    assert set(gscfd._HOMES) == set(gscfd.__all__)
+    assert [name for name in homes if f'id="{name}"' not in page["api"]] == []
+    assert "&lt;!-- " not in "".join(page.values()) and "<!-- settings" not in page["settings"]
+
+
+@needs_mkdocs
+@pytest.mark.parametrize(
+    "text, words",
+    [("[x](gone.md)", "gone.md"), ("[x](#gone)", "#gone"), ("![x](gone.png)", "gone.png"), ("plain words", "")],
+)
+def test_a_broken_link_stops_the_site(text, words, tmp_path):
+    """The control: the site's own settings, on one page; the last one is in order."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n{text}\n")
+    own = "hooks: []\nplugins: []\nextra_css: []\nnav: [index.md]\n"
+    (tmp_path / "mkdocs.yml").write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\n{own}")
+    code, said = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert (code != 0) == bool(words) and words in said, said
