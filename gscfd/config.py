@@ -472,7 +472,7 @@ def cast(value: Any, kind: Any, name: str) -> Any:
             raise UserError(f"{name}: expected a number, got {value!r}") from None
     if kind is Path:
         return Path(value)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return merged(kind(), value, f"{name}.")
     check(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), name, f"a {kind.__name__}", value)
     return value

@@ -52,11 +52,12 @@ def edited(config: Config, edit: Edit) -> Config:
     if edit.cfg is not None:
         stage = replace(stage, cfg=edit.cfg)
     if edit.t_range is not None:
-        times = dict(zip(("t_min", "t_max"), edit.t_range, strict=True))
+        times: dict[str, Any] = dict(zip(("t_min", "t_max"), edit.t_range, strict=True))
         cds = config.guidance == "cds"
         stage = replace(stage, cds=replace(stage.cds, **times)) if cds else replace(stage, **times)
     prompt = config.prompt if edit.prompt is None else edit.prompt
-    return replace(config, **{"prompt": prompt, edit.stage: stage})
+    changed: dict[str, Any] = {"prompt": prompt, edit.stage: stage}
+    return replace(config, **changed)
 
 
 def settings_at(config: Config, where: Place) -> Config:

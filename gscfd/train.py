@@ -38,6 +38,7 @@ from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.start import read_start
 from gscfd.teachers import Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
+from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import check_teacher, is_here
 from gscfd.teachers.tuning import compile_networks, save_memory
 from gscfd.toybox.objects import unknown_words, vocabulary
@@ -196,7 +197,7 @@ def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
     return NOISES[config.noise_kind](field, cameras.to("cpu"), render.to("cpu"), 0)
 
 
-KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], Teacher]
+KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], GuidedTeacher]
 """Teachers by `teacher_key`. A stage's teacher is its own, because it is told the stage's prompt."""
 
 

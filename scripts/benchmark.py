@@ -312,7 +312,7 @@ def sweep(arguments: argparse.Namespace) -> None:
             out = folder / str(workers)
             if workers:
                 out.mkdir()
-                common = ["--prompts", folder / "prompts.txt", "--seeds", f"0:{count}", "--out", out]
+                common: list[str | Path] = ["--prompts", folder / "prompts.txt", "--seeds", f"0:{count}", "--out", out]
                 began = time.time()
                 whole[workers] = seconds_of("gscfd.sweep", *common, "--workers", str(workers), *options)
                 rows = [json.loads(line) for line in (out / "sweep.jsonl").read_text().splitlines()]
@@ -320,7 +320,9 @@ def sweep(arguments: argparse.Namespace) -> None:
                 took = {row["run"]: row["time"] - started[row["run"]] for row in rows if row["event"] == "finished"}
                 first = min(started.values()) - began
             else:
-                runs = [["--prompt", prompt, "--seed", str(seed), "--out", out / str(seed)] for seed in range(count)]
+                runs: list[list[str | Path]] = [
+                    ["--prompt", prompt, "--seed", str(seed), "--out", out / str(seed)] for seed in range(count)
+                ]
                 took = {str(seed): seconds_of("gscfd.train", *run, *options) for seed, run in enumerate(runs)}
                 whole[0], first = sum(took.values()), 0.0
             beside = statistics.mean(seconds - own_seconds(out / run) for run, seconds in took.items())

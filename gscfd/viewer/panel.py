@@ -109,12 +109,12 @@ class Panel:
         assert self.settings is not None
         asked = {"prompt": self.prompt.value.strip(), "cfg": self.cfg.value, "t_range": tuple(self.times.value)}
         now = self.values(self.settings, self.stage)
-        changed = {name: value for name, value in asked.items() if value != now[name]}
+        changed: dict[str, Any] = {name: value for name, value in asked.items() if value != now[name]}
         if not changed:
             self.controls.answer = "Nothing to change."
             return
         try:
-            edit = Edit(stage=self.stage, **changed)
+            edit = Edit(**changed | {"stage": self.stage})
         except UserError as error:
             self.controls.answer = f"Not changed. {error}"
             return

@@ -26,7 +26,7 @@ class Point(NamedTuple):
     """Of the run: the refine stage goes on where the coarse one ended."""
     loss: SupportsFloat
     """float() may wait for a CUDA device: not on the training thread."""
-    count: int
+    gaussians: int
 
 
 class History:
