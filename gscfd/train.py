@@ -34,7 +34,7 @@ from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.teachers import Prompt, Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.load import check_teacher, is_here
-from gscfd.teachers.tuning import compile_networks, save_memory
+from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
@@ -184,7 +184,8 @@ def load_teachers(config: Config) -> dict[str, Teacher]:
         try:
             teacher = load_teacher(stage.teacher, device=device, dtype=choose_dtype(config.dtype, device))
             teacher.set_prompt(stage_prompt(config.prompt, stage))
-            save_memory(teacher, checkpointing=config.vae_checkpointing, slicing=config.vae_slicing)
+            if config.vae_checkpointing:
+                checkpoint_encoder(teacher)
             if config.compile:
                 compile_networks(teacher, mode="reduce-overhead")
             teachers[name] = teacher
@@ -215,7 +216,7 @@ def memory_advice(config: Config, name: str) -> str:
     stage: StageConfig = getattr(config, name)
     settings = [
         f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
-        "--vae-checkpointing" if not config.vae_checkpointing else "",
+        "--vae-checkpointing" if stage.views > 1 and not config.vae_checkpointing else "",
         f"--no-{name}.perp-neg" if stage.perp_neg else "",
         "--dtype bfloat16" if config.dtype == "float32" else "",
         f"--{name}.densify.max-count {stage.densify.max_count // 2}",
