@@ -395,9 +395,8 @@ class Config:
     """torch.compile the teachers' networks, with CUDA graphs: minutes before the first steps of a stage, faster steps
     after them; on CUDA alone."""
     vae_checkpointing: bool = False
-    """Keep little of the VAE's encoder for the way back and compute it again there: less memory, slower steps."""
-    vae_slicing: bool = False
-    """Encode one view after another: less memory, slower steps."""
+    """Encode one view after another, and again on the way back instead of keeping what it needs: the memory of one
+    view, a third more of the encoder's time."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     guidance: Guidance = "cfd"

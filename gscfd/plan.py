@@ -18,7 +18,7 @@ from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_re
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import weight_bytes
 from gscfd.teachers.texts import TextFeatures
-from gscfd.teachers.tuning import save_memory
+from gscfd.teachers.tuning import checkpoint_encoder
 
 TEXT_TOKENS = 256
 """Of the estimate: CLIP has 77, T5 up to 512."""
@@ -78,7 +78,8 @@ def plan(
         except UserError as error:
             lines += missing_lines(stage.teacher, str(error))
             continue
-        save_memory(teacher[1], checkpointing=config.vae_checkpointing, slicing=config.vae_slicing)
+        if config.vae_checkpointing:
+            checkpoint_encoder(teacher[1])
         teachers[name] = teacher_plan(teacher, stage, config.prompt)
         lines += teacher_lines(stage, teachers[name], rate)
     splat = splat_bytes(config, stages, config.init.count if start is None else len(start))

@@ -40,7 +40,7 @@ from gscfd.teachers import Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import check_teacher, is_here
-from gscfd.teachers.tuning import compile_networks, save_memory
+from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
@@ -221,7 +221,8 @@ def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[str,
         try:
             if key not in kept:
                 kept[key] = load_teacher(source, device=device, dtype=dtype)
-                save_memory(kept[key], checkpointing=config.vae_checkpointing, slicing=config.vae_slicing)
+                if config.vae_checkpointing:
+                    checkpoint_encoder(kept[key])
                 if config.compile:
                     compile_networks(kept[key], mode="reduce-overhead")
             teachers[name] = kept[key]
@@ -243,7 +244,7 @@ def memory_advice(config: Config, name: str) -> str:
     stage: StageConfig = getattr(config, name)
     settings = [
         f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
-        "--vae-checkpointing" if not config.vae_checkpointing else "",
+        "--vae-checkpointing" if stage.views > 1 and not config.vae_checkpointing else "",
         f"--{name}.no-perp-neg" if stage.perp_neg else "",
         "--dtype bfloat16" if config.dtype == "float32" else "",
         f"--{name}.densify.max-count {stage.densify.max_count // 2}",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 class Space(Protocol):
@@ -38,10 +39,20 @@ class Latents:
         self.image_size = size * 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.scale: float = vae.config["scaling_factor"]
         self.shift: float = vae.config["shift_factor"] or 0.0
+        self.checkpointing = False
+        """Whether views are encoded one after another, and again on the way back instead of being kept for it."""
 
     def encode(self, images: Tensor) -> Tensor:
         images = resized(images, self.image_size).to(self.vae.dtype) * 2 - 1
-        return (self.vae.encode(images).latent_dist.mean.float() - self.shift) * self.scale
+        if self.checkpointing:
+            mean = torch.cat([checkpoint(self.mean, image, use_reentrant=False) for image in images.split(1)])
+        else:
+            mean = self.mean(images)
+        return (mean.float() - self.shift) * self.scale
+
+    def mean(self, images: Tensor) -> Tensor:
+        """Of the VAE's posterior; images in [-1, 1]."""
+        return self.vae.encode(images).latent_dist.mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

@@ -10,15 +10,10 @@ from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.spaces import Latents
 
 
-def save_memory(teacher: GuidedTeacher, *, checkpointing: bool, slicing: bool) -> None:
-    """checkpointing: the VAE's encoder is computed again on the way back instead of kept. slicing: it takes one view
-    at a time. A teacher of pixels has no VAE, and stays as it is."""
-    if not isinstance(teacher.space, Latents):
-        return
-    if checkpointing:
-        teacher.space.vae.enable_gradient_checkpointing()
-    if slicing:
-        teacher.space.vae.enable_slicing()
+def checkpoint_encoder(teacher: GuidedTeacher) -> None:
+    """See `Latents.checkpointing`. A teacher of pixels has no encoder, and stays as it is."""
+    if isinstance(teacher.space, Latents):
+        teacher.space.checkpointing = True
 
 
 def compile_networks(teacher: GuidedTeacher, **options: Any) -> None:
