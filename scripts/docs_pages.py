@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import griffe
+import tyro
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -153,9 +154,11 @@ def section(title: str, prefix: str, values: Sequence[Any], module: griffe.Objec
     columns = ["default"] if len(values) == 1 else ["coarse", "refine"]
     rows = [["setting", "value", *columns, "meaning"]]
     for f in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(getattr(values[0], f.name)):
+        hidden = tyro.conf.Suppress in getattr(annotated[f.name], "__metadata__", ())
+        if hidden or dataclasses.is_dataclass(getattr(values[0], f.name)):
             continue
-        option = f"`--{alias(annotated[f.name]) or prefix + f.name.replace('_', '-')}`"
+        name = alias(annotated[f.name])
+        option = f"`--{prefix.rstrip('.') if name == '' else name or prefix + f.name.replace('_', '-')}`"
         defaults = [default_text(getattr(value, f.name)) for value in values]
         rows.append([option, kind_text(hints[f.name]), *defaults, meaning(described, f.name)])
     return f"## {title}\n\n{described.docstring.value}\n\n{table(rows)}"
@@ -170,8 +173,9 @@ def meaning(described: griffe.Object | griffe.Alias, name: str) -> str:
 
 
 def alias(hint: Any) -> str | None:
-    """The option's own name, where it is not the setting's."""
-    return next((data.name for data in getattr(hint, "__metadata__", ()) if getattr(data, "name", None)), None)
+    """The option's own name, where it is not the setting's; "" for that of the settings around it."""
+    names = [getattr(data, "name", None) for data in getattr(hint, "__metadata__", ())]
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def kind_text(hint: Any) -> str:
