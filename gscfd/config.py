@@ -19,6 +19,7 @@ from gscfd.errors import UserError
 
 Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StageName = Literal["coarse", "refine"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
 
 NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
@@ -270,7 +271,7 @@ class ViewerConfig(ServerConfig):
 class Edit:
     """A change that was made in the viewer, and counts from one step on. What is None stays as it was."""
 
-    stage: Literal["coarse", "refine"] = "coarse"
+    stage: StageName = "coarse"
     rollbacks: int = 0
     """How often the watchdog had gone back in the stage by then."""
     step: int = 0
@@ -431,7 +432,7 @@ def cast(value: Any, kind: Any, name: str) -> Any:
             raise UserError(f"{name}: expected a number, got {value!r}") from None
     if kind is Path:
         return Path(value)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return merged(kind(), value, f"{name}.")
     check(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), name, f"a {kind.__name__}", value)
     return value

@@ -25,7 +25,7 @@ class Point(NamedTuple):
     step: int
     """Of the run: the refine stage goes on where the coarse one ended."""
     loss: float
-    count: int
+    gaussians: int
 
 
 class History:
