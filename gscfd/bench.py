@@ -67,7 +67,7 @@ SIZES = {
         picture_prompts=("a mug",),
         picture_seeds=6,
         picture_steps=20,
-        samples=64,
+        samples=48,
     ),
     "full": Size(
         prompts=("a yellow duck", "a blue mug", "a red car", "a cyan mushroom", "a purple chair", "a pink penguin"),

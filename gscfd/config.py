@@ -19,6 +19,7 @@ from gscfd.errors import UserError
 
 Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StageName = Literal["coarse", "refine"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
 
 NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
@@ -300,7 +301,7 @@ class ViewerConfig(ServerConfig):
 class Edit:
     """A change that was made in the viewer, and counts from one step on. What is None stays as it was."""
 
-    stage: Literal["coarse", "refine"] = "coarse"
+    stage: StageName = "coarse"
     rollbacks: int = 0
     """How often the watchdog had gone back in the stage by then."""
     step: int = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gscfd.config import Config, Edit, StageConfig
+from gscfd.config import Config, Edit, StageConfig, merged
 from gscfd.errors import UserError
 from gscfd.methods import method
 from gscfd.teachers import Prompt, Teacher
@@ -48,16 +48,12 @@ def time_range(config: Config, stage: str) -> tuple[float, float]:
 
 def edited(config: Config, edit: Edit) -> Config:
     """The settings with one edit. Raises UserError for times out of range."""
-    stage: StageConfig = getattr(config, edit.stage)
-    if edit.cfg is not None:
-        stage = replace(stage, cfg=edit.cfg)
+    stage: dict[str, Any] = {} if edit.cfg is None else {"cfg": edit.cfg}
     if edit.t_range is not None:
-        times: dict[str, Any] = dict(zip(("t_min", "t_max"), edit.t_range, strict=True))
-        cds = config.guidance == "cds"
-        stage = replace(stage, cds=replace(stage.cds, **times)) if cds else replace(stage, **times)
+        times = dict(zip(("t_min", "t_max"), edit.t_range, strict=True))
+        stage |= {"cds": times} if config.guidance == "cds" else times
     prompt = config.prompt if edit.prompt is None else edit.prompt
-    changed: dict[str, Any] = {"prompt": prompt, edit.stage: stage}
-    return replace(config, **changed)
+    return merged(config, {"prompt": prompt, edit.stage: stage})
 
 
 def settings_at(config: Config, where: Place) -> Config:

@@ -23,6 +23,8 @@ LOCK_SECONDS = 120
 STORE_BYTES = 100 * 2**20
 """Of Ray's object store on this machine: settings and results go through it, nothing large."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+ANSWER_SECONDS = 10
+"""How long a cluster has for its first answer."""
 LOCAL_STARTS = 3
 """How often Ray is started on this machine: it gives itself 30 s, too few on a busy one."""
 FAILED_STARTS = 3
@@ -143,7 +145,11 @@ def start_here(ray: Any, cpus: int) -> None:
 
 def join(ray: Any, address: str) -> None:
     """Connect to a cluster. Raises UserError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():
+            # Ray itself would try for many minutes.
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(address, **QUIET)
     except Exception as error:  # of any class
         raise UserError(

@@ -124,7 +124,7 @@ def presets_page() -> str:
 def stage_text(stage: StageConfig) -> str:
     if not stage.steps:
         return "none"
-    return f"`{stage.teacher}`, {stage.steps} steps of {stage.views} views, guidance {stage.cfg:g}"
+    return f"`{stage.teacher}`, {stage.steps} steps, views: {stage.views}, guidance: {stage.cfg:g}"
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -44,7 +44,6 @@ VARIANTS = {
 }
 """iid with the annealed times of the other variants is annealed SDS."""
 PARAMETERS = ("means", "sh0")
-SIDES = 12
 
 
 @dataclass

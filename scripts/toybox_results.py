@@ -21,12 +21,14 @@ import torch
 
 from gscfd.cameras import turntable
 from gscfd.config import Guidance
+from gscfd.errors import UserError
 from gscfd.evaluate import Settings, evaluate
 from gscfd.export.ply import read_ply
 from gscfd.export.turntable import turntable_frames, write_contact_sheet
 from gscfd.judges import SCORER, Scorer
 from gscfd.metrics import r_precision
 from gscfd.references import BACKGROUND
+from gscfd.report import check_report
 from gscfd.runs import LAST, default_folder
 from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
@@ -62,6 +64,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")
     arguments = parser.parse_args()
+    try:
+        check_report(arguments.out)
+    except UserError as error:
+        parser.error(str(error))
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     for guidance in arguments.guidance:
         folders = [default_folder(prompt, arguments.seed).name for prompt in PROMPTS]

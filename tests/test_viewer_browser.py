@@ -48,7 +48,7 @@ class Still(Run):
     def work(self) -> None:
         self.gaussians = red_ball()
         state = StageState(self.gaussians, self.config.coarse, seed=0, keep_every=1000)
-        cameras = turntable(2, size=16)
+        cameras = turntable(4, size=16)[1::2]  # on both sides, out of the way
         images = self.gaussians.render(cameras).over(torch.ones(3))
         try:
             for step in range(STEPS):
@@ -113,7 +113,9 @@ def soon(page, true):
 
 
 def canvas_centre(page):
-    box = page.locator("canvas").first.bounding_box()
+    """Of the scene, which is larger than the plots."""
+    boxes = [canvas.bounding_box() for canvas in page.locator("canvas").all()]
+    box = max(boxes, key=lambda box: box["width"] * box["height"])
     return round(box["x"] + box["width"] / 2), round(box["y"] + box["height"] / 2)
 
 
@@ -131,11 +133,12 @@ def is_red(colour):
 
 
 def test_the_page_shows_the_objects_colours_on_the_background(page, viewer):
+    page.locator(".u-over").last.wait_for()
     x, y = canvas_centre(page)
     soon(page, lambda: is_red(patch(page, x, y)))
-    assert (patch(page, x, 30) > 240).all(), "control: white above it"
+    assert (patch(page, x, HEIGHT - 30) > 240).all(), "control: white below it"
     viewer.display.background.value = (0, 0, 255)
-    soon(page, lambda: (abs(patch(page, x, 30) - [0, 0, 255]) < 30).all())
+    soon(page, lambda: (abs(patch(page, x, HEIGHT - 30) - [0, 0, 255]) < 30).all())
     assert is_red(patch(page, x, y))
     viewer.display.background.value = (255, 255, 255)
 

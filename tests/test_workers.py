@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ from gscfd.runs import RunFolder, Stopped
 from gscfd.sweep import JOURNAL, last_row
 from gscfd.workers import Worker
 
-RUN = ["--coarse.steps", "30", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]
-RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0", "--device", "cpu"]
+RUN = ["--coarse.steps", "30", "--refine.steps", "0", "--init.count", "200", "--device", "cpu"]
+RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0"]
+BOTH = [*RUN, "--refine.steps", "1"]
 RUNS = ["a-yellow-duck-cfd-0", "a-yellow-duck-sds-0", "a-mug-cfd-0", "a-mug-sds-0"]
 BAD = RUNS[-1]
 MINUTES = 20
@@ -162,10 +164,12 @@ def test_a_worker_loads_each_teacher_once(worker, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_teacher", load)
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
     for prompt in ("a mug", "a red car"):
-        assert worker.make(train.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *RUN])).state == "finished"
+        assert (
+            worker.make(train.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *BOTH])).state == "finished"
+        )
     assert loaded == ["toybox/multiview", "toybox/singleview"]
     assert made[0][1] == made[1][1] and made[1][1]["coarse"].prompt.text == "a red car"
-    kept = train.load_teachers(train.parse(["--prompt", "a mug", *RUN, "--refine.teacher", "toybox/multiview"]))
+    kept = train.load_teachers(train.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"]))
     assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"
 
 
@@ -216,6 +220,32 @@ def test_a_worker_that_sees_other_files_or_has_another_version_refuses_to_start(
     ):
         with pytest.raises(UserError, match="expected (a folder that all|gscfd 0.0.1 on)"):
             Worker(home, journal, version).place()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:123456"])
+def test_an_address_where_nothing_answers_is_named(address):
+    with socket.socket() as held:  # a port that is taken, and does not listen
+        held.bind(("127.0.0.1", 0))
+        address = address.format(held.getsockname()[1])
+        with pytest.raises(UserError, match=f"address: expected that of a Ray cluster, got {address}"):
+            workers.join(None, address)
+
+
+def test_a_ray_that_does_not_start_is_tried_again_and_then_named():
+    class Ray:
+        tries = 0
+
+        def init(self, *arguments, **options):
+            self.tries += 1
+            raise Exception("The current node timed out during startup.")
+
+        def shutdown(self):
+            pass
+
+    ray = Ray()
+    with pytest.raises(UserError, match="timed out during startup"):
+        workers.start_here(ray, 2)
+    assert ray.tries == workers.LOCAL_STARTS
 
 
 def test_gpus_are_asked_for_where_there_are_any_and_the_runs_may_use_them():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import viser
 from viser import uplot
 
-from gscfd.config import Config, Edit
+from gscfd.config import Config, Edit, StageName
 from gscfd.edits import time_range
 from gscfd.errors import UserError
 from gscfd.viewer import content
@@ -32,7 +32,7 @@ class Panel:
 
     def __init__(self, server: viser.ViserServer, controls: Controls, config: Config):
         self.server, self.controls = server, controls
-        self.stage = "coarse" if config.coarse.steps else "refine"
+        self.stage: StageName = "coarse" if config.coarse.steps else "refine"
         self.settings: Config | None = None
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.snapshot: Snapshot | None = None
@@ -95,7 +95,7 @@ class Panel:
         now = self.values(config, stage)
         if self.settings is None or now != self.values(self.settings, self.stage) or stage != self.stage:
             self.prompt.value, self.cfg.value, self.times.value = now["prompt"], now["cfg"], now["t_range"]
-        self.settings, self.stage = config, stage
+        self.settings, self.stage = config, cast(StageName, stage)
 
     def values(self, config: Config, stage: str) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import socket
 from collections.abc import Iterator
 
@@ -50,9 +51,12 @@ def free_port(host: str, port: int) -> int:
 def serve(config: ServerConfig) -> viser.ViserServer:
     """A server of an empty page. Raises UserError when there is no such address."""
     port = free_port(config.host, config.port)
+    # Browsers open connections in advance and close them unused: no news.
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     with quiet():
         server = viser.ViserServer(host=config.host, port=port, label="gscfd", verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
+    server.gui.main_panel.dock_right()
     return server
 
 
