@@ -397,7 +397,7 @@ class Config:
     after them; on CUDA alone."""
     vae_checkpointing: bool = False
     """Encode one view after another, and again on the way back instead of keeping what it needs: the memory of one
-    view, a third more of the encoder's time."""
+    view, half more of its operations."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     guidance: Guidance = "cfd"

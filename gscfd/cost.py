@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 PRODUCT_SIZE = 1024
 PRODUCT_REPEATS = 5
@@ -29,17 +29,20 @@ class Cost:
     """Bytes that the operations read and write, each by itself: what no cache keeps and nothing fuses."""
 
 
-class HeldBytes(TorchDispatchMode):
-    """Adds up the bytes of every result until nothing, not even the way back of a gradient, holds it; and those that
-    operations read and write."""
+class Count(TorchDispatchMode):
+    """Adds up, operation by operation, what `Cost` has. A result is held as long as anything holds it, be it the way
+    back of a gradient. (torch's FlopCounterMode follows modules as well, and so holds what is computed again there.)"""
 
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[StorageWeakRef, int] = {}
-        self.peak = self.traffic = 0
+        self.flops = self.peak = self.traffic = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         # A view, and what an operation changed in place, has no memory of its own.
         if not any(value.alias_info for value in func._schema.returns):
             touched = tree_leaves((args, kwargs, result))
@@ -79,10 +82,9 @@ class FusedAttention:
 
 def cost_of(call: Callable[[], Any]) -> Cost:
     """The cost of the call, whose tensors are all on the meta device."""
-    held, attention = HeldBytes(), FusedAttention()
-    with FlopCounterMode(display=False) as counter, held, attention:
+    with Count() as count, FusedAttention() as attention:
         call()
-    return Cost(counter.get_total_flops() + attention.flops, held.peak, held.traffic)
+    return Cost(count.flops + attention.flops, count.peak, count.traffic)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:

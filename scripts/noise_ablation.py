@@ -121,9 +121,9 @@ def variant_of(text: str) -> tuple[str, list[str]]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"expected KEY=VALUE, got {setting!r}")
-        key = key.replace("_", "-")
-        flags = {"true": [f"--{key}"], "false": [f"--no-{key}"]}
-        options += flags.get(value, [f"--{key}", *value.split()])
+        *groups, last = key.replace("_", "-").split(".")
+        flag = "no-" + last if value == "false" else last
+        options += ["--" + ".".join([*groups, flag]), *([] if value in ("true", "false") else value.split())]
     if not name or not colon:
         raise ValueError(f"expected NAME:KEY=VALUE,..., got {text!r}")
     return name, options

@@ -120,6 +120,14 @@ def test_the_precision_reaches_the_networks(folders):
         assert train.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
 
 
+def test_what_is_advised_when_memory_is_short_can_be_given():
+    named = ["--preset", "mvdream-sd21", "--prompt", "a corgi"]
+    advised = train.memory_advice(train.parse(named), "refine").split(", ")
+    assert advised == ["--refine.views 2", "--vae-checkpointing", "--refine.no-perp-neg"]
+    config = train.parse([*named, *(word for option in advised for word in option.split())])
+    assert config.refine.views == 2 and config.vae_checkpointing and not config.refine.perp_neg
+
+
 # --------------------------------------------------------------------------------------------------- the default preset
 
 

@@ -82,7 +82,7 @@ def test_an_encoder_that_keeps_nothing_holds_one_view_and_computes_more(folders)
 
     one, four, checkpointed = cost(1, False), cost(4, False), cost(4, True)
     assert checkpointed.peak < 1.5 * one.peak < 0.5 * four.peak
-    assert 1.2 * four.flops < checkpointed.flops < 1.5 * four.flops
+    assert 1.2 * four.flops < checkpointed.flops < 1.6 * four.flops
 
 
 def test_a_teacher_of_pixels_has_no_encoder(tmp_path):

@@ -144,6 +144,7 @@ class Panel:
         self.images.image = content.row(snapshot.images[:MOST_VIEWS], PICTURE_SIZE)
         self.noise.image = content.row(content.noise_colours(snapshot.noise[:MOST_VIEWS]), PICTURE_SIZE)
         self.show_cameras(snapshot)
+        self.tell()
         pictures = 4 * len(snapshot.images) * PICTURE_SIZE**2 * 3
         return (pictures * JPEG_SHARE + 2 * 16 * len(steps)) / 1e6
 

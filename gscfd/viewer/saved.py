@@ -22,6 +22,8 @@ from gscfd.viewer.display import CAMERA, OBJECT, Display
 from gscfd.viewer.pace import Pace
 
 TICK_SECONDS = 0.05
+FRONT = (4.8, 0.0, 1.3)
+"""Where a new browser stands before two splats, in radii of both together."""
 LOOK_SECONDS = 2.0
 """How often a folder is looked into."""
 
@@ -121,8 +123,9 @@ class SavedViewer:
             raise
         if self.display.gaussians is not None:
             centre, radius = content.extent(self.display.gaussians)
+            place = np.array(CAMERA if len(paths) == 1 else FRONT)
             self.server.initial_camera.look_at = tuple(centre)
-            self.server.initial_camera.position = tuple(centre + radius * np.array(CAMERA))
+            self.server.initial_camera.position = tuple(centre + radius * place)
 
     def update(self) -> None:
         """Read what is to be shown."""
