@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 import yaml
@@ -277,6 +277,8 @@ class CheckpointConfig:
 class ServerConfig:
     """Where a page in the browser is served, and how much is sent to it."""
 
+    prefix: ClassVar[str] = ""
+    """Of the options' names."""
     host: str = "127.0.0.1"
     """Address. At any other than this machine's own, whoever reaches it can use every control of the page."""
     port: int = 8080
@@ -285,14 +287,15 @@ class ServerConfig:
     """Most megabytes per second to each browser: large splats are shown less often. 1 suits a slow network."""
 
     def __post_init__(self) -> None:
-        check(0 < self.port < 2**16, "port", "a port in [1, 65535]", self.port)
-        check(self.bandwidth > 0, "bandwidth", "megabytes per second above 0", self.bandwidth)
+        check(0 < self.port < 2**16, f"{self.prefix}port", "a port in [1, 65535]", self.port)
+        check(self.bandwidth > 0, f"{self.prefix}bandwidth", "megabytes per second above 0", self.bandwidth)
 
 
 @dataclass(kw_only=True)
 class ViewerConfig(ServerConfig):
     """The page on which a run is watched and steered (docs/viewer.md)."""
 
+    prefix: ClassVar[str] = "viewer."
     on: Annotated[bool, tyro.conf.arg(name="")] = False
     """Serve it. The default is yes where the output is a terminal."""
 

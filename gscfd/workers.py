@@ -154,7 +154,7 @@ def join(ray: Any, address: str) -> None:
     except Exception as error:  # of any class
         raise UserError(
             f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its head "
-            "node shows whether it runs; leave --address away to use this machine alone"
+            "node shows whether it runs; is RAY_AUTH_TOKEN the same here? Without --address this machine is used"
         ) from None
 
 
