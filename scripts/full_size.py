@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -256,6 +257,36 @@ def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: 
         1e3 * (times[1] - times[0]) / steps,
         torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
     )
+
+
+def measure_all(
+    cases: Sequence[Case],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int,
+    tune: Callable[[GuidedTeacher], None],
+    most: int | None = None,
+) -> list[TimeRow]:
+    """Every case with as many Gaussians as its preset allows, at most `most`. tune: changes the teacher beforehand."""
+    rows = []
+    for case in cases:
+        teacher = build_teacher(case.size, device=device, dtype=dtype)
+        tune(teacher)
+        count = min(case.settings().densify.max_count, most or sys.maxsize)
+        rows.append(measure(case, teacher, device=device, steps=steps, init={"count": count}))
+        del teacher
+        torch.cuda.empty_cache()
+    return rows
+
+
+def preset_table(variants: Mapping[str, list[TimeRow]]) -> str:
+    """Markdown: minutes of all steps of each preset. variants: by name, the rows measured."""
+    lines = [f"| preset, minutes of steps | {' | '.join(variants)} |", "|---" + "|---:" * len(variants) + "|"]
+    for name in PRESETS:
+        minutes = [preset_minutes(name, {row.case: row.step / 1e3 for row in rows}) for rows in variants.values()]
+        lines.append(f"| `{name}` | {' | '.join('-' if m is None else f'{m:.1f}' for m in minutes)} |")
+    return "\n".join(lines)
 
 
 def time_table(rows: list[TimeRow]) -> str:

@@ -4,7 +4,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -15,11 +14,12 @@ from full_size import (
     SD21,
     SDXL,
     Case,
+    TimeRow,
     build_teacher,
     cost_row,
     cost_table,
-    measure,
-    preset_minutes,
+    measure_all,
+    preset_table,
     time_table,
 )
 
@@ -59,26 +59,31 @@ def test_the_networks_have_the_published_numbers_of_parameters():
     assert [build_teacher(s, device="meta", dtype=torch.float32).image_size for s in (SD21, MVDREAM)] == [512, 256]
 
 
-@pytest.mark.parametrize("size, stage", [(MVDREAM, "coarse"), (SD21, "refine"), (SDXL, "refine")])
-def test_steps_are_timed_in_the_loop_that_runs_take(size, stage):
-    case = Case(tiny(size), "sdxl" if size is SDXL else "mvdream-sd21", stage, 2)
-    cpu = torch.device("cpu")
-    teacher = build_teacher(case.size, device=cpu, dtype=torch.float32)
-    row = measure(case, teacher, device=cpu, steps=2, init={"count": 50}, **{stage: {"densify": {"max_count": 50}}})
-    assert row.pixels == 16 and row.memory is None
-    assert set(row.parts) == set(full_size.PARTS) and min(row.parts.values()) >= 0
-    assert row.ratio("teacher") > row.ratio(*TEACHER_PARTS) > 1, "a step is more than its networks"
-    head, _, line = time_table([row]).splitlines()
-    assert line.startswith(f"| {size.name} | 2 | 16 |") and line.count("|") == head.count("|")
+def test_steps_are_timed_in_the_loop_that_runs_take():
+    cases = [Case(tiny(MVDREAM), "mvdream-sd21", "coarse", 2), Case(tiny(SD21), "mvdream-sd21", "refine", 2)]
+    cases.append(Case(tiny(SDXL), "sdxl", "refine", 1))
+    tuned = []
+    rows = measure_all(cases, device=torch.device("cpu"), dtype=torch.float32, steps=2, tune=tuned.append, most=50)
+    assert [row.case for row in rows] == cases and len(tuned) == 3
+    head, _, *lines = time_table(rows).splitlines()
+    for row, line in zip(rows, lines, strict=True):
+        assert row.pixels == 16 and row.memory is None
+        assert set(row.parts) == set(full_size.PARTS) and min(row.parts.values()) >= 0
+        assert row.ratio("teacher") > row.ratio(*TEACHER_PARTS) > 1, "a step is more than its networks"
+        assert line.startswith(f"| {row.case.size.name} | {row.case.views} | 16 |")
+        assert line.count("|") == head.count("|")
 
 
-def test_more_views_cost_more_and_the_presets_add_up():
+def test_the_presets_that_were_timed_are_added_up():
+    coarse, refine = Case(MVDREAM, "mvdream-sd21", "coarse", 4), Case(SD21, "mvdream-sd21", "refine", 1)
+    rows = [TimeRow(coarse, 256, {}, 60.0, None), TimeRow(refine, 512, {}, 30.0, None)]
+    fast, preset, paper = preset_table({"plain": rows, "none": []}).splitlines()[2:]
+    assert paper == "| `paper` | 20.0 | - |" and fast == "| `fast` | - | - |" and "- | -" in preset
+
+
+def test_more_views_cost_more():
     one, two = (cost_row(Case(tiny(SD21), "mvdream-sd21", "refine", views)) for views in (1, 2))
     assert two.denoise.flops == 2 * one.denoise.flops and two.encode.traffic > 1.5 * one.encode.traffic
     assert two.weights == one.weights
     assert two.seconds("A100 80 GB") > one.seconds("A100 80 GB") > one.seconds("H200")
     assert len(cost_table([one, two]).splitlines()) == 4 + 3, "no preset has these steps"
-    coarse, refine = Case(MVDREAM, "mvdream-sd21", "coarse", 4), Case(SD21, "mvdream-sd21", "refine", 1)
-    minutes = preset_minutes("paper", {coarse: 0.06, refine: 0.03})
-    assert minutes == pytest.approx((10_000 * 0.06 + 20_000 * 0.03) / 60)
-    assert preset_minutes("fast", {coarse: 0.06, refine: 0.03}) is None, "it has two views"
