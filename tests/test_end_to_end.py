@@ -139,6 +139,8 @@ def test_list_words_needs_no_prompt(capsys):
 
 
 def test_ctrl_c_waits_for_the_end_of_its_step_and_keeps_what_was_made(tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+
     def press(self, *args, original=Densifier.after_backward, **kwargs):
         if args[2] == 3:
             signal.raise_signal(signal.SIGINT)
@@ -149,7 +151,7 @@ def test_ctrl_c_waits_for_the_end_of_its_step_and_keeps_what_was_made(tmp_path, 
     assert len((tmp_path / "x" / "stats.jsonl").read_text().splitlines()) == 4
     assert len(read_ply(tmp_path / "x" / "splat.ply")) >= 1
     assert "splat.ply" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
