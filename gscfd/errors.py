@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-
 # Outside a run there is no log, and Python would print a warning a second time in its own way.
 logging.getLogger("gscfd").addHandler(logging.NullHandler())
 
