@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+# Outside a run there is no log, and Python would print a warning a second time in its own way.
+logging.getLogger("gscfd").addHandler(logging.NullHandler())
+
 
 class UserError(ValueError):
     """Bad input. The message names the argument, what was expected, what was got and what to do next."""
