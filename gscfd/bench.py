@@ -26,7 +26,7 @@ from gscfd.intervals import Estimate
 from gscfd.judges import SCORER, Judges, Scorer
 from gscfd.references import SAMPLER_STEPS, Reference, teacher_reference
 from gscfd.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
-from gscfd.runs import FREE, LAST, Stopped, default_folder
+from gscfd.runs import FREE, LAST, Stopped, default_folder, slug
 from gscfd.scores import METRICS, SHEET_VIEWS, Examined, difference, examine
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
@@ -235,10 +235,6 @@ def run_config(out: Path, size: Size, variant: str, prompt: str, seed: int) -> C
     folder = out / "runs" / slug(variant) / default_folder(prompt, seed).name
     base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}})
     return replace(merged(base, variants(size.steps)[variant]), prompt=prompt, seed=seed, out=folder)
-
-
-def slug(variant: str) -> str:
-    return default_folder(variant, 0).name.removesuffix("-0")
 
 
 def next_config(config: Config) -> Config | None:

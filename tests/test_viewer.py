@@ -16,6 +16,7 @@ import torch
 from tiny import tiny_stage
 from viewing import STEPS, Run, browsing, press, settings, until, viewing
 
+from gscfd import geometry
 from gscfd.cameras import orbit, turntable
 from gscfd.config import Edit, ServerConfig
 from gscfd.errors import UserError
@@ -78,7 +79,7 @@ def test_the_colour_mode_is_the_render_over_the_background():
 
 def test_normals_of_a_sphere_point_away_from_its_centre():
     render, camera = sphere_render()
-    normals = content.normals(render, camera)[0]
+    normals = geometry.normals(render, camera)[0]
     assert normals[32, 32] @ torch.tensor([1.0, 0.0, 0.0]) > 0.99, "the middle faces the camera at +x"
     assert normals[32, 40, 1] > 0.2 and normals[32, 24, 1] < -0.2, "right is +y"
     assert normals[24, 32, 2] > 0.2 and normals[40, 32, 2] < -0.2, "up is +z"

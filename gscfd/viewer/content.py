@@ -14,6 +14,7 @@ from viser import transforms
 from gscfd.cameras import camera_to_world
 from gscfd.export.transform import with_degree
 from gscfd.gaussians import SH_C0, Gaussians
+from gscfd.geometry import normals
 from gscfd.types import Cameras, Render
 from gscfd.viewer.snapshot import Point, Snapshot
 
@@ -130,16 +131,6 @@ def shades(render: Render) -> Tensor:
         return torch.ones_like(render.depth)
     near, far = surface.min(), surface.max()
     return 0.95 - 0.8 * ((render.depth - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
-
-
-def normals(render: Render, cameras: Cameras) -> Tensor:
-    """[V, H, W, 3] unit normals in the world, towards the camera: of the surface of the expected depth."""
-    rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
-    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1)
-    rays = torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(cameras.Ks))
-    down, right = torch.gradient(rays * render.depth, dim=(1, 2))
-    facing = F.normalize(torch.linalg.cross(down, right, dim=-1), dim=-1)
-    return torch.einsum("vhwi,vij->vhwj", facing, cameras.viewmats[:, :3, :3])
 
 
 def noise_colours(noise: Tensor) -> Tensor:
