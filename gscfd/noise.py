@@ -51,6 +51,7 @@ class NoiseField:
         span: int = 4096,
         opacity_threshold: float = 0.5,
         normal_radius: int = 1,
+        smoothing: int = 2,
         theta: float = 180.0,
     ) -> None:
         """A field of latents with `channels` x `height` x `width`.
@@ -62,10 +63,11 @@ class NoiseField:
         depth: which of the render's depths is the surface, "expected" or "median". On rendered Gaussians the expected
         depth makes views agree better (docs/noise.md): the median is the depth of a splat's centre, constant per splat.
         footprint: size of a latent pixel on the object, world units; 2 / height by default: the unit ball fills the
-        latents. Cells have the pitch footprint / 4 and the depth 4 footprint. span: expected number of steps; it
+        latents. Cells have the pitch footprint / 4 and the depth 8 footprint. span: expected number of steps; it
         belongs to the seed (another span, other noise) and sets the cost: about 2 + log2(span) draws per cell, and one
         more for every further span. opacity_threshold: in [0, 1); samples at or below it show no surface.
-        normal_radius: render samples on each side that take part in a normal. theta: in (0, 360], degrees of camera
+        normal_radius: render samples on each side that take part in a normal. smoothing: rounds of smoothing of the
+        depth before that; planes stay as they are. theta: in (0, 360], degrees of camera
         azimuth after which `world_map` has moved by one latent width (FSD's Theta).
 
         Raises ValueError for a value out of range.
@@ -81,12 +83,13 @@ class NoiseField:
         _check(span >= 1, "span", "at least 1 step", span)
         _check(0 <= opacity_threshold < 1, "opacity_threshold", "a number in [0, 1)", opacity_threshold)
         _check(normal_radius >= 1, "normal_radius", "at least 1 sample", normal_radius)
+        _check(smoothing >= 0, "smoothing", "at least 0 rounds", smoothing)
         _check(0 < theta <= 360, "theta", "degrees in (0, 360]", theta)
         self.seed, self.channels, self.height, self.width = seed, channels, height, width
         self.gammas, self.beta, self.background, self.span = gammas, beta, background, span
         self.depth, self.theta = depth, theta
         self.footprint = 2 / height if footprint is None else footprint
-        self.opacity_threshold, self.normal_radius = opacity_threshold, normal_radius
+        self.opacity_threshold, self.normal_radius, self.smoothing = opacity_threshold, normal_radius, smoothing
         rates = [-0.5 * math.log(max(1 - g, 1e-300)) for g in gammas]
         self._last_rate, self._clock = rates[-1], list(accumulate(rates, initial=0.0))
 
@@ -105,6 +108,7 @@ class NoiseField:
             "span": self.span,
             "opacity_threshold": self.opacity_threshold,
             "normal_radius": self.normal_radius,
+            "smoothing": self.smoothing,
             "theta": self.theta,
         }
 
@@ -262,14 +266,15 @@ def surface_parts(field: NoiseField, cameras: Cameras, render: Render, step: int
 
 
 def grid(field: NoiseField) -> cpu.Grid:
-    """Cells and latent pixels of a field: pitch footprint / 4, depth 4 footprint."""
+    """Cells and latent pixels of a field: pitch footprint / 4, depth 8 footprint."""
     return cpu.Grid(
         height=field.height,
         width=field.width,
         pitch=field.footprint / 4,
-        layer_depth=4 * field.footprint,
+        layer_depth=8 * field.footprint,
         opacity_threshold=field.opacity_threshold,
         normal_radius=field.normal_radius,
+        smoothing=field.smoothing,
     )
 
 
@@ -353,6 +358,7 @@ def _direction(field: NoiseField, cameras: Cameras, step: int) -> Tensor:
     viewmats[:, :3, 3] = 0
     cells = grid(field)
     cells.pitch, cells.layer_depth = 2 * _DIRECTION_TANGENT / field.height / 4, 4.0
+    cells.smoothing = 0  # its edges are sharp
     cells.cells_per_pixel = 48  # all pixels are covered
     cube = kernels(device).surface(
         cells,

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gscfd import noise
 from gscfd.cameras import orbit
@@ -50,24 +49,25 @@ class Way:
     normal_radius: int = 1
     pitch: float = 1 / 4
     """In footprints."""
-    layer: float = 4.0
+    layer: float = 8.0
     """Depth of a layer in footprints."""
-    smooth: int = 0
-    """Times that the depth is averaged over its 3 x 3 neighbours on the same surface first."""
+    smoothing: int = 2
+    """Rounds of smoothing of the depth."""
 
 
 WAYS = {
-    "expected, 3 x 3": Way(),
-    "expected, 5 x 5": Way(normal_radius=2),
-    "median, 3 x 3": Way(depth="median"),
-    "median, 5 x 5": Way(depth="median", normal_radius=2),
-    "expected, smoothed once": Way(smooth=1),
-    "expected, smoothed 3 times": Way(smooth=3),
-    "expected, smoothed 8 times": Way(smooth=8),
+    "default": Way(),
+    "not smoothed": Way(smoothing=0),
+    "1 round": Way(smoothing=1),
+    "4 rounds": Way(smoothing=4),
+    "median": Way(depth="median"),
+    "median, not smoothed": Way(depth="median", smoothing=0),
+    "normals of 5 x 5": Way(normal_radius=2),
     "pitch 1/3": Way(pitch=1 / 3),
     "pitch 1/6": Way(pitch=1 / 6),
-    "layers of 2": Way(layer=2.0),
-    "layers of 8": Way(layer=8.0),
+    "layers of 4": Way(layer=4.0),
+    "layers of 16": Way(layer=16.0),
+    "not smoothed, layers of 4": Way(smoothing=0, layer=4.0),
 }
 
 
@@ -75,18 +75,6 @@ def views(size: int) -> Cameras:
     azimuth = torch.tensor(AZIMUTHS)
     ones = torch.ones_like(azimuth)
     return orbit(azimuth, 15 * ones, ones / math.sin(math.radians(20)), 40 * ones, size, size)
-
-
-def smoothed(depth: Tensor, opacity: Tensor, threshold: float, step: float, times: int) -> Tensor:
-    """[V, H, W, 1]: each sample of the surface becomes the mean of those of its 3 x 3 neighbours that show the surface
-    within `step` of it."""
-    for _ in range(times):
-        windows = [torch.nn.functional.unfold(x.permute(0, 3, 1, 2), 3, padding=1) for x in (depth, opacity)]
-        around, shown = (w.unflatten(2, depth.shape[1:3]).permute(0, 2, 3, 1) for w in windows)
-        near = (shown > threshold) & ((around - depth).abs() < step)
-        mean = (around * near).sum(-1, keepdim=True) / near.sum(-1, keepdim=True).clamp_min(1)
-        depth = torch.where(opacity > threshold, mean, depth)
-    return depth
 
 
 @dataclass
@@ -101,11 +89,9 @@ class Agreement:
 
 def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreement:
     """Mean over both directions of turning."""
-    cameras, field = views(size), NoiseField(0, 1, latent, latent, depth=way.depth, normal_radius=way.normal_radius)
+    surface = {"depth": way.depth, "normal_radius": way.normal_radius, "smoothing": way.smoothing}
+    cameras, field = views(size), NoiseField(0, 1, latent, latent, **surface)
     render = gaussians.render(cameras)
-    if way.smooth:
-        depth = smoothed(render.depth, render.opacity, field.opacity_threshold, field.footprint, way.smooth)
-        render = Render(render.rgb, depth, render.opacity)
     cells = replace(noise.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
     depth, opacity = noise.surface_images(field, cameras, render)
     parts = cpu.surface(

@@ -25,6 +25,7 @@ def assert_as_oracle(field: NoiseField, cameras: Cameras, render: Render, *, rad
             "pitch": float(np.float32(grid.pitch)),
             "layer_depth": float(np.float32(grid.layer_depth)),
             "normal_radius": field.normal_radius,
+            "smoothing": field.smoothing,
         }
         latent = (field.height, field.width)
         if radial:

@@ -199,6 +199,36 @@ def test_near_views_agree(name: str, at_10: float, at_60: float, far: float) -> 
     assert max(far_e) <= far
 
 
+def test_smoothing_makes_views_of_a_rough_surface_agree() -> None:
+    cameras, render = scene("figure", 20, 30)
+    wrong = 0.01 * torch.randn(render.depth.shape, generator=torch.Generator().manual_seed(0))
+    e = {}
+    for name, error in (("clean", 0), ("rough", wrong)):
+        seen = Render(render.rgb, render.depth * (1 + error), render.opacity)
+        for rounds in (0, 2):
+            e[name, rounds] = consistency(*owner_views(NoiseField(0, 1, 64, 64, smoothing=rounds), cameras, seen))
+    print(f"E at 10 degrees: {e}")
+    assert e["rough", 2] > 1.5 * e["rough", 0]
+    assert e["clean", 2] == pytest.approx(e["clean", 0], rel=0.01)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_smoothing_leaves_planes_as_they_are_up_to_their_edges(size: int) -> None:
+    def kept(cameras: Cameras, render: Render) -> float:
+        fields = (NoiseField(0, 1, size, size, smoothing=rounds) for rounds in (0, 2))
+        cells = [owner_views(field, cameras, render)[0].cells for field in fields]
+        return len(np.intersect1d(*cells)) / max(map(len, cells))
+
+    cameras = views(20, size=128)
+    x = (torch.arange(128) - 63.5) / cameras.Ks[0, 0, 0]
+    depth = 1 / (0.35 + 0.3 * x[:, None] - 0.2 * x)
+    depth[40:60, 50:90] = 0
+    depth[:, :9] = 0
+    image = depth[None, ..., None]
+    assert kept(cameras, Render(image.expand(-1, -1, -1, 3), image, (image > 0).to(image.dtype))) > 0.99
+    assert kept(*scene("torus", 20, size=128)) < 0.97, "the control: curved"
+
+
 def test_opposite_and_mirrored_views_of_a_sphere_share_nothing() -> None:
     cameras = orbit(
         torch.tensor([30.0, 210.0, -30.0, 150.0, 30.0]).double(),
@@ -423,6 +453,8 @@ def test_core_agrees_with_the_oracle(name: str) -> None:
 def test_core_agrees_with_the_oracle_at_one_sample_per_pixel_and_wide_normals() -> None:
     assert_as_oracle(NoiseField(1, 4, 64, 64), *scene("figure", 23, 141, size=64))
     assert_as_oracle(NoiseField(1, 4, 32, 32, normal_radius=2), *scene("torus", 23, 141, size=64))
+    assert_as_oracle(NoiseField(1, 4, 8, 8, normal_radius=2, smoothing=3), *scene("figure", 23, 141, size=64))
+    assert_as_oracle(NoiseField(1, 4, 32, 32, smoothing=0), *scene("wing", 23, 141, size=64))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -470,7 +502,7 @@ def test_counter_based_words_are_philox() -> None:
         ("background", "black"),
         ("depth", "mode"),
     ]
-    + [("footprint", 0.0), ("span", 0), ("opacity_threshold", 1.0), ("normal_radius", 0)],
+    + [("footprint", 0.0), ("span", 0), ("opacity_threshold", 1.0), ("normal_radius", 0), ("smoothing", -1)],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
     arguments = {"seed": 0, "channels": 4, "height": 8, "width": 8, name: value}

@@ -242,7 +242,7 @@ def test_a_view_with_too_small_a_table_is_background_once_and_says_so(
 def test_a_race_is_found_out(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_tables", {})
     device = Device(emulate(tmp_path, flag), monkeypatch)
-    cameras, render = scene("wing", 80, size=64)
+    cameras, render = scene("torus", 20, 80, 200, size=64)
     field = NoiseField(0, 4, 16, 16)
     first = device(noise.surface, field, cameras, render, 0)
     assert any(not torch.equal(first, device(noise.surface, field, cameras, render, 0)) for _ in range(5))

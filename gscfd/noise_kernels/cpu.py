@@ -26,6 +26,7 @@ class _Geometry(ctypes.Structure):
         ("opacity_threshold", ctypes.c_float),
         ("near", ctypes.c_float),
         ("normal_radius", ctypes.c_int32),
+        ("smoothing", ctypes.c_int32),
     ]
 
 
@@ -47,6 +48,8 @@ class Grid:
     """Samples at or before this depth are rejected, world units."""
     normal_radius: int = 1
     """Samples on each side of the centre that take part in its normal."""
+    smoothing: int = 0
+    """Rounds of smoothing of the depth."""
     radial: int = 0
     """0: cells stand in columns along the axes (`surface`). Else cells are squares of the radial map, this many along
     each side of its two squares (`radial`)."""
@@ -228,6 +231,7 @@ def geometry_of(grid: Grid, depth: Tensor) -> _Geometry:
         grid.opacity_threshold,
         grid.near,
         grid.normal_radius,
+        grid.smoothing,
     )
 
 

@@ -47,13 +47,15 @@ def surface_owners(
     opacity_threshold: float = 0.5,
     near: float = 0.01,
     normal_radius: int = 1,
+    smoothing: int = 0,
 ) -> Owners:
     """Owner map of one view.
 
     depth, opacity: [H, W]; viewmat: [4, 4] world-to-camera; K: [3, 3] in pixels; latent: (h, w);
-    pitch, layer_depth, near: world units; normal_radius: samples on each side in the normal fit.
+    pitch, layer_depth, near: world units; normal_radius: samples on each side in the normal fit;
+    smoothing: rounds of smoothing of the depth.
     """
-    samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius)
+    samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius, smoothing, pitch)
     z, normal, point, rotation = samples.z, samples.normal, samples.point, samples.rotation
 
     axis = np.abs(normal).argmax(1)
@@ -94,9 +96,10 @@ def radial_owners(
     opacity_threshold: float = 0.5,
     near: float = 0.01,
     normal_radius: int = 1,
+    smoothing: int = 0,
 ) -> Owners:
     """Owner map of one view for radial noise. cells: along each side of the map's two squares; else as above."""
-    samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius)
+    samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius, smoothing, pitch)
     radius = np.linalg.norm(samples.point, axis=1)
     offset = (samples.normal * samples.point).sum(1)
     claims = _Claims()
@@ -200,13 +203,15 @@ def _samples(
     opacity_threshold: float,
     near: float,
     normal_radius: int,
+    smoothing: int,
+    pitch: float,
 ) -> _Samples:
     height, width = depth.shape
     h, w = latent
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     rotation = viewmat[:3, :3]
     covered = (opacity > opacity_threshold) & (depth > near) & np.isfinite(depth)
-    z_image = np.where(covered, depth, 0.0)
+    z_image = _smoothed(np.where(covered, depth, 0.0), latent, smoothing, 8 * pitch)
     rows, columns = np.nonzero(covered)
     slope_x, slope_y = (s[rows, columns] for s in _inverse_depth_slopes(z_image, fx, fy, normal_radius))
     z = z_image[rows, columns]
@@ -269,6 +274,23 @@ def _unsquare(u: Floats, v: Floats, side: int) -> Floats:
     )
     polar = 2 * np.arcsin(radius / np.sqrt(2))
     return np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), side * np.cos(polar)], -1)
+
+
+def _smoothed(z: Floats, latent: tuple[int, int], rounds: int, reach: float) -> Floats:
+    """[H, W] depth, 0 where there is none; 1/z is averaged over pairs of opposite neighbours within `reach` of it."""
+    ratio = min(z.shape[0] / latent[0], z.shape[1] / latent[1])
+    spacings = [2**i for i in range(20) if 2 ** (i + 1) <= ratio][::-1]
+    for spacing in spacings * rounds:
+        total, count = 1 / np.where(z > 0, z, np.inf), np.ones_like(z)
+        padded = np.pad(z, spacing)
+        for direction in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            a, b = (np.roll(padded, np.multiply(sign * spacing, direction), (0, 1)) for sign in (1, -1))
+            a, b = (image[spacing:-spacing, spacing:-spacing] for image in (a, b))
+            both = (z > 0) & (a > 0) & (b > 0) & (np.abs(a - z) < reach) & (np.abs(b - z) < reach)
+            total += np.where(both, 1 / np.where(both, a, 1) + 1 / np.where(both, b, 1), 0)
+            count += 2 * both
+        z = np.where(z > 0, count / np.where(z > 0, total, 1), 0.0)
+    return z
 
 
 def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple[Floats, Floats]:

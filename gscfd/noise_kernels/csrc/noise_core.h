@@ -1,5 +1,5 @@
-// The arithmetic of surface noise, one source for C++ and CUDA: cell keys, normals of the depth image, column
-// enumeration, claims, and counter-based random numbers. The algorithm is stated in docs/noise.md.
+// The arithmetic of surface noise, one source for C++ and CUDA: smoothing and normals of the depth image, cell keys,
+// column enumeration, claims, and counter-based random numbers. The algorithm is stated in docs/noise.md.
 //
 // Plain functions over plain structs. Decisions that must agree between devices (which column, which layer, which
 // pixel) are made from offsets to the sample, which float32 holds to 1e-6 pixel; only the sample's position is double.
@@ -28,6 +28,7 @@ namespace noise {
 constexpr int kHalfBox = 8;                // columns searched on each side of a sample
 constexpr float kMaxTangent = 9.94987437f;  // sqrt(99): steeper tangent planes are tilted to an incidence cosine of .1
 constexpr float kRidge = 1e-3f;            // of the normal fit, in squared samples
+constexpr float kReach = 8;                // pitches in depth over which the depth is smoothed
 constexpr double kMaxColumn = (1 << 20) - 32;
 constexpr double kMaxLayer = (1 << 18) - 32;
 constexpr uint64_t kNoKey = ~uint64_t(0);
@@ -36,7 +37,7 @@ constexpr uint64_t kNoKey = ~uint64_t(0);
 struct Geometry {
     int32_t render_width, render_height, latent_width, latent_height;
     float pitch, layer_depth, opacity_threshold, near_plane;
-    int32_t normal_radius;
+    int32_t normal_radius, smoothing;
 };
 
 struct Camera {
@@ -80,6 +81,46 @@ GSCFD_HD int latent_index(int index, int render_size, int latent_size) {
 // The first render row (or column) of a latent row (or column).
 GSCFD_HD int first_render_index(int latent, int render_size, int latent_size) {
     return int((2 * int64_t(latent) * render_size + latent_size - 1) / (2 * int64_t(latent_size)));
+}
+
+// ---- Smoothing ------------------------------------------------------------------------------------------------------
+
+// The distance, in samples, of the neighbours in a round's first pass: at most half a latent pixel. Each further pass
+// halves it, down to 1. 0: the samples are too coarse to be smoothed.
+GSCFD_HD int first_spacing(const Geometry& g) {
+    if (g.smoothing == 0) return 0;
+    int spacing = 0;
+    for (int next = 1; 2 * next * g.latent_width <= g.render_width && 2 * next * g.latent_height <= g.render_height;) {
+        spacing = next;
+        next *= 2;
+    }
+    return spacing;
+}
+
+// The zeros around the masked image, so that neighbours need no test.
+GSCFD_HD int margin(const Geometry& g) {
+    const int spacing = first_spacing(g);
+    return g.normal_radius > spacing ? g.normal_radius : spacing;
+}
+
+// Adds two opposite neighbours (1 / depth; 0: none) if both lie on the surface of the sample: |z0 - z| < reach.
+GSCFD_HD void add_pair(float inverse0, float a, float b, float reach, float& sum, float& count) {
+    const float limit = reach * inverse0;
+    const bool near = (fabsf(a - inverse0) < limit * a) & (fabsf(b - inverse0) < limit * b);
+    sum += near ? a + b : 0.0f;
+    count += near ? 2.0f : 0.0f;
+}
+
+// The mean of 1 / depth over a sample and its pairs of opposite neighbours. On a plane 1 / z is linear in the image, so
+// whole pairs leave it as it is, up to its edges. 0 stays 0.
+GSCFD_HD float smoothed(const float* centre, int64_t stride, int spacing, float reach) {
+    const int64_t down = spacing * stride;
+    float sum = centre[0], count = 1;
+    add_pair(centre[0], centre[-spacing], centre[spacing], reach, sum, count);
+    add_pair(centre[0], centre[-down], centre[down], reach, sum, count);
+    add_pair(centre[0], centre[-down - spacing], centre[down + spacing], reach, sum, count);
+    add_pair(centre[0], centre[-down + spacing], centre[down - spacing], reach, sum, count);
+    return sum / count;
 }
 
 // ---- Tangent planes -------------------------------------------------------------------------------------------------

@@ -65,10 +65,9 @@ class OwnerMap {
     // radial: as in enumerate_row.
     OwnerMap(const Geometry& geometry, int radial, int threads)
         : g_(geometry), radial_(radial), threads_(threads), rows_(geometry.latent_height) {
-        stride_ = g_.render_width + 2 * g_.normal_radius;
-        const size_t size = size_t(stride_) * (g_.render_height + 2 * g_.normal_radius);
-        depth_.assign(size, 0.0f);
-        inverse_.assign(size, 0.0f);
+        stride_ = g_.render_width + 2 * margin(g_);
+        const size_t size = size_t(stride_) * (g_.render_height + 2 * margin(g_));
+        for (std::vector<float>* image : {&depth_, &inverse_, &smoothed_}) image->assign(size, 0.0f);
         covered_.resize(size_t(g_.latent_height) * g_.latent_width);
     }
     ~OwnerMap() {
@@ -79,10 +78,11 @@ class OwnerMap {
 
     void build(const float* depth, const float* opacity, const float* viewmat, const float* K) {
         const Camera camera = make_camera(viewmat, K);
-        const MaskedDepth masked{depth_.data(), inverse_.data(), stride_};
-        parallel_for(threads_, g_.render_height, 64, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) GSCFD_DISPATCH(mask_row, g_, int(row), depth, opacity, masked);
+        for_render_rows([&](int row) {
+            GSCFD_DISPATCH(mask_row, g_, row, depth, opacity, MaskedDepth{depth_.data(), inverse_.data(), stride_});
         });
+        if (first_spacing(g_)) smooth();
+        const MaskedDepth masked{depth_.data(), inverse_.data(), stride_};
         std::atomic<bool> complete{true};
         parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; row++) {
@@ -129,10 +129,31 @@ class OwnerMap {
     int64_t candidates(int row) const { return rows_[row].size; }
 
   private:
+    template <typename Visit>
+    void for_render_rows(Visit&& visit) const {
+        parallel_for(threads_, g_.render_height, 64, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) visit(int(row));
+        });
+    }
+
+    void smooth() {
+        for (int round = 0; round < g_.smoothing; round++) {
+            for (int spacing = first_spacing(g_); spacing > 0; spacing /= 2) {
+                for_render_rows([&](int row) {
+                    GSCFD_DISPATCH(smooth_row, g_, row, spacing, inverse_.data(), smoothed_.data(), stride_);
+                });
+                inverse_.swap(smoothed_);
+            }
+        }
+        for_render_rows([&](int row) {
+            GSCFD_DISPATCH(invert_row, g_, row, MaskedDepth{depth_.data(), inverse_.data(), stride_});
+        });
+    }
+
     Geometry g_;
     int radial_, threads_;
     int64_t stride_;
-    std::vector<float> depth_, inverse_;
+    std::vector<float> depth_, inverse_, smoothed_;
     std::vector<int32_t> covered_;
     std::vector<Candidates> rows_;
     ClaimTable table_;

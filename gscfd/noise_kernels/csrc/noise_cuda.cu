@@ -33,11 +33,14 @@ struct alignas(16) Slot {
 // The caller's scratch memory, and numbers that all threads need.
 struct Scratch {
     double inverse_pitch, inverse_layer;
+    int32_t margin, first_spacing;
+    int64_t padded;              // samples of a view with its margin
     Camera* cameras;             // [views]
     unsigned long long* needed;  // [views] candidates found; the view has too small a table where > capacity
     int32_t* row_starts;         // [latent_height + 1] first render row of each latent row
     int32_t* column_starts;      // [latent_width + 1]
-    float2* samples;  // [views][render_height + 2 radius][render_width + 2 radius] depth and 1 / depth, 0: no surface
+    float2* samples;  // [views][render_height + 2 margin][render_width + 2 margin] depth and 1 / depth, 0: no surface
+    float* inverse[2];  // of the samples' shape, 1 / depth while it is smoothed
     uint2* segments;  // [views][latent pixels][chunks] first candidate; covered samples << 16 | candidates
     uint2* candidates;  // [views][capacity] slot, render sample
     Slot* table;        // [views][slots]
@@ -68,6 +71,9 @@ Draws some_draws(uint64_t seed, uint32_t stream, const uint32_t* node, const flo
 int64_t divide_scratch(const Geometry& g, int64_t views, int64_t slots, char* base, Scratch& s) {
     s.inverse_pitch = 1 / double(g.pitch);
     s.inverse_layer = 1 / double(g.layer_depth);
+    s.margin = margin(g);
+    s.first_spacing = first_spacing(g);
+    s.padded = int64_t(g.render_width + 2 * s.margin) * (g.render_height + 2 * s.margin);
     int64_t size = 0;
     auto take = [&](auto*& pointer, int64_t count) {
         pointer = reinterpret_cast<decltype(+pointer)>(base + size);
@@ -83,7 +89,8 @@ int64_t divide_scratch(const Geometry& g, int64_t views, int64_t slots, char* ba
     take(s.needed, views);
     take(s.row_starts, g.latent_height + 1);
     take(s.column_starts, g.latent_width + 1);
-    take(s.samples, views * (g.render_height + 2 * g.normal_radius) * (g.render_width + 2 * g.normal_radius));
+    take(s.samples, views * s.padded);
+    for (float*& inverse : s.inverse) take(inverse, s.first_spacing ? views * s.padded : 0);
     take(s.segments, views * pixels * s.chunks);
     take(s.candidates, views * s.capacity);
     take(s.table, views * slots);
@@ -98,16 +105,20 @@ __global__ void __launch_bounds__(kThreads)
                    const float* __restrict__ opacity, const float* __restrict__ viewmats,
                    const float* __restrict__ Ks) {
     const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-    const int radius = g.normal_radius, width = g.render_width + 2 * radius, height = g.render_height + 2 * radius;
-    if (i < int64_t(width) * height) {
-        const int y = int(i) / width - radius, x = int(i) % width - radius;
+    const int width = g.render_width + 2 * s.margin;
+    if (i < s.padded) {
+        const int y = int(i) / width - s.margin, x = int(i) % width - s.margin;
         float2 sample = make_float2(0, 0);
         if (x >= 0 && x < g.render_width && y >= 0 && y < g.render_height) {
             const int64_t source = (view * g.render_height + y) * g.render_width + x;
             const float z = depth[source];
             if (covers(g, z, opacity[source])) sample = make_float2(z, 1 / z);
         }
-        s.samples[view * width * height + i] = sample;
+        s.samples[view * s.padded + i] = sample;
+        if (s.first_spacing) {
+            s.inverse[0][view * s.padded + i] = sample.y;
+            s.inverse[1][view * s.padded + i] = 0;
+        }
     }
     if (i < s.slots) {
         s.table[view * s.slots + i] = Slot{kNoKey, kNoKey};
@@ -121,6 +132,25 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (view == 0 && i <= g.latent_width) {
         s.column_starts[i] = first_render_index(int(i), g.render_width, g.latent_width);
+    }
+}
+
+// ---- Smooth ---------------------------------------------------------------------------------------------------------
+
+// One pass, from s.inverse[source] into the other image, or, in the last one, into the samples. Threads: samples x views.
+__global__ void __launch_bounds__(kThreads)
+    smooth_kernel(const Geometry g, const Scratch s, int spacing, int source, bool last) {
+    const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (i >= int64_t(g.render_width) * g.render_height) return;
+    const int stride = g.render_width + 2 * s.margin;
+    const int64_t row = i / g.render_width + s.margin, column = i % g.render_width + s.margin;
+    const int64_t at = view * s.padded + row * stride + column;
+    if (!(s.inverse[source][at] > 0)) return;
+    const float inverse = smoothed(s.inverse[source] + at, stride, spacing, kReach * g.pitch);
+    if (last) {
+        s.samples[at] = make_float2(1 / inverse, inverse);
+    } else {
+        s.inverse[1 - source][at] = inverse;
     }
 }
 
@@ -236,13 +266,12 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     const int columns = s.column_starts[latent_column + 1] - first_column;
 
     const int index = 32 * chunk + lane;
-    const int stride = g.render_width + 2 * g.normal_radius;
+    const int stride = g.render_width + 2 * s.margin;
     const float2* centre = nullptr;
     int row = 0, column = 0;
     if (index < rows * columns) {
         row = first_row + index / columns, column = first_column + index % columns;
-        const int64_t padded_row = view * (g.render_height + 2 * g.normal_radius) + row + g.normal_radius;
-        centre = s.samples + padded_row * stride + column + g.normal_radius;
+        centre = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
     }
     const bool covered = centre != nullptr && centre->x > 0;
     const unsigned all_covered = __ballot_sync(kAllLanes, covered);
@@ -457,10 +486,16 @@ GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float*
     Scratch s;
     divide_scratch(g, views, slots, static_cast<char*>(scratch), s);
     const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
-    const int64_t padded = int64_t(g.render_width + 2 * g.normal_radius) * (g.render_height + 2 * g.normal_radius);
-    const int64_t items = larger(larger(padded, slots), larger(g.latent_width, g.latent_height) + 1);
+    const int64_t items = larger(larger(s.padded, slots), larger(g.latent_width, g.latent_height) + 1);
     const dim3 prepare(blocks_of(items, kThreads), views);
     GSCFD_LAUNCH(prepare_kernel, prepare, kThreads, stream, g, s, depth, opacity, viewmats, Ks);
+    const dim3 smooth(blocks_of(int64_t(g.render_width) * g.render_height, kThreads), views);
+    for (int round = 0, source = 0; round < g.smoothing; round++) {
+        for (int spacing = s.first_spacing; spacing > 0; spacing /= 2, source = 1 - source) {
+            const bool last = round == g.smoothing - 1 && spacing == 1;
+            GSCFD_LAUNCH(smooth_kernel, smooth, kThreads, stream, g, s, spacing, source, last);
+        }
+    }
     const dim3 enumerate(blocks_of(pixels * s.chunks, kWarps), views);
     GSCFD_LAUNCH(enumerate_kernel, enumerate, kThreads, stream, g, s);
     const dim3 gather(blocks_of(pixels, kWarps), views, blocks_of(channels, 4));

@@ -7,7 +7,7 @@
 namespace gscfd {
 namespace noise {
 
-// One view's depth where it is covered, else 0, and its reciprocal, with a border of normal_radius zeros.
+// One view's depth where it is covered, else 0, and its reciprocal, with a border of margin(geometry) zeros.
 struct MaskedDepth {
     float *depth, *inverse;
     int64_t stride;  // samples from row to row
@@ -42,6 +42,13 @@ struct Draws {
 GSCFD_DECLARE(void, mask_row,
               (const gscfd::noise::Geometry&, int row, const float* depth, const float* opacity,
                gscfd::noise::MaskedDepth))
+
+// Smooths 1 / depth of one row of the image from `inverse` into `out`, images as those of MaskedDepth.
+GSCFD_DECLARE(void, smooth_row,
+              (const gscfd::noise::Geometry&, int row, int spacing, const float* inverse, float* out, int64_t stride))
+
+// Fills one row of masked.depth from masked.inverse.
+GSCFD_DECLARE(void, invert_row, (const gscfd::noise::Geometry&, int row, gscfd::noise::MaskedDepth))
 
 // Appends the candidates of a latent row; covered[latent_width] counts its covered samples. False: out of memory.
 // radial: 0 for cells in columns along the axes; else the cells along each side of the radial map.

@@ -26,6 +26,9 @@ struct Block {
     float within_u[kBlock], within_v[kBlock];
 };
 
+// Where a row of the image starts in an image with a margin.
+int64_t row_start(const Geometry& g, int row, int64_t stride) { return (row + margin(g)) * stride + margin(g); }
+
 void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride,
                 int size, Block& b) {
     const SlopeFit none;
@@ -135,12 +138,37 @@ bool emit_radial(const Geometry& g, int cells, const Camera& camera, const Radia
 
 void mask_row(const Geometry& g, int row, const float* depth, const float* opacity, MaskedDepth masked) {
     const int64_t source = int64_t(row) * g.render_width;
-    const int64_t target = (row + g.normal_radius) * masked.stride + g.normal_radius;
+    const int64_t target = row_start(g, row, masked.stride);
     for (int x = 0; x < g.render_width; x++) {
         const float z = depth[source + x];
         const bool covered = covers(g, z, opacity[source + x]);
         masked.depth[target + x] = covered ? z : 0.0f;
         masked.inverse[target + x] = covered ? 1 / z : 0.0f;
+    }
+}
+
+void smooth_row(const Geometry& g, int row, int spacing, const float* inverse, float* out, int64_t stride) {
+    const int64_t start = row_start(g, row, stride);
+    const float reach = kReach * g.pitch;
+    for (int first = 0; first < g.render_width; first += kBlock) {
+        const int size = g.render_width - first < kBlock ? g.render_width - first : kBlock;
+        const float* source = inverse + start + first;
+        float* target = out + start + first;
+        bool any = false;
+        for (int i = 0; i < size; i++) any |= source[i] > 0;
+        if (any) {
+            for (int i = 0; i < size; i++) target[i] = smoothed(source + i, stride, spacing, reach);
+        } else {
+            for (int i = 0; i < size; i++) target[i] = 0;
+        }
+    }
+}
+
+void invert_row(const Geometry& g, int row, MaskedDepth masked) {
+    const int64_t start = row_start(g, row, masked.stride);
+    for (int x = 0; x < g.render_width; x++) {
+        const float inverse = masked.inverse[start + x];
+        masked.depth[start + x] = inverse > 0 ? 1 / inverse : 0.0f;
     }
 }
 
@@ -154,7 +182,7 @@ bool enumerate_row(const Geometry& g, int radial, const Camera& camera, MaskedDe
         const double y = (row + 0.5 - camera.cy) * camera.inverse_fy;
         for (int first = 0; first < g.render_width; first += kBlock) {
             const int size = g.render_width - first < kBlock ? g.render_width - first : kBlock;
-            const int64_t start = (row + g.normal_radius) * masked.stride + g.normal_radius + first;
+            const int64_t start = row_start(g, row, masked.stride) + first;
             bool any = false;
             for (int i = 0; i < size; i++) {
                 const float z = masked.depth[start + i];
