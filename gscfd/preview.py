@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from gscfd.cameras import turntable
@@ -19,7 +18,8 @@ from gscfd.edits import stage_prompt
 from gscfd.errors import UserError
 from gscfd.export.turntable import write_contact_sheet
 from gscfd.runs import default_folder
-from gscfd.teachers import Teacher, load_teacher
+from gscfd.sampling import ddim
+from gscfd.teachers import load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import Flow
@@ -67,40 +67,24 @@ def check_settings(settings: Settings) -> None:
 
 
 def sample(teacher: GuidedTeacher, cameras: Cameras, *, steps: int, generator: torch.Generator) -> Tensor:
-    """[V, 3, H, W] in [0, 1]: the teacher's sample of these views, by DDIM or, for a flow, by Euler steps."""
+    """[V, 3, H, W] in [0, 1]: the teacher's sample of these views, by DDIM, which for a flow are its Euler steps."""
     x = torch.randn(len(cameras), *teacher.latent_shape, generator=generator).to(cameras.viewmats.device)
-    draw = euler if isinstance(teacher.schedule, Flow) else ddim
-    return teacher.decode(draw(teacher, x, cameras, steps))
+    times = shifted_times if isinstance(teacher.schedule, Flow) else trailing_times
+    return teacher.decode(ddim(teacher, x, times(steps, teacher.timesteps), cameras))
 
 
-@torch.no_grad()
-def ddim(teacher: Teacher, x: Tensor, cameras: Cameras, steps: int) -> Tensor:
-    """The clean latents of the noise x [V, C, h, w], by DDIM (Song et al. 2021) on the teacher's own schedule."""
-    squared = np.array([teacher.alpha_sigma(t)[0] ** 2 for t in range(teacher.timesteps)])
-    betas = 1 - squared / np.concatenate([[1.0], squared[:-1]])
-    scheduler = DDIMScheduler(len(betas), trained_betas=betas, clip_sample=False, timestep_spacing="trailing")
-    scheduler.set_timesteps(min(steps, len(betas)))
-    for t in scheduler.timesteps:
-        x = scheduler.step(teacher.predict_eps(x, int(t), cameras), t, x).prev_sample
-    return x
+def trailing_times(steps: int, timesteps: int) -> list[int]:
+    """Of a diffusion: at equal distances, from the last one down (Lin et al. 2023, section 3.3). At most `steps`."""
+    steps = min(steps, timesteps)
+    return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 
-@torch.no_grad()
-def euler(teacher: Teacher, x: Tensor, cameras: Cameras, steps: int) -> Tensor:
-    """The clean latents of the noise x [V, C, h, w], by Euler steps along the flow v = eps - x0.
-
-    The times are the teacher's whole numbers and stay below pure noise, where eps says nothing of v.
-    """
+def shifted_times(steps: int, timesteps: int) -> list[int]:
+    """Of a flow: FLOW_SHIFT closer to noise than at equal distances, and below pure noise, where eps says nothing of
+    x0. At most `steps`."""
     even = np.linspace(1, 1 / steps, steps)
     shifted = FLOW_SHIFT * even / (1 + (FLOW_SHIFT - 1) * even)
-    times = np.unique(np.clip(np.round(shifted * teacher.timesteps), 1, teacher.timesteps - 1).astype(int))[::-1]
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=teacher.timesteps)
-    scheduler.set_timesteps(sigmas=(times / teacher.timesteps).tolist())
-    for t, now in zip(times.tolist(), scheduler.timesteps, strict=True):
-        alpha, _ = teacher.alpha_sigma(t)
-        # eps = x + alpha v, so v = (eps - x) / alpha.
-        x = scheduler.step((teacher.predict_eps(x, t, cameras) - x) / alpha, now, x).prev_sample
-    return x
+    return np.unique(np.clip(np.round(shifted * timesteps), 1, timesteps - 1).astype(int))[::-1].tolist()
 
 
 def chosen_stage(settings: Settings, config: Config) -> tuple[str, StageConfig]:

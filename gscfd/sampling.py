@@ -64,9 +64,12 @@ def clean_flow(
     return z
 
 
-def ddim(teacher: Teacher, noise: Tensor, times: Sequence[int], cameras: Cameras) -> Tensor:
-    """[V, C, h, w] the picture of DDIM with eta = 0, in the noisy variable (Song et al. 2021, Eq. 12)."""
-    x = teacher.alpha_sigma(times[0])[1] * noise
+def ddim(teacher: Teacher, x: Tensor, times: Sequence[int], cameras: Cameras) -> Tensor:
+    """[V, C, h, w] the picture of DDIM with eta = 0, in the noisy variable (Song et al. 2021, Eq. 12); for a flow, of
+    Euler steps along v = eps - x0.
+
+    x: [V, C, h, w] at times[0].
+    """
     for t, later in zip(times, times[1:], strict=False):
         x = ddim_step(teacher, x, teacher.predict_eps(x, t, cameras), t, later)
     alpha, sigma = teacher.alpha_sigma(times[-1])

@@ -4,9 +4,11 @@ import imageio.v3 as iio
 import pytest
 import tiny_teachers as tiny
 import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import TinyTeacher
 
 from gscfd import preview
+from gscfd.sampling import ddim
 from gscfd.teachers.schedules import Diffusion, Flow
 
 
@@ -28,26 +30,60 @@ class Blob:
         return sigma * x_t / ((alpha * self.spread) ** 2 + sigma**2)
 
 
+BETAS = torch.linspace(0.0001, 0.02, 1000)
 CASES = {
-    "ddim": (preview.ddim, Diffusion((1 - torch.linspace(0.0001, 0.02, 1000)).cumprod(0), "epsilon")),
-    "euler": (preview.euler, Flow(1000)),
+    "diffusion": (preview.trailing_times, Blob(Diffusion((1 - BETAS).cumprod(0), "epsilon"))),
+    "flow": (preview.shifted_times, Blob(Flow(1000))),
 }
 
 
+def start():
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_samplers_follow_the_flow_to_the_data(name):
-    draw, schedule = CASES[name]
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    teacher = Blob(schedule)
-    errors = [(draw(teacher, x, None, steps) / x - teacher.spread).abs().max().item() for steps in (1, 20, 200)]
+def test_samples_follow_the_flow_to_the_data(name):
+    times, teacher = CASES[name]
+    x = start()
+    pictures = [ddim(teacher, x, times(steps, 1000), None) for steps in (1, 20, 200)]
+    errors = [(picture / x - teacher.spread).abs().max().item() for picture in pictures]
     assert errors[2] < 0.01
     assert errors[0] > 0.3 and errors[0] > errors[1] > errors[2], "the control: one step gives the mean of the data"
+
+
+def diffusers_sample(name, steps):
+    """By diffusers' own scheduler."""
+    times, teacher = CASES[name]
+    if name == "diffusion":
+        scheduler = DDIMScheduler(trained_betas=BETAS.tolist(), clip_sample=False, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps.tolist() == times(steps, 1000)
+    else:
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(sigmas=[t / 1000 for t in times(steps, 1000)])
+    x = start()
+    for t, now in zip(times(steps, 1000), scheduler.timesteps, strict=True):
+        eps = teacher.predict_eps(x, t, None)
+        alpha, _ = teacher.alpha_sigma(t)
+        x = scheduler.step(eps if name == "diffusion" else (eps - x) / alpha, now, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_are_those_of_diffusers(name):
+    """At step counts that divide the 1000 times: at others, diffusers' DDIM steps miss their next time by rounding."""
+    times, teacher = CASES[name]
+    for steps in (8, 50):
+        expected = diffusers_sample(name, steps)
+        assert (ddim(teacher, start(), times(steps, 1000), None) - expected).abs().max() < 1e-5
+        assert (ddim(teacher, start(), times(steps + 1, 1000), None) - expected).abs().max() > 1e-4, "the control"
 
 
 def test_a_teacher_of_one_picture_gives_that_picture():
     teacher = TinyTeacher()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(preview.ddim(teacher, x, None, 20), teacher.target.expand(2, -1, -1, -1), atol=1e-4)
+    picture = ddim(teacher, x, preview.trailing_times(20, teacher.timesteps), None)
+    assert torch.allclose(picture, teacher.target.expand(2, -1, -1, -1), atol=1e-4)
 
 
 def test_the_toybox_draws_four_views_and_the_seed_decides(tmp_path, capsys):
