@@ -26,7 +26,7 @@ from gscfd.intervals import Estimate
 from gscfd.judges import SCORER, Judges, Scorer
 from gscfd.references import SAMPLER_STEPS, Reference, teacher_reference
 from gscfd.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
-from gscfd.runs import FREE, LAST, Stopped, default_folder, slug
+from gscfd.runs import FREE, Stopped, default_folder, next_config, slug
 from gscfd.scores import METRICS, SHEET_VIEWS, Examined, difference, examine
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
@@ -237,18 +237,16 @@ def run_config(out: Path, size: Size, variant: str, prompt: str, seed: int) -> C
     return replace(merged(base, variants(size.steps)[variant]), prompt=prompt, seed=seed, out=folder)
 
 
-def next_config(config: Config) -> Config | None:
-    """Settings that begin or continue the run; None when it is finished. Raises UserError when the folder holds a run
-    with other settings."""
+def check_kept(config: Config) -> None:
+    """Raise UserError when the folder holds a run with other settings."""
     folder = config.out
     assert folder is not None
     if not (folder / "config.yaml").is_file():
-        return config
+        return
     now, then = flat(plain(config)), flat(plain(load_run(folder)))
     changed = [k for k in now if k.split(".")[0] not in FREE | {"preset"} and now[k] != then.get(k)]
     if changed:
         raise UserError(f"out: {folder} was made with another {', '.join(changed)}; choose another --out")
-    return None if (folder / LAST).exists() else replace(config, out=None, resume=folder)
 
 
 def make_runs(configs: Iterable[Config], teacher: GuidedTeacher) -> list[str]:
@@ -256,6 +254,7 @@ def make_runs(configs: Iterable[Config], teacher: GuidedTeacher) -> list[str]:
     Stopped when the user stops one."""
     failed = []
     for config in configs:
+        check_kept(config)
         todo = next_config(config)
         if todo is None:
             continue

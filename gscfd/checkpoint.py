@@ -56,7 +56,8 @@ class Checkpoints:
         """Write it, then remove the oldest. Raises OSError, and leaves those before as they were."""
         self.folder.mkdir(exist_ok=True)
         number = max(self.numbers(), default=0) + 1
-        tensors = {name: value.cpu().contiguous() for name, value in checkpoint.state.tensors.items()}
+        checkpoint.state.wait()
+        tensors = {name: value.contiguous() for name, value in checkpoint.state.tensors.items()}
         data = safetensors.torch.save(tensors)
         facts = {**vars(checkpoint), "state": checkpoint.state.numbers}
         sums = {"tensors": digest(data), "facts": digest(canonical(facts))}

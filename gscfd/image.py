@@ -17,12 +17,12 @@ from torch import Tensor
 
 from gscfd import sampling
 from gscfd.cameras import turntable
-from gscfd.config import check
+from gscfd.config import Dtype, check
 from gscfd.errors import UserError, exit_code
 from gscfd.export.turntable import write_contact_sheet
 from gscfd.teachers import Prompt, Teacher, load_teacher
 from gscfd.teachers.find import TOYBOX
-from gscfd.train import check_words, choose_device
+from gscfd.train import check_words, choose_device, choose_dtype
 
 GAMMA_OF = {"cfd": 1e-4, "fsd": 0.0, "sds": 1.0}
 """Share of fresh noise per step of the methods that follow the clean flow."""
@@ -58,6 +58,8 @@ class Settings:
     seed: int = 0
     """One seed sets every random draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype = "auto"
+    """Precision of the teacher. auto: float32 on the CPU, bfloat16 on CUDA."""
     overwrite: bool = False
     """Replace the file if it exists."""
 
@@ -108,7 +110,7 @@ def draw_picture(settings: Settings, teacher: Teacher) -> Tensor:
         return draw().to(device)
 
     if settings.method == "ddim":
-        return sampling.ddim(teacher, noise, times, cameras)
+        return sampling.ddim(teacher, teacher.alpha_sigma(times[0])[1] * noise, times, cameras)
     if settings.method == "edm":
         return sampling.edm(teacher, noise, fresh, times, cameras, churn=settings.churn or 0.0)
     gamma = GAMMA_OF[settings.method] if settings.gamma is None else settings.gamma
@@ -120,7 +122,8 @@ def make(settings: Settings) -> None:
     check_settings(settings)
     check_out(settings.out, settings.overwrite)
     check_texts(settings)
-    teacher = load_teacher(settings.teacher, device=choose_device(settings.device))
+    device = choose_device(settings.device)
+    teacher = load_teacher(settings.teacher, device=device, dtype=choose_dtype(settings.dtype, device))
     teacher.set_prompt(
         Prompt(
             text=settings.prompt,

@@ -37,6 +37,23 @@ class Late:
         return self.value.item()
 
 
+class LateNumbers(Mapping[str, float]):
+    """Numbers of the device by name. Reading one waits until the device has come that far."""
+
+    def __init__(self, values: Mapping[str, Tensor]):
+        """values: tensors of one element."""
+        self.numbers = {name: Late(value) for name, value in values.items()}
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.numbers[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
 class Clock(Mapping[str, float]):
     """Splits a step into named parts, and is the seconds of each: of the device, where it is CUDA. Reading waits until
     the device has come that far."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -160,19 +159,21 @@ def win_rate(ours: Tensor, theirs: Tensor) -> float:
     return ((ours > theirs).double() + 0.5 * (ours == theirs).double()).mean().item()
 
 
-def scaled_gradient_variance(optimizer: torch.optim.Adam) -> float:
-    """sqrt(sum(v - m^2) / sum(v)) over all entries of Adam's bias-corrected moments m and v (CFD Eq. 15), in [0, 1].
+def scaled_gradient_variance(optimizer: torch.optim.Adam) -> Tensor:
+    """[] sqrt(sum(v - m^2) / sum(v)) over all entries of Adam's bias-corrected moments m and v (CFD Eq. 15), in [0, 1],
+    in float64 where the moments are; a CUDA device is not waited for.
 
     0: every step the same gradient; 1: the gradients cancel out. m averages over 1 / (1 - beta1) steps only, so that of
-    pure noise sqrt(1 - (1 - beta1) / (1 + beta1)) is seen: .973 for beta1 = .9. NaN before the first step.
+    pure noise sqrt(1 - (1 - beta1) / (1 + beta1)) is seen: .973 for beta1 = .9. NaN before the first step, and where
+    all gradients were 0.
     """
-    spread, total = 0.0, 0.0
+    spread = total = torch.zeros((), dtype=torch.float64)
     for group in optimizer.param_groups:
         beta1, beta2 = group["betas"]
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if "exp_avg" in state:
-                step = float(state["step"])
+                step = state["step"].double()
                 m, v = state["exp_avg"].double() / (1 - beta1**step), state["exp_avg_sq"].double() / (1 - beta2**step)
-                spread, total = spread + (v - m**2).sum().item(), total + v.sum().item()
-    return math.sqrt(max(spread, 0.0) / total) if total > 0 else math.nan
+                spread, total = spread + (v - m**2).sum(), total + v.sum()
+    return (spread.clamp_min(0) / total).sqrt()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
@@ -28,8 +29,9 @@ from gscfd.edits import changes, place, place_of
 from gscfd.errors import UserError, warn
 from gscfd.export import FORMATS
 from gscfd.export.turntable import turntable_frames, write_contact_sheet, write_video
-from gscfd.files import UNFINISHED, atomic_write, lock, remove_unfinished
+from gscfd.files import UNFINISHED, Background, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
+from gscfd.late import LateNumbers
 from gscfd.metrics import scaled_gradient_variance
 from gscfd.stage import StepReport
 from gscfd.start import read_splat
@@ -46,7 +48,7 @@ LAST = "turntable.mp4"
 VARIANCES = ("means", "sh0")
 """The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colours."""
 VARIANCE_EVERY = 10
-"""Steps between two of these records, for which a GPU must be waited for."""
+"""Steps between two of these records."""
 FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
@@ -115,6 +117,22 @@ def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
             f"resume: expected the settings that {config.resume} was started with: {values}; leave these options away, "
             f"or start another run: --preset {config.resume}/config.yaml --out DIR"
         )
+
+
+def next_config(config: Config) -> Config | None:
+    """Settings that begin the run in `config.out`, or continue it where it was stopped; None when it is finished."""
+    folder = config.out
+    assert folder is not None
+    if (folder / LAST).exists():
+        return None
+    if (folder / "config.yaml").is_file():
+        return replace(config, out=None, resume=folder)
+    if folder.is_dir():
+        # Killed before the settings were written. What else is in it is in the way.
+        remove_unfinished(folder)
+        with suppress(OSError):
+            folder.rmdir()
+    return config
 
 
 class Busy(UserError):
@@ -191,6 +209,7 @@ class RunFolder:
         self.config, self.start = config, start
         self.path = folder_of(config)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
+        self.saving = Background("checkpoint")
         self.rows = 0
         self.waiting: dict[str, Any] | None = None
         """The row of the last step. It is written after the next one, when no device has to be waited for."""
@@ -277,13 +296,19 @@ class RunFolder:
         self.stats.truncate(sum(map(len, lines[: self.rows])))
 
     def save(self, report: StepReport) -> None:
-        """Write a checkpoint of the state after this step. Raises OSError; the checkpoints before it stay."""
-        self.write(self.checkpoint(report))
+        """Write a checkpoint of the state after this step, to its end. Raises OSError; the checkpoints before it
+        stay."""
+        self.begin_to_write(self.checkpoint(report))
+        self.saving.wait()
+
+    def begin_to_write(self, checkpoint: Checkpoint) -> None:
+        """Have it written while the run goes on, after the one before it. Raises OSError when that one could not be."""
+        self.saving.start(partial(self.write, checkpoint))
+        self.saved = time.monotonic()
 
     def write(self, checkpoint: Checkpoint) -> None:
         os.fsync(self.stats.fileno())
         self.checkpoints.save(checkpoint)
-        self.saved = time.monotonic()
 
     def checkpoint(self, report: StepReport) -> Checkpoint:
         """The state after this step."""
@@ -301,9 +326,11 @@ class RunFolder:
         self.latest = None
         if self.good is None:
             return
+        self.good.state.wait()
         self.latest = Gaussians(**part(self.good.state.tensors, "now/params/"))
         try:
-            self.write(self.good)
+            self.begin_to_write(self.good)
+            self.saving.wait()
         except OSError as error:
             warn(f"the last good state could not be written: {error.strerror}; what was saved before is still there")
 
@@ -315,6 +342,7 @@ class RunFolder:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+        self.saving.close()
         self.stats.close()
         log.removeHandler(self.handler)
         self.handler.close()
@@ -325,14 +353,15 @@ class RunFolder:
         self.write_row()
         self.waiting = row(report) | self.edits_of(report)
         self.show(report)
+        saving = self.saving.busy()
         if report.trouble or report.step + 1 == report.steps:
             self.write_row()
         if report.trouble:
             warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
         elif report.state.good_step == report.state.step:
             self.good = self.checkpoint(report)
-            if time.monotonic() - self.saved >= self.config.checkpoint.seconds:
-                self.write(self.good)
+            if not saving and time.monotonic() - self.saved >= self.config.checkpoint.seconds:
+                self.begin_to_write(self.good)
 
     def write_row(self) -> None:
         """Write the row of the last step, if it was not yet."""
@@ -360,6 +389,7 @@ class RunFolder:
         """Write the splat and its pictures."""
         if self.bar is not None:
             self.bar.close()
+        self.saving.wait()
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, frames=48, size=256)
         write_contact_sheet(frames[::6], self.path / "turntable.png")
@@ -373,6 +403,10 @@ class RunFolder:
         """Keep what there is; returns what to raise."""
         with suppress(OSError):
             self.write_row()
+        try:
+            self.saving.wait()
+        except OSError as error:
+            warn(f"the last checkpoint could not be written: {error.strerror}; those before it are still there")
         log.error(reason)
         kept = "nothing was made yet"
         if self.latest is not None and len(self.latest):
@@ -384,12 +418,12 @@ class RunFolder:
         return Stopped(f"{reason}; {kept}", code)
 
 
-def variances(report: StepReport) -> dict[str, dict[str, float]]:
-    """What the row of every tenth step says of the gradients; nothing where they are all 0."""
+def variances(report: StepReport) -> dict[str, LateNumbers]:
+    """What the row of every tenth step says of the gradients; NaN where they are all 0."""
     if (report.step + 1) % VARIANCE_EVERY:
         return {}
     found = {name: scaled_gradient_variance(report.state.optimizers[name]) for name in VARIANCES}
-    return {"gradient_variance": {name: round(value, 6) for name, value in found.items() if not math.isnan(value)}}
+    return {"gradient_variance": LateNumbers(found)}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -417,7 +451,7 @@ def row(report: StepReport) -> dict[str, Any]:
 
 
 def arrived(value: Any) -> Any:
-    """What a device had to work out, as JSON's own types."""
+    """What a device had to work out, as JSON's own types, which have no NaN."""
     if isinstance(value, Mapping):
-        return {name: round(seconds, 6) for name, seconds in value.items()}
+        return {name: round(number, 6) for name, number in value.items() if not math.isnan(number)}
     return float(value)

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from gscfd.config import StageConfig
 from gscfd.densify import make_densifier
 from gscfd.gaussians import Gaussians, make_optimizers
+from gscfd.late import event
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,15 @@ class StateDict:
     """A StageState as what a file can hold."""
 
     tensors: dict[str, Tensor]
+    """In main memory; those of a CUDA device are there after `wait`."""
     numbers: dict[str, int]
+    arrival: torch.cuda.Event | None = None
+    """Of the tensors, where a CUDA device copies them."""
+
+    def wait(self) -> None:
+        """Until the tensors are there."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
 
 
 class StageState:
@@ -95,11 +104,14 @@ class StageState:
         self.generator.set_state(tensors["generator"].cpu())
 
     def state_dict(self) -> StateDict:
-        """A copy of the state and, where it is another, of the last good one."""
-        tensors = {f"now/{name}": value.clone() for name, value in self.tensors().items()}
+        """A copy of the state and, where it is another, of the last good one. A CUDA device is not waited for."""
+        # From CUDA without waiting, the copies are in pinned memory.
+        tensors = {f"now/{name}": v.to("cpu", non_blocking=True, copy=True) for name, v in self.tensors().items()}
         if self.good_step != self.step:
-            tensors |= {f"good/{name}": value for name, value in self.good.items()}
-        return StateDict(tensors, {"step": self.step, "rollbacks": self.rollbacks, "good_step": self.good_step})
+            # Never changed, only replaced: on the CPU no copy is needed.
+            tensors |= {f"good/{name}": v.to("cpu", non_blocking=True) for name, v in self.good.items()}
+        numbers = {"step": self.step, "rollbacks": self.rollbacks, "good_step": self.good_step}
+        return StateDict(tensors, numbers, event() if self.gaussians.device.type == "cuda" else None)
 
     def load_state_dict(self, saved: StateDict) -> None:
         """Continue where state_dict() was taken."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gscfd import __version__
 from gscfd.config import Config
 from gscfd.errors import UserError, warn
-from gscfd.files import remove_unfinished
-from gscfd.runs import LAST, Busy, Stopped
+from gscfd.runs import Busy, Stopped, next_config
 from gscfd.teachers.weights import first_line
 from gscfd.train import KeptTeachers, check_folder, choose_device, load_teachers, make_run
 
@@ -48,22 +46,6 @@ class Outcome:
     error: str = ""
     seconds: float = 0.0
     """In the worker."""
-
-
-def next_config(config: Config) -> Config | None:
-    """Settings that begin the run in `config.out`, or continue it where it was stopped; None when it is finished."""
-    folder = config.out
-    assert folder is not None
-    if (folder / LAST).exists():
-        return None
-    if (folder / "config.yaml").is_file():
-        return replace(config, out=None, resume=folder)
-    if folder.is_dir():
-        # Killed before the settings were written. What else is in it, check_folder refuses.
-        remove_unfinished(folder)
-        with suppress(OSError):
-            folder.rmdir()
-    return config
 
 
 class Worker:

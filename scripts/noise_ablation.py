@@ -67,7 +67,7 @@ def make(folder: Path, variances: Path, arguments: list[str]) -> None:
         def on_step(report: StepReport) -> None:
             run.on_step(report)
             for name in PARAMETERS:
-                found[name].append(scaled_gradient_variance(report.state.optimizers[name]))
+                found[name].append(scaled_gradient_variance(report.state.optimizers[name]).item())
 
         run.finish(distil(config, load_teachers(config), on_step))
     variances.parent.mkdir(parents=True, exist_ok=True)

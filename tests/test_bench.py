@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gscfd import bench, references, runs, scores
-from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, next_config, rescaled, run_config, variants, verdict
+from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, check_kept, rescaled, run_config, variants, verdict
 from gscfd.config import Config, flat, plain, to_yaml
 from gscfd.errors import UserError
 from gscfd.intervals import Estimate
@@ -101,16 +101,16 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
     assert rows[0][1].value == pytest.approx(0.5)
 
 
-def test_runs_are_begun_continued_or_left_alone(tmp_path):
+def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(tmp_path):
     config = Config(prompt="a mug", out=tmp_path / "run")
-    assert next_config(config) == config
+    check_kept(config)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
-    assert next_config(config) == replace(config, out=None, resume=tmp_path / "run")
-    with pytest.raises(UserError, match="guidance.*another --out"):
-        next_config(replace(config, guidance="sds"))
-    (tmp_path / "run" / runs.LAST).write_bytes(b"")
-    assert next_config(config) is None
+    for _ in ("stopped", "finished"):
+        check_kept(config)
+        with pytest.raises(UserError, match="guidance.*another --out"):
+            check_kept(replace(config, guidance="sds"))
+        (tmp_path / "run" / runs.LAST).write_bytes(b"")
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 
 from gscfd import sweep, train
 from gscfd.errors import UserError
-from gscfd.runs import RunFolder
+from gscfd.runs import RunFolder, next_config
 from gscfd.sweep import JOURNAL, Journal, Progress, Settings, carry_out, last_failures, plan_runs, state_of
-from gscfd.workers import Outcome, Place, next_config
+from gscfd.workers import Outcome, Place
 
 FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
 

@@ -15,7 +15,7 @@ import torch
 from gscfd import train, workers
 from gscfd.config import Config
 from gscfd.errors import UserError
-from gscfd.runs import RunFolder, Stopped
+from gscfd.runs import RunFolder, Stopped, next_config
 from gscfd.sweep import JOURNAL, last_row
 from gscfd.workers import Worker
 
@@ -206,7 +206,7 @@ def test_a_worker_waits_for_a_run_that_another_process_still_holds(worker, tmp_p
     monkeypatch.setattr(time, "sleep", sleep)
     assert worker.make(config).state == "finished" and len(naps) == 3
     monkeypatch.setattr(workers, "LOCK_SECONDS", 0)
-    with RunFolder(workers.next_config(config)):
+    with RunFolder(next_config(config)):
         outcome = worker.make(config)
     assert outcome.state == "refused" and "another process writes" in outcome.error
 
