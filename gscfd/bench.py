@@ -26,7 +26,7 @@ from gscfd.intervals import Estimate
 from gscfd.judges import SCORER, Judges, Scorer
 from gscfd.references import SAMPLER_STEPS, Reference, teacher_reference
 from gscfd.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
-from gscfd.runs import FREE, Stopped, default_folder, next_config, slug
+from gscfd.runs import FREE, LAST, Stopped, default_folder, next_config, slug
 from gscfd.scores import METRICS, SHEET_VIEWS, Examined, difference, examine
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher

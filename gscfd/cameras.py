@@ -43,7 +43,7 @@ def sample_group(
     size: int,
     generator: torch.Generator,
 ) -> Cameras:
-    """One group of views at equal azimuth steps with a shared random start (MVDream; TEACHERS: cameras).
+    """One group of views at equal azimuth steps with a shared random start (MVDream, Shi et al. 2023).
 
     elevation, fov: degrees, drawn uniformly and shared by the group. radius: the distance is drawn from
     radius / tan(fov / 2), so that an object in the unit ball fills about the same part of the image.

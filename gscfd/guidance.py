@@ -127,5 +127,5 @@ def ddim_step(teacher: Teacher, x: Tensor, eps: Tensor, t: int, other: int) -> T
 
 
 def distillation_loss(z: Tensor, grad: Tensor) -> Tensor:
-    """1/2 |z - sg(z - grad)|^2 / V: its gradient by z is grad / V (METHOD section 2)."""
+    """1/2 |z - sg(z - grad)|^2 / V: its gradient by z is grad / V, the mean over views of CFD Eq. 9."""
     return 0.5 * (z - (z - grad).detach()).square().sum() / len(z)

@@ -1,4 +1,4 @@
-"""How good are splats? The figures of the papers (METHOD section 7), as functions of tensors: no network, no file."""
+"""How good are splats? The figures of the papers (docs/metrics.md), as functions of tensors: no network, no file."""
 
 from __future__ import annotations
 

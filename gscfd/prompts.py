@@ -23,7 +23,7 @@ class Wording:
 
 TOYBOX_MULTIVIEW = Wording(view_words=False)
 TOYBOX_SINGLEVIEW = Wording(view_words=True)
-# The negative prompts of the authors' own configurations (TEACHERS section 4).
+# The negative prompts of CFD's public configurations.
 MVDREAM = Wording(
     negative=(
         "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "

@@ -210,7 +210,7 @@ def read_run(folder: Path) -> tuple[Config, Gaussians]:
 def examine(
     folder: Path, judges: Judges, prompts: list[str], *, size: int = 128, references: dict[str, Reference] | None = None
 ) -> Examined:
-    """Look at a finished run from all sides, as the papers do (METHOD section 7).
+    """Look at a finished run from all sides, as the papers do (CFD App. B).
 
     prompts: what its own is retrieved among. size: pixels of the views, both ways. references: by prompt. Raises
     UserError when the run is not finished.

@@ -1,6 +1,6 @@
 """CFD's Algorithm 2 in plain torch, to measure against: a stored map of white noise, rasterised triangle by triangle.
 
-As the paper states it (METHOD section 5): the corners of every latent pixel are carried to the surface by the rendered
+As the paper states it (CFD App. D): the corners of every latent pixel are carried to the surface by the rendered
 depth, from there to a reference map, and the pixel's noise is the sum of the map's cells in that quadrilateral over the
 square root of their number. It has the paper's weaknesses on purpose: triangles between corners, one layer, no claim of
 speed beyond what torch's scatter gives.

@@ -25,7 +25,7 @@ def test_a_preset_starts_from_its_base(tmp_path):
 
 
 def test_the_paper_preset_has_the_official_schedule():
-    """The times t/T of METHOD section 3, at the official steps."""
+    """The times t/T of CFD's public configuration, at its steps."""
     paper, scratch = load_preset("paper"), load_preset("sd21").refine
     assert (paper.coarse.steps, paper.refine.steps) == (10_000, 20_000)
 

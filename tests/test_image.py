@@ -21,7 +21,12 @@ def teachers():
 @pytest.fixture
 def make(teachers, monkeypatch, tmp_path):
     """Runs the command for a mug; returns its exit code and picture."""
-    monkeypatch.setattr(image, "load_teacher", lambda name, device: teachers[name])
+
+    def load(name, *, device, dtype):
+        kept = dtype == torch.float32 and name in teachers
+        return teachers[name] if kept else load_teacher(name, device=device, dtype=dtype)
+
+    monkeypatch.setattr(image, "load_teacher", load)
 
     def run(name, *arguments):
         out = tmp_path / f"{name}.png"
@@ -88,11 +93,7 @@ def test_a_networks_clean_flow_is_diffusers_ddim_in_float32(teachers):
         (["--teacher", "/nowhere"], ["teacher", "/nowhere"]),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, make, teachers, monkeypatch, capsys):
-    def load(name, device):
-        return teachers[name] if name in teachers else load_teacher(name, device=device)
-
-    monkeypatch.setattr(image, "load_teacher", load)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, make, capsys):
     code, picture = make("bad", *arguments)
     error = capsys.readouterr().err
     assert code == 2 and picture is None
@@ -107,9 +108,22 @@ def test_a_picture_is_kept_unless_asked(make, capsys):
     assert code == 0 and not np.array_equal(replaced, first)
 
 
-def test_an_unknown_method_lists_the_known_ones(make, capsys):
+@pytest.mark.parametrize(
+    "option, value, known",
+    [
+        ("--method", "dpm", ["cfd", "fsd", "sds", "ddim", "edm"]),
+        ("--dtype", "int8", ["auto", "float32", "bfloat16", "float16"]),
+    ],
+)
+def test_an_unknown_choice_lists_the_known_ones(option, value, known, make, capsys):
     with pytest.raises(SystemExit) as stopped:
-        make("mug", "--method", "dpm")
+        make("mug", option, value)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert all(name in error for name in ("cfd", "fsd", "sds", "ddim", "edm"))
+    assert all(name in error for name in known)
+
+
+def test_the_precision_is_float32_on_the_cpu_unless_asked(make):
+    unset, full, half = make("a")[1], make("b", "--dtype", "float32")[1], make("c", "--dtype", "bfloat16")[1]
+    assert np.array_equal(unset, full)
+    assert not np.array_equal(half, full) and np.abs(half - full).mean() < 8

@@ -186,7 +186,8 @@ def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch):
     monkeypatch.setattr(runs, "VARIANCE_EVERY", 1)
     rows = []
     tiny_stage(stage_config(steps=3), on_step=lambda report: rows.append(row(report)))
-    for found in (json.loads(json.dumps(row, default=arrived))["gradient_variance"] for row in rows):
+    for written in (json.loads(json.dumps(made, default=arrived)) for made in rows):
+        found = written["gradient_variance"]
         assert found.keys() == {"means", "sh0"} and all(0 <= value <= 1 for value in found.values())
     assert arrived({"means": float("nan"), "sh0": 0.5}) == {"sh0": 0.5}
 

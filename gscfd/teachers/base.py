@@ -16,7 +16,7 @@ class Prompt:
 
     text: str
     negative: str | None = None
-    """The text of the unconditional branch (METHOD section 3); None: the one of the teacher's family."""
+    """The text of the unconditional branch (CFD App. E.1); None: the one of the teacher's family."""
     cfg: float
     """Classifier-free guidance in the conventional scale: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.0

@@ -70,7 +70,7 @@ TEXT_LAYER = {
 
 
 def unet_key(key: str) -> str:
-    """A tensor's name in diffusers' UNet with two resnets per level (TEACHERS section 1). Raises UserError."""
+    """A tensor's name in diffusers' UNet with two resnets per level. Raises UserError."""
     for old, new in STEM_NAMES.items():
         if key.startswith(old + "."):
             return new + key.removeprefix(old)

@@ -30,7 +30,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 class Latents:
     """z = (E(2 x - 1) - shift) scale, E the mean of the VAE's posterior, so that the same image gives the same z.
 
-    size: cells of the latent image, both ways. Scale and shift are the VAE's own (TEACHERS section 3).
+    size: cells of the latent image, both ways. Scale and shift are the VAE's own, of its config.
     """
 
     def __init__(self, vae: AutoencoderKL, size: int):

@@ -74,7 +74,7 @@ def check_clip(tokenizer: CLIPTokenizer, encoder: PreTrainedModel) -> None:
     """Raise UserError for a tokenizer that is not the encoder's.
 
     OpenCLIP's encoders (SD2, MVDream; activation gelu) read texts padded with id 0, "!"; OpenAI's (quick_gelu) with the
-    end token. The wrong one loads without an error and blurs every prompt (TEACHERS section 3).
+    end token. The wrong one loads without an error and blurs every prompt.
     """
     open_clip = encoder.config.hidden_act == "gelu"
     expected = 0 if open_clip else tokenizer.eos_token_id
