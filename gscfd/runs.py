@@ -353,14 +353,14 @@ class RunFolder:
         self.write_row()
         self.waiting = row(report) | self.edits_of(report)
         self.show(report)
-        saving = self.saving.busy()
+        busy = self.saving.busy()
         if report.trouble or report.step + 1 == report.steps:
             self.write_row()
         if report.trouble:
             warn(f"{report.stage}: {report.trouble}; back to step {report.state.step} with half the step size")
         elif report.state.good_step == report.state.step:
             self.good = self.checkpoint(report)
-            if not saving and time.monotonic() - self.saved >= self.config.checkpoint.seconds:
+            if not busy and time.monotonic() - self.saved >= self.config.checkpoint.seconds:
                 self.begin_to_write(self.good)
 
     def write_row(self) -> None:

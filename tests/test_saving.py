@@ -10,7 +10,7 @@ from test_state import same
 from tiny import stage_config, tiny_stage
 
 from gscfd import runs
-from gscfd.checkpoint import Checkpoints
+from gscfd.checkpoint import Checkpoint, Checkpoints
 from gscfd.config import CheckpointConfig, Config
 from gscfd.files import Background
 from gscfd.gaussians import ball
@@ -190,6 +190,22 @@ def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch):
         found = written["gradient_variance"]
         assert found.keys() == {"means", "sh0"} and all(0 <= value <= 1 for value in found.values())
     assert arrived({"means": float("nan"), "sh0": 0.5}) == {"sh0": 0.5}
+
+
+@pytest.mark.parametrize("waited", [True, False])
+def test_a_save_waits_for_copies_that_a_device_still_makes(tmp_path, waited):
+    """With a stand-in for CUDA's event, at which the copy is there; without it, the control."""
+    copy = torch.zeros(3)
+
+    class Arrival:
+        def synchronize(self):
+            copy.fill_(7)
+
+    numbers = {"step": 4, "rollbacks": 0, "good_step": 4}
+    state = StateDict({"now/params/means": copy}, numbers, Arrival() if waited else None)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(Checkpoint("coarse", state, rows=4, device="cuda", config={}))
+    assert (checkpoints.newest().state.tensors["now/params/means"] == 7).all() == waited
 
 
 @pytest.mark.requires_cuda
