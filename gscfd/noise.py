@@ -379,7 +379,7 @@ _DIRECTION_TANGENT = math.tan(math.radians(20))
 
 
 def _blend(field: NoiseField, noise: Tensor, cameras: Cameras, step: int) -> Tensor:
-    """sqrt(beta) noise + sqrt(1 - beta) fresh (METHOD section 3, FSD blending)."""
+    """sqrt(beta) noise + sqrt(1 - beta) fresh (the blending of FSD)."""
     if field.beta == 1:
         return noise
     return math.sqrt(field.beta) * noise + math.sqrt(1 - field.beta) * _fresh_views(field, _BLEND, cameras, step)
