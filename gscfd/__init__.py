@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
     from gscfd.noise import NoiseField, surface
     from gscfd.train import generate
     from gscfd.types import Cameras, Render
+
+# torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, for longer than a time slice: where
+# another program holds one of the cores, runs took two to six times as long. Read when torch is first imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 __all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
