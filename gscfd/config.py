@@ -17,7 +17,7 @@ import yaml
 
 from gscfd.errors import UserError
 
-Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi"]
+Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StageName = Literal["coarse", "refine"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
@@ -29,6 +29,7 @@ NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
     "cds": ("fixed", "iid"),
     "ism": ("iid",),
     "sdi": ("iid",),
+    "vsd": ("iid",),
 }
 """The kinds of noise that each method takes: the first unless noise.kind says otherwise (docs/methods.md)."""
 
@@ -181,6 +182,21 @@ class InversionConfig:
 
 
 @dataclass(kw_only=True)
+class VsdConfig:
+    """The LoRA of --guidance vsd, by ProlificDreamer's values: the teacher's network with small changes, which learns
+    what the renders look like."""
+
+    rank: int = 4
+    """Of the change of each projection of attention."""
+    lr: float = 1e-4
+    """AdamW's step size, of the LoRA and of the camera's embedding."""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, "vsd.rank", "at least 1", self.rank)
+        check(self.lr > 0, "vsd.lr", "a positive value", self.lr)
+
+
+@dataclass(kw_only=True)
 class StageConfig:
     """One optimisation against one teacher."""
 
@@ -211,6 +227,8 @@ class StageConfig:
     """Times and guidance of --guidance cds."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
     """The inversion of --guidance ism and sdi."""
+    vsd: VsdConfig = field(default_factory=VsdConfig)
+    """The LoRA of --guidance vsd."""
     elevation: tuple[float, float] = (0.0, 30.0)
     """Degrees, drawn uniformly."""
     fov: tuple[float, float] = (30.0, 45.0)
@@ -405,7 +423,8 @@ class Config:
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
     guidance: Guidance = "cfd"
     """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
-    distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text."""
+    distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text. vsd:
+    variational score distillation, with a LoRA."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The noise the teacher's input is made with."""
     init: InitConfig = field(default_factory=InitConfig)

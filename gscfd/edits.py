@@ -7,7 +7,7 @@ config.yaml, makes the same edits before the same steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -18,7 +18,7 @@ from gscfd.config import Config, Edit, StageConfig, merged
 from gscfd.errors import UserError
 from gscfd.methods import method
 from gscfd.teachers import Prompt, Teacher
-from gscfd.types import Guidance, Method
+from gscfd.types import Guidance, Learner, Method
 
 STAGES = ("coarse", "refine")
 Place = tuple[int, int, int]
@@ -84,7 +84,7 @@ def stage_prompt(text: str, stage: StageConfig) -> Prompt:
 class LiveSettings:
     """The settings of the next step of a run, which its teachers have been told."""
 
-    def __init__(self, config: Config, teachers: dict[str, Teacher]):
+    def __init__(self, config: Config, teachers: Mapping[str, Teacher]):
         """teachers: of the stages, told config's own prompt."""
         self.config, self.teachers = config, teachers
         self.now = config
@@ -116,12 +116,13 @@ class LiveSettings:
             raise refusal(error) from None
         self.config = config
 
-    def method(self, stage: str) -> Method:
-        """The run's method with the stage's settings of each step."""
+    def method(self, stage: str, learner: Learner | None = None) -> Method:
+        """The run's method with the stage's settings of each step. learner: as `gscfd.methods.method`."""
 
         def of_now(done: float, generator: torch.Generator) -> tuple[float, Guidance]:
             now: Config = self.now
-            return method(now.guidance, getattr(now, stage), self.teachers[stage].timesteps)(done, generator)
+            timesteps = self.teachers[stage].timesteps
+            return method(now.guidance, getattr(now, stage), timesteps, learner)(done, generator)
 
         return of_now
 

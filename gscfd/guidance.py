@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gscfd.teachers import Teacher
-from gscfd.types import Cameras
+from gscfd.types import Cameras, Learner
 
 
 @torch.no_grad()
@@ -34,6 +34,15 @@ def sds(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) ->
 def fsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
     """`cfd` with noise that is a function of the camera alone, eps(c), drawn at the start (FSD Eq. 15)."""
     return cfd(teacher, z, noise, t, cameras)
+
+
+@torch.no_grad()
+def vsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras, *, learner: Learner) -> Tensor:
+    """(sigma / alpha)(eps_phi(x_t, y) - eps_lora(x_t, camera, y)): the learner tells what the renders look like, without
+    classifier-free guidance (Wang et al. 2023, Eq. 9; CFD Table 1)."""
+    alpha, sigma = teacher.alpha_sigma(t)
+    x_t = alpha * z + sigma * noise
+    return (sigma / alpha) * (teacher.predict_eps(x_t, t, cameras) - learner.predict_eps(x_t, t, cameras))
 
 
 @torch.no_grad()

@@ -10,13 +10,21 @@ from gscfd import guidance
 from gscfd.config import Guidance as Name
 from gscfd.config import StageConfig
 from gscfd.schedule import anneal, sqrt_anneal, time_index, uniform
-from gscfd.types import Guidance, Method
+from gscfd.types import Guidance, Learner, Method
 
 
-def method(name: Name, stage: StageConfig, timesteps: int) -> Method:
-    """The method with the stage's settings, for a teacher with this many times. docs/methods.md is their table."""
+def method(name: Name, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
+    """The method with the stage's settings, for a teacher with this many times. docs/methods.md is their table.
+
+    learner: of vsd; the others have none.
+    """
     if name == "cds":
         return partial(consistency, stage, timesteps)
+    if name == "vsd":
+        if learner is None:
+            raise ValueError("vsd: expected a learner, got none")
+        way = partial(guidance.vsd, learner=learner)
+        return lambda done, generator: (draw_time(stage, done, generator), way)
     delta_t = max(round(stage.inversion.delta_t * timesteps), 1)
     stride, steps = max(round(stage.inversion.xs_delta_t * timesteps), 1), stage.inversion.xs_inv_steps
     ways: dict[Name, Guidance] = {

@@ -19,7 +19,7 @@ from gscfd.late import Clock, Late, moved
 from gscfd.schedule import render_size, time_index
 from gscfd.state import StageState, StateDict
 from gscfd.teachers import Teacher
-from gscfd.types import Cameras, Method, Noise, Rasterize, Render
+from gscfd.types import Cameras, Learner, Method, Noise, Rasterize, Render
 from gscfd.watchdog import find_trouble
 
 PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify", "watch")
@@ -82,17 +82,19 @@ def run_stage(
     watchdog: WatchdogConfig,
     keep_every: int,
     on_step: Callable[[StepReport], None],
+    learner: Learner | None = None,
     resume: StateDict | None = None,
 ) -> None:
     """Distil the teacher into the Gaussians, in place.
 
-    keep_every: steps between two good states. resume: where to continue. Raises StageError when the watchdog has gone
-    back too often; the Gaussians are then those of the last good state. What `on_step` raises ends the stage.
+    keep_every: steps between two good states. learner: what the method trains, if it trains something. resume: where to
+    continue. Raises StageError when the watchdog has gone back too often; the Gaussians are then those of the last good
+    state. What `on_step` raises ends the stage.
 
     On CUDA nothing here waits for the device but gsplat, for the number of tiles and of the Gaussians seen, and the
     watchdog when it looks.
     """
-    state = StageState(gaussians, config, seed=seed, keep_every=keep_every)
+    state = StageState(gaussians, config, seed=seed, keep_every=keep_every, learner=learner)
     if resume is not None:
         state.load_state_dict(resume)
     optimizers, densifier, generator = state.optimizers, state.densifier, state.generator
@@ -124,9 +126,11 @@ def run_stage(
         eps = noise(cameras, detached(render), step)
         clock.lap("noise")
 
-        # Ask which way to go.
+        # Ask which way to go, then let the method learn from what was shown.
         t, guidance = method(done, generator)
         grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), group)
+        if learner is not None:
+            learner.learn(z.detach(), group, generator)
         clock.lap("teacher")
 
         # Carry the answer back to the pixels, and from there to the Gaussians.

@@ -16,6 +16,7 @@ from gscfd.config import StageConfig
 from gscfd.densify import make_densifier
 from gscfd.gaussians import Gaussians, make_optimizers
 from gscfd.late import event
+from gscfd.types import Learner
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,24 @@ class StateDict:
 
 
 class StageState:
-    """The Gaussians, Adam's moments, the densifier's statistics, the random generator and the step; and the last good
-    state, which the watchdog goes back to.
+    """The Gaussians, Adam's moments, the densifier's statistics, what the method trains, the random generator and the
+    step; and the last good state, which the watchdog goes back to.
 
-    Tensors go by name: params/means, adam/means/exp_avg, densify/grad2d, generator.
+    Tensors go by name: params/means, adam/means/exp_avg, densify/grad2d, learner/..., generator.
     """
 
-    def __init__(self, gaussians: Gaussians, config: StageConfig, *, seed: int, keep_every: int):
-        """keep_every: steps between two good states."""
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        config: StageConfig,
+        *,
+        seed: int,
+        keep_every: int,
+        learner: Learner | None = None,
+    ):
+        """keep_every: steps between two good states. learner: of the method, if it trains something."""
         self.gaussians, self.config, self.seed, self.keep_every = gaussians, config, seed, keep_every
+        self.learner = learner
         self.optimizers = make_optimizers(gaussians, {name: getattr(config.lr, name) for name in gaussians.params})
         self.densifier = make_densifier(config.densify, config.steps)
         self.generator = torch.Generator().manual_seed(seed)
@@ -85,6 +95,8 @@ class StageState:
             moments = optimizer.state.get(self.gaussians.params[name], {})
             named |= {f"adam/{name}/{key}": value for key, value in moments.items()}
         named |= {f"densify/{key}": value for key, value in self.densifier.statistics().items()}
+        if self.learner is not None:
+            named |= {f"learner/{key}": value for key, value in self.learner.tensors().items()}
         return named | {"generator": self.generator.get_state()}
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -95,12 +107,11 @@ class StageState:
             self.gaussians.params[name] = parameter
             optimizer.param_groups[0]["params"] = [parameter]
             optimizer.state.clear()
-            moments = part(tensors, f"adam/{name}/")
-            if moments:
-                # On the CPU and by one kernel on CUDA, Adam counts its steps where the moments are.
-                optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in moments.items()}
+            load_moments(optimizer, parameter, part(tensors, f"adam/{name}/"))
         statistics = part(tensors, "densify/")
         self.densifier.load_statistics({k: v.to(self.gaussians.device, copy=True) for k, v in statistics.items()})
+        if self.learner is not None:
+            self.learner.load(part(tensors, "learner/"))
         self.generator.set_state(tensors["generator"].cpu())
 
     def state_dict(self) -> StateDict:
@@ -120,6 +131,14 @@ class StageState:
         self.keep()
         self.load(step, part(saved.tensors, "now/"))
         self.rollbacks = saved.numbers["rollbacks"]
+
+
+def load_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
+    """Give the optimiser, which has none, a copy of Adam's moments of a parameter; there are none before its first
+    step."""
+    if moments:
+        # On the CPU and by one kernel on CUDA, Adam counts its steps where the moments are.
+        optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in moments.items()}
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

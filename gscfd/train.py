@@ -22,6 +22,7 @@ from gscfd.config import Config, Dtype, Edit, StageConfig, load_preset, load_run
 from gscfd.edits import LiveSettings, changes, edited, place, stage_prompt
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
+from gscfd.lora import Lora, unet_of
 from gscfd.noise_kernels import cuda
 from gscfd.plan import plan
 from gscfd.rasterize import rasterize
@@ -36,7 +37,7 @@ from gscfd.runs import (
 )
 from gscfd.stage import StageError, StepReport, run_stage
 from gscfd.start import read_start
-from gscfd.teachers import Teacher, load_teacher
+from gscfd.teachers import load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import check_teacher, is_here
@@ -207,13 +208,13 @@ def teacher_key(config: Config, name: str) -> tuple[str, str, torch.device, torc
     return name, getattr(config, name).teacher, device, choose_dtype(config.dtype, device)
 
 
-def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[str, Teacher]:
+def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[str, GuidedTeacher]:
     """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step.
 
     kept: those of earlier calls, which are used again; those that are loaded now are added."""
     kept = {} if kept is None else kept
     preflight(config, kept)
-    teachers: dict[str, Teacher] = {}
+    teachers: dict[str, GuidedTeacher] = {}
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
         if stage.steps == 0:
             continue
@@ -225,6 +226,8 @@ def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[str,
                     checkpoint_encoder(kept[key])
                 if config.compile:
                     compile_networks(kept[key], mode="reduce-overhead")
+            if config.guidance == "vsd":
+                unet_of(kept[key], f"{name}.teacher")
             teachers[name] = kept[key]
             teachers[name].set_prompt(stage_prompt(config.prompt, stage))
         except torch.OutOfMemoryError as error:
@@ -256,7 +259,7 @@ def memory_advice(config: Config, name: str) -> str:
 
 def distil(
     config: Config,
-    teachers: dict[str, Teacher],
+    teachers: dict[str, GuidedTeacher],
     on_step: Callable[[StepReport], None],
     resume: Checkpoint | None = None,
     live: LiveSettings | None = None,
@@ -294,6 +297,7 @@ def distil(
             continue
         teacher = teachers[name]
         continued = resume.state if resume is not None and resume.stage == name else None
+        learner = Lora(teacher, stage.vsd, seed=seed) if config.guidance == "vsd" else None
         numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
         live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
         try:
@@ -304,11 +308,12 @@ def distil(
                 teacher=teacher,
                 rasterize=rasterize,
                 noise=stage_noise(config, stage, teacher.latent_shape, seed),
-                method=live.method(name),
+                method=live.method(name, learner),
                 seed=seed,
                 watchdog=config.watchdog,
                 keep_every=config.checkpoint.every,
                 on_step=after_step,
+                learner=learner,
                 resume=continued,
             )
         except torch.OutOfMemoryError as error:
@@ -366,7 +371,7 @@ def train(config: Config) -> int:
     return 0
 
 
-def make_run(config: Config, teachers: dict[str, Teacher], viewer: LiveViewer | None = None) -> None:
+def make_run(config: Config, teachers: dict[str, GuidedTeacher], viewer: LiveViewer | None = None) -> None:
     """Make a run in its folder, from its start or from where it was stopped, to its end.
 
     teachers: of `load_teachers`. viewer: shows every step, and steers. Raises Stopped when the run cannot go on, and

@@ -103,7 +103,28 @@ class Guidance(Protocol):
 class Method(Protocol):
     """The time of a step, as a fraction of T in [0, 1), and which way to go there.
 
-    done: share of the stage's steps that are done, in [0, 1). generator: the stage's own; a method has no other state.
+    done: share of the stage's steps that are done, in [0, 1). generator: the stage's own; a method has no other state,
+    but for what its `Learner` has.
     """
 
     def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...
+
+
+class Learner(Protocol):
+    """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
+
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+        """[V, C, h, w] the noise in x_t, as far as it is learnt; without gradient."""
+        ...
+
+    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
+        """One step of training, on what the teacher sees of the renders [V, C, h, w]. generator: the stage's own."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the next step depends on, detached, not copied."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Become a copy of what had these tensors."""
+        ...

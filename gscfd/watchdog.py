@@ -84,10 +84,10 @@ def all_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """By name, 1 without a NaN or an infinity, else 0.
 
     A parameter, its gradient and its moments have one name: a gradient that is not finite makes Adam's moments so. The
-    densifier's statistics come from the positions' gradients.
+    densifier's statistics come from the positions' gradients. What a method trains has the names of its learner.
     """
     named = [("loss", tensors["loss"])]
-    for kind in ("params/", "adam/", "densify/"):
+    for kind in ("params/", "adam/", "densify/", "learner/"):
         named += [(key.split("/")[0], value) for key, value in part(tensors, kind).items() if not key.endswith("/step")]
     finite: dict[str, Tensor] = {}
     for name, value in named:

@@ -39,6 +39,14 @@ def times(x: Tensor, t: int) -> Tensor:
     return torch.full((len(x),), t, device=x.device)
 
 
+def camera_labels(unet: UNet2DConditionModel, x: Tensor, cameras: Cameras) -> Tensor | None:
+    """[B, 16] the camera of every sample, where the network reads one."""
+    if unet.class_embedding is None:
+        return None
+    labels = moved(mvdream_matrices(cameras), x.device).to(unet.class_embedding.linear_1.weight.dtype)
+    return labels.repeat(len(x) // len(cameras), 1)
+
+
 class UNetDenoiser:
     """Stable Diffusion 1.x and 2.x, SDXL (image_size: told as its time ids) and DeepFloyd IF stage I."""
 
@@ -59,7 +67,13 @@ class UNetDenoiser:
             ids = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
             time_ids = torch.tensor([ids] * len(x), dtype=self.unet.dtype)
             added = {"text_embeds": text.pooled, "time_ids": moved(time_ids, x.device)}
-        output = self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, added_cond_kwargs=added).sample
+        output = self.unet(
+            x.to(self.unet.dtype),
+            times(x, t),
+            text.tokens,
+            class_labels=camera_labels(self.unet, x, cameras),
+            added_cond_kwargs=added,
+        ).sample
         return output[:, : x.shape[1]]
 
 
@@ -78,8 +92,7 @@ class MultiviewDenoiser:
         if self.views != len(cameras):
             self.views = len(cameras)
             join_views(self.unet, self.views)
-        matrices = moved(mvdream_matrices(cameras), x.device).to(self.unet.dtype)
-        labels = matrices.repeat(len(x) // self.views, 1)
+        labels = camera_labels(self.unet, x, cameras)
         return self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
 
 

@@ -115,6 +115,10 @@ class GuidedTeacher:
         x0 = rescale((x_t - sigma * guided) / alpha, (x_t - sigma * positive) / alpha, self.prompt.cfg_rescale)
         return (x_t - alpha * x0) / sigma
 
+    def texts(self, cameras: Cameras) -> TextFeatures:
+        """The prompt alone, as it is put for each view."""
+        return stacked(self.positives(self.view_mixes(cameras)))
+
     def branch_eps(self, x_t: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> tuple[Tensor, ...]:
         """[V, C, h, w] the noise in x_t for each branch of the texts, which hold V for every one."""
         count = len(text.tokens) // len(x_t)

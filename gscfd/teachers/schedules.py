@@ -21,6 +21,10 @@ class Schedule(Protocol):
         """The noise in x_t that the network's output stands for; all [V, C, h, w]."""
         ...
 
+    def target(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+        """What the network should put out for x_t = alpha z + sigma eps; all [V, C, h, w]."""
+        ...
+
 
 class Diffusion:
     """Variance-preserving diffusion, alpha^2 + sigma^2 = 1. alphas_cumprod: [T], alpha_t squared."""
@@ -43,6 +47,13 @@ class Diffusion:
         alpha, sigma = self.alpha_sigma(t)
         return alpha * output + sigma * x_t
 
+    def target(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+        """v = alpha eps - sigma z."""
+        if self.prediction == "epsilon":
+            return eps
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * eps - sigma * z
+
 
 class Flow:
     """Rectified flow: sigma = t / T, alpha = 1 - sigma, the network puts out v = eps - x0 (Esser et al. 2024).
@@ -60,6 +71,10 @@ class Flow:
         """eps = x_t + (1 - sigma) v."""
         alpha, _ = self.alpha_sigma(t)
         return x_t + alpha * output
+
+    def target(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+        """v = eps - z."""
+        return eps - z
 
 
 def diffusion(config: dict[str, Any]) -> Diffusion:
