@@ -38,8 +38,8 @@ def fsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) ->
 
 @torch.no_grad()
 def vsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras, *, learner: Learner) -> Tensor:
-    """(sigma / alpha)(eps_phi(x_t, y) - eps_lora(x_t, camera, y)): the learner tells what the renders look like, without
-    classifier-free guidance (Wang et al. 2023, Eq. 9; CFD Table 1)."""
+    """(sigma / alpha)(eps_phi(x_t, y) - eps_lora(x_t, camera, y)), eps_lora the learner's, without classifier-free
+    guidance: the score of what the renders look like (Wang et al. 2023, section 3.2; CFD Table 1)."""
     alpha, sigma = teacher.alpha_sigma(t)
     x_t = alpha * z + sigma * noise
     return (sigma / alpha) * (teacher.predict_eps(x_t, t, cameras) - learner.predict_eps(x_t, t, cameras))

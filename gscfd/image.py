@@ -6,7 +6,7 @@ The methods of distillation in two dimensions, without Gaussians between, beside
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from gscfd import sampling
 from gscfd.cameras import turntable
-from gscfd.config import Dtype, check
+from gscfd.config import Dtype, VsdConfig, check
 from gscfd.errors import UserError, exit_code
 from gscfd.export.turntable import write_contact_sheet
-from gscfd.teachers import Prompt, Teacher, load_teacher
+from gscfd.lora import Lora
+from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.find import TOYBOX
+from gscfd.teachers.guided import GuidedTeacher
 from gscfd.train import check_words, choose_device, choose_dtype
 
 GAMMA_OF = {"cfd": 1e-4, "fsd": 0.0, "sds": 1.0}
@@ -38,9 +40,10 @@ class Settings:
     """What to make, in the words of the teacher."""
     out: Path
     """A .png in an existing folder. A multi-view teacher draws four views side by side."""
-    method: Literal["cfd", "fsd", "sds", "ddim", "edm"] = "cfd"
-    """Descent along the clean flow: cfd with a little fresh noise, fsd with none, sds with fresh noise alone. Samplers:
-    ddim, and edm with Heun steps and as much fresh noise as --churn says."""
+    method: Literal["cfd", "fsd", "sds", "vsd", "ddim", "edm"] = "cfd"
+    """Descent along the clean flow: cfd with a little fresh noise, fsd with none, sds with fresh noise alone; vsd, sds
+    against a LoRA that learns the picture. Samplers: ddim, and edm with Heun steps and as much fresh noise as --churn
+    says."""
     steps: int = 50
     """Each asks the teacher once, with edm twice."""
     teacher: str = "toybox/singleview"
@@ -55,6 +58,8 @@ class Settings:
     """Share of fresh noise per step of cfd (CFD Eq. 10), in [0, 1). Unset: 1e-4."""
     churn: float | None = None
     """EDM's S_churn. Unset: 0, no fresh noise."""
+    vsd: VsdConfig = field(default_factory=VsdConfig)
+    """The LoRA of vsd."""
     seed: int = 0
     """One seed sets every random draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -72,6 +77,7 @@ def check_settings(settings: Settings) -> None:
     check(0 <= settings.seed < 2**63, "seed", "a value in [0, 2^63)", settings.seed)
     check(gamma is None or method == "cfd", "gamma", "only with --method cfd", f"--method {method}")
     check(churn is None or method == "edm", "churn", "only with --method edm", f"--method {method}")
+    check(settings.vsd == VsdConfig() or method == "vsd", "vsd", "only with --method vsd", f"--method {method}")
     check(gamma is None or 0 <= gamma < 1, "gamma", "a value in [0, 1)", gamma)
     check(churn is None or churn >= 0, "churn", "at least 0", churn)
 
@@ -95,7 +101,7 @@ def check_texts(settings: Settings) -> None:
         check_words("negative-prompt", settings.negative_prompt or "")
 
 
-def draw_picture(settings: Settings, teacher: Teacher) -> Tensor:
+def draw_picture(settings: Settings, teacher: GuidedTeacher) -> Tensor:
     """[V, C, h, w] what the method makes of the seed's noise. teacher: told the prompt. Raises UserError for more steps
     than it has times."""
     most = int((sampling.T_MAX - sampling.T_MIN) * teacher.timesteps)
@@ -103,7 +109,8 @@ def draw_picture(settings: Settings, teacher: Teacher) -> Tensor:
     times = sampling.falling_times(settings.steps, teacher.timesteps)
     device, views = choose_device(settings.device), GROUP if teacher.multiview else 1
     cameras = turntable(views, size=teacher.image_size).to(device)
-    draw = partial(torch.randn, views, *teacher.latent_shape, generator=torch.Generator().manual_seed(settings.seed))
+    generator = torch.Generator().manual_seed(settings.seed)
+    draw = partial(torch.randn, views, *teacher.latent_shape, generator=generator)
     noise = draw().to(device)
 
     def fresh(step: int) -> Tensor:
@@ -113,6 +120,9 @@ def draw_picture(settings: Settings, teacher: Teacher) -> Tensor:
         return sampling.ddim(teacher, teacher.alpha_sigma(times[0])[1] * noise, times, cameras)
     if settings.method == "edm":
         return sampling.edm(teacher, noise, fresh, times, cameras, churn=settings.churn or 0.0)
+    if settings.method == "vsd":
+        learner = Lora(teacher, settings.vsd, seed=settings.seed)
+        return sampling.variational(teacher, learner, noise, fresh, times, cameras, generator)
     gamma = GAMMA_OF[settings.method] if settings.gamma is None else settings.gamma
     return sampling.clean_flow(teacher, noise, fresh, times, cameras, gamma=gamma)
 

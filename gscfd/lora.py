@@ -30,8 +30,8 @@ def unet_of(teacher: GuidedTeacher, name: str) -> UNetDenoiser | MultiviewDenois
     transformer."""
     if not isinstance(teacher.denoiser, (UNetDenoiser, MultiviewDenoiser)):
         raise UserError(
-            f"{name}: expected a teacher with a UNet, for vsd to train a LoRA on, got a transformer (Stable Diffusion 3 "
-            "or FLUX); choose Stable Diffusion, SDXL, MVDream, DeepFloyd IF or the toybox, or another method"
+            f"{name}: expected a teacher with a UNet, which vsd trains a LoRA on, got a transformer (Stable Diffusion "
+            "3, FLUX); choose Stable Diffusion, SDXL, MVDream, DeepFloyd IF or the toybox, or another method"
         )
     return teacher.denoiser
 
@@ -43,7 +43,7 @@ def twin(denoiser: UNetDenoiser | MultiviewDenoiser) -> UNetDenoiser | Multiview
 
 
 def camera_embedding(unet: UNet2DConditionModel) -> nn.Module:
-    """A camera as a term of the time embedding (ProlificDreamer section 3.2), 0 for every camera at the start."""
+    """A camera as a term of the time embedding, as in ProlificDreamer; 0 for every camera at the start."""
     embedding = TimestepEmbedding(CAMERA_NUMBERS, unet.time_embedding.linear_2.out_features)
     nn.init.zeros_(embedding.linear_2.weight)
     nn.init.zeros_(embedding.linear_2.bias)
@@ -85,7 +85,7 @@ class Lora:
         return self.teacher.schedule.to_eps(x_t, self.output(x_t, t, cameras), t)
 
     def loss(self, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """Mean squared error of the network's output for x_t = alpha z + sigma noise (ProlificDreamer Eq. 8)."""
+        """Mean squared error of the network's output for x_t = alpha z + sigma noise (ProlificDreamer section 3.2)."""
         alpha, sigma = self.teacher.alpha_sigma(t)
         target = self.teacher.schedule.target(z, noise, t)
         return F.mse_loss(self.output(alpha * z + sigma * noise, t, cameras), target)
@@ -99,14 +99,16 @@ class Lora:
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"lora/{name}": value.detach() for name, value in self.params.items()}
+        named: dict[str, Tensor] = {}
         for name, value in self.params.items():
-            named |= {f"adam/{name}/{key}": moment for key, moment in self.optimizer.state.get(value, {}).items()}
+            own = {"value": value.detach(), **self.optimizer.state.get(value, {})}
+            named |= {f"lora/{name}/{key}": tensor for key, tensor in own.items()}
         return named
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.optimizer.state.clear()
         for name, value in self.params.items():
-            value.copy_(tensors[f"lora/{name}"])
-            load_moments(self.optimizer, value, part(tensors, f"adam/{name}/"))
+            own = part(tensors, f"lora/{name}/")
+            value.copy_(own.pop("value"))
+            load_moments(self.optimizer, value, own)

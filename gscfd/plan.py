@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from gscfd.config import Config, StageConfig
 from gscfd.cost import Cost, cost_of, product_rate
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
+from gscfd.lora import Lora, unet_of
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_repo
 from gscfd.teachers.guided import GuidedTeacher
@@ -25,8 +26,8 @@ TEXT_TOKENS = 256
 EFFICIENCY = 0.5
 """Share of a large matrix product's speed that a teacher reaches, for the estimate of the time."""
 COPIES = 10
-"""Of the Gaussians' values: themselves, gradients, Adam's two moments; and, without the gradients, twice the last good
-state: the watchdog's, and the one that is saved when a step does not fit."""
+"""Of what is trained, the Gaussians and the LoRA of vsd: themselves, gradients, Adam's two moments; and, without the
+gradients, twice the last good state: the watchdog's, and the one that is saved when a step does not fit."""
 SAVED = 3
 """Of these, in one half of a checkpoint."""
 
@@ -45,17 +46,21 @@ class TeacherPlan:
     """Of one question: all views, all branches of guidance."""
     encode: Cost
     """Of the way to what the teacher sees, and back to the pixels."""
+    learn: Cost = Cost(0, 0, 0)
+    """Of asking and training the LoRA, with vsd."""
+    trained: int = 0
+    """Bytes of its values."""
 
     @property
     def flops(self) -> int:
         """Per step."""
-        return self.denoise.flops + self.encode.flops
+        return self.denoise.flops + self.encode.flops + self.learn.flops
 
     @property
     def passing(self) -> int:
         """Most bytes beside the weights: of a step, or of the text encoder, which goes before the first one."""
         text = max((size for part, size in self.files.items() if part.startswith("text_encoder")), default=0)
-        return max(self.denoise.peak, self.encode.peak, text)
+        return max(self.denoise.peak, self.encode.peak, self.learn.peak, text)
 
 
 def plan(
@@ -81,9 +86,14 @@ def plan(
         if config.vae_checkpointing:
             checkpoint_encoder(teacher[1])
         teachers[name] = teacher_plan(teacher, stage, config.prompt)
+        if config.guidance == "vsd":
+            unet_of(teacher[1], f"{name}.teacher")
+            learn, trained = lora_costs(teacher[1], stage)
+            teachers[name] = replace(teachers[name], learn=learn, trained=trained)
         lines += teacher_lines(stage, teachers[name], rate)
     splat = splat_bytes(config, stages, config.init.count if start is None else len(start))
-    return [*lines, *total_lines(splat, stages, teachers, rate), *output_lines(config, folder, splat)]
+    trained = splat + max((teacher.trained for teacher in teachers.values()), default=0)
+    return [*lines, *total_lines(trained, stages, teachers, rate), *output_lines(config, folder, splat, trained)]
 
 
 def device_text(device: torch.device) -> str:
@@ -155,6 +165,20 @@ def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple
     return cost_of(ask), cost_of(look)
 
 
+def lora_costs(teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
+    """Of asking the LoRA once and training it once, and bytes of its values; a teacher on the meta device that has been
+    told a prompt."""
+    cameras = turntable(stage.views, size=teacher.image_size)
+    learner = Lora(teacher, stage.vsd, seed=0)
+
+    def step() -> None:
+        z = torch.empty(stage.views, *teacher.latent_shape, device="meta")
+        learner.predict_eps(z, teacher.timesteps // 2, cameras)
+        learner.learn(z, cameras, torch.Generator())
+
+    return cost_of(step), sum(value.nbytes for value in learner.params.values())
+
+
 def network_bytes(owner: object) -> int:
     """Of the weights of the networks that are the owner's attributes."""
     networks = [value for value in vars(owner).values() if isinstance(value, nn.Module)]
@@ -174,6 +198,7 @@ def teacher_lines(stage: StageConfig, teacher: TeacherPlan, rate: float) -> list
     memory = {f"{name} {size(count)}": count for name, count in teacher.weights.items()}
     memory[f"one question {size(teacher.denoise.peak)}"] = teacher.denoise.peak
     memory[f"encoding and back {size(teacher.encode.peak)}"] = teacher.encode.peak
+    memory[f"training the LoRA {size(teacher.learn.peak)}"] = teacher.learn.peak
     return [
         f"  teacher  {teacher.text}",
         f"  found    {files}",
@@ -186,17 +211,19 @@ def seconds(stage: StageConfig, teacher: TeacherPlan, rate: float) -> float:
     return stage.steps * teacher.flops / (EFFICIENCY * rate)
 
 
-def total_lines(splat: int, stages: dict[str, StageConfig], teachers: dict[str, TeacherPlan], rate: float) -> list[str]:
-    """The sum over the stages, when all teachers are there. splat: of `splat_bytes`."""
+def total_lines(
+    trained: int, stages: dict[str, StageConfig], teachers: dict[str, TeacherPlan], rate: float
+) -> list[str]:
+    """The sum over the stages, when all teachers are there. trained: bytes of the values that are trained."""
     if len(teachers) < len(stages):
         return ["total    unknown until every teacher is there"]
     weights = sum(sum(teacher.weights.values()) for teacher in teachers.values())
     passing = max((teacher.passing for teacher in teachers.values()), default=0)
-    copies = COPIES * splat
+    copies = COPIES * trained
     whole = sum(seconds(stages[name], teacher, rate) for name, teacher in teachers.items())
     return [
-        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, Gaussians {size(copies)}, what "
-        f"a step holds {size(passing)}",
+        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, what is trained {size(copies)}, "
+        f"what a step holds {size(passing)}",
         f"         time {duration(whole)}, of the teachers alone, at {EFFICIENCY:.0%} of the {rate / 1e12:.3g} TFLOP/s "
         "that a matrix product was just seen to reach here",
         "         Both are estimates: rendering, noise and the libraries' own memory come on top.",
@@ -210,12 +237,12 @@ def splat_bytes(config: Config, stages: dict[str, StageConfig], first: int) -> i
     return 4 * count * (11 + 3 * (config.init.sh_degree + 1) ** 2)
 
 
-def output_lines(config: Config, folder: Path, splat: int) -> list[str]:
-    """splat: of `splat_bytes`."""
+def output_lines(config: Config, folder: Path, splat: int, trained: int) -> list[str]:
+    """splat: of `splat_bytes`. trained: bytes of the values that are trained."""
     return [
         f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png and splat.ply (up to "
         f"{size(splat)})",
-        f"         while it runs, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * splat)})",
+        f"         while it runs, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * trained)})",
     ]
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gscfd.guidance import cfd, ddim_step
+from gscfd.guidance import cfd, ddim_step, vsd
 from gscfd.schedule import anneal, time_index
 from gscfd.teachers import Teacher
-from gscfd.types import Cameras
+from gscfd.types import Cameras, Learner
 
 T_MAX, T_MIN = 0.98, 0.02
 
@@ -61,6 +61,25 @@ def clean_flow(
         if gamma > 0 and step > 0:
             noise = refreshed(noise, fresh(step), gamma)
         z = z + (levels[step + 1] - levels[step]) / levels[step] * cfd(teacher, z, noise, t, cameras)
+    return z
+
+
+def variational(
+    teacher: Teacher,
+    learner: Learner,
+    noise: Tensor,
+    fresh: Callable[[int], Tensor],
+    times: Sequence[int],
+    cameras: Cameras,
+    generator: torch.Generator,
+) -> Tensor:
+    """[V, C, h, w] the picture of descent along `vsd`: the steps of `clean_flow` with fresh noise in each, after which
+    the learner learns from the picture. generator: of what it draws."""
+    z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
+    for step, t in enumerate(times):
+        eps = fresh(step) if step > 0 else noise
+        z = z + (levels[step + 1] - levels[step]) / levels[step] * vsd(teacher, z, eps, t, cameras, learner=learner)
+        learner.learn(z, cameras, generator)
     return z
 
 

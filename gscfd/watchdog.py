@@ -59,9 +59,8 @@ def find_trouble(
     broken = sorted(name for name, is_good in zip(finite, good, strict=True) if not is_good)
     if broken:
         verb = "is" if len(broken) == 1 else "are"
-        return Trouble(
-            f"{', '.join(broken)} {verb} not finite", f"try a smaller --{name}.cfg or smaller --{name}.lr.* values"
-        )
+        smaller = f"--{name}.vsd.lr" if broken == ["lora"] else f"--{name}.cfg or smaller --{name}.lr.* values"
+        return Trouble(f"{', '.join(broken)} {verb} not finite", f"try a smaller {smaller}")
     if size > limits.max_scale:
         return Trouble(
             f"the Gaussians' mean size is {size:.3g}, more than {limits.max_scale:g}",

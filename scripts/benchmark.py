@@ -30,7 +30,7 @@ from gscfd.edits import LiveSettings
 from gscfd.noise import NoiseField, iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
 from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
-from gscfd.teachers import Teacher
+from gscfd.teachers.guided import GuidedTeacher
 from gscfd.train import distil, load_teachers, painted_noise
 from gscfd.types import Cameras, Render
 from gscfd.viewer.live import LiveViewer
@@ -228,7 +228,9 @@ WARM_UP = 3
 """Steps before those that are timed."""
 
 
-def timed_steps(config: Config, teachers: dict[str, Teacher], steps: int, viewer: LiveViewer | None) -> list[float]:
+def timed_steps(
+    config: Config, teachers: dict[str, GuidedTeacher], steps: int, viewer: LiveViewer | None
+) -> list[float]:
     """Seconds of the first steps of a run, from end to end of what the training thread does for each."""
     live = LiveSettings(config, teachers)
     ends: list[float] = []
@@ -245,7 +247,7 @@ def timed_steps(config: Config, teachers: dict[str, Teacher], steps: int, viewer
     return [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
 
 
-def watched_steps(config: Config, teachers: dict[str, Teacher], steps: int, browser: bool) -> list[float]:
+def watched_steps(config: Config, teachers: dict[str, GuidedTeacher], steps: int, browser: bool) -> list[float]:
     """The same beside a viewer, with a browser that reads all it is sent, or without one."""
     viewer = LiveViewer(config, partial(painted_noise, config))
     client = None

@@ -38,11 +38,11 @@ def make(teachers, monkeypatch, tmp_path):
 
 def test_every_method_makes_its_own_picture_but_fsd_which_is_ddim(make):
     pictures = {}
-    for method in ("cfd", "fsd", "sds", "ddim", "edm"):
+    for method in ("cfd", "fsd", "sds", "vsd", "ddim", "edm"):
         code, pictures[method] = make(method, "--method", method)
         assert code == 0 and pictures[method].shape == (128, 128, 3)
     assert np.abs(pictures["fsd"] - pictures["ddim"]).max() <= 1
-    for method in ("sds", "edm"):
+    for method in ("sds", "vsd", "edm"):
         assert np.abs(pictures[method] - pictures["ddim"]).max() > 10
 
 
@@ -54,6 +54,13 @@ def test_the_seed_decides_the_picture(make):
 def test_fresh_noise_is_asked_for_by_gamma_and_churn(make):
     assert not np.array_equal(make("a", "--gamma", "0.3")[1], make("b", "--gamma", "0")[1])
     assert not np.array_equal(make("c", "--method", "edm", "--churn", "1")[1], make("d", "--method", "edm")[1])
+
+
+def test_the_lora_of_vsd_makes_a_difference(make):
+    steps = ["--method", "vsd", "--steps", "3"]
+    slow, fast = make("a", *steps)[1], make("b", *steps, "--vsd.lr", "0.01")[1]
+    assert not np.array_equal(slow, fast)
+    assert np.array_equal(make("c", *steps)[1], slow)
 
 
 def test_a_multi_view_teacher_draws_four_sides(make):
@@ -90,6 +97,7 @@ def test_a_networks_clean_flow_is_diffusers_ddim_in_float32(teachers):
         (["--gamma", "0.1", "--method", "ddim"], ["gamma", "--method cfd", "--method ddim"]),
         (["--churn", "1"], ["churn", "--method edm", "--method cfd"]),
         (["--gamma", "1"], ["gamma", "[0, 1)"]),
+        (["--vsd.rank", "8"], ["vsd", "--method vsd", "--method cfd"]),
         (["--teacher", "/nowhere"], ["teacher", "/nowhere"]),
     ],
 )
@@ -111,7 +119,7 @@ def test_a_picture_is_kept_unless_asked(make, capsys):
 @pytest.mark.parametrize(
     "option, value, known",
     [
-        ("--method", "dpm", ["cfd", "fsd", "sds", "ddim", "edm"]),
+        ("--method", "dpm", ["cfd", "fsd", "sds", "vsd", "ddim", "edm"]),
         ("--dtype", "int8", ["auto", "float32", "bfloat16", "float16"]),
     ],
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_guidance import GaussianTeacher, latents
 
 import gscfd
-from gscfd import train
+from gscfd import guidance, train
 from gscfd.cameras import turntable
 from gscfd.config import NOISE_OF, Config, Guidance, coarse_stage, merged, refine_stage
 from gscfd.errors import UserError
@@ -21,13 +21,14 @@ NAMES = get_args(Guidance)
 def test_every_method_has_its_noise_and_its_gamma():
     assert set(NOISE_OF) == set(NAMES)
     kinds = {name: Config(guidance=name).noise_kind for name in NAMES}
-    assert kinds == {"cfd": "surface", "sds": "iid", "fsd": "world_map", "cds": "fixed", "ism": "iid", "sdi": "iid"}
+    consistent = {"cfd": "surface", "fsd": "world_map", "cds": "fixed"}
+    assert kinds == {**dict.fromkeys(NAMES, "iid"), **consistent}
     assert {name for name in NAMES if Config(guidance=name).noise_gamma > 0} == {"cfd"}
     assert merged(Config(), {"guidance": "fsd", "noise": {"gamma": 0.5}}).noise_gamma == 0.5
 
 
 def test_an_unknown_method_lists_the_known_ones(capsys):
-    with pytest.raises(UserError, match="guidance: expected cfd or sds or fsd or cds or ism or sdi, got 'dds'"):
+    with pytest.raises(UserError, match="guidance: expected cfd or sds or fsd or cds or ism or sdi or vsd, got 'dds'"):
         merged(Config(), {"guidance": "dds"})
     with pytest.raises(SystemExit) as stopped:
         train.main(["--prompt", "a mug", "--guidance", "dds"])
@@ -35,14 +36,46 @@ def test_an_unknown_method_lists_the_known_ones(capsys):
     assert stopped.value.code == 2 and all(name in error for name in NAMES)
 
 
+class PerfectLearner:
+    """Knows the last picture by heart: of a single one, the noise is all that x_t has besides."""
+
+    def __init__(self, teacher, z):
+        self.teacher, self.z = teacher, z
+
+    def predict_eps(self, x_t, t, cameras):
+        alpha, sigma = self.teacher.alpha_sigma(t)
+        return (x_t - alpha * self.z) / sigma
+
+    def learn(self, z, cameras, generator):
+        self.z = z
+
+
+def test_vsd_with_a_perfect_learner_is_sds():
+    """VSD of one particle is SDS (CFD section 1); of a learner that lags behind it is not."""
+    teacher, z, noise, cameras = GaussianTeacher(), latents(0), latents(1), turntable(2, size=8)
+    expected = guidance.sds(teacher, z, noise, 400, cameras)
+    perfect, late = PerfectLearner(teacher, z), PerfectLearner(teacher, latents(2))
+    assert torch.allclose(guidance.vsd(teacher, z, noise, 400, cameras, learner=perfect), expected, atol=1e-10)
+    assert not torch.allclose(guidance.vsd(teacher, z, noise, 400, cameras, learner=late), expected, atol=0.1)
+
+
+def test_vsd_without_a_learner_is_refused():
+    with pytest.raises(ValueError, match="vsd: expected a learner"):
+        method("vsd", coarse_stage(), 1000)
+
+
 def descend(name, teacher, views, sign=1.0):
     """Plain gradient descent from 0 with the method's own noise policy."""
-    z, go = torch.zeros(views, 4, 8, 8, dtype=torch.float64), method(name, coarse_stage(), teacher.timesteps)
+    z = torch.zeros(views, 4, 8, 8, dtype=torch.float64)
+    learner = PerfectLearner(teacher, z) if name == "vsd" else None
+    go = method(name, coarse_stage(), teacher.timesteps, learner)
     cameras, generator = turntable(views, size=8), torch.Generator().manual_seed(1)
     for step in range(60):
-        t, guidance = go(step / 60, generator)
+        t, way = go(step / 60, generator)
         noise = latents(step if NOISE_OF[name][0] == "iid" else 7)[:1].expand(views, -1, -1, -1)
-        z = z - sign * 0.3 * guidance(teacher, z, noise, round(t * teacher.timesteps), cameras)
+        z = z - sign * 0.3 * way(teacher, z, noise, round(t * teacher.timesteps), cameras)
+        if learner is not None:
+            learner.learn(z, cameras, generator)
     return z
 
 
@@ -66,9 +99,9 @@ def test_cds_runs_down_the_curve_of_consistent3d(stage, start, end):
         target = start - (start - end) * root
         gaps = []
         for _ in range(200):
-            t, guidance = go(done, generator)
-            assert guidance.keywords["target"] == pytest.approx(1000 * target, abs=1)
-            assert guidance.keywords["cfg"] == pytest.approx(50 - 30 * done)
+            t, way = go(done, generator)
+            assert way.keywords["target"] == pytest.approx(1000 * target, abs=1)
+            assert way.keywords["cfg"] == pytest.approx(50 - 30 * done)
             gaps.append(t - target)
         low, high = stage.cds.gap
         assert low - 1e-9 <= min(gaps) <= max(gaps) <= high + 1e-9
@@ -97,6 +130,8 @@ def test_cds_with_random_times_draws_them_from_its_own_range():
         ({"coarse": {"inversion": {"delta_t": 0}}}, "inversion.delta_t"),
         ({"coarse": {"inversion": {"xs_delta_t": 2}}}, "inversion.xs_delta_t"),
         ({"coarse": {"inversion": {"xs_inv_steps": 0}}}, "inversion.xs_inv_steps"),
+        ({"coarse": {"vsd": {"rank": 0}}}, "vsd.rank"),
+        ({"coarse": {"vsd": {"lr": 0}}}, "vsd.lr"),
     ],
 )
 def test_bad_settings_of_a_method_are_named(changes, name):

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import stage_config, tiny_stage
+from tiny import TinyLearner, stage_config, tiny_stage
 
 from gscfd.gaussians import ball
 from gscfd.state import StageState
+from gscfd.watchdog import all_finite
 
 
 def same(first, second):
@@ -58,6 +59,38 @@ def test_methods_with_times_of_their_own_continue_bit_for_bit(guidance, states):
     assert same(last.tensors, whole[-1].tensors) and not same(last.tensors, states[-1].tensors)
     fresh = {**whole[4].tensors, "now/generator": torch.Generator().manual_seed(5).get_state()}
     assert not same(continued(dataclasses.replace(whole[4], tensors=fresh), guidance=guidance).tensors, last.tensors)
+
+
+@pytest.fixture(scope="module")
+def learning():
+    return states_of(guidance="vsd")
+
+
+def test_a_method_that_learns_continues_after_any_step_bit_for_bit(learning, states):
+    assert not same(learning[-1].tensors, states[-1].tensors)
+    for saved in learning[:-1]:
+        assert same(continued(saved, guidance="vsd").tensors, learning[-1].tensors)
+
+
+@pytest.mark.parametrize("kind", ["mean", "count"])
+def test_a_method_that_forgets_what_it_learnt_ends_elsewhere(learning, kind):
+    """The control of the test above."""
+    name = f"now/learner/{kind}"
+    tensors = {**learning[4].tensors, name: torch.zeros_like(learning[4].tensors[name])}
+    last = continued(dataclasses.replace(learning[4], tensors=tensors), guidance="vsd")
+    assert not same(last.tensors, learning[-1].tensors)
+
+
+def test_going_back_takes_back_what_was_learnt():
+    gaussians = ball(5, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
+    learner = TinyLearner()
+    state = StageState(gaussians, stage_config(), seed=0, keep_every=4, learner=learner)
+    learner.learn(torch.ones(2, 3, 8, 8), None, state.generator)
+    assert all_finite(state.tensors() | {"loss": torch.zeros(())})["mean"] == 1
+    learner.mean[0] = torch.nan
+    assert all_finite(state.tensors() | {"loss": torch.zeros(())})["mean"] == 0
+    state.roll_back()
+    assert torch.equal(learner.mean, torch.zeros(3, 8, 8)) and learner.count == 0
 
 
 def test_a_stage_continued_at_another_step_ends_elsewhere(states):

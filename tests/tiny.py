@@ -28,6 +28,28 @@ class TinyTeacher:
         return (x_t - alpha * self.target) / max(sigma, 0.01)
 
 
+class TinyLearner:
+    """Knows the renders of the steps before by their mean, which it follows slower and slower."""
+
+    def __init__(self):
+        self.mean, self.count = torch.zeros(3, 8, 8), torch.zeros(())
+
+    def predict_eps(self, x_t, t, cameras):
+        alpha, sigma = TinyTeacher().alpha_sigma(t)
+        return (x_t - alpha * self.mean) / max(sigma, 0.01)
+
+    def learn(self, z, cameras, generator):
+        noise = torch.randn(z.shape, generator=generator)
+        self.count += 1
+        self.mean += ((z + 0.1 * noise).mean(0) - self.mean) / self.count
+
+    def tensors(self):
+        return {"mean": self.mean, "count": self.count}
+
+    def load(self, tensors):
+        self.mean, self.count = tensors["mean"].clone(), tensors["count"].clone()
+
+
 def drawn(cameras, render, step):
     return torch.randn(len(cameras), 3, 8, 8, generator=torch.Generator().manual_seed(step))
 
@@ -51,6 +73,7 @@ def stage_config(**changes):
 
 def tiny_stage(config=None, *, guidance="cfd", resume=None, on_step=None, noise=drawn, watchdog=None, keep_every=4):
     """Distil 60 Gaussians; returns them."""
+    learner = TinyLearner() if guidance == "vsd" else None
     gaussians = ball(60, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(3))
     config = config or stage_config()
     run_stage(
@@ -60,11 +83,12 @@ def tiny_stage(config=None, *, guidance="cfd", resume=None, on_step=None, noise=
         teacher=TinyTeacher(),
         rasterize=rasterize,
         noise=noise,
-        method=method(guidance, config, TinyTeacher.timesteps),
+        method=method(guidance, config, TinyTeacher.timesteps, learner),
         seed=5,
         watchdog=watchdog or WatchdogConfig(),
         keep_every=keep_every,
         on_step=on_step or (lambda report: None),
+        learner=learner,
         resume=resume,
     )
     return gaussians
