@@ -16,6 +16,7 @@ from gscfd.guidance import vsd
 from gscfd.lora import Lora
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.schedules import Diffusion, Flow
+from gscfd.teachers.tuning import compile_networks
 
 KINDS = {"sd": tiny.stable_diffusion, "mvdream": tiny.mvdream, "sdxl": tiny.sdxl, "deepfloyd": tiny.deepfloyd}
 TRANSFORMERS = {"sd3": tiny.sd3, "flux": tiny.flux}
@@ -147,6 +148,15 @@ def test_under_a_teacher_in_half_precision_a_lora_is_trained_in_float32(kind, fo
     assert torch.equal(untrained.predict_eps(x, 500, cameras), teacher.predict_eps(x, 500, cameras, cfg=1))
     moved = learner.predict_eps(x, 500, cameras)
     assert moved.dtype == torch.float32 and not torch.equal(moved, untrained.predict_eps(x, 500, cameras))
+
+
+def test_the_lora_of_a_compiled_teacher_is_trained_as_it_is(folders):
+    teacher = load_teacher(str(folders["mvdream"]), device="cpu")
+    teacher.set_prompt(MUG)
+    _, x, cameras = views_of(teacher)
+    expected = trained(teacher).predict_eps(x, 500, cameras)
+    compile_networks(teacher, backend="none such: calling it would raise")
+    assert torch.equal(trained(teacher).predict_eps(x, 500, cameras), expected)
 
 
 @pytest.mark.parametrize("schedule", ["epsilon", "v_prediction", "flow"])
