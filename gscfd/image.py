@@ -121,7 +121,7 @@ def draw_picture(settings: Settings, teacher: GuidedTeacher) -> Tensor:
     if settings.method == "edm":
         return sampling.edm(teacher, noise, fresh, times, cameras, churn=settings.churn or 0.0)
     if settings.method == "vsd":
-        learner = Lora(teacher, settings.vsd, seed=settings.seed)
+        learner = Lora(teacher, settings.vsd, seed=int(torch.randint(2**62, (), generator=generator)))
         return sampling.variational(teacher, learner, noise, fresh, times, cameras, generator)
     gamma = GAMMA_OF[settings.method] if settings.gamma is None else settings.gamma
     return sampling.clean_flow(teacher, noise, fresh, times, cameras, gamma=gamma)

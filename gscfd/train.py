@@ -278,7 +278,7 @@ def distil(
 
     device = choose_device(config.device)
     # One seed, one independent stream for each part.
-    seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.seed)).tolist()
     if start is None:
         start = ball(
             config.init.count,
@@ -289,15 +289,15 @@ def distil(
         )
     gaussians = start
     gaussians.params.to(device)
-    stages = {"coarse": (config.coarse, seeds[1]), "refine": (config.refine, seeds[2])}
+    stages = {"coarse": (config.coarse, seeds[1], seeds[3]), "refine": (config.refine, seeds[2], seeds[4])}
     if resume is not None and resume.stage == "refine":
         del stages["coarse"]
-    for name, (stage, seed) in stages.items():
+    for name, (stage, seed, lora_seed) in stages.items():
         if name not in teachers:
             continue
         teacher = teachers[name]
         continued = resume.state if resume is not None and resume.stage == name else None
-        learner = Lora(teacher, stage.vsd, seed=seed) if config.guidance == "vsd" else None
+        learner = Lora(teacher, stage.vsd, seed=lora_seed) if config.guidance == "vsd" else None
         numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
         live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
         try:
