@@ -39,12 +39,9 @@ def times(x: Tensor, t: int) -> Tensor:
     return torch.full((len(x),), t, device=x.device)
 
 
-def camera_labels(unet: UNet2DConditionModel, x: Tensor, cameras: Cameras) -> Tensor | None:
-    """[B, 16] the camera of every sample, where the network reads one."""
-    if unet.class_embedding is None:
-        return None
-    labels = moved(mvdream_matrices(cameras), x.device).to(unet.class_embedding.linear_1.weight.dtype)
-    return labels.repeat(len(x) // len(cameras), 1)
+def camera_labels(x: Tensor, cameras: Cameras, dtype: torch.dtype) -> Tensor:
+    """[B, 16] the camera of every sample."""
+    return moved(mvdream_matrices(cameras), x.device).to(dtype).repeat(len(x) // len(cameras), 1)
 
 
 class UNetDenoiser:
@@ -67,12 +64,10 @@ class UNetDenoiser:
             ids = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
             time_ids = torch.tensor([ids] * len(x), dtype=self.unet.dtype)
             added = {"text_embeds": text.pooled, "time_ids": moved(time_ids, x.device)}
+        # None of these reads a camera; the twin that a LoRA is trained on does, in the LoRA's precision.
+        labels = None if self.unet.class_embedding is None else camera_labels(x, cameras, torch.float32)
         output = self.unet(
-            x.to(self.unet.dtype),
-            times(x, t),
-            text.tokens,
-            class_labels=camera_labels(self.unet, x, cameras),
-            added_cond_kwargs=added,
+            x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels, added_cond_kwargs=added
         ).sample
         return output[:, : x.shape[1]]
 
@@ -92,7 +87,7 @@ class MultiviewDenoiser:
         if self.views != len(cameras):
             self.views = len(cameras)
             join_views(self.unet, self.views)
-        labels = camera_labels(self.unet, x, cameras)
+        labels = camera_labels(x, cameras, self.unet.dtype)
         return self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
 
 
