@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from gscfd.train import generate
     from gscfd.types import Cameras, Render
 
-# torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, longer than a time slice: beside
-# another program that holds one of the cores, runs took two to six times as long. Read when torch is first imported.
+# torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, longer than a time slice. With fewer
+# a run on two cores takes a tenth longer where both are free, and half as long where another program holds one of them.
+# Read when torch is first imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

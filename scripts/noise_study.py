@@ -89,8 +89,8 @@ class Agreement:
 
 def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreement:
     """Mean over both directions of turning."""
-    surface = {"depth": way.depth, "normal_radius": way.normal_radius, "smoothing": way.smoothing}
-    cameras, field = views(size), NoiseField(0, 1, latent, latent, **surface)
+    cameras, field = views(size), NoiseField(0, 1, latent, latent, depth=way.depth)
+    field.normal_radius, field.smoothing = way.normal_radius, way.smoothing
     render = gaussians.render(cameras)
     cells = replace(noise.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
     depth, opacity = noise.surface_images(field, cameras, render)

@@ -219,6 +219,16 @@ def test_a_snapshot_does_not_change_when_the_run_goes_on():
         assert not torch.equal(before["means"][:20], run.gaussians.means[:20]), "control: the run went on"
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs more than one thread")
+def test_the_viewer_makes_no_second_team_of_threads(monkeypatch):
+    """Its threads and the run's together would be more than the cores, and slow down the run's."""
+    seen = []
+    monkeypatch.setattr("gscfd.viewer.live.LiveViewer.tick", lambda *_: seen.append(torch.get_num_threads()))
+    with viewing():
+        until(lambda: seen)
+    assert seen[0] == 1 and torch.get_num_threads() > 1
+
+
 def test_a_run_that_nobody_watches_copies_nothing(monkeypatch):
     monkeypatch.setattr("gscfd.viewer.live.take", lambda *_: pytest.fail("a copy"))
     with viewing() as viewer:

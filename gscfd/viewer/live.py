@@ -6,6 +6,9 @@ import logging
 import threading
 import time
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from gscfd.config import Config
 from gscfd.edits import LiveSettings
 from gscfd.gaussians import Gaussians
@@ -80,9 +83,13 @@ class LiveViewer:
         return None if self.snapshot is None else self.snapshot.gaussians
 
     def work(self) -> None:
+        # With a second team of OpenMP threads the process has more threads than the machine cores, and the run's wait
+        # for each other asleep, which took a fourth of its speed. Asking torch keeps it from setting the number later.
+        torch.get_num_threads()
         try:
-            while not self.closing.wait(TICK_SECONDS):
-                self.tick(time.monotonic())
+            with threadpool_limits(1, "openmp"):
+                while not self.closing.wait(TICK_SECONDS):
+                    self.tick(time.monotonic())
         except Exception as error:  # of whatever kind: it ends here, and not in the run
             log.warning("viewer: stopped (%r); the run goes on", error)
         finally:
