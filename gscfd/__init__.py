@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from gscfd.train import generate
     from gscfd.types import Cameras, Render
 
-# torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, longer than a time slice. With fewer
-# a run on two cores takes a tenth longer where both are free, and half as long where another program holds one of them.
+# torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, longer than a time slice. With
+# 1000 a run on two cores takes a tenth longer where both are free, and half as long where another program holds one.
 # Read when torch is first imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
