@@ -6,8 +6,8 @@
 Finished runs are kept, so that the script can be stopped and started again. Columns: how much of the first step's noise
 is left at the end of the coarse stage, (1 - gamma)^(steps / 2); the scaled gradient variance (CFD Eq. 15,
 `gscfd.metrics.scaled_gradient_variance`) of positions and colours, mean over all steps and runs; R-precision among the
-prompts given and mean similarity (`gscfd.scores`); diversity over the seeds (`gscfd.metrics.diversity`), mean over
-the prompts.
+prompts given and the twenty of docs/results.md, and mean similarity (`gscfd.scores`); diversity over the seeds
+(`gscfd.metrics.diversity`), mean over the prompts.
 
 gamma is a share per step: what matters is gamma times the number of steps. CFD's 1e-4 over 25 000 steps leaves .29 of
 the noise, and so does 8e-3 over 300 steps; 1e-4 over 300 steps leaves .99 and is close to 0.
@@ -30,6 +30,7 @@ from gscfd.metrics import diversity, scaled_gradient_variance
 from gscfd.runs import RunFolder, default_folder
 from gscfd.scores import examine, read_run
 from gscfd.stage import StepReport
+from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
 from gscfd.train import distil, load_teachers, parse
 
 PROMPTS = ("a yellow duck", "a blue mug", "a red car", "a purple crown")
@@ -51,7 +52,7 @@ class Row:
     variant: str
     left: float
     variance: dict[str, float]
-    r_precision: float | None
+    r_precision: float
     similarity: float
     diversity: float
 
@@ -78,9 +79,9 @@ def make(folder: Path, variances: Path, arguments: list[str]) -> None:
 def score(variant: str, prompts: list[str], folders: dict[str, list[Path]], files: list[Path], scorer: Scorer) -> Row:
     """folders: the runs of each prompt, one for each seed. files: the gradient variances of all runs."""
     runs = [folder for prompt in prompts for folder in folders[prompt]]
-    judges = Judges(scorers=[scorer])
-    seen = {folder: examine(folder, judges, prompts) for folder in runs}
-    precisions = [run.values["r_precision"] for run in seen.values() if "r_precision" in run.values]
+    judges, candidates = Judges(scorers=[scorer]), list(dict.fromkeys([*prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
+    seen = {folder: examine(folder, judges, candidates) for folder in runs}
+    precisions = [run.values["r_precision"] for run in seen.values()]
     spread = []
     for prompt in prompts:
         sides = [side for folder in folders[prompt] if (side := seen[folder].sides) is not None]
@@ -91,7 +92,7 @@ def score(variant: str, prompts: list[str], folders: dict[str, list[Path]], file
         variant=variant,
         left=0.0 if config.noise_kind == "iid" else (1 - config.noise_gamma) ** (config.coarse.steps / 2),
         variance={name: mean([v for run in variances for v in run[name]]) for name in PARAMETERS},
-        r_precision=mean(precisions) if precisions else None,
+        r_precision=mean(precisions),
         similarity=mean([run.values["similarity"] for run in seen.values()]),
         diversity=mean(spread),
     )
@@ -107,8 +108,7 @@ def table(rows: list[Row]) -> str:
     lines.append("|---" * (len(PARAMETERS) + 5) + "|")
     for row in rows:
         variance = " | ".join(f"{row.variance[name]:.4f}" for name in PARAMETERS)
-        precision = "n/a" if row.r_precision is None else f"{row.r_precision:.1%}"
-        scores = f"{precision} | {row.similarity:.3f} | {row.diversity:.4f}"
+        scores = f"{row.r_precision:.1%} | {row.similarity:.3f} | {row.diversity:.4f}"
         lines.append(f"| {row.variant} | {row.left:.3f} | {variance} | {scores} |")
     return "\n".join(lines)
 
