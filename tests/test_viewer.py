@@ -219,14 +219,17 @@ def test_a_snapshot_does_not_change_when_the_run_goes_on():
         assert not torch.equal(before["means"][:20], run.gaussians.means[:20]), "control: the run went on"
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs more than one thread")
 def test_the_viewer_makes_no_second_team_of_threads(monkeypatch):
     """Its threads and the run's together would be more than the cores, and slow down the run's."""
-    seen = []
+    seen, before = [], torch.get_num_threads()
     monkeypatch.setattr("gscfd.viewer.live.LiveViewer.tick", lambda *_: seen.append(torch.get_num_threads()))
-    with viewing():
-        until(lambda: seen)
-    assert seen[0] == 1 and torch.get_num_threads() > 1
+    torch.set_num_threads(2)
+    try:
+        with viewing():
+            until(lambda: seen)
+        assert seen[0] == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_run_that_nobody_watches_copies_nothing(monkeypatch):

@@ -26,7 +26,7 @@ log = logging.getLogger("gscfd")
 UPDATE_SECONDS = 0.5
 """Least time between two steps that are shown."""
 TICK_SECONDS = 0.1
-SHARE = 0.03
+SHARE = 0.015
 """Of one core's time that the viewer takes from a run."""
 CLOSING_SECONDS = 2.0
 
