@@ -89,12 +89,11 @@ GSCFD_HD int first_render_index(int latent, int render_size, int latent_size) {
 // halves it, down to 1. 0: the samples are too coarse to be smoothed.
 GSCFD_HD int first_spacing(const Geometry& g) {
     if (g.smoothing == 0) return 0;
-    int spacing = 0;
-    for (int next = 1; 2 * next * g.latent_width <= g.render_width && 2 * next * g.latent_height <= g.render_height;) {
-        spacing = next;
-        next *= 2;
+    int samples = 1;
+    while (2 * samples * g.latent_width <= g.render_width && 2 * samples * g.latent_height <= g.render_height) {
+        samples *= 2;
     }
-    return spacing;
+    return samples / 2;
 }
 
 // The zeros around the masked image, so that neighbours need no test.
