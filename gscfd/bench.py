@@ -1,13 +1,12 @@
 """The papers' claims, measured again on the toybox: `python -m gscfd.bench papers --size smoke --out DIR`.
 
-Every method has the same prompts, seeds, cameras, teacher and number of steps. Runs and pictures that are there are
-kept, and half-done ones continued: the same command goes on where it was stopped.
+Every method has the same prompts, seeds, cameras, teacher and number of steps. The runs are a sweep (`gscfd.sweep`).
+Runs and pictures that are there are kept, and half-done ones continued: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ import torch
 import tyro
 
 from gscfd import image
-from gscfd.config import Config, StageConfig, flat, load_run, merged, plain
+from gscfd.config import Config, StageConfig, check, merged
 from gscfd.errors import UserError
 from gscfd.evaluate import plots_of, run_rows, summary_table
 from gscfd.export.turntable import write_contact_sheet
@@ -26,20 +25,19 @@ from gscfd.intervals import Estimate
 from gscfd.judges import SCORER, Judges, Scorer
 from gscfd.references import SAMPLER_STEPS, Reference, teacher_reference
 from gscfd.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
-from gscfd.runs import FREE, LAST, Stopped, default_folder, next_config, slug
+from gscfd.runs import LAST, default_folder, slug
 from gscfd.scores import METRICS, SHEET_VIEWS, Examined, difference, examine
+from gscfd.sweep import Run, Workers, make_runs
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
-from gscfd.train import choose_device, choose_dtype, make_run, stage_prompt
+from gscfd.train import choose_device, choose_dtype, stage_prompt
 
 TEACHER = "toybox/multiview"
 GAMMA, PAPER_STEPS = 1e-4, 25_000
 """CFD's share of fresh noise per step, and over how many steps."""
 NEGATIVE = "gray"
 """The toybox has no words for bad pictures; this one stands for washed-out colours."""
-INTERRUPTED = (130, 143)
-"""Exit codes of a run that Ctrl-C or SIGTERM has stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,43 +233,22 @@ def verdict(claim: Claim, found: Estimate | None) -> str:
 # ------------------------------------------------------------------------------------------------- runs and pictures
 
 
-def run_config(out: Path, size: Size, variant: str, prompt: str, seed: int) -> Config:
-    """The settings of one run: the coarse stage alone, in its folder."""
-    folder = out / "runs" / slug(variant) / default_folder(prompt, seed).name
+def plan_runs(out: Path, size: Size) -> dict[str, list[Run]]:
+    """The runs of every variant: the coarse stage alone, the first seed of all prompts first."""
     base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}})
-    return replace(merged(base, variants(size.steps)[variant]), prompt=prompt, seed=seed, out=folder)
+    return {
+        variant: [
+            plan_run(out, variant, replace(merged(base, changes), prompt=prompt, seed=seed))
+            for seed in range(size.seeds)
+            for prompt in size.prompts
+        ]
+        for variant, changes in variants(size.steps).items()
+    }
 
 
-def check_kept(config: Config) -> None:
-    """Raise UserError when the folder holds a run with other settings."""
-    folder = config.out
-    assert folder is not None
-    if not (folder / "config.yaml").is_file():
-        return
-    now, then = flat(plain(config)), flat(plain(load_run(folder)))
-    changed = [k for k in now if k.split(".")[0] not in FREE | {"preset"} and now[k] != then.get(k)]
-    if changed:
-        raise UserError(f"out: {folder} was made with another {', '.join(changed)}; choose another --out")
-
-
-def make_runs(configs: Iterable[Config], teacher: GuidedTeacher) -> list[str]:
-    """Make the runs that are not there yet, one after the other; returns what went wrong with those that failed. Raises
-    Stopped when the user stops one."""
-    failed = []
-    for config in configs:
-        check_kept(config)
-        todo = next_config(config)
-        if todo is None:
-            continue
-        teacher.set_prompt(stage_prompt(todo.prompt, todo.coarse))
-        try:
-            make_run(todo, {"coarse": teacher})
-        except Stopped as stopped:
-            if stopped.code in INTERRUPTED:
-                raise
-            failed.append(f"{config.out}: {stopped}")
-            print(f"failed: {failed[-1]}", file=sys.stderr)
-    return failed
+def plan_run(out: Path, variant: str, config: Config) -> Run:
+    folder = out / "runs" / f"{slug(variant)}-{default_folder(config.prompt, config.seed).name}"
+    return Run(folder, replace(config, out=folder))
 
 
 def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, teacher: GuidedTeacher) -> None:
@@ -351,10 +328,9 @@ def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) 
 
 
 def make_report(
-    name: str, groups: dict[str, list[Examined]], references: dict[str, Reference], failed: list[str]
+    size: Size, command: str, groups: dict[str, list[Examined]], references: dict[str, Reference], failed: list[str]
 ) -> Report:
     """The page: orderings first, then every experiment's figures."""
-    size = SIZES.get(name)
     claims, tables, plots, sheets = [], [], [], []
     estimates: dict[str, Estimate] = {}
     for experiment in EXPERIMENTS:
@@ -380,7 +356,7 @@ def make_report(
     used = dict.fromkeys(metric for experiment in EXPERIMENTS for metric in experiment.metrics)
     return Report(
         title="The papers' claims on the toybox",
-        notes=[*budget(name, size), *(f"{METRICS[m].title}: {METRICS[m].meaning}." for m in used)],
+        notes=[*budget(size, command), *(f"{METRICS[m].title}: {METRICS[m].meaning}." for m in used)],
         warnings=[f"Failed: {reason}" for reason in failed],
         tables=[orderings, *tables],
         plots=plots,
@@ -388,12 +364,10 @@ def make_report(
     )
 
 
-def budget(name: str, size: Size | None) -> list[str]:
+def budget(size: Size, command: str) -> list[str]:
     """What was made, in sentences."""
-    if size is None:
-        return []
     return [
-        f"python -m gscfd.bench papers --size {name}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
+        f"{command}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
         f"steps of the coarse stage with {TEACHER}, equal for all, other settings the defaults. Equal seeds begin with "
         "equal Gaussians and see equal cameras, except where a method draws its times.",
         f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
@@ -402,26 +376,35 @@ def budget(name: str, size: Size | None) -> list[str]:
     ]
 
 
-def papers(size: Size, name: str, out: Path) -> Report:
-    """Make what is not there yet, look at everything, and write the report. Raises Stopped, UserError."""
+def papers(settings: Settings) -> Report:
+    """Make what is not there yet, look at everything, and write the report. Raises UserError."""
+    out, size = settings.out, SIZES[settings.size]
+    command = f"python -m gscfd.bench papers --size {settings.size}"
+    if settings.seeds is not None:
+        size, command = replace(size, seeds=settings.seeds), f"{command} --seeds {settings.seeds}"
     check_report(out)
+    planned = plan_runs(out, size)
+    # A seed of every variant before the next seed: a bench that is stopped has compared all of them.
+    runs = [run for equals in zip(*planned.values(), strict=True) for run in equals]
+    print(f"{len(runs)} runs of {size.steps} steps, then pictures, then the report in {out}")
+    progress = make_runs(out, runs, settings)
+    failed = [f"{name}: {reason}" for name, reason in progress.failed.items()]
     device = choose_device("auto")
     teacher = load_teacher(TEACHER, device=device, dtype=choose_dtype("auto", device))
-    places = [(v, p, s) for p in size.prompts for s in range(size.seeds) for v in variants(size.steps)]
-    configs = {place: run_config(out, size, *place) for place in places}
-    print(f"{len(configs)} runs of {size.steps} steps, then pictures, then the report in {out}")
-    failed = make_runs(configs.values(), teacher)
     judges = Judges(scorers=[Scorer(SCORER, device)])
-    groups: dict[str, list[Examined]] = {variant: [] for variant in variants(size.steps)}
     stage = coarse(size)
     references = {p: teacher_reference(p, size.samples, teacher, stage, device, judges) for p in size.prompts}
     candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
-    for (variant, _, _), config in configs.items():
-        if config.out is not None and (config.out / LAST).exists():
-            found = examine(config.out, judges, candidates, references=references)
-            groups[variant].append(replace(found, label=variant))
+    groups = {
+        variant: [
+            replace(examine(run.folder, judges, candidates, references=references), label=variant)
+            for run in runs
+            if (run.folder / LAST).exists()
+        ]
+        for variant, runs in planned.items()
+    }
     groups |= make_pictures(out, size, teacher, judges)
-    report = make_report(name, groups, references, failed)
+    report = make_report(size, command, groups, references, failed)
     write_page(report, out / "report.html")
     write_json(report, out / "report.json")
     write_text("".join(f"{table.title}\n\n{table.markdown()}\n" for table in report.tables), out / "report.md")
@@ -430,7 +413,7 @@ def papers(size: Size, name: str, out: Path) -> Report:
 
 
 @dataclass(kw_only=True)
-class Settings:
+class Settings(Workers):
     """Measure the papers' claims on the toybox, and say which orderings are reproduced."""
 
     what: Annotated[Literal["papers"], tyro.conf.Positional]
@@ -438,14 +421,20 @@ class Settings:
     """Folder of the runs, pictures and report.html, report.md, report.json and runs.csv. The same command continues."""
     size: Literal["smoke", "full"] = "smoke"
     """smoke: whether it works, in minutes; too little for most verdicts. full: hours on a CPU."""
+    seeds: int | None = None
+    """Of the splats; the same command with more goes on. Unset: those of the size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.seeds is None or self.seeds >= 1, "seeds", "at least 1", self.seeds)
 
 
 def bench(settings: Settings) -> int:
     try:
-        report = papers(SIZES[settings.size], settings.size, settings.out)
-    except Stopped as stopped:
-        print(f"\nstopped: {stopped}; the same command goes on")
-        return stopped.code
+        report = papers(settings)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

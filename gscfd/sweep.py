@@ -45,17 +45,9 @@ State = Literal["new", "stopped", "failed", "running", "finished"]
 
 
 @dataclass(kw_only=True)
-class Settings:
-    """Make a run for every prompt, method and seed. All other options are those of gscfd.train, for every run."""
+class Workers:
+    """Who makes the runs."""
 
-    prompts: Path
-    """A text file with one prompt per line; empty lines, and those that start with #, are skipped."""
-    seeds: str = "0"
-    """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8."""
-    guidance: str | None = None
-    """Methods, as in cfd,sds. Unset: the one of the preset."""
-    out: Path = Path("sweep")
-    """Folder of the runs' folders."""
     workers: int = 1
     """Runs at a time."""
     threads: int | None = None
@@ -66,14 +58,28 @@ class Settings:
     """Of a Ray cluster: auto, or HOST:PORT. Unset: this machine alone."""
     retries: int = 2
     """How often a run that failed, or whose worker died, is tried again."""
-    dry_run: bool = False
-    """List the runs and what state each is in, and stop."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 1, "workers", "at least 1", self.workers)
         check(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
         check(self.gpus is None or self.gpus >= 0, "gpus", "at least 0", self.gpus)
         check(self.retries >= 0, "retries", "at least 0", self.retries)
+
+
+@dataclass(kw_only=True)
+class Settings(Workers):
+    """Make a run for every prompt, method and seed. All other options are those of gscfd.train, for every run."""
+
+    prompts: Path
+    """A text file with one prompt per line; empty lines, and those that start with #, are skipped."""
+    seeds: str = "0"
+    """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8."""
+    guidance: str | None = None
+    """Methods, as in cfd,sds. Unset: the one of the preset."""
+    out: Path = Path("sweep")
+    """Folder of the runs' folders."""
+    dry_run: bool = False
+    """List the runs and what state each is in, and stop."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +353,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def local_threads(settings: Settings) -> int:
+def local_threads(settings: Workers) -> int:
     """Threads of each worker on this machine; warns when workers have to share cores."""
     threads = settings.threads or max(1, cores() // settings.workers)
     if settings.workers * threads > cores():
@@ -368,8 +374,18 @@ def list_runs(states: dict[str, State], runs: list[Run], failures: dict[str, str
     print(f"{len(runs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state]))
 
 
-def make_runs(settings: Settings, todo: list[Run], progress: Progress) -> None:
-    """The whole sweep but for its plan and its last words."""
+def make_runs(out: Path, runs: list[Run], settings: Workers) -> Progress:
+    """Make the runs that are not finished. out: folder of the journal. Raises UserError."""
+    states = states_of(runs, last_failures(out / JOURNAL))
+    todo = [run for run in runs if states[run.name] != "finished"]
+    progress = Progress(len(runs), finished=len(runs) - len(todo))
+    if todo:
+        hand_out(out, todo, settings, progress)
+    return progress
+
+
+def hand_out(out: Path, todo: list[Run], settings: Workers, progress: Progress) -> None:
+    """Make the runs by workers, with a table of what they do."""
     from rich.console import Console
     from rich.live import Live
 
@@ -378,7 +394,7 @@ def make_runs(settings: Settings, todo: list[Run], progress: Progress) -> None:
         for config in {run.config.guidance: run.config for run in todo}.values():
             preflight(config)
     console = Console()
-    journal = Journal(settings.out / JOURNAL)
+    journal = Journal(out / JOURNAL)
     try:
         pool = RayPool(
             journal.path,
@@ -405,22 +421,19 @@ def make_runs(settings: Settings, todo: list[Run], progress: Progress) -> None:
         journal.close()
 
 
+def states_of(runs: list[Run], failures: dict[str, str]) -> dict[str, State]:
+    """By name. Raises UserError."""
+    return {run.name: state_of(run, failures) for run in runs}
+
+
 def sweep(settings: Settings, arguments: list[str]) -> int:
     """The whole command. Returns the exit code."""
     runs = plan_runs(settings, arguments)
-    failures = last_failures(settings.out / JOURNAL)
-    states = {run.name: state_of(run, failures) for run in runs}
     if settings.dry_run:
-        list_runs(states, runs, failures)
+        failures = last_failures(settings.out / JOURNAL)
+        list_runs(states_of(runs, failures), runs, failures)
         return 0
-    todo = [run for run in runs if states[run.name] != "finished"]
-    progress = Progress(len(runs), finished=len(runs) - len(todo))
-    if todo:
-        try:
-            make_runs(settings, todo, progress)
-        except KeyboardInterrupt:
-            print("\ninterrupted; the same command continues", file=sys.stderr)
-            return 130
+    progress = make_runs(settings.out, runs, settings)
     print(f"{settings.out}  {progress}")
     for name, error in progress.failed.items():
         print(f"  {settings.out / name}: {error}")
@@ -432,6 +445,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings, rest = tyro.cli(Settings, args=arguments, prog="python -m gscfd.sweep", return_unknown_args=True)
         return sweep(settings, rest)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,19 +3,22 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from gscfd import bench, references, runs, scores
-from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, check_kept, rescaled, run_config, variants, verdict
-from gscfd.config import Config, flat, plain, to_yaml
-from gscfd.errors import UserError
+import gscfd
+from gscfd import bench, references, runs, scores, sweep
+from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, plan_runs, rescaled, variants, verdict
+from gscfd.config import flat, plain, to_yaml
 from gscfd.intervals import Estimate
 from gscfd.scores import METRICS, Examined
 from gscfd.toybox.objects import WITHHELD
 from gscfd.toybox.words import parse_caption
+from gscfd.workers import Outcome, Place, Worker
 
 TINY = bench.Size(
     prompts=("a yellow duck",),
@@ -38,12 +41,13 @@ def test_every_claim_is_about_variants_and_a_metric_of_its_experiment():
 
 
 def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path):
-    configs = [flat(plain(run_config(tmp_path, SIZES["smoke"], v, "a red car", 3))) for v in variants(40)]
+    planned = plan_runs(tmp_path, SIZES["smoke"])
+    assert len({run.folder for runs in planned.values() for run in runs}) == 4 * len(planned)
+    configs = [flat(plain(runs[3].config)) for runs in planned.values()]
     told = [{k: v for k, v in c.items() if k != "out"} for c in configs]
     assert all(one != other for i, one in enumerate(told) for other in told[:i])
     for key in ("prompt", "seed", "coarse.teacher", "coarse.steps", "refine.steps", "coarse.views", "coarse.cfg"):
         assert len({c[key] for c in configs}) == 1
-    assert len({c["out"] for c in configs}) == len(configs)
 
 
 def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
@@ -101,18 +105,6 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
     assert rows[0][1].value == pytest.approx(0.5)
 
 
-def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(tmp_path):
-    config = Config(prompt="a mug", out=tmp_path / "run")
-    check_kept(config)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
-    for _ in ("stopped", "finished"):
-        check_kept(config)
-        with pytest.raises(UserError, match="guidance.*another --out"):
-            check_kept(replace(config, guidance="sds"))
-        (tmp_path / "run" / runs.LAST).write_bytes(b"")
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Two variants, a claim on splats and one on pictures, few views and draws."""
@@ -128,44 +120,81 @@ def small(monkeypatch):
     monkeypatch.setattr(runs, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
 
 
-def test_the_bench_makes_runs_pictures_and_a_page_once(small, tmp_path, capsys):
+class OneProcess:
+    """A pool that makes the runs in this process; those of `failing` end badly."""
+
+    made: ClassVar[list[str]] = []
+    failing: ClassVar[set[str]] = set()
+
+    def __init__(self, journal, device, **options):
+        self.worker, self.ended = Worker(Path.cwd(), journal, gscfd.__version__), {}
+
+    def free(self):
+        return True
+
+    def start(self, run, config):
+        self.made.append(run)
+        failed = config.guidance in self.failing
+        self.ended[run] = Outcome("refused", "fog") if failed else self.worker.make(config)
+        return Place("here", 1)
+
+    def wait(self, seconds):
+        ended, self.ended = self.ended, {}
+        return ended
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def one_process(monkeypatch):
     torch.set_num_threads(1)
-    report = bench.papers(TINY, "smoke", tmp_path)
+    monkeypatch.setattr(OneProcess, "made", [])
+    monkeypatch.setattr(sweep, "RayPool", OneProcess)
+    monkeypatch.setitem(bench.SIZES, "smoke", TINY)
+    return OneProcess
+
+
+def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(small, one_process, tmp_path):
+    report = bench.papers(bench.Settings(what="papers", out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
-    made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/splat.ply")}
+    assert "python -m gscfd.bench papers --size smoke:" in page
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
+    made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/splat.ply")}
     assert len(made) == 2 + 5 * 4
-    again = bench.papers(TINY, "smoke", tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    again = bench.papers(bench.Settings(what="papers", out=tmp_path))
     assert again.tables[0].rows == report.tables[0].rows
     assert json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"] == report.tables[0].rows
+    assert one_process.made == ["sds-a-yellow-duck-0", "cfd-a-yellow-duck-0"]
+    assert "--seeds 2:" in bench.papers(bench.Settings(what="papers", out=tmp_path, seeds=2)).notes[0]
+    assert one_process.made[2:] == ["sds-a-yellow-duck-1", "cfd-a-yellow-duck-1"]
+    assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, tmp_path, monkeypatch):
-    torch.set_num_threads(1)
-    make = bench.make_run
-
-    def fail(config, teachers):
-        if config.guidance == "sds":
-            raise runs.Stopped("coarse: fog", 1)
-        make(config, teachers)
-
-    monkeypatch.setattr(bench, "make_run", fail)
-    report = bench.papers(TINY, "smoke", tmp_path)
+def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_process, "failing", {"sds"})
+    report = bench.papers(bench.Settings(what="papers", out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
 
 
-def test_a_run_that_the_user_stops_stops_the_bench(small, tmp_path, monkeypatch, capsys):
-    def stop(config, teachers):
-        raise runs.Stopped("interrupted", 130)
+def test_ctrl_c_says_how_to_go_on_and_other_settings_than_those_of_the_runs_are_refused(
+    small, one_process, tmp_path, monkeypatch, capsys
+):
+    def interrupt(worker, config):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "make_run", stop)
-    monkeypatch.setitem(bench.SIZES, "smoke", TINY)
-    assert bench.main(["papers", "--out", str(tmp_path)]) == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "make", interrupt)
+        assert bench.main(["papers", "--out", str(tmp_path)]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    run = plan_runs(tmp_path, TINY)["cfd"][0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
+    assert bench.main(["papers", "--out", str(tmp_path)]) == 2
+    assert "guidance = 'ism' (got 'cfd')" in capsys.readouterr().err
 
 
 def test_an_unknown_bench_or_size_lists_the_known_ones(tmp_path, capsys):
