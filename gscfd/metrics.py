@@ -154,6 +154,13 @@ def hole_share(render: Render, *, width: float = 0.07, step: float = 0.1) -> flo
     return (holes.sum() / (shown | holes).sum()).item()
 
 
+def haze(opacity: Tensor) -> float:
+    """sum(o (1 - o)) / sum(o) over all pixels of opacities in [0, 1] of any shape: 0 where everything is solid or not
+    there, 1 - o for fog of opacity o. The soft edge of a solid object counts too. NaN: an empty picture."""
+    opacity = opacity.double()
+    return ((opacity * (1 - opacity)).sum() / opacity.sum()).item()
+
+
 def win_rate(ours: Tensor, theirs: Tensor) -> float:
     """Share of pairs [N] in which ours is the higher score; ties count half."""
     return ((ours > theirs).double() + 0.5 * (ours == theirs).double()).mean().item()

@@ -26,6 +26,7 @@ from gscfd.judges import Judges
 from gscfd.metrics import (
     diversity,
     frechet_distance,
+    haze,
     hole_share,
     inception_score,
     janus,
@@ -63,6 +64,7 @@ Name = Literal[
     "janus",
     "view_error",
     "holes",
+    "haze",
     "variance_means",
     "variance_sh0",
     "gaussians",
@@ -163,6 +165,12 @@ METRICS: dict[str, Metric] = {
         ".2%",
         "share of the object's pixels in narrow places where one sees through the surface (FSD)",
     ),
+    "haze": Metric(
+        "haze",
+        "lower",
+        ".1%",
+        "sum of o (1 - o) over sum of o, of the opacities o of all pixels: how far it is from solid",
+    ),
     "variance_means": Metric(
         "gradient variance, positions",
         "lower",
@@ -262,7 +270,7 @@ def shape_values(gaussians: Gaussians, size: int) -> dict[str, float]:
     rgb, depth, opacity = (torch.cat([getattr(c, name) for c in chunks]) for name in ("rgb", "depth", "opacity"))
     render = Render(rgb, depth, opacity)
     error = reprojection_error(render, cameras, background=BACKGROUND)
-    return {"view_error": error, "holes": hole_share(render)}
+    return {"view_error": error, "holes": hole_share(render), "haze": haze(opacity)}
 
 
 def recorded(folder: Path) -> dict[str, float]:

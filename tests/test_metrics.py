@@ -15,6 +15,7 @@ from gscfd.metrics import (
     Moments,
     diversity,
     frechet_distance,
+    haze,
     hole_share,
     inception_score,
     janus,
@@ -199,6 +200,16 @@ def test_holes_are_counted_whether_one_sees_the_background_or_the_inside_and_wid
     wide = render.opacity.clone()
     wide[:, 26:38, 26:38] = 0
     assert hole_share(Render(render.rgb, render.depth, wide), width=0.1) < 0.01
+
+
+def test_haze_is_none_for_a_solid_object_and_what_lets_light_through_for_fog():
+    solid = torch.zeros(2, 8, 8, 1)
+    solid[:, 2:6, 2:6] = 1.0
+    assert haze(solid) == 0.0 and math.isnan(haze(0 * solid))
+    assert haze(0.25 * solid) == pytest.approx(0.75)
+    halves = solid.clone()
+    halves[0] *= 0.5
+    assert haze(halves) == pytest.approx(0.25 / 1.5)
 
 
 def test_the_win_rate_counts_ties_half():
