@@ -414,7 +414,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the run computes. auto: CUDA when torch finds a CUDA device."""
     dtype: Dtype = "auto"
-    """Precision of the teachers. auto: float32 on the CPU, bfloat16 on CUDA."""
+    """Precision of the teachers. auto: bfloat16 on CUDA and on a CPU that has instructions for it, else float32."""
     compile: bool = False
     """torch.compile the teachers' networks, with CUDA graphs: minutes before the first steps of a stage, faster steps
     after them; on CUDA alone."""

@@ -64,7 +64,7 @@ class Settings:
     """One seed sets every random draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "auto"
-    """Precision of the teacher. auto: float32 on the CPU, bfloat16 on CUDA."""
+    """Precision of the teacher. auto: bfloat16 on CUDA and on a CPU that has instructions for it, else float32."""
     overwrite: bool = False
     """Replace the file if it exists."""
 

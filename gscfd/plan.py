@@ -146,10 +146,11 @@ def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: 
 def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple[Cost, Cost]:
     """Of one question, and of the way to what the teacher sees and back to the pixels; a teacher on the meta device."""
     cameras = turntable(stage.views, size=teacher.image_size)
+    like = next(networks_of(teacher.denoiser)[0].parameters())
 
     def blank(texts: list[str]) -> list[TextFeatures]:
-        tokens = torch.empty(TEXT_TOKENS, teacher.denoiser.text_width, device="meta")
-        pooled = torch.empty(teacher.denoiser.pooled_width, device="meta") if teacher.denoiser.pooled_width else None
+        tokens = like.new_empty(TEXT_TOKENS, teacher.denoiser.text_width)
+        pooled = like.new_empty(teacher.denoiser.pooled_width) if teacher.denoiser.pooled_width else None
         return [TextFeatures(tokens, pooled)] * len(texts)
 
     def ask() -> Tensor:
@@ -179,10 +180,14 @@ def lora_costs(teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
     return cost_of(step), sum(value.nbytes for value in learner.params.values())
 
 
+def networks_of(owner: object) -> list[nn.Module]:
+    """Those that are its attributes."""
+    return [value for value in vars(owner).values() if isinstance(value, nn.Module)]
+
+
 def network_bytes(owner: object) -> int:
-    """Of the weights of the networks that are the owner's attributes."""
-    networks = [value for value in vars(owner).values() if isinstance(value, nn.Module)]
-    return sum(parameter.nbytes for network in networks for parameter in network.parameters())
+    """Of the weights of the owner's networks."""
+    return sum(parameter.nbytes for network in networks_of(owner) for parameter in network.parameters())
 
 
 def missing_lines(name: str, reason: str) -> list[str]:

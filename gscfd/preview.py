@@ -55,7 +55,7 @@ class Settings:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Dtype = "auto"
-    """Precision of the teacher. auto: float32 on the CPU, bfloat16 on CUDA."""
+    """Precision of the teacher. auto: bfloat16 on CUDA and on a CPU that has instructions for it, else float32."""
 
 
 def check_settings(settings: Settings) -> None:

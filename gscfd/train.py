@@ -72,10 +72,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
-    """Of the teachers. auto: float32 on the CPU, where half precision is slow, and bfloat16 on CUDA."""
+    """Of the teachers. auto: bfloat16, but float32 on a CPU that does not multiply in bfloat16, where that is slow."""
     if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
+        name = "float32" if device.type == "cpu" and not cpu_has_bfloat16() else "bfloat16"
     return DTYPES[name]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16, AVX-512 BF16 or AMX."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def preflight(config: Config, kept: KeptTeachers | None = None) -> None:

@@ -97,9 +97,19 @@ def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(fol
     assert half.flops == one.flops and half.denoise.peak < one.denoise.peak
 
 
-def test_the_precision_follows_the_device_unless_it_is_set():
+@pytest.mark.parametrize(
+    "instructions, on_cpu",
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+        ({"neon": True}, torch.float32),
+    ],
+)
+def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instructions, on_cpu):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert (train.choose_dtype("auto", cpu), train.choose_dtype("auto", cuda)) == (torch.float32, torch.bfloat16)
+    assert (train.choose_dtype("auto", cpu), train.choose_dtype("auto", cuda)) == (on_cpu, torch.bfloat16)
     assert train.choose_dtype("float16", cpu) == train.choose_dtype("float16", cuda) == torch.float16
 
 

@@ -158,10 +158,14 @@ def checked(load: Loader, source: Path) -> Loader:
 
 
 def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) -> ModelMixin:
-    """On its device, frozen; convolutions are faster with channels last."""
+    """On its device, frozen, in the faster memory format: channels last, but for half precision on the CPU, whose group
+    norm takes ten times as long with it."""
     # Not network.to, which warns of layers to keep in float32 though these networks have none.
     nn.Module.to(network, device=device, dtype=dtype)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    last = torch.device(device).type != "cpu" or dtype in (torch.float32, torch.float64)
+    return (
+        network.eval().requires_grad_(False).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    )
 
 
 def placed_vae(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
