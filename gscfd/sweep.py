@@ -53,7 +53,7 @@ class Workers:
     threads: int | None = None
     """CPU threads of each worker. Unset: all cores shared out."""
     gpus: float | None = None
-    """GPUs of each worker; 0.5 puts two on one. Unset: one where there are any, unless --device is cpu."""
+    """GPUs of each worker; 0.5 puts two on one. Unset: one where there are any, but none for runs on the CPU."""
     address: str | None = None
     """Of a Ray cluster: auto, or HOST:PORT. Unset: this machine alone."""
     retries: int = 2

@@ -204,19 +204,21 @@ def share_of_a_step(steps: int) -> None:
 
 
 def step(arguments: argparse.Namespace) -> None:
-    """where the time of a default training step goes, and the step against its teacher alone"""
-    config = merged(Config(), {"prompt": arguments.prompt, "seed": 1})
-    reports: list[StepReport] = []
-    distil(config, load_teachers(config), reports.append)
+    """where the time of a default training step goes, in both precisions, and the step against its teacher alone"""
     print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads; medians in ms\n")
-    print("| stage | " + " | ".join(PARTS) + " | whole step ms | outside the teacher | step / teacher |")
-    print("|---" * (len(PARTS) + 4) + "|")
-    for name in ("coarse", "refine"):
-        rows = [report.seconds for report in reports if report.stage == name]
-        parts = {part: 1e3 * statistics.median(row[part] for row in rows) for part in PARTS}
-        whole, networks = sum(parts.values()), sum(parts[part] for part in TEACHER_PARTS)
-        cells = " | ".join(f"{parts[part]:.1f}" for part in PARTS)
-        print(f"| {name} | {cells} | {whole:.1f} | {1 - networks / whole:.1%} | {whole / networks:.2f} |")
+    print("| stage | teachers in | " + " | ".join(PARTS) + " | whole step ms | outside the teacher | step / teacher |")
+    print("|---" * (len(PARTS) + 5) + "|")
+    for dtype in ("float32", "bfloat16"):
+        config = merged(Config(), {"prompt": arguments.prompt, "seed": 1, "dtype": dtype})
+        reports: list[StepReport] = []
+        distil(config, load_teachers(config), reports.append)
+        for name in ("coarse", "refine"):
+            rows = [report.seconds for report in reports if report.stage == name]
+            parts = {part: 1e3 * statistics.median(row[part] for row in rows) for part in PARTS}
+            whole, networks = sum(parts.values()), sum(parts[part] for part in TEACHER_PARTS)
+            cells = " | ".join(f"{parts[part]:.1f}" for part in PARTS)
+            ratios = f"{1 - networks / whole:.1%} | {whole / networks:.2f}"
+            print(f"| {name} | {dtype} | {cells} | {whole:.1f} | {ratios} |")
 
 
 def cost(arguments: argparse.Namespace) -> None:

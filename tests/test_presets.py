@@ -97,6 +97,16 @@ def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(fol
     assert half.flops == one.flops and half.denoise.peak < one.denoise.peak
 
 
+@pytest.mark.parametrize("name", ["multiview", "singleview"])
+def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
+    stage = train.parse(["--prompt", "a mug"]).coarse
+    full, half = (
+        plan.teacher_plan(plan.meta_teacher(f"toybox/{name}", dtype), stage, "a mug")
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.denoise.flops == full.denoise.flops and half.denoise.peak < 0.6 * full.denoise.peak
+
+
 @pytest.mark.parametrize(
     "instructions, on_cpu",
     [
