@@ -107,16 +107,20 @@ def check_resumable(config: Config, folder: Path) -> None:
 
 def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
     """Raise UserError when settings differ from `saved`, those that the run was started with, or edits are missing."""
+    if changed := changed_settings(config, saved):
+        raise UserError(
+            f"resume: expected the settings that {config.resume} was started with: {changed}; leave these options "
+            f"away, or start another run: --preset {config.resume}/config.yaml --out DIR"
+        )
+
+
+def changed_settings(config: Config, saved: dict[str, Any]) -> str:
+    """Names and values, those saved and those of config, of the settings that make it another run; "" for none."""
     now, then = flat(plain(config)), flat(saved)
     if all(edit in now["edits"] for edit in then.get("edits", [])):
         then["edits"] = now["edits"]
     changed = [name for name in now | then if now.get(name) != then.get(name) and name.split(".")[0] not in FREE]
-    if changed:
-        values = ", ".join(f"{name} = {then.get(name)!r} (got {now.get(name)!r})" for name in changed)
-        raise UserError(
-            f"resume: expected the settings that {config.resume} was started with: {values}; leave these options away, "
-            f"or start another run: --preset {config.resume}/config.yaml --out DIR"
-        )
+    return ", ".join(f"{name} = {then.get(name)!r} (got {now.get(name)!r})" for name in changed)
 
 
 def next_config(config: Config) -> Config | None:

@@ -22,7 +22,7 @@ import tyro
 from gscfd.config import Config, Guidance, ViewerConfig, check, load_run, plain
 from gscfd.errors import UserError, warn
 from gscfd.files import lock
-from gscfd.runs import LAST, check_same_settings, slug
+from gscfd.runs import LAST, changed_settings, slug
 from gscfd.train import check_prompt, parse, preflight
 from gscfd.workers import Outcome, Place, RayPool
 
@@ -192,7 +192,8 @@ def state_of(run: Run, failures: dict[str, str]) -> State:
     """What the run's folder says. failures: of `last_failures`. Raises UserError for a run with other settings."""
     if not (run.folder / "config.yaml").is_file():
         return "failed" if run.name in failures else "new"
-    check_same_settings(replace(run.config, resume=run.folder), plain(load_run(run.folder)))
+    if changed := changed_settings(run.config, plain(load_run(run.folder))):
+        raise UserError(f"out: {run.folder} is a run with other settings: {changed}; choose another --out")
     if (run.folder / LAST).exists():
         return "finished"
     if is_locked(run.folder / "stats.jsonl"):

@@ -180,21 +180,26 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, 
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
 
 
-def test_ctrl_c_says_how_to_go_on_and_other_settings_than_those_of_the_runs_are_refused(
-    small, one_process, tmp_path, monkeypatch, capsys
-):
+def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(small, one_process, tmp_path, monkeypatch, capsys):
     def interrupt(worker, config):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Worker, "make", interrupt)
-        assert bench.main(["papers", "--out", str(tmp_path)]) == 130
+    monkeypatch.setattr(Worker, "make", interrupt)
+    assert bench.main(["papers", "--out", str(tmp_path)]) == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished"])
+def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(small, one_process, tmp_path, capsys, state):
     run = plan_runs(tmp_path, TINY)["cfd"][0]
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
+    if state == "finished":
+        (run.folder / runs.LAST).write_bytes(b"")
     assert bench.main(["papers", "--out", str(tmp_path)]) == 2
-    assert "guidance = 'ism' (got 'cfd')" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "guidance = 'ism' (got 'cfd')" in error and "another --out" in error
+    assert one_process.made == []
 
 
 def test_an_unknown_bench_or_size_lists_the_known_ones(tmp_path, capsys):

@@ -167,7 +167,8 @@ def test_runs_of_another_sweep_are_not_taken_for_this_one(planned, prompts, tmp_
     begin(run)
     (run.folder / "turntable.mp4").write_text("")
     assert run_sweep(prompts, tmp_path / "out") == 2
-    assert "coarse.cfg = 3.0 (got 4.0)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "coarse.cfg = 3.0 (got 4.0)" in error and "another --out" in error
 
 
 def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(planned, prompts, tmp_path, capsys):
