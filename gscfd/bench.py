@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from gscfd import image
-from gscfd.config import Config, StageConfig, check, merged
+from gscfd.config import CFD_GAMMA, Config, StageConfig, check, merged, rescaled_gamma
 from gscfd.errors import UserError
 from gscfd.evaluate import plots_of, run_rows, summary_table
 from gscfd.export.turntable import write_contact_sheet
@@ -34,8 +34,8 @@ from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
 from gscfd.train import choose_device, choose_dtype, stage_prompt
 
 TEACHER = "toybox/multiview"
-GAMMA, PAPER_STEPS = 1e-4, 25_000
-"""CFD's share of fresh noise per step, and over how many steps."""
+PAPER_STEPS = 25_000
+"""Over which CFD's tables have its share of fresh noise per step."""
 NEGATIVE = "gray"
 """The toybox has no words for bad pictures; this one stands for washed-out colours."""
 
@@ -102,14 +102,9 @@ class Experiment:
     claims: tuple[Claim, ...]
 
 
-def rescaled(gamma: float, steps: int) -> float:
-    """The share of fresh noise per step that leaves as much of the first noise as gamma does over 25 000 steps."""
-    return 1 - (1 - gamma) ** (PAPER_STEPS / steps)
-
-
 def variants(steps: int) -> dict[str, dict[str, Any]]:
     """What differs between the runs, by name, as changes of the toybox preset."""
-    gamma = {"gamma": rescaled(GAMMA, steps)}
+    gamma = {"gamma": rescaled_gamma(CFD_GAMMA, PAPER_STEPS, steps)}
     return {
         "sds, random t": {"guidance": "sds", "coarse": {"t_schedule": "uniform"}},
         "sds": {"guidance": "sds"},
@@ -259,7 +254,7 @@ def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, t
         prompt=prompt,
         out=path,
         steps=size.picture_steps,
-        gamma=rescaled(gamma, size.picture_steps),
+        gamma=rescaled_gamma(gamma, PAPER_STEPS, size.picture_steps),
         seed=seed,
     )
     views = teacher.decode(image.draw_picture(settings, teacher)).permute(0, 2, 3, 1).cpu()
@@ -372,7 +367,8 @@ def budget(size: Size, command: str) -> list[str]:
         "equal Gaussians and see equal cameras, except where a method draws its times.",
         f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
         f"3D-FID and Janus score: {size.samples} samples of the teacher of each prompt, DDIM, {SAMPLER_STEPS} steps.",
-        f"cfd has gamma {GAMMA:g} of {PAPER_STEPS} steps, which is {rescaled(GAMMA, size.steps):.2g} per step here.",
+        f"cfd has gamma {CFD_GAMMA:g} of {PAPER_STEPS} steps, which is "
+        f"{rescaled_gamma(CFD_GAMMA, PAPER_STEPS, size.steps):.2g} per step here.",
     ]
 
 

@@ -63,6 +63,17 @@ class InitConfig:
         check(self.sh_degree in (0, 1, 2, 3), "init.sh_degree", "0, 1, 2 or 3", self.sh_degree)
 
 
+CFD_GAMMA = 1e-4
+CFD_STEPS: dict[StageName, int] = {"coarse": 10_000, "refine": 20_000}
+"""Share of fresh noise per step, and the steps of the two stages, in CFD's public configuration."""
+
+
+def rescaled_gamma(gamma: float, steps: int, fewer: int) -> float:
+    """The share of fresh noise per step that leaves as much of the first noise after `fewer` steps as gamma, in [0, 1],
+    leaves after `steps` (CFD Eq. 10)."""
+    return 1 - (1 - gamma) ** (steps / fewer)
+
+
 @dataclass(kw_only=True)
 class NoiseConfig:
     """The noise the teacher's input is made with."""
@@ -73,9 +84,9 @@ class NoiseConfig:
     views, a negative control. iid: fresh every step. Unset: surface for cfd, world_map for fsd, fixed for cds, iid for
     the others."""
     gamma: float | None = None
-    """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE. Unset: 8e-3 for cfd, 0 for the
-    others. What counts is how much of the first noise is left at the end: CFD's 1e-4 over 25 000 steps leaves .29, 8e-3
-    over the 300 of the toybox's coarse stage .30."""
+    """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE. Unset: for cfd, what leaves as much of the
+    first noise at the end of a stage, however many steps it has, as 1e-4 after the 10 000 and 20 000 of the paper's two
+    stages (.61 and .37); 0 for the others."""
     beta: float = 1.0
     """Share of the consistent noise against fresh noise (FSD)."""
     theta: float = 180.0
@@ -454,11 +465,13 @@ class Config:
     def noise_kind(self) -> NoiseKind:
         return self.noise.kind or NOISE_OF[self.guidance][0]
 
-    @property
-    def noise_gamma(self) -> float:
-        if self.noise.gamma is None:
-            return 8e-3 if self.guidance == "cfd" else 0.0
-        return self.noise.gamma
+    def noise_gamma(self, stage: StageName) -> float:
+        """Share of fresh noise per step of a stage, which has steps."""
+        if self.noise.gamma is not None:
+            return self.noise.gamma
+        if self.guidance != "cfd":
+            return 0.0
+        return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], getattr(self, stage).steps)
 
 
 def plain(value: Any) -> Any:

@@ -308,13 +308,11 @@ def labels_of(configs: list[Config]) -> list[str]:
 
 
 def chosen_settings(config: Config) -> dict[str, object]:
-    """All settings that make a difference, flat; noise that is the guidance's own is None."""
+    """All settings that make a difference, flat; the guidance's own kind of noise is None."""
     ignored = FREE | {"prompt", "seed", "preset"}
     settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
-    usual = Config(guidance=config.guidance)
-    kind = None if config.noise_kind == usual.noise_kind else config.noise_kind
-    gamma = None if config.noise_gamma == usual.noise_gamma else config.noise_gamma
-    return settings | {"noise.kind": kind, "noise.gamma": gamma}
+    kind = None if config.noise_kind == Config(guidance=config.guidance).noise_kind else config.noise_kind
+    return settings | {"noise.kind": kind}
 
 
 # ------------------------------------------------------------------------------------------------------ sets of runs

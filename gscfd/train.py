@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gscfd import noise
 from gscfd.checkpoint import Checkpoint
-from gscfd.config import Config, Dtype, Edit, StageConfig, load_preset, load_run, presets
+from gscfd.config import Config, Dtype, Edit, StageConfig, StageName, load_preset, load_run, presets
 from gscfd.edits import LiveSettings, changes, edited, place, stage_prompt
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
@@ -164,7 +164,7 @@ def check_words(name: str, text: str) -> None:
         )
 
 
-def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int], seed: int) -> Noise:
+def stage_noise(config: Config, stage: StageName, shape: tuple[int, int, int], seed: int) -> Noise:
     """The noise of one stage, bound to its state, drawn where the render is or, as config.noise.device says, on the
     CPU: then what it needs of the render is copied there, and the noise back."""
     channels, height, width = shape
@@ -173,10 +173,10 @@ def stage_noise(config: Config, stage: StageConfig, shape: tuple[int, int, int],
         channels,
         height,
         width,
-        gamma=config.noise_gamma,
+        gamma=config.noise_gamma(stage),
         beta=config.noise.beta,
         theta=config.noise.theta,
-        span=stage.steps,
+        span=getattr(config, stage).steps,
     )
     kind = NOISES[config.noise_kind]
 
@@ -295,7 +295,10 @@ def distil(
         )
     gaussians = start
     gaussians.params.to(device)
-    stages = {"coarse": (config.coarse, seeds[1], seeds[3]), "refine": (config.refine, seeds[2], seeds[4])}
+    stages: dict[StageName, tuple[StageConfig, int, int]] = {
+        "coarse": (config.coarse, seeds[1], seeds[3]),
+        "refine": (config.refine, seeds[2], seeds[4]),
+    }
     if resume is not None and resume.stage == "refine":
         del stages["coarse"]
     for name, (stage, seed, lora_seed) in stages.items():
@@ -313,7 +316,7 @@ def distil(
                 name=name,
                 teacher=teacher,
                 rasterize=rasterize,
-                noise=stage_noise(config, stage, teacher.latent_shape, seed),
+                noise=stage_noise(config, name, teacher.latent_shape, seed),
                 method=live.method(name, learner),
                 seed=seed,
                 watchdog=config.watchdog,

@@ -90,7 +90,7 @@ def score(variant: str, prompts: list[str], folders: dict[str, list[Path]], file
     config = read_run(runs[0])[0]
     return Row(
         variant=variant,
-        left=0.0 if config.noise_kind == "iid" else (1 - config.noise_gamma) ** (config.coarse.steps / 2),
+        left=0.0 if config.noise_kind == "iid" else (1 - config.noise_gamma("coarse")) ** (config.coarse.steps / 2),
         variance={name: mean([v for run in variances for v in run[name]]) for name in PARAMETERS},
         r_precision=mean(precisions),
         similarity=mean([run.values["similarity"] for run in seen.values()]),

@@ -10,7 +10,16 @@ from test_guidance import GaussianTeacher, latents
 import gscfd
 from gscfd import guidance, train
 from gscfd.cameras import turntable
-from gscfd.config import NOISE_OF, Config, Guidance, coarse_stage, merged, refine_stage
+from gscfd.config import (
+    NOISE_OF,
+    Config,
+    Guidance,
+    StageName,
+    coarse_stage,
+    load_preset,
+    merged,
+    refine_stage,
+)
 from gscfd.errors import UserError
 from gscfd.methods import method
 from gscfd.teachers import load_teacher
@@ -23,8 +32,19 @@ def test_every_method_has_its_noise_and_its_gamma():
     kinds = {name: Config(guidance=name).noise_kind for name in NAMES}
     consistent = {"cfd": "surface", "fsd": "world_map", "cds": "fixed"}
     assert kinds == {**dict.fromkeys(NAMES, "iid"), **consistent}
-    assert {name for name in NAMES if Config(guidance=name).noise_gamma > 0} == {"cfd"}
-    assert merged(Config(), {"guidance": "fsd", "noise": {"gamma": 0.5}}).noise_gamma == 0.5
+    assert {name for name in NAMES if Config(guidance=name).noise_gamma("coarse") > 0} == {"cfd"}
+    assert merged(Config(), {"guidance": "fsd", "noise": {"gamma": 0.5}}).noise_gamma("coarse") == 0.5
+
+
+@pytest.mark.parametrize("steps", [1, 40, 300, 10_000])
+def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_has(steps):
+    config = merged(Config(), {"coarse": {"steps": steps}, "refine": {"steps": 2 * steps}})
+    left = [(1 - config.noise_gamma(stage)) ** (getattr(config, stage).steps / 2) for stage in get_args(StageName)]
+    assert left == pytest.approx([(1 - 1e-4) ** 5_000, (1 - 1e-4) ** 10_000])
+    paper = load_preset("paper")
+    assert [paper.noise_gamma(stage) for stage in get_args(StageName)] == pytest.approx([1e-4, 1e-4])
+    given = merged(config, {"noise": {"gamma": 1e-4}})
+    assert given.noise_gamma("coarse") == given.noise_gamma("refine") == 1e-4
 
 
 def test_an_unknown_method_lists_the_known_ones(capsys):
