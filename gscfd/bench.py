@@ -18,6 +18,7 @@ import tyro
 
 from gscfd import image
 from gscfd.config import CFD_GAMMA, Config, StageConfig, check, merged, rescaled_gamma
+from gscfd.devices import choose_device, choose_dtype
 from gscfd.errors import UserError
 from gscfd.evaluate import plots_of, run_rows, summary_table
 from gscfd.export.turntable import write_contact_sheet
@@ -31,7 +32,7 @@ from gscfd.sweep import Run, Workers, make_runs
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
-from gscfd.train import choose_device, choose_dtype, stage_prompt
+from gscfd.train import stage_prompt
 
 TEACHER = "toybox/multiview"
 PAPER_STEPS = 25_000

@@ -60,8 +60,12 @@ def sample_group(
     return Cameras(cameras.viewmats.float(), cameras.Ks.float(), size, size)
 
 
-def turntable(views: int, *, size: int, elevation: float = 15.0, fov: float = 40.0, radius: float = 1.05) -> Cameras:
-    """Cameras at equal azimuths, starting at the front."""
+RADIUS = 1.05
+"""World units from the middle to the edge of a picture, as teachers paint objects."""
+
+
+def turntable(views: int, *, size: int, elevation: float = 15.0, fov: float = 40.0, radius: float = RADIUS) -> Cameras:
+    """Cameras at equal azimuths, starting at the front. radius: world units from a picture's middle to its edge."""
     azimuth = torch.arange(views) * (360.0 / views)
     ones = torch.ones(views)
     distance = radius / math.tan(math.radians(fov) / 2)

@@ -12,6 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from gscfd.config import Config, check
+from gscfd.devices import choose_device, choose_dtype
 from gscfd.errors import UserError, exit_code
 from gscfd.export.turntable import write_contact_sheet
 from gscfd.judges import SCORER, Aesthetic, Inception, Judges, Scorer
@@ -44,7 +45,6 @@ from gscfd.scores import (
 )
 from gscfd.teachers import load_teacher
 from gscfd.toybox.objects import unknown_words
-from gscfd.train import choose_device, choose_dtype
 
 RANKERS = ("aesthetic", "pickscore")
 """The metrics of which win rates are told (CFD Tab. 3)."""

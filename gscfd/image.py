@@ -18,13 +18,14 @@ from torch import Tensor
 from gscfd import sampling
 from gscfd.cameras import turntable
 from gscfd.config import Dtype, VsdConfig, check
+from gscfd.devices import choose_device, choose_dtype
 from gscfd.errors import UserError, exit_code
 from gscfd.export.turntable import write_contact_sheet
 from gscfd.lora import Lora
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.train import check_words, choose_device, choose_dtype
+from gscfd.train import check_words
 
 GAMMA_OF = {"cfd": 1e-4, "fsd": 0.0, "sds": 1.0}
 """Share of fresh noise per step of the methods that follow the clean flow."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gscfd.cameras import turntable
 from gscfd.config import Config, Dtype, StageConfig, check, load_preset
+from gscfd.devices import choose_device, choose_dtype
 from gscfd.edits import stage_prompt
 from gscfd.errors import UserError
 from gscfd.export.turntable import write_contact_sheet
@@ -23,7 +24,7 @@ from gscfd.teachers import load_teacher
 from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import Flow
-from gscfd.train import check_words, choose_device, choose_dtype, default_preset
+from gscfd.train import check_words, default_preset
 from gscfd.types import Cameras
 
 VIEWS = 4

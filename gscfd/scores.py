@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from gscfd.cameras import turntable
+from gscfd.cameras import RADIUS, turntable
 from gscfd.config import Config, flat, merged, plain
 from gscfd.edits import last_settings
 from gscfd.errors import UserError
@@ -224,14 +224,14 @@ def examine(
     UserError when the run is not finished.
     """
     config, gaussians = read_run(folder)
-    views = turntable_frames(gaussians, VIEWS, size=size, background=BACKGROUND)
+    views = turntable_frames(gaussians, VIEWS, size=size, background=BACKGROUND, radius=RADIUS)
     images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
     found = Examined(
         run=str(folder),
         prompt=config.prompt,
         seed=config.seed,
         values={"gaussians": len(gaussians), **recorded(folder), **shape_values(gaussians, size)},
-        frames=views[:: VIEWS // SHEET_VIEWS],
+        frames=turntable_frames(gaussians, SHEET_VIEWS, size=size, background=BACKGROUND),
     )
     if judges.scorers:
         judge_pictures(found, images, judges, prompts, (references or {}).get(config.prompt))

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from gscfd import noise
 from gscfd.checkpoint import Checkpoint
-from gscfd.config import Config, Dtype, Edit, StageConfig, StageName, load_preset, load_run, presets
+from gscfd.config import Config, Edit, StageConfig, StageName, load_preset, load_run, presets
+from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
 from gscfd.edits import LiveSettings, changes, edited, place, stage_prompt
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.lora import Lora, unet_of
-from gscfd.noise_kernels import cuda
 from gscfd.plan import plan
 from gscfd.rasterize import rasterize
 from gscfd.runs import (
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from gscfd.viewer.live import LiveViewer
 
 log = logging.getLogger("gscfd")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = {
     "surface": noise.surface,
     "radial": noise.radial,
@@ -57,31 +56,6 @@ NOISES = {
     "fixed": noise.fixed,
     "iid": noise.iid,
 }
-
-
-def choose_device(name: str) -> torch.device:
-    """auto: CUDA when there is a CUDA device. Raises UserError when CUDA is asked for and absent."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "device: expected a CUDA device, got none that torch can use; "
-            "install a CUDA build of torch and a driver that fits it, or use --device cpu"
-        )
-    return torch.device(name)
-
-
-def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
-    """Of the teachers. auto: bfloat16, but float32 on a CPU that does not multiply in bfloat16, where that is slow."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" and not cpu_has_bfloat16() else "bfloat16"
-    return DTYPES[name]
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16, AVX-512 BF16 or AMX."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
@@ -95,7 +69,7 @@ def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
 
 def check_settings(config: Config) -> None:
     """Raise UserError for settings that cannot be, whatever the teachers are."""
-    check_noise(config)
+    check_kernels(config)
     check_densify(config)
     check_compile(config)
     check_prompt(config)
@@ -104,26 +78,22 @@ def check_settings(config: Config) -> None:
             check_words(f"{name}.negative-prompt", stage.negative_prompt)
 
 
-def check_noise(config: Config) -> None:
-    """Raise UserError where the noise cannot be drawn on the device of the run."""
-    device = choose_device(config.device)
-    if device.type != "cuda" or config.noise.device == "cpu":
-        return
-    if config.noise_kind == "radial":
+def check_kernels(config: Config) -> None:
+    """Raise UserError where the run lacks compiled code for the device that it needs."""
+    on_cuda = run_device(config).type == "cuda"
+    if on_cuda and config.noise_kind == "radial" and config.noise.device == "render":
         raise UserError("noise.kind: radial has no CUDA kernel; use --noise.kind surface, or --noise.device cpu")
-    try:
-        cuda.check(device)
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"noise.device: expected a CUDA library that runs on this GPU. {error}\n"
-            "Or draw the noise on the CPU, which takes some milliseconds per view: --noise.device cpu"
-        ) from None
+    teachers = [stage.teacher for stage in (config.coarse, config.refine) if stage.steps]
+    small = all(teacher.startswith(TOYBOX) for teacher in teachers)
+    missing = missing_kernels(config) if on_cuda else left_alone(config)
+    if missing and (on_cuda or not small):
+        raise UserError(f"{missing}\nOr leave the GPU alone, and wait: --device cpu")
 
 
 def check_densify(config: Config) -> None:
     """Raise UserError where the device of the run cannot densify as a stage asks."""
     for name, stage in (("coarse", config.coarse), ("refine", config.refine)):
-        if stage.steps and stage.densify.strategy == "mcmc" and choose_device(config.device).type != "cuda":
+        if stage.steps and stage.densify.strategy == "mcmc" and run_device(config).type != "cuda":
             raise UserError(
                 f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
                 f"use a machine with CUDA, or --{name}.densify.strategy default"
@@ -134,7 +104,7 @@ def check_compile(config: Config) -> None:
     """Raise UserError where the networks cannot be compiled on the device of the run."""
     if not config.compile:
         return
-    if choose_device(config.device).type != "cuda":
+    if run_device(config).type != "cuda":
         raise UserError("compile: expected a CUDA device, got the CPU, where compiling gains nothing; use --no-compile")
     if importlib.util.find_spec("triton") is None:
         raise UserError(
@@ -210,7 +180,7 @@ KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], GuidedTeacher]
 
 def teacher_key(config: Config, name: str) -> tuple[str, str, torch.device, torch.dtype]:
     """What tells the teacher of the stage `name` from others."""
-    device = choose_device(config.device)
+    device = run_device(config)
     return name, getattr(config, name).teacher, device, choose_dtype(config.dtype, device)
 
 
@@ -282,7 +252,7 @@ def distil(
         on_step(report)
         live.move_to(place(report.stage, report.state.rollbacks, report.state.step))
 
-    device = choose_device(config.device)
+    device = run_device(config)
     # One seed, one independent stream for each part.
     seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.seed)).tolist()
     if start is None:
@@ -365,7 +335,9 @@ def train(config: Config) -> int:
     preflight(config)
     check_folder(config)
     teachers = load_teachers(config)
-    if choose_device(config.device).type == "cuda" and config.noise.device == "cpu":
+    if missing := left_alone(config):
+        print(f"device: the CPU, although there is a GPU, for want of compiled code.\n{missing}")
+    if run_device(config).type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     if config.compile:
         print("compile: the first steps of each stage compile the teacher's networks, which takes minutes")
@@ -420,7 +392,7 @@ def show_plan(config: Config) -> int:
     """The whole command of --dry-run: what a run would do, and nothing of it. Returns the exit code."""
     check_settings(config)
     folder = check_folder(config)
-    device = choose_device(config.device)
+    device = run_device(config)
     start = read_start(config.init) if config.resume is None else None
     print("\n".join(plan(config, folder, device, choose_dtype(config.dtype, device), start)))
     return 0
@@ -438,11 +410,11 @@ def check_folder(config: Config) -> Path:
 
 def check_device(config: Config, resume: Checkpoint | None) -> None:
     """Raise UserError when the run was begun on another kind of device, where the same numbers round differently."""
-    device = choose_device(config.device).type
+    device = run_device(config).type
     if resume is not None and resume.device != device:
         raise UserError(
             f"resume: expected {resume.device}, where {config.resume} was begun, got {device}; "
-            "continue on such a machine, or start again"
+            f"continue with --device {resume.device} where there is one, or start again"
         )
 
 

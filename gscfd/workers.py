@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from gscfd import __version__
 from gscfd.config import Config
+from gscfd.devices import choose_device
 from gscfd.errors import UserError, warn
 from gscfd.runs import Busy, Stopped, next_config
 from gscfd.teachers.weights import first_line
-from gscfd.train import KeptTeachers, check_folder, choose_device, load_teachers, make_run
+from gscfd.train import KeptTeachers, check_folder, load_teachers, make_run
 
 LOCK_SECONDS = 120
 """How long a run waits until a dead process's lock on its folder is released; on NFS the server decides, in 90 s."""

@@ -21,9 +21,11 @@ import pytest
 import torch
 from scenes import capsule, figure, render_scene, sphere, torus, union, views, wing
 from torch import Tensor
+from torch.utils import cpp_extension
 
-from gscfd import native, noise, train
-from gscfd.config import Config, NoiseConfig
+from gscfd import devices, native, noise, train
+from gscfd.config import Config, NoiseConfig, load_preset, merged
+from gscfd.devices import left_alone, run_device
 from gscfd.errors import UserError
 from gscfd.noise import NoiseField
 from gscfd.noise_kernels import cuda
@@ -311,17 +313,59 @@ def test_a_missing_library_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPa
     native.cuda_library.cache_clear()
 
 
-def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(device: torch.device) -> None:
-        raise ImportError("gscfd's compiled CUDA library could not be loaded. Tried: here; put nvcc on PATH")
-
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch finds one, and the code for it is compiled."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "check", missing)
+    monkeypatch.setattr(devices, "torch_finds_nvcc", lambda: True)
+    monkeypatch.setattr(cuda, "check", lambda device: None)
+
+
+def without_library(device: torch.device) -> None:
+    raise ImportError("gscfd's compiled CUDA library could not be loaded. Tried: here; put nvcc on PATH")
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "check", without_library)
     config = Config(prompt="a yellow duck", device="cuda")
-    with pytest.raises(UserError, match="(?s)noise.device: .*nvcc on PATH.*--noise.device cpu"):
+    with pytest.raises(UserError, match="(?s)noise.device: .*nvcc on PATH.*--noise.device cpu.*--device cpu"):
         train.preflight(config)
     train.preflight(Config(prompt="a yellow duck", device="cuda", noise=NoiseConfig(device="cpu")))
     train.preflight(Config(prompt="a yellow duck", device="cpu"))
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize(
+    "lacking, words",
+    [
+        ((cuda, "check", without_library), "CUDA library"),
+        ((devices, "torch_finds_nvcc", lambda: False), "gsplat's CUDA"),
+    ],
+)
+def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_large_teachers(
+    monkeypatch: pytest.MonkeyPatch, lacking: tuple[Any, str, Callable], words: str
+) -> None:
+    toybox = Config(prompt="a yellow duck")
+    large = merged(load_preset("mvdream-only"), {"prompt": "a corgi"})
+    assert run_device(toybox).type == run_device(large).type == "cuda" and left_alone(toybox) is None
+    monkeypatch.setattr(*lacking)
+    assert run_device(toybox).type == "cpu" and words in str(left_alone(toybox))
+    train.preflight(toybox)
+    for config in (large, replace(toybox, device="cuda")):
+        with pytest.raises(UserError, match=f"(?s){words}.*--device cpu"):
+            train.check_settings(config)
+    asked = replace(large, device="cpu")
+    assert run_device(asked).type == "cpu" and left_alone(asked) is None
+    train.check_settings(asked)
+
+
+def test_nvcc_is_looked_for_where_torch_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "toolkit/bin").mkdir(parents=True)
+    (tmp_path / "toolkit/bin/nvcc").touch()
+    for home, found in ((None, False), (str(tmp_path), False), (str(tmp_path / "toolkit"), True)):
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+        assert devices.torch_finds_nvcc() == found
 
 
 def test_images_and_cameras_on_two_devices_are_refused() -> None:

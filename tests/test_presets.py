@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from gscfd import plan, train
 from gscfd.config import load_preset, presets
 from gscfd.cost import Cost
+from gscfd.devices import DTYPES, choose_dtype
 from gscfd.teachers.load import is_here
 
 LARGE = sorted(set(presets()) - {"toybox"})
@@ -119,8 +120,8 @@ def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
 def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instructions, on_cpu):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert (train.choose_dtype("auto", cpu), train.choose_dtype("auto", cuda)) == (on_cpu, torch.bfloat16)
-    assert train.choose_dtype("float16", cpu) == train.choose_dtype("float16", cuda) == torch.float16
+    assert (choose_dtype("auto", cpu), choose_dtype("auto", cuda)) == (on_cpu, torch.bfloat16)
+    assert choose_dtype("float16", cpu) == choose_dtype("float16", cuda) == torch.float16
 
 
 @pytest.mark.parametrize("start", [[], ["--init", "scan.ply"]])
@@ -135,7 +136,7 @@ def test_the_advice_against_too_little_memory_can_be_followed(start):
 
 @torch.no_grad()
 def test_the_precision_reaches_the_networks(folders):
-    for name, dtype in train.DTYPES.items():
+    for name, dtype in DTYPES.items():
         config = train.parse([*options("sd21", folders), "--dtype", name])
         assert train.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
 

@@ -16,15 +16,23 @@ from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.types import Render
 
+WHOLE = 1.2
+"""World units from the middle to the edge of a picture: objects fill what teachers see, and tips reach beyond."""
+
 
 def turntable_frames(
-    gaussians: Gaussians, frames: int, size: int, background: float | Sequence[float] | None = 1.0
+    gaussians: Gaussians,
+    frames: int,
+    size: int,
+    background: float | Sequence[float] | None = 1.0,
+    radius: float = WHOLE,
 ) -> np.ndarray:
     """[frames, size, size, 3] uint8, from the front, counter-clockwise from above.
 
-    background: a grey or three colours in [0, 1]; None: none, and a fourth channel for the opacity.
+    background: a grey or three colours in [0, 1]; None: none, and a fourth channel for the opacity. radius: world units
+    from the middle to the edge of a picture.
     """
-    cameras = turntable(frames, size=size)
+    cameras = turntable(frames, size=size, radius=radius)
     chunks = [gaussians.render(cameras[i : i + 8]) for i in range(0, frames, 8)]
     images = [_transparent(chunk) if background is None else _over(chunk, background) for chunk in chunks]
     return np.concatenate([(image.clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8) for image in images])
