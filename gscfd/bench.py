@@ -1,7 +1,7 @@
 """The papers' claims, measured again on the toybox: `python -m gscfd.bench papers --size smoke --out DIR`.
 
-Every method has the same prompts, seeds, cameras, teacher and number of steps. The runs are a sweep (`gscfd.sweep`).
-Runs and pictures that are there are kept, and half-done ones continued: the same command goes on where it was stopped.
+Every method has the same prompts, seeds, teacher and number of steps. The runs are a sweep (`gscfd.sweep`). Runs and
+pictures that are there are kept, and half-done ones continued: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ EXPERIMENTS = (
         metrics=("diversity", "holes", "r_precision", "similarity", "view_error"),
         claims=(
             Claim("diversity", "fsd", "sds", "FSD is the more diverse (Fig. 8, IS 1.78 and 2.13)"),
-            Claim("diversity", "fsd", "fsd, beta .5", "beta trades determinism for diversity (Fig. 8)"),
+            Claim("diversity", "fsd", "fsd, beta .5", "beta 1 is fsd, beta 0 is sds (Fig. 8); no figure between"),
             Claim("holes", "fsd", "fsd, one noise", "one noise for all views makes holes (Fig. 6)"),
             Claim("holes", "fsd, Theta 45", "fsd, Theta 360", "FSD is sensitive to Theta", differs=True),
         ),
@@ -217,7 +217,7 @@ EXPERIMENTS = (
 
 def verdict(claim: Claim, found: Estimate | None) -> str:
     """Reproduced, not reproduced or not significant, by the interval of better minus worse."""
-    if found is None or not found.low <= found.high:
+    if found is None or not found.low < found.high:
         return "too few runs to say"
     if found.low <= 0 <= found.high:
         return "not significant"
@@ -365,7 +365,7 @@ def budget(size: Size, command: str) -> list[str]:
     return [
         f"{command}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
         f"steps of the coarse stage with {TEACHER}, equal for all, other settings the defaults. Equal seeds begin with "
-        "equal Gaussians and see equal cameras, except where a method draws its times.",
+        "equal Gaussians and see equal cameras, but for vsd, cds and random t, which draw more numbers.",
         f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
         f"3D-FID and Janus score: {size.samples} samples of the teacher of each prompt, DDIM, {SAMPLER_STEPS} steps.",
         f"cfd has gamma {CFD_GAMMA:g} of {PAPER_STEPS} steps, which is "
@@ -379,7 +379,7 @@ def papers(settings: Settings) -> Report:
     command = f"python -m gscfd.bench papers --size {settings.size}"
     if settings.seeds is not None:
         size, command = replace(size, seeds=settings.seeds), f"{command} --seeds {settings.seeds}"
-    check_report(out)
+    check_report(out, "out")
     planned = plan_runs(out, size)
     # A seed of every variant before the next seed: a bench that is stopped has compared all of them.
     runs = [run for equals in zip(*planned.values(), strict=True) for run in equals]
@@ -404,7 +404,9 @@ def papers(settings: Settings) -> Report:
     report = make_report(size, command, groups, references, failed)
     write_page(report, out / "report.html")
     write_json(report, out / "report.json")
-    write_text("".join(f"{table.title}\n\n{table.markdown()}\n" for table in report.tables), out / "report.md")
+    warnings = "".join(f"{warning}\n\n" for warning in report.warnings)
+    tables = "".join(f"{table.title}\n\n{table.markdown()}\n" for table in report.tables)
+    write_text(warnings + tables, out / "report.md")
     write_rows(run_rows([run for runs in groups.values() for run in runs], list(METRICS)), out / "runs.csv")
     return report
 
@@ -435,8 +437,8 @@ def bench(settings: Settings) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{report.tables[0].markdown()}\n{settings.out}/report.html")
-    return 0
+    print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{settings.out}/report.html"]))
+    return 1 if report.warnings else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from gscfd.report import (
     write_text,
 )
 from gscfd.scores import (
+    CLIP_NEEDED,
     METRICS,
     NAMES,
     SHEET_VIEWS,
@@ -44,7 +45,9 @@ from gscfd.scores import (
     wins,
 )
 from gscfd.teachers import load_teacher
+from gscfd.teachers.find import TOYBOX
 from gscfd.toybox.objects import unknown_words
+from gscfd.train import check_words
 
 RANKERS = ("aesthetic", "pickscore")
 """The metrics of which win rates are told (CFD Tab. 3)."""
@@ -88,7 +91,7 @@ def check_settings(settings: Settings) -> None:
         path: Path | None = getattr(settings, name)
         check(path is None or path.is_file(), name, "a file", str(path))
     if settings.report is not None:
-        check_report(settings.report)
+        check_report(settings.report, "report")
 
 
 def read_runs(folders: tuple[Path, ...]) -> tuple[dict[Path, Config], list[str]]:
@@ -110,12 +113,17 @@ def load_judges(settings: Settings, prompts: list[str], device: torch.device) ->
     folders = settings.clip
     if not folders and not any(unknown_words(prompt) for prompt in prompts):
         folders = (SCORER,)
+    if settings.inception and not folders:
+        raise UserError(f"inception: expected {CLIP_NEEDED}, beside it for these prompts, got no --clip; add it")
+    if settings.teacher is not None and settings.teacher.startswith(TOYBOX):
+        for prompt in prompts:
+            check_words("teacher", prompt)
     scorers = [Scorer(folder, device) for folder in folders]
     return Judges(
         scorers=scorers,
         inception=Inception(settings.inception, device) if settings.inception else None,
         aesthetic=Aesthetic(settings.aesthetic, scorers) if settings.aesthetic else None,
-        pickscore=Scorer(settings.pickscore, device) if settings.pickscore else None,
+        pickscore=Scorer(settings.pickscore, device, "pickscore") if settings.pickscore else None,
     )
 
 
@@ -275,8 +283,6 @@ def evaluate(settings: Settings) -> None:
     for folder, label in zip(tqdm(configs, desc="runs", unit="run", disable=None), labels, strict=True):
         found = examine(folder, judges, prompts, size=size, references=references)
         runs.append(replace(found, label=label))
-    if settings.report is not None:
-        settings.report.mkdir(parents=True, exist_ok=True)
     report = make_report(settings, runs, references, judges, left_out)
     for warning in report.warnings:
         print(warning)

@@ -11,9 +11,11 @@ from pickle import UnpicklingError
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from gscfd.errors import UserError
+from gscfd.teachers.texts import read_text_model, read_tokenizer
+from gscfd.teachers.weights import read_state
 from gscfd.toybox.objects import COLORS, KINDS
 from gscfd.toybox.words import Caption, write_caption
 
@@ -25,19 +27,19 @@ class Scorer:
     """A CLIP model as judge of how well pictures fit captions. folder: model and tokenizer in transformers' layout.
 
     Pictures are scaled to the model's size and normalised as preprocessor_config.json says, to [-1, 1] without one. So
-    it reads PickScore, too. Raises UserError for a folder that cannot be read.
+    it reads PickScore, too. option: what names the folder. Raises UserError for a folder that cannot be read.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu"):
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", option: str = "clip"):
         try:
-            model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.tokenizer = read_tokenizer(folder)
+            model = read_text_model(CLIPModel, folder, torch.float32)
+        except UserError as error:
             raise UserError(
-                f"clip: expected a folder with a CLIP model and its tokenizer in transformers' layout, got {folder} "
-                f"({' '.join(str(error).split())[:120]}); download the whole folder"
+                f"{option}: expected a folder with a CLIP model and its tokenizer in transformers' layout. {error}"
             ) from error
         self.model: CLIPModel = model.eval().to(device)
+        self.read: dict[str, Tensor] = {}
         self.device = device
         self.size: int = self.model.config.vision_config.image_size
         self.name = "the toybox scorer" if folder == SCORER else folder.resolve().name
@@ -61,10 +63,13 @@ class Scorer:
 
     @torch.no_grad()
     def text_features(self, captions: list[str]) -> Tensor:
-        """[P, D] of unit length."""
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
-        return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+        """[P, D] of unit length. Each caption is read once."""
+        if new := [caption for caption in dict.fromkeys(captions) if caption not in self.read]:
+            tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt")
+            pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
+            features = F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+            self.read |= dict(zip(new, features, strict=True))
+        return torch.stack([self.read[caption] for caption in captions])
 
     def _embedded(self, images: Tensor) -> Tensor:
         images = images.to(self.device)
@@ -92,6 +97,7 @@ class Inception:
                 "inception: expected torch-fidelity, which is not installed: pip install 'gscfd[eval]'"
             ) from error
         self.device = device
+        read_state(file)  # tensors alone, or a UserError: torch-fidelity would run what else is in it
         try:
             self.network: nn.Module = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)

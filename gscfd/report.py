@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -67,13 +68,20 @@ class Report:
     sheets: list[Sheet]
 
 
-def check_report(folder: Path) -> None:
-    """Raise UserError when the page cannot be made, or not be put there."""
+def check_report(folder: Path, option: str) -> None:
+    """Make the folder of the page. Raises UserError when that, or the page, cannot be made. option: which names it."""
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"report: expected {' and '.join(missing)}, not installed: pip install 'gscfd[eval]'")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"report: expected a folder, and {folder} is a file; choose another --report")
+        raise UserError(f"{option}: expected {' and '.join(missing)}, not installed: pip install 'gscfd[eval]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}: expected a folder that can be written, got {folder} ({error.strerror}); "
+            f"choose another --{option}"
+        ) from None
 
 
 def figure(estimate: Estimate | None, form: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -94,15 +94,15 @@ METRICS: dict[str, Metric] = {
         ".3f",
         "Fréchet distance between 60 views of every splat and the reference pictures of the same prompts (CFD App. B)",
         "--teacher NAME, whose samples are the reference, for prompts of which there are no true toybox objects; "
-        f"and --inception FILE or {CLIP_NEEDED}",
+        f"and {CLIP_NEEDED}; --inception FILE besides gives the papers' features",
     ),
     "is": Metric(
         "3D-IS",
         "higher",
         ".3f",
         "inception score of the front views over the seeds of a prompt, 2 splits, mean over prompts (CFD App. B)",
-        "at least 4 seeds of a prompt; and --inception FILE, pt_inception-2015-12-05-6726825d.pth of the releases of "
-        "toshas/torch-fidelity, for prompts that are not the toybox's",
+        "at least 4 seeds of a prompt; and for prompts that are not the toybox's --clip DIR with --inception FILE, "
+        "pt_inception-2015-12-05-6726825d.pth of the releases of toshas/torch-fidelity",
     ),
     "clip": Metric(
         "3D-CLIP",
@@ -382,13 +382,17 @@ def difference(
 
     None: there are no pairs.
     """
-    first, second = usable(name, first, references), usable(name, second, references)
     ones, others = ({pair(run): run for run in runs} for runs in (first, second))
-    pairs = [key for key in ones if key in others]
+    pairs: list[tuple[str, int]] = []
+    while not list(ones) == list(others) == pairs:  # a prompt that loses pairs may have too few runs for the metric
+        pairs = [key for key in ones if key in others]
+        ones, others = (
+            {pair(run): run for run in usable(name, [runs[key] for key in pairs], references)}
+            for runs in (ones, others)
+        )
     if not pairs:
         return None
-    one = statistic(name, [ones[key] for key in pairs], references)
-    other = statistic(name, [others[key] for key in pairs], references)
+    one, other = (statistic(name, list(runs.values()), references) for runs in (ones, others))
     groups: list[Hashable] = [prompt for prompt, _ in pairs]
     return bootstrap(lambda chosen: one(chosen) - other(chosen), groups, draws=draws_of(name))
 
@@ -400,10 +404,12 @@ def pair(run: Examined) -> tuple[str, int]:
 def wins(name: str, ours: list[Examined], theirs: list[Examined]) -> Estimate | None:
     """Share of pairs of equal prompt and seed in which ours scores higher (CFD Tab. 3); None: no pairs."""
     other = {pair(run): run.values.get(name) for run in theirs}
-    found = [(run, run.values.get(name), other.get(pair(run))) for run in ours]
-    both = [(run, a, b) for run, a, b in found if a is not None and b is not None]
+    scored = [(run, run.values.get(name), other.get(pair(run))) for run in ours]
+    both = [(run, a, b) for run, a, b in scored if a is not None and b is not None]
     if not both:
         return None
     mine, yours = (torch.tensor([row[i] for row in both], dtype=torch.float64) for i in (1, 2))
     share: Callable[[np.ndarray], float] = lambda chosen: win_rate(mine[chosen], yours[chosen])  # noqa: E731
-    return bootstrap(share, [run.prompt for run, _, _ in both])
+    found = bootstrap(share, [run.prompt for run, _, _ in both])
+    # All won, or all lost: the draws are all alike, which says nothing of how sure that is.
+    return found if found.low < found.high else replace(found, low=math.nan, high=math.nan)

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, get_args
 import tyro
 
 from gscfd.config import Config, Guidance, ViewerConfig, check, load_run, plain
+from gscfd.devices import run_device
 from gscfd.errors import UserError, warn
 from gscfd.files import lock
 from gscfd.runs import LAST, changed_settings, slug
@@ -101,7 +102,7 @@ def read_prompts(path: Path) -> dict[str, int]:
     Raises UserError when it cannot be read, is empty, or says one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(f"prompts: expected a text file with one prompt per line, got {path} ({reason})") from None
@@ -232,12 +233,13 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file: IO[bytes] = open(path, "ab", buffering=0)
+            alone = lock(self.file)
         except OSError as error:
             raise UserError(
-                f"out: expected a folder that can be written, got {path.parent} ({error.strerror}); "
+                f"out: expected a folder that can be written and has locks, got {path.parent} ({error.strerror}); "
                 "choose another --out"
             ) from None
-        if not lock(self.file):
+        if not alone:
             self.file.close()
             raise UserError(f"out: another sweep writes to {path.parent}; wait for its end, or choose another --out")
 
@@ -399,7 +401,7 @@ def hand_out(out: Path, todo: list[Run], settings: Workers, progress: Progress) 
     try:
         pool = RayPool(
             journal.path,
-            todo[0].config.device,
+            run_device(todo[0].config).type if local else todo[0].config.device,
             workers=settings.workers,
             threads=local_threads(settings) if local else settings.threads,
             gpus=settings.gpus,

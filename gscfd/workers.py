@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from gscfd import __version__
 from gscfd.config import Config
-from gscfd.devices import choose_device
 from gscfd.errors import UserError, warn
 from gscfd.runs import Busy, Stopped, next_config
 from gscfd.teachers.weights import first_line
@@ -160,7 +159,7 @@ class RayPool:
         self, journal: Path, device: str, *, workers: int, threads: int | None, gpus: float | None, address: str | None
     ):
         """journal: of the sweep, there already. device: of the runs. threads: of each worker; None shares out the cores
-        of the cluster. gpus: of each; None is one where there are any and the device is not cpu. address: of a cluster;
+        of the nodes. gpus: of each; None is one where there are any and the device is not cpu. address: of a cluster;
         None starts Ray on this machine, with room for all workers."""
         self.ray = import_ray()
         if address is None:
@@ -168,10 +167,10 @@ class RayPool:
         else:
             join(self.ray, address)
         try:
-            there = self.ray.cluster_resources()
-            threads = threads or max(1, int(there["CPU"]) // workers)
-            gpus = gpus_per_run(gpus, device, there.get("GPU", 0), local=address is None)
-            warn_of_room(workers, threads, gpus, there)
+            nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            gpus = gpus_per_run(gpus, device, sum(node.get("GPU", 0) for node in nodes))
+            threads = threads or threads_per_worker(nodes, workers, gpus)
+            check_room(nodes, workers, threads, gpus)
             self.make_actor = self.ray.remote(Worker).options(
                 num_cpus=threads,
                 num_gpus=gpus,
@@ -250,25 +249,51 @@ class RayPool:
         self.ray.shutdown()
 
 
-def gpus_per_run(gpus: float | None, device: str, there: float, *, local: bool) -> float:
+Node = dict[str, float]
+"""What Ray knows of a machine: "CPU" and "GPU", where it has any."""
+
+
+def gpus_per_run(gpus: float | None, device: str, there: float) -> float:
     """As asked, or one where runs on `device` find any. Raises UserError when there are none to give."""
     if gpus is None:
-        wanted = device == "cuda" or (device == "auto" and there > 0)
-        if local:
-            wanted = choose_device(device).type == "cuda"
-        gpus = float(wanted)
+        gpus = float(device == "cuda" or (device == "auto" and there > 0))
     if gpus > there:
         raise UserError(f"gpus: expected at most {there:g}, which Ray has, got {gpus:g}; use --device cpu --gpus 0")
     return gpus
 
 
-def warn_of_room(workers: int, threads: int, gpus: float, there: dict[str, float]) -> None:
-    """Say so when not all workers fit at a time: the others wait for room."""
-    room = int(there["CPU"] // threads)
-    if gpus:
-        room = min(room, int(there["GPU"] / gpus))
-    if room < workers:
+def room(nodes: list[Node], threads: int, gpus: float) -> int:
+    """How many workers fit at a time; a worker stays on one machine, and a share of a GPU on one GPU."""
+
+    def fit(node: Node) -> int:
+        fit = int(node.get("CPU", 0) // threads)
+        if gpus:
+            there = int(node.get("GPU", 0))
+            fit = min(fit, there * int(1 / gpus) if gpus < 1 else int(there / gpus))
+        return fit
+
+    return sum(fit(node) for node in nodes)
+
+
+def threads_per_worker(nodes: list[Node], workers: int, gpus: float) -> int:
+    """The most with which all workers fit at a time, or else as many workers as can."""
+    most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    possible = [(min(room(nodes, threads, gpus), workers), threads) for threads in range(1, most + 1)]
+    return max(possible, default=(0, 1))[1]
+
+
+def check_room(nodes: list[Node], workers: int, threads: int, gpus: float) -> None:
+    """Say so when not all workers fit at a time: the others wait for room. Raises UserError when none ever fits."""
+    fitting = room(nodes, threads, gpus)
+    machines = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes[:8])
+    wanted = f"{threads} threads and {gpus:g} GPUs"
+    if fitting == 0:
+        raise UserError(
+            f"threads: expected a machine with room for a worker of {wanted}, got {machines or 'none'}; "
+            "use fewer --threads or --gpus, or start Ray on a larger machine"
+        )
+    if fitting < workers:
         warn(
-            f"workers: {workers} workers of {threads} threads and {gpus:g} GPUs each are more than Ray has room for "
-            f"({there['CPU']:g} cores, {there.get('GPU', 0):g} GPUs); {room} work at a time"
+            f"workers: {workers} workers of {wanted} each are more than Ray has room for ({machines}); "
+            f"{fitting} work at a time"
         )

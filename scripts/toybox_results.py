@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")
     arguments = parser.parse_args()
     try:
-        check_report(arguments.out)
+        check_report(arguments.out, "out")
     except UserError as error:
         parser.error(str(error))
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)

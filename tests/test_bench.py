@@ -66,7 +66,7 @@ def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
         ("fid", 0.1, 0.5, False, "not reproduced"),
         ("fid", -0.1, 0.5, False, "not significant"),
         ("fid", 0.1, 0.5, True, "reproduced"),
-        ("fid", 0.0, 0.0, False, "not significant"),
+        ("fid", 0.0, 0.0, False, "too few runs to say"),
         ("fid", math.nan, math.nan, False, "too few runs to say"),
     ],
 )
@@ -170,6 +170,8 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, 
     report = bench.papers(bench.Settings(what="papers", out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
+    assert (tmp_path / "report.md").read_text().startswith("Failed: ")
+    assert bench.main(["papers", "--out", str(tmp_path)]) == 1
 
 
 def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(small, one_process, tmp_path, monkeypatch, capsys):

@@ -5,18 +5,23 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file, save_file
 from splats import write_run
 
 from gscfd import evaluate, scores
 from gscfd.errors import UserError
 from gscfd.judges import SCORER, Aesthetic, Inception, Judges, Scorer
 from gscfd.scores import METRICS, NAMES, Examined, difference, estimate, examine, labels_of, read_run, wins
+from gscfd.toybox.words import Caption
 
 REFERENCES = re.compile(r"https?:|(src|href)=[\"'](?!data:)|url\(|@import|<script|<link", re.IGNORECASE)
 """What would make a page ask for something else."""
@@ -178,12 +183,20 @@ def test_inception_is_shown_bytes_and_answers_with_features_and_probabilities(tm
     module = types.SimpleNamespace(FeatureExtractorInceptionV3=Network)
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
-    features, classes = Inception(tmp_path).look(torch.linspace(0, 1, 40)[:, None, None, None].expand(-1, 3, 8, 8))
+    weights = tmp_path / "inception.pth"
+    torch.save({"weight": torch.zeros(1)}, weights)
+    features, classes = Inception(weights).look(torch.linspace(0, 1, 40)[:, None, None, None].expand(-1, 3, 8, 8))
     assert features.shape == (40, 2048) and features[-1, 0] == 255
     assert torch.allclose(classes.sum(1), torch.ones(40)) and classes[-1, 0] > classes[0, 0]
+    torch.save({"weight": Caption}, weights)
+    with pytest.raises(UserError, match="pickled Python objects"):
+        Inception(weights)
+    weights.write_text("<html>")
+    with pytest.raises(UserError, match="inception.pth"):
+        Inception(weights)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UserError, match=r"pip install 'gscfd\[eval\]'"):
-        Inception(tmp_path)
+        Inception(weights)
 
 
 def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path):
@@ -196,6 +209,33 @@ def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path):
     shifted = Scorer(tmp_path).image_features((images - 0.5) / 0.5)
     assert torch.allclose(shifted, plain, atol=1e-5)
     assert not torch.allclose(Scorer(tmp_path).image_features(images), plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "without a weight", "of another model"])
+def test_a_clip_that_cannot_be_read_is_named(tmp_path, damage):
+    folder = tmp_path / "clip"
+    if damage != "missing":
+        shutil.copytree(SCORER, folder)
+    weights = folder / "model.safetensors"
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    if damage == "without a weight":
+        state = load_file(weights)
+        del state["visual_projection.weight"]
+        save_file(state, weights, {"format": "pt"})
+    if damage == "of another model":
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=str(folder)):
+        Scorer(folder)
+
+
+def test_a_caption_is_read_alike_alone_and_among_others():
+    alone, among = Scorer(SCORER), Scorer(SCORER)
+    captions = ["a red mug", "a blue duck", "a red mug"]
+    features = among.text_features(captions)
+    assert torch.equal(features[0], features[2]) and torch.equal(among.text_features(["a blue duck"]), features[1:2])
+    assert torch.allclose(alone.text_features(["a blue duck"]), features[1:2], atol=1e-6)
+    assert not torch.allclose(features[0], features[1], atol=1e-2)
 
 
 # Sets of runs
@@ -213,6 +253,24 @@ def test_differences_are_of_equal_prompts_and_seeds():
     assert (found.low, found.high) == pytest.approx((1, 1)), "paired, what the seeds have in common cancels"
     assert difference("clip", ours, [examined("a duck", 1, clip=1.0)], {}) is None
     assert wins("clip", ours, theirs).value == 1 and wins("clip", theirs, ours).value == 0
+    assert math.isnan(wins("clip", ours, theirs).low), "five of five are not surely all"
+    theirs[0].values["clip"] += 2
+    found = wins("clip", ours, theirs)
+    assert found.value == 0.8 and found.low < 0.8 < found.high
+
+
+def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads():
+    generator = torch.Generator().manual_seed(0)
+
+    def seen(prompt, seeds):
+        sides = F.normalize(torch.randn(8, 12, 4, generator=generator), dim=-1)
+        return [replace(examined(prompt, seed), sides=sides[seed]) for seed in seeds]
+
+    ours, theirs = seen("a mug", range(4)), seen("a mug", range(4))
+    whole = difference("diversity", ours, theirs, {})
+    one_pair = difference("diversity", ours + seen("a duck", [0, 1]), theirs + seen("a duck", [1, 2]), {})
+    assert one_pair == whole and whole.count == 4
+    assert difference("diversity", seen("a duck", [0, 1]), seen("a duck", [1, 2]), {}) is None
 
 
 def test_a_metric_without_what_it_needs_has_no_estimate():

@@ -249,19 +249,47 @@ def test_a_ray_that_does_not_start_is_tried_again_and_then_named():
 
 
 def test_gpus_are_asked_for_where_there_are_any_and_the_runs_may_use_them():
-    assert workers.gpus_per_run(None, "auto", 8, local=False) == 1
-    assert workers.gpus_per_run(None, "cpu", 8, local=False) == 0
-    assert workers.gpus_per_run(None, "auto", 0, local=False) == 0
-    assert workers.gpus_per_run(0.5, "cuda", 1, local=False) == 0.5
+    assert workers.gpus_per_run(None, "auto", 8) == 1
+    assert workers.gpus_per_run(None, "cpu", 8) == 0
+    assert workers.gpus_per_run(None, "auto", 0) == 0
+    assert workers.gpus_per_run(0.5, "cuda", 1) == 0.5
     for gpus, device in ((None, "cuda"), (1, "auto")):
         with pytest.raises(UserError, match="gpus: expected at most 0"):
-            workers.gpus_per_run(gpus, device, 0, local=False)
+            workers.gpus_per_run(gpus, device, 0)
 
 
 def test_workers_that_have_to_wait_for_room_are_warned_of(capsys):
-    workers.warn_of_room(8, 2, 1, {"CPU": 16, "GPU": 8})
+    workers.check_room([{"CPU": 16, "GPU": 8}], 8, 2, 1)
+    workers.check_room([{"CPU": 4, "GPU": 2}] * 2, 8, 1, 0.5)
     assert capsys.readouterr().err == ""
-    workers.warn_of_room(8, 4, 1, {"CPU": 16, "GPU": 8})
-    workers.warn_of_room(8, 1, 1, {"CPU": 16, "GPU": 2})
+    workers.check_room([{"CPU": 16, "GPU": 8}], 8, 4, 1)
+    workers.check_room([{"CPU": 16, "GPU": 2}], 8, 1, 1)
+    workers.check_room([{"CPU": 5}, {"CPU": 5}], 4, 2, 0)
+    workers.check_room([{"CPU": 5}, {"CPU": 5}], 5, 2, 0)
+    workers.check_room([{"CPU": 8, "GPU": 2}], 5, 1, 0.4)
     error = capsys.readouterr().err
-    assert "4 work at a time" in error and "2 work at a time" in error
+    assert [int(line.split(" work at a time")[0].split()[-1]) for line in error.splitlines()] == [4, 2, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "nodes, threads, gpus",
+    [([{"CPU": 16}] * 4, 64, 0), ([{"CPU": 16}, {"GPU": 8}], 1, 1), ([{"CPU": 16, "GPU": 1}] * 2, 1, 2), ([{}], 1, 0)],
+)
+def test_a_worker_that_no_machine_has_room_for_is_an_error_not_an_endless_wait(nodes, threads, gpus):
+    with pytest.raises(UserError, match=f"threads: expected .* {threads} threads and {gpus} GPUs"):
+        workers.check_room(nodes, 1, threads, gpus)
+
+
+@pytest.mark.parametrize(
+    "nodes, count, gpus, threads",
+    [
+        ([{"CPU": 16}], 4, 0, 4),
+        ([{"CPU": 16}] * 4, 1, 0, 16),
+        ([{"CPU": 5}] * 2, 3, 0, 2),
+        ([{"CPU": 2}], 8, 0, 1),
+        ([{}, {"CPU": 64, "GPU": 8}], 8, 1, 8),
+        ([{"CPU": 64, "GPU": 8}], 16, 1, 8),
+    ],
+)
+def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(nodes, count, gpus, threads):
+    assert workers.threads_per_worker(nodes, count, gpus) == threads

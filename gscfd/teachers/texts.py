@@ -96,7 +96,16 @@ def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         raise UserError(
             f"{folder}: expected a {cls.__name__}, got one that cannot be read ({first_line(error)}); download the "
             "whole folder again"
