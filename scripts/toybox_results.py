@@ -1,6 +1,6 @@
 """Make and score the runs behind docs/results.md: 20 prompts, one seed, default settings.
 
-    python scripts/toybox_results.py OUT [--guidance cfd sds] [--seed 0] [--jobs 2] [gscfd.train options after --]
+    python scripts/toybox_results.py [--guidance cfd sds] [--seed 0] [--jobs 2] OUT [-- options of gscfd.train]
 
 Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept.
 OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery with one view of each run.
