@@ -272,7 +272,8 @@ def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges)
             for seed in range(size.picture_seeds):
                 path = out / "pictures" / slug(name) / f"{default_folder(prompt, seed).name}.png"
                 make_picture(path, size, gamma, prompt, seed, teacher)
-                found.setdefault(name, []).append(examine_picture(path, name, prompt, seed, judges))
+                seen = examine_picture(path, name, prompt, seed, judges)
+                found.setdefault(name, []).append(replace(seen, run=str(path.relative_to(out))))
     return found
 
 
@@ -394,7 +395,11 @@ def papers(settings: Settings) -> Report:
     candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
     groups = {
         variant: [
-            replace(examine(run.folder, judges, candidates, references=references), label=variant)
+            replace(
+                examine(run.folder, judges, candidates, references=references),
+                run=str(run.folder.relative_to(out)),
+                label=variant,
+            )
             for run in runs
             if (run.folder / LAST).exists()
         ]

@@ -1,5 +1,6 @@
 """The bench: what it compares, how it judges, and that the same command goes on where it was stopped."""
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -153,6 +154,10 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
     assert "python -m gscfd.bench papers --size smoke:" in page
+    with open(tmp_path / "runs.csv") as file:
+        assert all(
+            (tmp_path / row["run"]).exists() and not Path(row["run"]).is_absolute() for row in csv.DictReader(file)
+        )
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/splat.ply")}
     assert len(made) == 2 + 5 * 4
