@@ -32,7 +32,7 @@ def bootstrap(statistic: Statistic, groups: Sequence[Hashable], *, draws: int = 
     (Hesterberg 2015, section 5).
 
     groups: one for each run, its prompt. Runs are drawn within their group, so that prompts are taken as given and
-    seeds as a sample; where a group has one run, all are drawn from all. No interval where most draws say nothing.
+    seeds as a sample; where a group has one run, all are drawn from all. No interval where a fourth of the draws says nothing.
     """
     everything = np.arange(len(groups))
     members = [everything[[g == group for g in groups]] for group in dict.fromkeys(groups)]
@@ -45,7 +45,7 @@ def bootstrap(statistic: Statistic, groups: Sequence[Hashable], *, draws: int = 
     rng = np.random.default_rng(seed)
     drawn = np.array([statistic(np.concatenate([rng.choice(m, len(m)) for m in members])) for _ in range(draws)])
     drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) < draws / 2:
+    if len(drawn) < 0.75 * draws:
         return unsure
     each = len(groups) / len(members)
     half = stats.t.ppf((1 + LEVEL) / 2, len(groups) - len(members)) * drawn.std() * math.sqrt(each / (each - 1))

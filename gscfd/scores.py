@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -356,7 +356,7 @@ def statistic(name: str, runs: list[Examined], references: dict[str, Reference])
 
         def spread(chosen: np.ndarray) -> float:
             counts = torch.from_numpy(np.bincount(chosen, minlength=len(runs)))
-            return mean(diversity(sides[places], counts[places]) for places in groups.values())
+            return mean(diversity(sides[p], counts[p]) for p in groups.values() if counts[p].any())
 
         return spread
     values = np.array([run.values[name] for run in runs])
@@ -372,7 +372,18 @@ def estimate(name: str, runs: list[Examined], references: dict[str, Reference]) 
     runs = usable(name, runs, references)
     if not runs:
         return None
-    return bootstrap(statistic(name, runs, references), [run.prompt for run in runs], draws=draws_of(name))
+    return bootstrapped(name, statistic(name, runs, references), [run.prompt for run in runs])
+
+
+def bootstrapped(name: str, figure: Statistic, prompts: list[str]) -> Estimate:
+    """The figure of runs of these prompts with its interval: over the runs, or over the prompts, of the spread between
+    seeds where there are too few of them to draw from."""
+    found = bootstrap(figure, prompts, draws=draws_of(name))
+    if name != "diversity" or not math.isnan(found.low):
+        return found
+    each = [figure(np.flatnonzero(np.array(prompts) == prompt)) for prompt in dict.fromkeys(prompts)]
+    over = bootstrap(lambda chosen: float(np.array(each)[chosen].mean()), range(len(each)))
+    return replace(over, count=len(prompts))
 
 
 def difference(
@@ -393,8 +404,7 @@ def difference(
     if not pairs:
         return None
     one, other = (statistic(name, list(runs.values()), references) for runs in (ones, others))
-    groups: list[Hashable] = [prompt for prompt, _ in pairs]
-    return bootstrap(lambda chosen: one(chosen) - other(chosen), groups, draws=draws_of(name))
+    return bootstrapped(name, lambda chosen: one(chosen) - other(chosen), [prompt for prompt, _ in pairs])
 
 
 def pair(run: Examined) -> tuple[str, int]:

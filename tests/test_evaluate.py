@@ -10,11 +10,13 @@ import sys
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from splats import write_run
 
 from gscfd import evaluate, scores
@@ -209,6 +211,26 @@ def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path):
     shifted = Scorer(tmp_path).image_features((images - 0.5) / 0.5)
     assert torch.allclose(shifted, plain, atol=1e-5)
     assert not torch.allclose(Scorer(tmp_path).image_features(images), plain, atol=1e-2)
+
+
+def test_with_two_seeds_the_interval_of_the_diversity_is_over_prompts():
+    generator = torch.Generator().manual_seed(0)
+
+    def seen(prompt, spread):
+        common = torch.ones(12, 4)
+        sides = [F.normalize(common + spread * torch.randn(12, 4, generator=generator), dim=-1) for _ in range(2)]
+        return [replace(examined(prompt, seed), sides=sides[seed]) for seed in range(2)]
+
+    prompts = [f"prompt {i}" for i in range(6)]
+    wide, narrow = ([run for prompt in prompts for run in seen(prompt, spread)] for spread in (1.0, 0.1))
+    each = [estimate("diversity", wide[2 * i : 2 * i + 2], {}).value for i in range(6)]
+    found, apart = estimate("diversity", wide, {}), difference("diversity", wide, narrow, {})
+    assert found.value == pytest.approx(sum(each) / 6) and found.count == 12
+    half = stats.t.ppf(0.975, 5) * np.std(each, ddof=1) / 6**0.5
+    assert found.high - found.value == pytest.approx(half, rel=0.1)
+    assert apart.low > 0, "six prompts agree"
+    assert difference("diversity", wide, wide, {}).value == 0
+    assert math.isnan(estimate("diversity", wide[:2], {}).low), "one pair says nothing of its spread"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "without a weight", "of another model"])
