@@ -32,7 +32,8 @@ def bootstrap(statistic: Statistic, groups: Sequence[Hashable], *, draws: int = 
     (Hesterberg 2015, section 5).
 
     groups: one for each run, its prompt. Runs are drawn within their group, so that prompts are taken as given and
-    seeds as a sample; where a group has one run, all are drawn from all. No interval where a fourth of the draws says nothing.
+    seeds as a sample; where a group has one run, all are drawn from all. No interval where a fourth of the draws says
+    nothing.
     """
     everything = np.arange(len(groups))
     members = [everything[[g == group for g in groups]] for group in dict.fromkeys(groups)]
