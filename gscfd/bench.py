@@ -217,7 +217,7 @@ EXPERIMENTS = (
 
 def verdict(claim: Claim, found: Estimate | None) -> str:
     """Reproduced, not reproduced or not significant, by the interval of better minus worse."""
-    if found is None or not found.low < found.high:
+    if found is None or not found.low <= found.high or found.low == found.high != 0:
         return "too few runs to say"
     if found.low <= 0 <= found.high:
         return "not significant"

@@ -67,7 +67,8 @@ def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
         ("fid", 0.1, 0.5, False, "not reproduced"),
         ("fid", -0.1, 0.5, False, "not significant"),
         ("fid", 0.1, 0.5, True, "reproduced"),
-        ("fid", 0.0, 0.0, False, "too few runs to say"),
+        ("fid", 0.0, 0.0, False, "not significant"),
+        ("fid", 0.1, 0.1, False, "too few runs to say"),
         ("fid", math.nan, math.nan, False, "too few runs to say"),
     ],
 )

@@ -16,7 +16,7 @@ from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.types import Render
 
-WHOLE = 1.2
+WHOLE = 1.3
 """World units from the middle to the edge of a picture: objects fill what teachers see, and tips reach beyond."""
 
 
