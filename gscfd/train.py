@@ -21,7 +21,7 @@ from gscfd.checkpoint import Checkpoint
 from gscfd.config import Config, Edit, StageConfig, StageName, load_preset, load_run, presets
 from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
 from gscfd.edits import LiveSettings, changes, edited, place, stage_prompt
-from gscfd.errors import UserError
+from gscfd.errors import UserError, warn
 from gscfd.gaussians import Gaussians, ball
 from gscfd.lora import Lora, unet_of
 from gscfd.plan import plan
@@ -88,6 +88,12 @@ def check_kernels(config: Config) -> None:
     missing = missing_kernels(config) if on_cuda else left_alone(config)
     if missing and (on_cuda or not small):
         raise UserError(f"{missing}\nOr leave the GPU alone, and wait: --device cpu")
+
+
+def warn_of_left_gpu(config: Config) -> None:
+    """Say so when the run takes the CPU although there is a GPU."""
+    if missing := left_alone(config):
+        warn(f"device: the CPU is used, although there is a GPU, for want of compiled code.\n{missing}")
 
 
 def check_densify(config: Config) -> None:
@@ -326,6 +332,7 @@ def generate(
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
     if init is not None:
         config = replace(config, init=replace(config.init, ply=Path(init)))
+    warn_of_left_gpu(config)
     teachers = load_teachers(config)
     return distil(config, teachers, on_step or (lambda report: None), start=read_start(config.init))
 
@@ -335,8 +342,7 @@ def train(config: Config) -> int:
     preflight(config)
     check_folder(config)
     teachers = load_teachers(config)
-    if missing := left_alone(config):
-        print(f"device: the CPU, although there is a GPU, for want of compiled code.\n{missing}")
+    warn_of_left_gpu(config)
     if run_device(config).type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     if config.compile:

@@ -344,7 +344,7 @@ def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatc
     ],
 )
 def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_large_teachers(
-    monkeypatch: pytest.MonkeyPatch, lacking: tuple[Any, str, Callable], words: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, lacking: tuple[Any, str, Callable], words: str
 ) -> None:
     toybox = Config(prompt="a yellow duck")
     large = merged(load_preset("mvdream-only"), {"prompt": "a corgi"})
@@ -352,6 +352,8 @@ def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_larg
     monkeypatch.setattr(*lacking)
     assert run_device(toybox).type == "cpu" and words in str(left_alone(toybox))
     train.preflight(toybox)
+    train.warn_of_left_gpu(toybox)
+    assert words in capsys.readouterr().err
     for config in (large, replace(toybox, device="cuda")):
         with pytest.raises(UserError, match=f"(?s){words}.*--device cpu"):
             train.check_settings(config)
