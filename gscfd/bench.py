@@ -272,8 +272,7 @@ def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges)
             for seed in range(size.picture_seeds):
                 path = out / "pictures" / slug(name) / f"{default_folder(prompt, seed).name}.png"
                 make_picture(path, size, gamma, prompt, seed, teacher)
-                seen = examine_picture(path, name, prompt, seed, judges)
-                found.setdefault(name, []).append(replace(seen, run=str(path.relative_to(out))))
+                found.setdefault(name, []).append(examine_picture(path, name, prompt, seed, judges))
     return found
 
 
@@ -395,11 +394,7 @@ def papers(settings: Settings) -> Report:
     candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
     groups = {
         variant: [
-            replace(
-                examine(run.folder, judges, candidates, references=references),
-                run=str(run.folder.relative_to(out)),
-                label=variant,
-            )
+            replace(examine(run.folder, judges, candidates, references=references), label=variant)
             for run in runs
             if (run.folder / LAST).exists()
         ]
@@ -412,7 +407,8 @@ def papers(settings: Settings) -> Report:
     warnings = "".join(f"{warning}\n\n" for warning in report.warnings)
     tables = "".join(f"{table.title}\n\n{table.markdown()}\n" for table in report.tables)
     write_text(warnings + tables, out / "report.md")
-    write_rows(run_rows([run for runs in groups.values() for run in runs], list(METRICS)), out / "runs.csv")
+    seen = [replace(run, run=str(Path(run.run).relative_to(out))) for group in groups.values() for run in group]
+    write_rows(run_rows(seen, list(METRICS)), out / "runs.csv")
     return report
 
 

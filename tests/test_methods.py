@@ -1,5 +1,7 @@
 """The methods by name: when they ask, and that each of them pulls towards what the text asks for."""
 
+import math
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -19,6 +21,7 @@ from gscfd.config import (
     load_preset,
     merged,
     refine_stage,
+    rescaled_gamma,
 )
 from gscfd.errors import UserError
 from gscfd.methods import method
@@ -45,6 +48,15 @@ def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_
     assert [paper.noise_gamma(stage) for stage in get_args(StageName)] == pytest.approx([1e-4, 1e-4])
     given = merged(config, {"noise": {"gamma": 1e-4}})
     assert given.noise_gamma("coarse") == given.noise_gamma("refine") == 1e-4
+
+
+@pytest.mark.parametrize("gamma", [1e-4, 1e-3, 0.5])
+@pytest.mark.parametrize("steps", [40, 300])
+def test_rescaled_gamma_leaves_as_much_noise(gamma, steps):
+    rescaled = partial(rescaled_gamma, steps=25_000, fewer=steps)
+    left = steps * math.log1p(-min(rescaled(gamma), 1 - 1e-16))
+    assert left == pytest.approx(25_000 * math.log1p(-gamma), rel=1e-6) or rescaled(gamma) == 1
+    assert rescaled(0.0) == 0 and rescaled(1.0) == 1
 
 
 def test_an_unknown_method_lists_the_known_ones(capsys):
