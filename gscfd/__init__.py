@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gscfd.config import Config
+    from gscfd.distil.pipeline import generate
     from gscfd.gaussians import Gaussians
-    from gscfd.noise import NoiseField, surface
-    from gscfd.train import generate
+    from gscfd.noise.field import NoiseField
+    from gscfd.noise.kinds import surface
     from gscfd.types import Cameras, Render
 
 # torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, longer than a time slice. With
@@ -28,7 +29,7 @@ _HOMES = {
     "Gaussians": "gscfd.gaussians",
     "NoiseField": "gscfd.noise",
     "surface": "gscfd.noise",
-    "generate": "gscfd.train",
+    "generate": "gscfd.distil.pipeline",
 }
 
 

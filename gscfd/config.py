@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tyro
 import yaml
@@ -465,13 +465,22 @@ class Config:
     def noise_kind(self) -> NoiseKind:
         return self.noise.kind or NOISE_OF[self.guidance][0]
 
+    def stage(self, name: StageName) -> StageConfig:
+        """Returns the settings of one stage."""
+        return {"coarse": self.coarse, "refine": self.refine}[name]
+
+    def stages(self) -> dict[StageName, StageConfig]:
+        """Returns the stages that have steps, in their order."""
+        names: tuple[StageName, ...] = get_args(StageName)
+        return {name: self.stage(name) for name in names if self.stage(name).steps}
+
     def noise_gamma(self, stage: StageName) -> float:
         """Share of fresh noise per step of a stage, which has steps."""
         if self.noise.gamma is not None:
             return self.noise.gamma
         if self.guidance != "cfd":
             return 0.0
-        return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], getattr(self, stage).steps)
+        return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], self.stage(stage).steps)
 
 
 def plain(value: Any) -> Any:

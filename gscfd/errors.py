@@ -1,8 +1,9 @@
 """Errors that are the user's to mend, shown as one line without a traceback; and what the user should know of."""
 
+from __future__ import annotations
+
 import logging
 import sys
-from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -18,13 +19,3 @@ def warn(message: str) -> None:
     """Put it on the screen and into the run's log."""
     logging.getLogger("gscfd").warning(message)
     tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-def exit_code(command: Callable[[], None]) -> int:
-    """Run a command of the shell: 0, or 2 after the one line of a UserError."""
-    try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

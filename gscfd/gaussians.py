@@ -10,10 +10,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
+from gscfd.harmonics import SH_C0
+from gscfd.ply import read_tensors, write_tensors
+from gscfd.rasterize import rasterization
 from gscfd.types import Cameras, Render
-
-SH_C0 = 0.28209479177387814
-"""The constant spherical harmonic, 1 / (2 sqrt(pi)): rgb = SH_C0 * sh0 + 0.5."""
 
 
 class Gaussians:
@@ -95,16 +95,14 @@ class Gaussians:
 
         On CUDA by gsplat, on the CPU by gscfd's own rasteriser.
         """
-        from gscfd.rasterize import rasterize
+        pass
 
         with torch.no_grad():
             return rasterize(self, cameras.to(self.device))
 
     def save_ply(self, path: str | Path) -> None:
         """Write the standard 3DGS binary little-endian .ply, in one piece or not at all. Raises OSError."""
-        from gscfd.export.ply import write_ply
-
-        write_ply(self, path)
+        write_tensors(self.tensors(), path)
 
     @staticmethod
     def load_ply(path: str | Path) -> Gaussians:
@@ -112,14 +110,7 @@ class Gaussians:
 
         Raises UserError when the file cannot be read or is not one.
         """
-        from gscfd.export.ply import read_ply
-
-        return read_ply(path)
-
-
-def rgb_to_sh0(rgb: Tensor) -> Tensor:
-    """Colour in [0, 1] to the constant SH coefficient."""
-    return (rgb - 0.5) / SH_C0
+        return Gaussians(**read_tensors(path))
 
 
 def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, generator: torch.Generator) -> Gaussians:
@@ -143,12 +134,14 @@ def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, gener
     )
 
 
-def make_optimizers(gaussians: Gaussians, lr: dict[str, float]) -> dict[str, torch.optim.Adam]:
-    """One Adam per parameter, as gsplat's strategies expect; on CUDA one kernel each. lr: by parameter name."""
-    fused = gaussians.device.type == "cuda"
-    return {
-        name: torch.optim.Adam(
-            [{"params": value, "name": name}], lr=lr[name], betas=(0.9, 0.99), eps=1e-15, fused=fused
-        )
-        for name, value in gaussians.params.items()
-    }
+def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
+    """Render a splat: colour over black, depth divided by opacity, opacity, and median depth where the device gives it.
+
+    gaussians and cameras on the same device. absgrad: as in `rasterization`.
+    """
+    colours, alphas, info = rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
+        torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
+        sh_degree=gaussians.sh_degree, absgrad=absgrad,
+    )  # fmt: skip
+    return Render(colours[..., :3], colours[..., 3:], alphas, info.get("median_depth"), info)

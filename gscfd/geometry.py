@@ -6,29 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gscfd.config import StageConfig
-from gscfd.gaussians import Gaussians
 from gscfd.types import Cameras, Render
 
 SURFACE_OPACITY = 0.5
 """Pixels that cover less show no surface, as in the noise."""
 MAX_TANGENT = 99.0**0.5
 """Neighbouring pixels whose depths differ by a steeper slope than this are of two surfaces, as in the noise."""
-
-
-def regularisers(gaussians: Gaussians, render: Render, config: StageConfig, *, image_size: int) -> Tensor:
-    """The weighted sum of the stage's regularisers, a scalar; per view, as the distillation loss is.
-
-    image_size: pixels, both ways, of the image whose sums over pixels the weights are for, whatever was rendered.
-    """
-    views, height, width, _ = render.opacity.shape
-    pixels = image_size**2 / (height * width)
-    half_opaque = pixels * (render.opacity * (1 - render.opacity)).sum() / views
-    largest = gaussians.scales.exp().amax(-1).mean()
-    total = config.opacity_reg * half_opaque + config.scale_reg * largest
-    if config.sparsity_reg:
-        total = total + config.sparsity_reg * pixels * (render.opacity.square() + 0.01).sqrt().sum() / views
-    return total
 
 
 def normal_map(render: Render, cameras: Cameras) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,10 +43,8 @@ def cuda_library() -> ctypes.CDLL:
 
 
 def _load(name: str, kind: str, advice: str) -> ctypes.CDLL:
-    import gscfd
-
     failures = []
-    for folder in gscfd.__path__:
+    for folder in sys.modules[__package__].__path__:
         path = Path(folder) / name
         if not path.exists():
             failures.append(f"  {path}: no such file")

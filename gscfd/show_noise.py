@@ -12,16 +12,17 @@ import torch
 import tyro
 from torch import Tensor
 
-from gscfd import noise
 from gscfd.cameras import turntable
+from gscfd.cli import exit_code
 from gscfd.config import NoiseKind, check
-from gscfd.errors import UserError, exit_code
-from gscfd.export.turntable import write_contact_sheet, write_video
+from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
-from gscfd.noise import NoiseField
-from gscfd.noise_kernels import cpu
-from gscfd.scores import read_run
-from gscfd.train import NOISES
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
+from gscfd.noise.kinds import NOISES
+from gscfd.noise_kernels import cells, cpu
+from gscfd.pictures import write_contact_sheet, write_video
+from gscfd.runs.names import read_run
 from gscfd.types import Cameras, Render
 
 SAMPLES = 4
@@ -32,7 +33,7 @@ SHEET_FRAMES = 8
 
 
 @dataclass(kw_only=True)
-class Settings:
+class ShowNoiseOptions:
     """Paint the noise on a finished run's splat and turn it: a still frame is white noise; moving, it sticks to the
     object. Beside the video: a sheet of frames, and a map of how much of one view's noise another view predicts."""
 
@@ -48,17 +49,17 @@ class Settings:
     """Another noise than the run's own."""
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(options: ShowNoiseOptions) -> None:
     """Raise UserError for a value out of range."""
-    check(settings.frames >= 2, "frames", "at least 2", settings.frames)
+    check(options.frames >= 2, "frames", "at least 2", options.frames)
     check(
-        settings.size >= 16 and settings.size % SAMPLES == 0,
+        options.size >= 16 and options.size % SAMPLES == 0,
         "size",
         f"a multiple of {SAMPLES} from 16 up",
-        settings.size,
+        options.size,
     )
-    if settings.out is not None:
-        check(settings.out.suffix == ".mp4", "out", "the name of an .mp4 file", str(settings.out))
+    if options.out is not None:
+        check(options.out.suffix == ".mp4", "out", "the name of an .mp4 file", str(options.out))
 
 
 def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, frames: int, size: int) -> np.ndarray:
@@ -76,13 +77,13 @@ def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, 
     return np.stack(pictures)
 
 
-def predicted_share(field: NoiseField, cells: cpu.Grid, cameras: Cameras, render: Render) -> Tensor:
+def predicted_share(field: NoiseField, cells: cells.Grid, cameras: Cameras, render: Render) -> Tensor:
     """[h, w] E(p) = sum over q of R_pq^2: the share of the first view's noise that the second predicts, in [0, 1].
 
     R_pq = N_pq / sqrt(n_p n_q), N_pq the cells that pixel p owns in the first view and q in the second. cells:
     `noise.grid(field)` or `noise.radial_grid(field)`. cameras, render: of two views.
     """
-    depth, opacity = noise.surface_images(field, cameras, render)
+    depth, opacity = kinds.surface_images(field, cameras, render)
     first, second = (cpu.owners(cells, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v]) for v in (0, 1))
     (_, p), (_, q) = first, second
     pixels = field.height * field.width
@@ -99,8 +100,8 @@ def correlation_picture(gaussians: Gaussians, field: NoiseField, radial: bool, s
     as heat, black 0 over red and yellow to white 1; the mean is over the pixels that the object fills."""
     both = turntable(round(360 / TURN), size=size)[:2]
     render = gaussians.render(both).to("cpu")
-    share = predicted_share(field, (noise.radial_grid if radial else noise.grid)(field), both, render)
-    parts = (noise.radial_parts if radial else noise.surface_parts)(field, both, render, 0)
+    share = predicted_share(field, (kinds.radial_grid if radial else kinds.grid)(field), both, render)
+    parts = (kinds.radial_parts if radial else kinds.surface_parts)(field, both, render, 0)
     filled = parts.coverage[0] == 1
     heat = torch.stack([(3 * share - i).clamp(0, 1) for i in range(3)], -1).float()
     images = [image.clamp(0, 1) for image in render.over(torch.ones(3))]
@@ -116,15 +117,15 @@ def _bytes(image: Tensor) -> np.ndarray:
     return (image.numpy() * 255).round().astype(np.uint8)
 
 
-def show(settings: Settings) -> None:
+def show(options: ShowNoiseOptions) -> None:
     """Write the files. Raises UserError for what the user can mend."""
-    check_settings(settings)
-    config, gaussians = read_run(settings.run)
-    kind = settings.noise or config.noise_kind
-    video = settings.out or settings.run / "noise.mp4"
+    check_settings(options)
+    config, gaussians = read_run(options.run)
+    kind = options.noise or config.noise_kind
+    video = options.out or options.run / "noise.mp4"
     if not video.parent.is_dir():
         raise UserError(f"out: expected a file in an existing folder, got {video}; make {video.parent} first")
-    latent = settings.size // SAMPLES
+    latent = options.size // SAMPLES
     field = NoiseField(
         config.seed,
         3,
@@ -133,16 +134,16 @@ def show(settings: Settings) -> None:
         gamma=0.0,
         beta=config.noise.beta,
         theta=config.noise.theta,
-        span=settings.frames,
+        span=options.frames,
     )
-    frames = painted_turntable(gaussians, field, kind, settings.frames, settings.size)
-    shown = np.linspace(0, settings.frames, min(SHEET_FRAMES, settings.frames), endpoint=False).astype(int)
+    frames = painted_turntable(gaussians, field, kind, options.frames, options.size)
+    shown = np.linspace(0, options.frames, min(SHEET_FRAMES, options.frames), endpoint=False).astype(int)
     try:
         write_video(frames, video)
         write_contact_sheet(frames[shown], video.with_suffix(".png"), columns=2 if len(shown) % 2 == 0 else 1)
         print(f"{video}  {kind} noise on {len(gaussians)} Gaussians; frames in {video.with_suffix('.png')}")
         if kind in ("surface", "radial"):
-            picture, mean = correlation_picture(gaussians, field, kind == "radial", settings.size)
+            picture, mean = correlation_picture(gaussians, field, kind == "radial", options.size)
             path = video.with_name(f"{video.stem}-correlation.png")
             write_contact_sheet(picture, path, columns=1)
             print(f"{path}  a view {TURN:.0f} degrees on predicts {mean:.0%} of the noise on the object")
@@ -151,7 +152,7 @@ def show(settings: Settings) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: show(tyro.cli(Settings, args=arguments, prog="python -m gscfd.show_noise")))
+    return exit_code(lambda: show(tyro.cli(ShowNoiseOptions, args=arguments, prog="python -m gscfd.show_noise")))
 
 
 if __name__ == "__main__":

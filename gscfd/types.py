@@ -6,16 +6,12 @@ Shapes: V views, H x W pixels, h x w latent cells, C channels, N Gaussians.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gscfd.late import moved
-
-if TYPE_CHECKING:
-    from gscfd.gaussians import Gaussians
-    from gscfd.teachers import Teacher
 
 
 @dataclass
@@ -82,49 +78,3 @@ class Render:
     def over(self, background: Tensor) -> Tensor:
         """[V, H, W, 3] the render composited over background, colours in [0, 1] that broadcast to [V, H, W, 3]."""
         return self.rgb + (1.0 - self.opacity) * background
-
-
-class Rasterize(Protocol):
-    def __call__(self, gaussians: Gaussians, cameras: Cameras) -> Render: ...
-
-
-class Noise(Protocol):
-    """The noise of these views, [V, C, h, w], N(0, 1) in every view."""
-
-    def __call__(self, cameras: Cameras, render: Render, step: int) -> Tensor: ...
-
-
-class Guidance(Protocol):
-    """z, noise and the returned gradient: [V, C, h, w]; t: the teacher's integer time."""
-
-    def __call__(self, teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor: ...
-
-
-class Method(Protocol):
-    """The time of a step, as a fraction of T in [0, 1), and which way to go there.
-
-    done: share of the stage's steps that are done, in [0, 1). generator: the stage's own; a method has no other state,
-    but for what its `Learner` has.
-    """
-
-    def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...
-
-
-class Learner(Protocol):
-    """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
-
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """[V, C, h, w] the noise in x_t, as far as it is learnt; without gradient."""
-        ...
-
-    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
-        """One step of training, on what the teacher sees of the renders [V, C, h, w]. generator: the stage's own."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on, detached, not copied."""
-        ...
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Become a copy of what had these tensors."""
-        ...

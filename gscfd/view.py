@@ -10,14 +10,15 @@ from typing import Annotated
 
 import tyro
 
+from gscfd.cli import exit_code
 from gscfd.config import Config, ServerConfig, check, load_run
-from gscfd.errors import UserError, exit_code
-from gscfd.train import painted_noise
+from gscfd.distil.pipeline import painted_noise
+from gscfd.errors import UserError
 from gscfd.viewer.saved import SavedViewer
 
 
 @dataclass(kw_only=True)
-class Settings(ServerConfig):
+class ViewOptions(ServerConfig):
     """Show a splat in the browser, or two side by side; of a run that still goes on, also its saved steps as they come.
     Ctrl-C ends it."""
 
@@ -38,16 +39,16 @@ def settings_of(path: Path) -> Config | None:
     return None
 
 
-def view(settings: Settings) -> None:
+def view(options: ViewOptions) -> None:
     """Raises UserError for what the user can mend."""
-    config = [settings_of(path) for path in settings.paths][0] or Config()
-    viewer = SavedViewer(list(settings.paths), settings, partial(painted_noise, config))
+    config = [settings_of(path) for path in options.paths][0] or Config()
+    viewer = SavedViewer(list(options.paths), options, partial(painted_noise, config))
     print(f"viewer: {viewer.address}", flush=True)
     viewer.serve()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: view(tyro.cli(Settings, args=arguments, prog="python -m gscfd.view")))
+    return exit_code(lambda: view(tyro.cli(ViewOptions, args=arguments, prog="python -m gscfd.view")))
 
 
 if __name__ == "__main__":

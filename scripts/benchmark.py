@@ -25,13 +25,15 @@ from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
-from gscfd.config import Config, merged
-from gscfd.edits import LiveSettings
-from gscfd.noise import NoiseField, iid, radial, surface, world_map
+from gscfd.config import Config, StageName, merged
+from gscfd.distil.edits import LiveSettings
+from gscfd.distil.pipeline import distil, painted_noise
+from gscfd.distil.preflight import load_teachers
+from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.noise.field import NoiseField
+from gscfd.noise.kinds import iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
-from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.train import distil, load_teachers, painted_noise
 from gscfd.types import Cameras, Render
 from gscfd.viewer.live import LiveViewer
 
@@ -231,7 +233,7 @@ WARM_UP = 3
 
 
 def timed_steps(
-    config: Config, teachers: dict[str, GuidedTeacher], steps: int, viewer: LiveViewer | None
+    config: Config, teachers: dict[StageName, GuidedTeacher], steps: int, viewer: LiveViewer | None
 ) -> list[float]:
     """Seconds of the first steps of a run, from end to end of what the training thread does for each."""
     live = LiveSettings(config, teachers)
@@ -249,7 +251,7 @@ def timed_steps(
     return [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
 
 
-def watched_steps(config: Config, teachers: dict[str, GuidedTeacher], steps: int, browser: bool) -> list[float]:
+def watched_steps(config: Config, teachers: dict[StageName, GuidedTeacher], steps: int, browser: bool) -> list[float]:
     """The same beside a viewer, with a browser that reads all it is sent, or without one."""
     viewer = LiveViewer(config, partial(painted_noise, config))
     client = None

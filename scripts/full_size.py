@@ -14,10 +14,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from gscfd import prompts
-from gscfd.config import Config, StageConfig, load_preset, merged
-from gscfd.cost import Cost
-from gscfd.plan import EFFICIENCY, network_bytes, step_costs
-from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.config import Config, StageConfig, StageName, load_preset, merged
+from gscfd.distil.pipeline import distil
+from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.runs.cost import Cost
+from gscfd.runs.plan import EFFICIENCY, network_bytes, step_costs
+from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
@@ -25,7 +27,6 @@ from gscfd.teachers.load import placed, placed_vae
 from gscfd.teachers.schedules import diffusion
 from gscfd.teachers.spaces import Latents
 from gscfd.teachers.texts import TextFeatures
-from gscfd.train import distil, stage_prompt
 
 TEXT_TOKENS = 77
 """CLIP's."""
@@ -101,7 +102,7 @@ class Case:
 
     size: Size
     preset: str
-    stage: str
+    stage: StageName
     views: int
 
     def config(self, **changes: Any) -> Config:
@@ -113,7 +114,7 @@ class Case:
         return merged(merged(load_preset(self.preset), settings), changes)
 
     def settings(self) -> StageConfig:
-        return getattr(self.config(), self.stage)
+        return self.config().stage(self.stage)
 
 
 CASES = (
@@ -201,9 +202,9 @@ def cost_table(rows: list[CostRow]) -> str:
 def preset_minutes(name: str, seconds: Mapping[Case, float]) -> float | None:
     """Of all steps of the preset, from the seconds of one; None where a stage's case was not timed."""
     config, total = load_preset(name), 0.0
-    for size, stage in ((MVDREAM, "coarse"), (SD21, "refine")):
-        settings: StageConfig = getattr(config, stage)
-        case = Case(size, "mvdream-sd21", stage, settings.views)
+    sizes: dict[StageName, Size] = {"coarse": MVDREAM, "refine": SD21}
+    for stage, settings in ((name, config.stage(name)) for name in sizes):
+        case = Case(sizes[stage], "mvdream-sd21", stage, settings.views)
         if case not in seconds:
             return None
         total += settings.steps * seconds[case] / 60
@@ -236,7 +237,7 @@ def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: 
     """
     config = case.config(**changes)
     config = merged(config, {"device": device.type, case.stage: {"steps": WARM_UP + steps}})
-    settings: StageConfig = getattr(config, case.stage)
+    settings = config.stage(case.stage)
     teacher.set_prompt(stage_prompt(config.prompt, settings))
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clocks, times = list[Mapping[str, float]](), list[float]()

@@ -5,9 +5,9 @@
 
 Finished runs are kept, so that the script can be stopped and started again. Columns: how much of the first step's noise
 is left at the end of the coarse stage, (1 - gamma)^(steps / 2); the scaled gradient variance (CFD Eq. 15,
-`gscfd.metrics.scaled_gradient_variance`) of positions and colours, mean over all steps and runs; R-precision among the
-prompts given and the twenty of docs/results.md, and mean similarity (`gscfd.scores`); diversity over the seeds
-(`gscfd.metrics.diversity`), mean over the prompts.
+`gscfd.distil.state.scaled_gradient_variance`) of positions and colors, mean over all steps and runs; R-precision among
+the prompts given and the twenty of docs/results.md, and mean similarity (`gscfd.lab.examine`); diversity over the seeds
+(`gscfd.lab.metrics.diversity`), mean over the prompts.
 
 gamma is a share per step: what matters is gamma times the number of steps. CFD's 1e-4 over 25 000 steps leaves .29 of
 the noise, and so does 8e-3 over 300 steps; 1e-4 over 300 steps leaves .99 and is close to 0.
@@ -24,14 +24,18 @@ from pathlib import Path
 
 import torch
 
+from gscfd.distil.pipeline import distil
+from gscfd.distil.preflight import load_teachers
+from gscfd.distil.stage import StepReport
+from gscfd.distil.state import scaled_gradient_variance
 from gscfd.files import atomic_write
-from gscfd.judges import SCORER, Judges, Scorer
-from gscfd.metrics import diversity, scaled_gradient_variance
-from gscfd.runs import RunFolder, default_folder
-from gscfd.scores import examine, read_run
-from gscfd.stage import StepReport
+from gscfd.lab.examine import examine
+from gscfd.lab.judges import SCORER, Judges, Scorer
+from gscfd.lab.metrics import diversity
+from gscfd.runs.folder import RunFolder
+from gscfd.runs.names import default_folder, read_run
+from gscfd.runs.options import parse
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
-from gscfd.train import distil, load_teachers, parse
 
 PROMPTS = ("a yellow duck", "a blue mug", "a red car", "a purple crown")
 VARIANTS = {

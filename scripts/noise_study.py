@@ -21,17 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gscfd import noise
 from gscfd.cameras import orbit
-from gscfd.export.ply import read_ply
-from gscfd.export.turntable import write_contact_sheet
+from gscfd.distil.pipeline import distil
+from gscfd.distil.preflight import load_teachers
+from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
-from gscfd.noise import NoiseField
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cpu
-from gscfd.runs import default_folder
+from gscfd.pictures import write_contact_sheet
+from gscfd.runs.names import default_folder
+from gscfd.runs.options import parse
 from gscfd.show_noise import correlation_picture, predicted_share
-from gscfd.stage import StepReport
-from gscfd.train import distil, load_teachers, parse
 from gscfd.types import Cameras, Render
 
 PROMPTS = ("a yellow duck", "a green chair", "a white house with a red roof")
@@ -92,8 +93,8 @@ def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreeme
     cameras, field = views(size), NoiseField(0, 1, latent, latent, depth=way.depth)
     field.normal_radius, field.smoothing = way.normal_radius, way.smoothing
     render = gaussians.render(cameras)
-    cells = replace(noise.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
-    depth, opacity = noise.surface_images(field, cameras, render)
+    cells = replace(kinds.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
+    depth, opacity = kinds.surface_images(field, cameras, render)
     parts = cpu.surface(
         cells, depth, opacity, cameras.viewmats, cameras.Ks, channels=1, seed=0, stream=0, nodes=[(0, 1.0)]
     )
@@ -134,7 +135,7 @@ PICTURE = 128
 
 
 def mean_agreement(splats: list[Path], way: Way, latent: int, size: int) -> Agreement:
-    found = [agreement(read_ply(splat), way, latent, size) for splat in splats]
+    found = [agreement(Gaussians.load_ply(splat), way, latent, size) for splat in splats]
     return Agreement(*(float(np.mean([getattr(f, a.name) for f in found])) for a in fields(Agreement)))
 
 
@@ -153,7 +154,9 @@ def write_sheet(paths: list[dict[str, Path]], path: Path) -> None:
     for of in paths:
         for splat in of.values():
             latent = PICTURE // 4
-            rows.append(correlation_picture(read_ply(splat), NoiseField(0, 3, latent, latent), False, PICTURE)[0])
+            rows.append(
+                correlation_picture(Gaussians.load_ply(splat), NoiseField(0, 3, latent, latent), False, PICTURE)[0]
+            )
     write_contact_sheet(np.concatenate(rows), path, columns=5)
 
 

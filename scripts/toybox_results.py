@@ -22,14 +22,15 @@ import torch
 from gscfd.cameras import turntable
 from gscfd.config import Guidance
 from gscfd.errors import UserError
-from gscfd.evaluate import Settings, evaluate
-from gscfd.export.ply import read_ply
-from gscfd.export.turntable import turntable_frames, write_contact_sheet
-from gscfd.judges import SCORER, Scorer
-from gscfd.metrics import r_precision
-from gscfd.references import BACKGROUND
-from gscfd.report import check_report
-from gscfd.runs import LAST, default_folder
+from gscfd.evaluate import EvaluateOptions, evaluate
+from gscfd.export.turntable import turntable_frames
+from gscfd.gaussians import Gaussians
+from gscfd.lab.judges import SCORER, Scorer
+from gscfd.lab.metrics import r_precision
+from gscfd.lab.references import BACKGROUND
+from gscfd.lab.report import check_report
+from gscfd.pictures import write_contact_sheet
+from gscfd.runs.names import LAST, default_folder
 from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
 
@@ -80,8 +81,11 @@ def main() -> int:
             for run_made in made:
                 run_made.result()
         report = arguments.out / guidance / "report"
-        evaluate(Settings(runs=tuple(runs), report=report))
-        splats = [turntable_frames(read_ply(run / "splat.ply"), 8, size=128, background=BACKGROUND)[-1] for run in runs]
+        evaluate(EvaluateOptions(runs=tuple(runs), report=report))
+        splats = [
+            turntable_frames(Gaussians.load_ply(run / "splat.ply"), 8, size=128, background=BACKGROUND)[-1]
+            for run in runs
+        ]
         write_contact_sheet(np.stack(splats), report / "gallery.png", columns=10)
     print(f"R-precision of true objects among these prompts: {ceiling():.1%}")
     return 0

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gscfd import train
+from gscfd.runs import options as runs_options
 
 
 @pytest.fixture(autouse=True, scope="session")
 def toybox_unless_named() -> Iterator[None]:
     """Teachers in this machine's cache change no test."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(train, "is_here", lambda name: False)
+        monkeypatch.setattr(runs_options, "is_here", lambda name: False)
         yield
 
 

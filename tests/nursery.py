@@ -11,7 +11,9 @@ import sys
 
 import torch
 
-from gscfd import runs, train
+from gscfd import train
+from gscfd.distil import preflight
+from gscfd.runs import folder as runs_folder
 
 
 def live(arguments):
@@ -24,11 +26,11 @@ def live(arguments):
 def main():
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    large = runs.turntable_frames
-    runs.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
-    train.load_teacher = functools.cache(train.load_teacher)
+    large = runs_folder.turntable_frames
+    runs_folder.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
+    preflight.load_teacher = functools.cache(preflight.load_teacher)
     for name in ("toybox/multiview", "toybox/singleview"):
-        train.load_teacher(name, device=torch.device("cpu"), dtype=torch.float32)
+        preflight.load_teacher(name, device=torch.device("cpu"), dtype=torch.float32)
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 from whiteness import owner_views
 
-from gscfd import noise
-from gscfd.noise import NoiseField
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import reference
 from gscfd.types import Cameras, Render
 
 
 def assert_as_oracle(field: NoiseField, cameras: Cameras, render: Render, *, radial: bool = False) -> None:
     """Owner maps equal on 99.9 % of the pixels, and noise there within 1e-5, at step 5."""
-    grid = noise.radial_grid(field) if radial else noise.grid(field)
-    parts = (noise.radial_parts if radial else noise.surface_parts)(field, cameras, render, 5)
+    grid = kinds.radial_grid(field) if radial else kinds.grid(field)
+    parts = (kinds.radial_parts if radial else kinds.surface_parts)(field, cameras, render, 5)
     found = owner_views(field, cameras, render, radial=radial)
-    stream = noise._RADIAL if radial else noise._SURFACE
+    stream = kinds._RADIAL if radial else kinds._SURFACE
     agree, total = 0, 0
     for v, view in enumerate(found):
         images = (image[v, ..., 0].double().numpy() for image in (render.depth, render.opacity))

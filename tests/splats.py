@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from gscfd.config import Config, to_yaml
-from gscfd.gaussians import Gaussians, rgb_to_sh0
-from gscfd.runs import LAST
+from gscfd.gaussians import Gaussians
+from gscfd.harmonics import rgb_to_sh0
+from gscfd.runs.names import LAST
 from gscfd.toybox.objects import sample_object
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from gscfd.backgrounds import random_background
+from gscfd.pictures import random_background
 
 
 def test_backgrounds_span_the_greys_with_a_slight_tint():

@@ -12,16 +12,24 @@ import pytest
 import torch
 
 import gscfd
-from gscfd import bench, references, runs, scores, sweep
-from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, plan_runs, variants, verdict
+from gscfd import bench
+from gscfd.bench import plan_runs
 from gscfd.config import flat, plain, to_yaml
-from gscfd.intervals import Estimate
-from gscfd.scores import METRICS, Examined
+from gscfd.lab import claims as lab_claims
+from gscfd.lab import compare, references
+from gscfd.lab import examine as lab_examine
+from gscfd.lab.catalogue import METRICS
+from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, variants, verdict
+from gscfd.lab.examine import Examined
+from gscfd.lab.intervals import Estimate
+from gscfd.runs import folder as runs_folder
+from gscfd.runs import names as runs_names
+from gscfd.sweeps import make as sweeps_make
+from gscfd.sweeps.workers import Outcome, Place, Worker
 from gscfd.toybox.objects import WITHHELD
 from gscfd.toybox.words import parse_caption
-from gscfd.workers import Outcome, Place, Worker
 
-TINY = bench.Size(
+TINY = lab_claims.Size(
     prompts=("a yellow duck",),
     seeds=1,
     steps=1,
@@ -107,11 +115,11 @@ def small(monkeypatch):
     claims = (Claim("similarity", "cfd", "sds", ""),)
     splats = replace(EXPERIMENTS[0], variants=("sds", "cfd"), metrics=("similarity", "fid"), claims=claims)
     monkeypatch.setattr(bench, "EXPERIMENTS", (splats, EXPERIMENTS[1]))
-    monkeypatch.setattr(scores, "VIEWS", 12)
-    monkeypatch.setattr(scores, "DRAWS", 50)
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
+    monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
-    large = runs.turntable_frames
-    monkeypatch.setattr(runs, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
+    large = runs_folder.turntable_frames
+    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
 
 
 class OneProcess:
@@ -144,13 +152,13 @@ class OneProcess:
 def one_process(monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(OneProcess, "made", [])
-    monkeypatch.setattr(sweep, "RayPool", OneProcess)
-    monkeypatch.setitem(bench.SIZES, "smoke", TINY)
+    monkeypatch.setattr(sweeps_make, "RayPool", OneProcess)
+    monkeypatch.setitem(lab_claims.SIZES, "smoke", TINY)
     return OneProcess
 
 
 def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(small, one_process, tmp_path):
-    report = bench.papers(bench.Settings(what="papers", out=tmp_path))
+    report = bench.papers(bench.BenchOptions(what="papers", out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
@@ -162,18 +170,18 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/splat.ply")}
     assert len(made) == 2 + 5 * 4
-    again = bench.papers(bench.Settings(what="papers", out=tmp_path))
+    again = bench.papers(bench.BenchOptions(what="papers", out=tmp_path))
     assert again.tables[0].rows == report.tables[0].rows
     assert json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"] == report.tables[0].rows
     assert one_process.made == ["sds-a-yellow-duck-0", "cfd-a-yellow-duck-0"]
-    assert "--seeds 2:" in bench.papers(bench.Settings(what="papers", out=tmp_path, seeds=2)).notes[0]
+    assert "--seeds 2:" in bench.papers(bench.BenchOptions(what="papers", out=tmp_path, seeds=2)).notes[0]
     assert one_process.made[2:] == ["sds-a-yellow-duck-1", "cfd-a-yellow-duck-1"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
 def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, tmp_path, monkeypatch):
     monkeypatch.setattr(one_process, "failing", {"sds"})
-    report = bench.papers(bench.Settings(what="papers", out=tmp_path))
+    report = bench.papers(bench.BenchOptions(what="papers", out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
     assert (tmp_path / "report.md").read_text().startswith("Failed: ")
@@ -195,7 +203,7 @@ def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(small, on
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
     if state == "finished":
-        (run.folder / runs.LAST).write_bytes(b"")
+        (run.folder / runs_names.LAST).write_bytes(b"")
     assert bench.main(["papers", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "guidance = 'ism' (got 'cfd')" in error and "another --out" in error

@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_state import same
 
-from gscfd.checkpoint import FORMAT, Checkpoint, Checkpoints
+from gscfd.distil.state import Checkpoint, StateDict
 from gscfd.errors import UserError
 from gscfd.files import lock
-from gscfd.state import StateDict
+from gscfd.runs.checkpoint import FORMAT, Checkpoints
 
 
 def checkpoint(step, size=40):

@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from gscfd.config import Config, StageConfig, load_preset, merged, presets, to_yaml
+from gscfd.distil.schedule import anneal
 from gscfd.errors import UserError
-from gscfd.schedule import anneal
 from gscfd.teachers.find import is_repo
 
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from gscfd.cost import cost_of, product_rate
+from gscfd.runs.cost import cost_of, product_rate
 
 KB = 1024
 

@@ -2,9 +2,9 @@ import torch
 
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig
-from gscfd.densify import Densifier
-from gscfd.gaussians import ball, make_optimizers
-from gscfd.rasterize import rasterize
+from gscfd.distil.densify import Densifier
+from gscfd.distil.state import make_optimizers
+from gscfd.gaussians import ball, rasterize
 
 CAMERAS = turntable(2, size=32)
 RATES = {"means": 1e-3, "quats": 1e-3, "scales": 1e-3, "opacities": 1e-2, "sh0": 1e-2, "shN": 1e-3}

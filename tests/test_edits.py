@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gscfd import runs, train
+from gscfd import train
 from gscfd.config import CdsConfig, Config, Edit, load_preset, plain
-from gscfd.edits import last_settings, settings_at, time_range, with_edit
+from gscfd.distil.edits import last_settings, settings_at, time_range, with_edit
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
-from gscfd.scores import read_run
+from gscfd.runs import folder as runs_folder
+from gscfd.runs.names import read_run
+from gscfd.viewer import steer
 from gscfd.viewer.live import LiveViewer
 
 RUN = ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]
@@ -93,7 +95,7 @@ def watched_run(*arguments, edits=EDITS, stop=None):
             on_step(self, report, live)
 
         monkeypatch.setattr(LiveViewer, "on_step", and_edit)
-        monkeypatch.setattr(runs, "turntable_frames", small_frames)
+        monkeypatch.setattr(runs_folder, "turntable_frames", small_frames)
         return train.main([*arguments, "--viewer"])
 
 
@@ -183,8 +185,8 @@ def test_words_that_the_teachers_do_not_know_are_answered_and_change_nothing(sto
     again, answers = Path(shutil.copytree(stopped, tmp_path / "run")), []
     before = (again / "config.yaml").read_text()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make_edit = train.make_edit
-        monkeypatch.setattr(train, "make_edit", lambda *args: answers.append(make_edit(*args)) or answers[-1])
+        make_edit = steer.make_edit
+        monkeypatch.setattr(steer, "make_edit", lambda *args: answers.append(make_edit(*args)) or answers[-1])
         edits = {("coarse", 3): Edit(stage="coarse", cfg=1.0), ("refine", 0): Edit(stage="refine", prompt="a dragon")}
         watched_run("--resume", str(again), edits=edits, stop=("refine", 0))
     assert "the coarse stage has made its last step" in answers[0]

@@ -12,12 +12,16 @@ import torch
 import yaml
 
 import gscfd
-from gscfd import noise, stage, train
+from gscfd import train
 from gscfd.cameras import turntable
 from gscfd.config import Config, load_preset, merged
-from gscfd.densify import Densifier
+from gscfd.distil import stage
+from gscfd.distil.densify import Densifier
 from gscfd.errors import UserError
-from gscfd.export.ply import read_ply
+from gscfd.gaussians import Gaussians
+from gscfd.noise import kinds
+from gscfd.runs import make as runs_make
+from gscfd.runs import options as runs_options
 
 SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer"]
 FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
@@ -40,7 +44,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_everything_a_user_expects(finished):
     assert {p.name for p in finished.iterdir()} == FILES
-    assert len(read_ply(finished / "splat.ply")) >= 1
+    assert len(Gaussians.load_ply(finished / "splat.ply")) >= 1
     assert iio.imread(finished / "turntable.png").shape == (512, 1024, 3)
     frames = iio.imread(finished / "turntable.mp4", plugin="FFMPEG")
     assert frames.shape == (48, 256, 256, 3)
@@ -48,7 +52,7 @@ def test_a_run_leaves_everything_a_user_expects(finished):
 
 def test_the_written_config_reloads_to_the_same_config(finished):
     config = merged(Config(), yaml.safe_load((finished / "config.yaml").read_text()))
-    assert config == train.parse([*SHORT, "--prompt", "a yellow duck", "--out", str(finished)])
+    assert config == runs_options.parse([*SHORT, "--prompt", "a yellow duck", "--out", str(finished)])
 
 
 def test_every_step_has_its_line_of_statistics(finished):
@@ -74,9 +78,9 @@ def test_the_guidance_matters(finished, tmp_path):
 
 
 def test_python_gives_the_same_splat_as_the_command(finished):
-    config = train.parse(SHORT)
+    config = runs_options.parse(SHORT)
     gaussians = gscfd.generate("a yellow duck", config=config)
-    assert torch.equal(gaussians.means, read_ply(finished / "splat.ply").means)
+    assert torch.equal(gaussians.means, Gaussians.load_ply(finished / "splat.ply").means)
     assert gaussians.render(turntable(2, size=32)).rgb.shape == (2, 32, 32, 3)
 
 
@@ -149,7 +153,7 @@ def test_ctrl_c_waits_for_the_end_of_its_step_and_keeps_what_was_made(tmp_path, 
     monkeypatch.setattr(Densifier, "after_backward", press)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 130
     assert len((tmp_path / "x" / "stats.jsonl").read_text().splitlines()) == 4
-    assert len(read_ply(tmp_path / "x" / "splat.ply")) >= 1
+    assert len(Gaussians.load_ply(tmp_path / "x" / "splat.ply")) >= 1
     assert "splat.ply" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -178,25 +182,25 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
     def full(self, gaussians):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.RunFolder, "finish", full)
+    monkeypatch.setattr(runs_make.RunFolder, "finish", full)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
     assert "No space left" in capsys.readouterr().out
 
 
 def test_noise_that_is_never_finite_stops_the_run_with_gaussians_that_are(tmp_path, monkeypatch, capsys):
     def poisoned(field, cameras, render, step):
-        value = noise.surface(field, cameras, render, step)
+        value = kinds.surface(field, cameras, render, step)
         return value * float("nan") if step == 3 else value
 
-    monkeypatch.setitem(train.NOISES, "surface", poisoned)
+    monkeypatch.setitem(kinds.NOISES, "surface", poisoned)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
     assert "not finite at step 3; try a smaller --coarse.cfg" in capsys.readouterr().out
     assert stats_of(tmp_path / "x")[-1]["rollbacks"] == 4
-    assert all(v.isfinite().all() for v in read_ply(tmp_path / "x" / "splat.ply").tensors().values())
+    assert all(v.isfinite().all() for v in Gaussians.load_ply(tmp_path / "x" / "splat.ply").tensors().values())
 
 
 def test_a_stage_changes_every_parameter():
-    config = train.parse(
+    config = runs_options.parse(
         [
             *SHORT,
             "--prompt",

@@ -19,10 +19,14 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from splats import write_run
 
-from gscfd import evaluate, scores
+from gscfd import evaluate
 from gscfd.errors import UserError
-from gscfd.judges import SCORER, Aesthetic, Inception, Judges, Scorer
-from gscfd.scores import METRICS, NAMES, Examined, difference, estimate, examine, labels_of, read_run, wins
+from gscfd.lab import examine as lab_examine
+from gscfd.lab.catalogue import METRICS, NAMES
+from gscfd.lab.compare import difference, estimate, wins
+from gscfd.lab.examine import Examined, examine, labels_of
+from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
+from gscfd.runs.names import read_run
 from gscfd.toybox.words import Caption
 
 REFERENCES = re.compile(r"https?:|(src|href)=[\"'](?!data:)|url\(|@import|<script|<link", re.IGNORECASE)
@@ -49,8 +53,8 @@ def report(runs, tmp_path_factory):
     """What the command wrote about them, and about a folder that is no run."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "VIEWS", 24)
-        patch.setattr(scores, "FID_EVERY", 1)
+        patch.setattr(lab_examine, "VIEWS", 24)
+        patch.setattr(lab_examine, "FID_EVERY", 1)
         arguments = [*map(str, runs), str(folder / "nothing"), "--pickscore", str(SCORER), "--samples", "24"]
         assert evaluate.main([*arguments, "--report", str(folder)]) == 0
     return folder
@@ -148,7 +152,7 @@ def test_without_matplotlib_the_error_says_what_to_install(runs, tmp_path, monke
 
 
 def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scores, "VIEWS", 12)
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
     folder = write_run(tmp_path / "owl", prompt="a steampunk owl", seed=0, kind="duck", color="brown")
     assert evaluate.main([str(folder)]) == 0
     out = capsys.readouterr().out
@@ -316,7 +320,7 @@ def test_runs_are_named_by_what_differs_between_them():
 
 
 def test_a_single_prompt_has_no_r_precision(runs, monkeypatch):
-    monkeypatch.setattr(scores, "VIEWS", 12)
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
     found = examine(runs[0], Judges(scorers=[Scorer(SCORER)]), ["a yellow duck"], size=32)
     assert "r_precision" not in found.values and not math.isnan(found.values["similarity"])
     assert yaml.safe_load((runs[0] / "config.yaml").read_text())["prompt"] == "a yellow duck"

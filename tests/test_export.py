@@ -27,17 +27,16 @@ from plyfile import PlyData
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gscfd import runs
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
 from gscfd.export import FORMATS, __main__, mesh, sog
 from gscfd.export.__main__ import APPLIES, AXES, MESHES, SPLATS, main
-from gscfd.export.ply import read_ply
 from gscfd.export.spz import fractional_bits
 from gscfd.export.transform import FROM_Z_UP, Axes, change_of_axes, transformed, turned_harmonics, with_degree
 from gscfd.export.turntable import WHOLE
-from gscfd.gaussians import Gaussians, ball, rgb_to_sh0
-from gscfd.rasterize.reference import harmonic_basis
+from gscfd.gaussians import Gaussians, ball
+from gscfd.harmonics import harmonic_basis, rgb_to_sh0
+from gscfd.runs import names as runs_names
 from gscfd.types import Cameras
 
 LOSSLESS = 50.0
@@ -105,7 +104,7 @@ def back(gaussians: Gaussians, axes: Axes) -> Gaussians:
 
 
 def by_plyfile(path: Path) -> Gaussians:
-    """Read independently of read_ply, from the layout that the 3DGS reference program documents."""
+    """Read independently of Gaussians.load_ply, from the layout that the 3DGS reference program documents."""
     v = PlyData.read(str(path))["vertex"]
 
     def block(names: list[str]) -> Tensor:
@@ -461,7 +460,7 @@ def test_every_format_is_written_beside_a_run_which_stays_a_run(tmp_path: Path) 
         small = ["--frames", "2", "--size", "16"] if kind in APPLIES["size"] else []
         assert main([str(tmp_path), "--to", kind, *small]) == 0
         assert (tmp_path / f"splat.{kind}").stat().st_size > 100
-    assert not runs.foreign_files(tmp_path), "--overwrite must still know the folder as a run"
+    assert not runs_names.foreign_files(tmp_path), "--overwrite must still know the folder as a run"
 
 
 @pytest.mark.parametrize(
@@ -507,7 +506,7 @@ def test_a_file_is_replaced_only_on_request(source: Path, capsys: pytest.Capture
 
 
 def test_what_is_left_out_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    degree = read_ply(source).sh_degree
+    degree = Gaussians.load_ply(source).sh_degree
     assert main([str(source), "--to", "splat"]) == 0
     assert ("depend on the view" in capsys.readouterr().out) == (degree > 0)
 

@@ -23,7 +23,7 @@ from full_size import (
     time_table,
 )
 
-from gscfd.stage import TEACHER_PARTS
+from gscfd.distil.stage import TEACHER_PARTS
 
 TINY_VAE = {
     **full_size.VAE,

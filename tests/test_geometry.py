@@ -6,8 +6,9 @@ from scenes import render_scene, sphere, views
 from tiny import stage_config
 
 from gscfd.cameras import camera_to_world, turntable
+from gscfd.distil.regularizers import regularisers
 from gscfd.gaussians import ball
-from gscfd.geometry import normal_map, normals, regularisers
+from gscfd.geometry import normal_map, normals
 from gscfd.rasterize import rasterization, reference
 from gscfd.types import Cameras, Render
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from gscfd.cameras import turntable
-from gscfd.guidance import cds, cfd, distillation_loss, fsd, inverted, ism, sdi, sds
+from gscfd.distil.guidance import cds, cfd, distillation_loss, fsd, inverted, ism, sdi, sds
 from gscfd.toybox.models import build_scheduler
 
 CAMERAS = turntable(2, size=8)

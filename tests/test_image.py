@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 
 from gscfd import image
 from gscfd.cameras import turntable
-from gscfd.sampling import clean_flow
+from gscfd.distil.sampling import clean_flow
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.toybox.models import build_scheduler
 

@@ -8,12 +8,15 @@ import pytest
 import tiny_teachers as tiny
 import torch
 
-from gscfd import image, lora, plan, stage, train
+from gscfd import image, train
 from gscfd.cameras import turntable
 from gscfd.config import VsdConfig
+from gscfd.distil import lora, preflight, stage
+from gscfd.distil.guidance import vsd
+from gscfd.distil.lora import Lora
 from gscfd.errors import UserError
-from gscfd.guidance import vsd
-from gscfd.lora import Lora
+from gscfd.runs import options as runs_options
+from gscfd.runs import plan
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.schedules import Diffusion, Flow
 from gscfd.teachers.tuning import compile_networks
@@ -181,7 +184,7 @@ def loaded(shipped, monkeypatch):
     def load(name, **placed):
         return shipped[name] if name in shipped else load_teacher(name, **placed)
 
-    monkeypatch.setattr(train, "load_teacher", load)
+    monkeypatch.setattr(preflight, "load_teacher", load)
     monkeypatch.setattr(image, "load_teacher", load)
 
 
@@ -268,7 +271,7 @@ def test_a_picture_of_a_transformer_is_refused(folders, tmp_path, capsys):
 
 
 def test_the_plan_counts_the_lora(folders):
-    settings = train.parse(["--preset", "sd21"]).refine
+    settings = runs_options.parse(["--preset", "sd21"]).refine
     _, teacher = found = plan.meta_teacher(str(folders["sd"]), torch.float32)
     plain = plan.teacher_plan(found, settings, "a mug")
     cost, count = plan.lora_costs(teacher, settings)

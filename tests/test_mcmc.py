@@ -9,8 +9,9 @@ from tiny import stage_config, tiny_stage
 
 from gscfd import train
 from gscfd.config import DensifyConfig
-from gscfd.densify import make_densifier
-from gscfd.gaussians import ball, make_optimizers
+from gscfd.distil.densify import make_densifier
+from gscfd.distil.state import make_optimizers
+from gscfd.gaussians import ball
 
 RATES = {"means": 1e-3, "quats": 1e-3, "scales": 1e-3, "opacities": 1e-2, "sh0": 1e-2, "shN": 1e-3}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from test_guidance import GaussianTeacher, latents
 
 import gscfd
-from gscfd import guidance, train
+from gscfd import train
 from gscfd.cameras import turntable
 from gscfd.config import (
     NOISE_OF,
@@ -23,8 +23,10 @@ from gscfd.config import (
     refine_stage,
     rescaled_gamma,
 )
+from gscfd.distil import guidance, preflight
+from gscfd.distil.methods import method
 from gscfd.errors import UserError
-from gscfd.methods import method
+from gscfd.runs import options as runs_options
 from gscfd.teachers import load_teacher
 
 NAMES = get_args(Guidance)
@@ -42,7 +44,7 @@ def test_every_method_has_its_noise_and_its_gamma():
 @pytest.mark.parametrize("steps", [1, 40, 300, 10_000])
 def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_has(steps):
     config = merged(Config(), {"coarse": {"steps": steps}, "refine": {"steps": 2 * steps}})
-    left = [(1 - config.noise_gamma(stage)) ** (getattr(config, stage).steps / 2) for stage in get_args(StageName)]
+    left = [(1 - config.noise_gamma(stage)) ** (config.stage(stage).steps / 2) for stage in get_args(StageName)]
     assert left == pytest.approx([(1 - 1e-4) ** 5_000, (1 - 1e-4) ** 10_000])
     paper = load_preset("paper")
     assert [paper.noise_gamma(stage) for stage in get_args(StageName)] == pytest.approx([1e-4, 1e-4])
@@ -173,11 +175,11 @@ def test_bad_settings_of_a_method_are_named(changes, name):
 
 def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monkeypatch):
     teachers = {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
-    monkeypatch.setattr(train, "load_teacher", lambda name, **placed: teachers[name])
+    monkeypatch.setattr(preflight, "load_teacher", lambda name, **placed: teachers[name])
     short = ["--coarse.steps", "1", "--refine.steps", "1", "--refine.views", "1", "--init.count", "100"]
     splats = {}
     for name in NAMES:
-        config = train.parse([*short, "--guidance", name])
+        config = runs_options.parse([*short, "--guidance", name])
         splats[name] = gscfd.generate("a mug", config=config).means
         assert splats[name].isfinite().all()
     for first in NAMES:

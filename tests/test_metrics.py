@@ -9,9 +9,10 @@ from scipy.linalg import sqrtm
 from splats import splat_of, two_faced
 
 from gscfd.cameras import azimuth_elevation, turntable
-from gscfd.intervals import bootstrap
-from gscfd.judges import SCORER, Judges, Scorer
-from gscfd.metrics import (
+from gscfd.distil.state import scaled_gradient_variance
+from gscfd.lab.intervals import bootstrap
+from gscfd.lab.judges import SCORER, Judges, Scorer
+from gscfd.lab.metrics import (
     Moments,
     diversity,
     frechet_distance,
@@ -22,10 +23,9 @@ from gscfd.metrics import (
     moments,
     r_precision,
     reprojection_error,
-    scaled_gradient_variance,
     win_rate,
 )
-from gscfd.references import true_reference
+from gscfd.lab.references import true_reference
 from gscfd.toybox.data import make_group
 from gscfd.toybox.models import CLIP_SIZE
 from gscfd.toybox.objects import sample_object

@@ -23,13 +23,16 @@ from scenes import capsule, figure, render_scene, sphere, torus, union, views, w
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from gscfd import devices, native, noise, train
+from gscfd import devices, native
 from gscfd.config import Config, NoiseConfig, load_preset, merged
 from gscfd.devices import left_alone, run_device
+from gscfd.distil import preflight
 from gscfd.errors import UserError
-from gscfd.noise import NoiseField
+from gscfd.noise import field as noise_field
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cuda
-from gscfd.noise_kernels.cpu import Surface
+from gscfd.noise_kernels.cells import Surface
 from gscfd.types import Cameras, Render
 
 SOURCE = Path(__file__).parents[1] / "gscfd/noise_kernels/csrc/noise_cuda.cu"
@@ -102,7 +105,7 @@ class Device:
             self.calls += 1
             self.library.emulator_reset(self.calls)
             with self.monkeypatch.context() as patch:
-                patch.setattr(noise, "kernels", lambda device: cuda)
+                patch.setattr(kinds, "kernels", lambda device: cuda)
                 patch.setattr(native, "cuda_library", lambda: self.library)
                 patch.setattr(cuda, "driver", EmulatedDriver())
                 found = function(field, cameras, render, step)
@@ -119,20 +122,20 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def set_table(monkeypatch: pytest.MonkeyPatch, cells_per_pixel: int) -> None:
-    grid = noise.grid
-    monkeypatch.setattr(noise, "grid", lambda field: replace(grid(field), cells_per_pixel=cells_per_pixel))
+    grid = kinds.grid
+    monkeypatch.setattr(kinds, "grid", lambda field: replace(grid(field), cells_per_pixel=cells_per_pixel))
 
 
 def assert_as_cpu(device: Device, field: NoiseField, cameras: Cameras, render: Render, step: int = 5) -> None:
-    expected = noise.surface_parts(field, cameras, render, step)
-    found = device(noise.surface_parts, field, cameras, render, step)
+    expected = kinds.surface_parts(field, cameras, render, step)
+    found = device(kinds.surface_parts, field, cameras, render, step)
     same = found.counts == expected.counts
     error = (found.noise - expected.noise).abs().amax(1)[same].max()
     print(f"counts equal on {same.double().mean():.5f} of the pixels, values there within {error:.1e}")
     assert same.double().mean() >= (1 if device.library else 0.999)
     assert error < 1e-5
     assert torch.allclose(found.coverage, expected.coverage, rtol=0, atol=1e-6)
-    whole = (device(noise.surface, field, cameras, render, step) - noise.surface(field, cameras, render, step)).abs()
+    whole = (device(kinds.surface, field, cameras, render, step) - kinds.surface(field, cameras, render, step)).abs()
     assert whole.amax(1)[same].max() < 1e-5
 
 
@@ -165,7 +168,7 @@ def test_every_shape_has_the_noise_of_the_cpu(
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 16])
-@pytest.mark.parametrize("background", noise.BACKGROUNDS)
+@pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
 def test_every_number_of_channels_and_background_has_the_noise_of_the_cpu(
     device: Device, background: str, channels: int
 ) -> None:
@@ -177,7 +180,7 @@ def test_wide_normals_and_the_other_noise_functions_are_those_of_the_cpu(device:
     cameras, render = scene("torus", 20, 65, size=48)
     assert_as_cpu(device, NoiseField(3, 4, 12, 12, normal_radius=2), cameras, render)
     field = NoiseField(3, 4, 12, 12, gamma=1e-3)
-    for function in (noise.iid, noise.fixed):
+    for function in (kinds.iid, kinds.fixed):
         difference = device(function, field, cameras, render, 7) - function(field, cameras, render, 7)
         assert difference.abs().max() < 1e-5
 
@@ -202,16 +205,16 @@ def test_undefined_depth_and_a_camera_inside_are_as_on_the_cpu(device: Device) -
 def test_noise_depends_on_neither_the_order_of_threads_nor_the_batch(device: Device) -> None:
     cameras, render = scene("figure", 20, 110, 200, 290, size=64)
     field = NoiseField(2, 4, 16, 16, background="fresh", beta=0.9)
-    together = device(noise.surface, field, cameras, render, 3)
+    together = device(kinds.surface, field, cameras, render, 3)
     for _ in range(3):
-        assert torch.equal(together, device(noise.surface, field, cameras, render, 3))
+        assert torch.equal(together, device(kinds.surface, field, cameras, render, 3))
     order = torch.tensor([2, 0, 3, 1])
     shuffled = Cameras(cameras.viewmats[order], cameras.Ks[order], 64, 64)
     other = Render(render.rgb[order], render.depth[order], render.opacity[order])
-    assert torch.equal(together[order], device(noise.surface, field, shuffled, other, 3))
+    assert torch.equal(together[order], device(kinds.surface, field, shuffled, other, 3))
     for v in range(4):
         alone = Render(render.rgb[v : v + 1], render.depth[v : v + 1], render.opacity[v : v + 1])
-        assert torch.equal(together[v : v + 1], device(noise.surface, field, cameras[v : v + 1], alone, 3))
+        assert torch.equal(together[v : v + 1], device(kinds.surface, field, cameras[v : v + 1], alone, 3))
 
 
 def test_a_view_with_too_small_a_table_is_background_once_and_says_so(
@@ -222,18 +225,18 @@ def test_a_view_with_too_small_a_table_is_background_once_and_says_so(
     opacity[1, 8:] = 0
     render = Render(render.rgb, render.depth, opacity)
     field = NoiseField(0, 4, 32, 32)
-    expected = noise.surface_parts(field, cameras, render, 0)
+    expected = kinds.surface_parts(field, cameras, render, 0)
     set_table(monkeypatch, 1)
-    poor = device(noise.surface_parts, field, cameras, render, 0)
+    poor = device(kinds.surface_parts, field, cameras, render, 0)
     assert poor.counts[0].sum() == 0 and (poor.noise[0] == 0).all()
     assert torch.equal(poor.counts[1], expected.counts[1]), "a view that fits is not touched"
     assert torch.allclose(poor.coverage, expected.coverage)
     with pytest.warns(RuntimeWarning, match="1 of 2 views .* background noise in an earlier step"):
-        rich = device(noise.surface_parts, field, cameras, render, 0)
+        rich = device(kinds.surface_parts, field, cameras, render, 0)
     assert (rich.counts == expected.counts).double().mean() >= 0.999
     cuda._tables.clear()
-    composed = device(noise.surface, field, cameras, render, 0)
-    screen = device(noise.fixed, field, cameras, render, 0)
+    composed = device(kinds.surface, field, cameras, render, 0)
+    screen = device(kinds.fixed, field, cameras, render, 0)
     assert torch.equal(composed[0], screen[0]), "white noise of the screen, never zeros"
 
 
@@ -246,22 +249,22 @@ def test_a_race_is_found_out(flag: str, tmp_path: Path, monkeypatch: pytest.Monk
     device = Device(emulate(tmp_path, flag), monkeypatch)
     cameras, render = scene("torus", 20, 80, 200, size=64)
     field = NoiseField(0, 4, 16, 16)
-    first = device(noise.surface, field, cameras, render, 0)
-    assert any(not torch.equal(first, device(noise.surface, field, cameras, render, 0)) for _ in range(5))
+    first = device(kinds.surface, field, cameras, render, 0)
+    assert any(not torch.equal(first, device(kinds.surface, field, cameras, render, 0)) for _ in range(5))
 
 
 # On a GPU only
 
 
 @pytest.mark.requires_cuda
-@pytest.mark.parametrize("background", noise.BACKGROUNDS)
+@pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
 def test_nothing_waits_for_the_device(background: str) -> None:
     cameras, render = (value.to("cuda") for value in scene("figure", 20, 80))
     field = NoiseField(0, 4, 32, 32, background=background, beta=0.9)
-    noise.surface(field, cameras, render, 0)
+    kinds.surface(field, cameras, render, 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        noise.surface(field, cameras, render, 1)
+        kinds.surface(field, cameras, render, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -271,16 +274,16 @@ def test_a_captured_graph_draws_the_noise_of_new_depths() -> None:
     cameras, render = (value.to("cuda") for value in scene("figure", 20, 80))
     other = scene("torus", 20, 80)[1].to("cuda")
     field = NoiseField(0, 4, 32, 32, background="direction", beta=0.9)
-    expected = [noise.surface(field, cameras, r, 3) for r in (render, other)]
+    expected = [kinds.surface(field, cameras, r, 3) for r in (render, other)]
     fixed = Render(render.rgb.clone(), render.depth.clone(), render.opacity.clone())
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        noise.surface(field, cameras, fixed, 3)
+        kinds.surface(field, cameras, fixed, 3)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        drawn = noise.surface(field, cameras, fixed, 3)
+        drawn = kinds.surface(field, cameras, fixed, 3)
     for source, wanted in zip((render, other), expected, strict=True):
         fixed.depth.copy_(source.depth)
         fixed.opacity.copy_(source.opacity)
@@ -330,9 +333,9 @@ def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatc
     monkeypatch.setattr(cuda, "check", without_library)
     config = Config(prompt="a yellow duck", device="cuda")
     with pytest.raises(UserError, match="(?s)noise.device: .*nvcc on PATH.*--noise.device cpu.*--device cpu"):
-        train.preflight(config)
-    train.preflight(Config(prompt="a yellow duck", device="cuda", noise=NoiseConfig(device="cpu")))
-    train.preflight(Config(prompt="a yellow duck", device="cpu"))
+        preflight.preflight(config)
+    preflight.preflight(Config(prompt="a yellow duck", device="cuda", noise=NoiseConfig(device="cpu")))
+    preflight.preflight(Config(prompt="a yellow duck", device="cpu"))
 
 
 @pytest.mark.usefixtures("a_gpu")
@@ -351,15 +354,15 @@ def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_larg
     assert run_device(toybox).type == run_device(large).type == "cuda" and left_alone(toybox) is None
     monkeypatch.setattr(*lacking)
     assert run_device(toybox).type == "cpu" and words in str(left_alone(toybox))
-    train.preflight(toybox)
-    train.warn_of_left_gpu(toybox)
+    preflight.preflight(toybox)
+    preflight.warn_of_left_gpu(toybox)
     assert words in capsys.readouterr().err
     for config in (large, replace(toybox, device="cuda")):
         with pytest.raises(UserError, match=f"(?s){words}.*--device cpu"):
-            train.check_settings(config)
+            preflight.check_settings(config)
     asked = replace(large, device="cpu")
     assert run_device(asked).type == "cpu" and left_alone(asked) is None
-    train.check_settings(asked)
+    preflight.check_settings(asked)
 
 
 def test_nvcc_is_looked_for_where_torch_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -373,4 +376,4 @@ def test_nvcc_is_looked_for_where_torch_looks(monkeypatch: pytest.MonkeyPatch, t
 def test_images_and_cameras_on_two_devices_are_refused() -> None:
     cameras, render = scene("sphere", 20, size=32)
     with pytest.raises(ValueError, match="render.depth: expected a tensor on meta as the cameras are, got one on cpu"):
-        noise.surface(NoiseField(0, 4, 8, 8), cameras.to("meta"), render, 0)
+        kinds.surface(NoiseField(0, 4, 8, 8), cameras.to("meta"), render, 0)

@@ -18,15 +18,18 @@ from scenes import Hit, ellipsoid, figure, render_scene, sphere, torus, union, v
 from torch import Tensor
 from whiteness import View, assert_white_pixels, consistency, ks_normal, ks_uniform, morans_i, owner_views, shared
 
-from gscfd import native, noise
+from gscfd import native
 from gscfd.cameras import orbit
-from gscfd.noise import NoiseField
+from gscfd.distil.protocols import Noise
+from gscfd.noise import field as noise_field
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import reference
-from gscfd.types import Cameras, Noise, Render
+from gscfd.types import Cameras, Render
 
 SCENES = {"sphere": sphere(), "figure": figure(), "torus": torus(), "wing": wing()}
 EMPTY = sphere((0.0, 0.0, -50.0), 0.1)
-KINDS = {"world_map": noise.world_map, "radial": noise.radial}
+KINDS = {"world_map": kinds.world_map, "radial": kinds.radial}
 T = 4096
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -68,7 +71,7 @@ def test_seeds_and_steps_are_white_images(kind: Noise) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("background", noise.BACKGROUNDS)
+@pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
 def test_it_ages_exactly_once_per_step_and_blends(kind: Noise, background: str) -> None:
     """Lags 1 to 4 correlate by (1 - gamma)^(lag / 2), on the surface and off it; beta scales what lasts."""
     cameras, render = scene("figure", 20, size=64)
@@ -140,7 +143,7 @@ def _patches(field: NoiseField, azimuths: list[float], elevations: list[float]) 
     a, e = torch.tensor(azimuths).double(), torch.tensor(elevations).double()
     cameras = orbit(a, e, torch.full_like(a, 3.0), torch.full_like(a, 30.0), 32, 32)
     full = torch.ones(len(a), 32, 32, 1)
-    return noise.world_map(field, cameras, Render(full.expand(-1, -1, -1, 3), full, full), 0)
+    return kinds.world_map(field, cameras, Render(full.expand(-1, -1, -1, 3), full, full), 0)
 
 
 @pytest.mark.parametrize("theta", [60.0, 115.0, 180.0, 360.0])
@@ -181,9 +184,9 @@ def test_the_foreground_of_the_world_map_is_decided_over_the_latent_footprint() 
     render = Render(opacity.expand(-1, -1, -1, 3), opacity, opacity)
     field = NoiseField(0, 4, 2, 2)
     full = torch.ones_like(opacity)
-    surface_only = noise.world_map(field, cameras, Render(full, full, full), 0)[0]
-    empty_only = noise.world_map(field, cameras, Render(0 * full, full, 0 * full), 0)[0]
-    found = noise.world_map(field, cameras, render, 0)[0]
+    surface_only = kinds.world_map(field, cameras, Render(full, full, full), 0)[0]
+    empty_only = kinds.world_map(field, cameras, Render(0 * full, full, 0 * full), 0)[0]
+    found = kinds.world_map(field, cameras, render, 0)[0]
     assert torch.equal(found[:, 0, 0], surface_only[:, 0, 0]), "an average of .525"
     assert torch.equal(found[:, 0, 1], empty_only[:, 0, 1]), "an average of .475"
     assert torch.equal(found[:, 1], empty_only[:, 1])
@@ -196,7 +199,7 @@ def test_the_world_map_agrees_between_near_views_but_not_where_the_surface_went(
     render = render_scene(sphere(), cameras)
     field = NoiseField(0, 4096, 24, 24, gamma=0.0)
     best = {}
-    for kind in (noise.world_map, noise.surface):
+    for kind in (kinds.world_map, kinds.surface):
         a, b = kind(field, cameras, render, 0)[:, :, 9:15, 9:15]
         correlation = torch.einsum("chw,cij->hwij", a, b) / len(a)
         best[kind.__name__] = (correlation**2 - 1 / 4096).sum((2, 3)).mean().item()
@@ -204,7 +207,7 @@ def test_the_world_map_agrees_between_near_views_but_not_where_the_surface_went(
     assert best["world_map"] > 0.7, "neighbours predict each other"
     cameras = views(20, 65, size=96, elevation=0)
     render = render_scene(sphere(), cameras)
-    a, b = noise.world_map(field, cameras, render, 0)
+    a, b = kinds.world_map(field, cameras, render, 0)
     moved = [(a[:, 12, x] * b[:, 12, 12]).mean().item() for x in range(24)]
     points_moved = 0.9 * 12 * math.sin(math.radians(45))
     assert max(moved) > 0.9 and abs(moved.index(max(moved)) - 12 - points_moved) > 1, "but not where the surface went"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scenes import render_scene, sphere, views
 
-from gscfd import train
+from gscfd.runs import options as runs_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -51,9 +51,9 @@ def test_a_variant_of_any_settings_is_options_of_a_run() -> None:
     assert variant_of("plain:") == ("plain", [])
     name, options = variant_of("more:init.count=70,coarse.opacity_reg=0.5,refine.perp_neg=false,coarse.fov=30 40")
     named = ["--preset", "toybox", "--prompt", "a mug"]
-    config = train.parse([*named, *options])
+    config = runs_options.parse([*named, *options])
     assert (name, config.init.count, config.coarse.opacity_reg, config.coarse.fov) == ("more", 70, 0.5, (30.0, 40.0))
-    assert train.parse([*named, *variant_of("a:refine.perp_neg=true")[1]]).refine.perp_neg
+    assert runs_options.parse([*named, *variant_of("a:refine.perp_neg=true")[1]]).refine.perp_neg
     for wrong in ("plain", ":init.count=3", "more:init.count"):
         with pytest.raises(ValueError, match="expected"):
             variant_of(wrong)

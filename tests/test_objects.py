@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial import KDTree
 
-from gscfd.toybox.kinds import CATALOGUE
-from gscfd.toybox.objects import (
-    COLORS,
-    KINDS,
-    WITHHELD,
-    Caption,
-    ToyObject,
-    parse_caption,
-    sample_object,
-    unknown_words,
-    vocabulary,
-)
+from gscfd.toybox.kinds import CATALOGUE, COLORS
+from gscfd.toybox.objects import KINDS, WITHHELD, ToyObject, sample_object
+from gscfd.toybox.words import Caption, parse_caption, unknown_words, vocabulary
 
 ARRAYS = ("means", "quats", "scales", "opacities", "colors", "normals")
 

@@ -8,10 +8,14 @@ import tiny_teachers as tiny
 import torch
 from huggingface_hub import constants
 
-from gscfd import plan, train
+from gscfd import train
 from gscfd.config import load_preset, presets
-from gscfd.cost import Cost
 from gscfd.devices import DTYPES, choose_dtype
+from gscfd.distil import pipeline, preflight
+from gscfd.runs import make as runs_make
+from gscfd.runs import options as runs_options
+from gscfd.runs import plan
+from gscfd.runs.cost import Cost
 from gscfd.teachers.load import is_here
 
 LARGE = sorted(set(presets()) - {"toybox"})
@@ -38,7 +42,9 @@ def options(preset, folders):
 
 @pytest.mark.parametrize("preset", LARGE)
 def test_every_preset_runs_to_its_end_with_folders_alone(preset, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply"))
+    monkeypatch.setattr(
+        runs_make.RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply")
+    )
     steps = [word for stage in stages_of(preset) for word in (f"--{stage}.steps", "2")]
     assert train.main([*options(preset, folders), *steps, "--out", str(tmp_path / "run")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
@@ -89,7 +95,7 @@ def test_a_dry_run_of_bad_settings_is_refused(arguments, words, capsys):
 
 def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders):
     def planned(dtype, views):
-        stage = train.parse(["--preset", "sd21", "--refine.views", str(views)]).refine
+        stage = runs_options.parse(["--preset", "sd21", "--refine.views", str(views)]).refine
         return plan.teacher_plan(plan.meta_teacher(str(folders["sd"]), dtype), stage, "a corgi")
 
     one, two, half = planned(torch.float32, 1), planned(torch.float32, 2), planned(torch.bfloat16, 1)
@@ -100,7 +106,7 @@ def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(fol
 
 @pytest.mark.parametrize("name", ["multiview", "singleview"])
 def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
-    stage = train.parse(["--prompt", "a mug"]).coarse
+    stage = runs_options.parse(["--prompt", "a mug"]).coarse
     full, half = (
         plan.teacher_plan(plan.meta_teacher(f"toybox/{name}", dtype), stage, "a mug")
         for dtype in (torch.float32, torch.bfloat16)
@@ -128,24 +134,24 @@ def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instruct
 def test_the_advice_against_too_little_memory_can_be_followed(start):
     for preset, name in (("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")):
         options = ["--preset", preset, "--dtype", "float32", *start]
-        advice = train.memory_advice(train.parse(options), name).split(", ")
+        advice = pipeline.memory_advice(runs_options.parse(options), name).split(", ")
         assert len(advice) == 3
         for words in advice:
-            assert train.parse([*options, *words.split()]) != train.parse(options), words
+            assert runs_options.parse([*options, *words.split()]) != runs_options.parse(options), words
 
 
 @torch.no_grad()
 def test_the_precision_reaches_the_networks(folders):
     for name, dtype in DTYPES.items():
-        config = train.parse([*options("sd21", folders), "--dtype", name])
-        assert train.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
+        config = runs_options.parse([*options("sd21", folders), "--dtype", name])
+        assert preflight.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
 
 
 def test_what_is_advised_when_memory_is_short_can_be_given():
     named = ["--preset", "mvdream-sd21", "--prompt", "a corgi"]
-    advised = train.memory_advice(train.parse(named), "refine").split(", ")
+    advised = pipeline.memory_advice(runs_options.parse(named), "refine").split(", ")
     assert advised == ["--refine.views 2", "--vae-checkpointing", "--refine.no-perp-neg"]
-    config = train.parse([*named, *(word for option in advised for word in option.split())])
+    config = runs_options.parse([*named, *(word for option in advised for word in option.split())])
     assert config.refine.views == 2 and config.vae_checkpointing and not config.refine.perp_neg
 
 
@@ -165,19 +171,25 @@ def cached(folder, name, hub):
 def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(folders, tmp_path, monkeypatch):
     large = load_preset("mvdream-sd21")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(train, "is_here", is_here)
+    monkeypatch.setattr(runs_options, "is_here", is_here)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train.default_preset(None) == ("toybox", "without a CUDA device")
+    assert runs_options.default_preset(None) == ("toybox", "without a CUDA device")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cached(folders["mvdream"], large.coarse.teacher, tmp_path)
-    preset, why = train.default_preset(None)
+    preset, why = runs_options.default_preset(None)
     assert preset == "toybox" and large.refine.teacher in why and large.coarse.teacher not in why
     snapshot = cached(folders["sd"], large.refine.teacher, tmp_path)
-    assert train.default_preset("auto")[0] == train.parse(["--prompt", "a corgi"]).preset == "mvdream-sd21"
-    assert train.default_preset("cpu")[0] == train.parse(["--prompt", "a mug", "--device", "cpu"]).preset == "toybox"
-    assert train.parse(["--prompt", "a mug", "--preset", "toybox"]).preset == "toybox"
+    assert (
+        runs_options.default_preset("auto")[0] == runs_options.parse(["--prompt", "a corgi"]).preset == "mvdream-sd21"
+    )
+    assert (
+        runs_options.default_preset("cpu")[0]
+        == runs_options.parse(["--prompt", "a mug", "--device", "cpu"]).preset
+        == "toybox"
+    )
+    assert runs_options.parse(["--prompt", "a mug", "--preset", "toybox"]).preset == "toybox"
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert train.default_preset(None)[0] == "toybox", "a teacher that is not whole is not here"
+    assert runs_options.default_preset(None)[0] == "toybox", "a teacher that is not whole is not here"
 
 
 def test_the_choice_of_the_preset_is_said_in_one_line_with_the_others(tmp_path, capsys, monkeypatch):

@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import TinyTeacher
 
 from gscfd import preview
-from gscfd.sampling import ddim
+from gscfd.distil import sampling
+from gscfd.distil.sampling import ddim
 from gscfd.teachers.schedules import Diffusion, Flow
 
 
@@ -32,8 +33,8 @@ class Blob:
 
 BETAS = torch.linspace(0.0001, 0.02, 1000)
 CASES = {
-    "diffusion": (preview.trailing_times, Blob(Diffusion((1 - BETAS).cumprod(0), "epsilon"))),
-    "flow": (preview.shifted_times, Blob(Flow(1000))),
+    "diffusion": (sampling.trailing_times, Blob(Diffusion((1 - BETAS).cumprod(0), "epsilon"))),
+    "flow": (sampling.shifted_times, Blob(Flow(1000))),
 }
 
 
@@ -82,7 +83,7 @@ def test_samples_are_those_of_diffusers(name):
 def test_a_teacher_of_one_picture_gives_that_picture():
     teacher = TinyTeacher()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    picture = ddim(teacher, x, preview.trailing_times(20, teacher.timesteps), None)
+    picture = ddim(teacher, x, sampling.trailing_times(20, teacher.timesteps), None)
     assert torch.allclose(picture, teacher.target.expand(2, -1, -1, -1), atol=1e-4)
 
 

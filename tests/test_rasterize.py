@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
-from gscfd.gaussians import Gaussians
-from gscfd.rasterize import cpu, rasterization, rasterize, reference
+from gscfd.gaussians import Gaussians, rasterize
+from gscfd.rasterize import cpu, rasterization, reference
 from gscfd.types import Cameras
 
 Scene = dict[str, Tensor]

@@ -17,11 +17,13 @@ import pytest
 import torch
 import yaml
 
-from gscfd import stage, train
-from gscfd.checkpoint import canonical, digest
-from gscfd.densify import Densifier
-from gscfd.export.ply import read_ply
-from gscfd.runs import LogFile, RunFolder
+from gscfd import train
+from gscfd.distil import stage
+from gscfd.distil.densify import Densifier
+from gscfd.gaussians import Gaussians
+from gscfd.runs import options as runs_options
+from gscfd.runs.checkpoint import canonical, digest
+from gscfd.runs.folder import LogFile, RunFolder
 
 RUN = ["--preset", "toybox", "--prompt", "a yellow duck", "--refine.views", "1"]
 RUN += ["--coarse.steps", "4", "--refine.steps", "3"]
@@ -197,7 +199,7 @@ def test_a_run_of_another_device_is_not_resumed(stopped, capsys):
 
 
 def test_a_second_process_is_refused_while_the_first_one_lives(stopped, capsys):
-    with RunFolder(train.parse(["--resume", str(stopped)])):
+    with RunFolder(runs_options.parse(["--resume", str(stopped)])):
         for arguments in (["--resume", str(stopped)], [*RUN, "--out", str(stopped), "--overwrite"]):
             assert train.main(arguments) == 2
             error = capsys.readouterr().err
@@ -316,7 +318,7 @@ def test_out_of_memory_saves_the_last_good_state_and_names_what_helps(finished, 
     said = capsys.readouterr().out
     for advice in ("--coarse.views 2", "--vae-checkpointing", "--coarse.densify.max-count 4000", "--resume"):
         assert advice in said
-    assert len(read_ply(out / "splat.ply")) > 3
+    assert len(Gaussians.load_ply(out / "splat.ply")) > 3
     assert resume(out) == 0
     assert "resumed from coarse, step 2" in capsys.readouterr().out
     assert steps_of(out) == STEPS and splat_of(out) == splat_of(finished)

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from test_guidance import CAMERAS, GaussianTeacher
 
-from gscfd.sampling import clean_flow, ddim, edm, falling_times, nearest_time, noise_level, refreshed
+from gscfd.distil.sampling import clean_flow, ddim, edm, falling_times, nearest_time, noise_level, refreshed
 from gscfd.toybox.models import build_scheduler
 
 

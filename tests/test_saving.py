@@ -9,13 +9,14 @@ import torch
 from test_state import same
 from tiny import stage_config, tiny_stage
 
-from gscfd import runs
-from gscfd.checkpoint import Checkpoint, Checkpoints
 from gscfd.config import CheckpointConfig, Config
+from gscfd.distil.state import Checkpoint, StageState, StateDict
 from gscfd.files import Background
 from gscfd.gaussians import ball
-from gscfd.runs import RunFolder, arrived, row
-from gscfd.state import StageState, StateDict
+from gscfd.runs import folder as runs_folder
+from gscfd.runs import names as runs_names
+from gscfd.runs.checkpoint import Checkpoints
+from gscfd.runs.folder import RunFolder, arrived, row
 
 
 def full():
@@ -103,7 +104,7 @@ def test_a_write_that_fails_after_the_last_step_fails_the_run(run, monkeypatch):
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     with pytest.raises(OSError, match="No space left"):
         run.finish(gaussians)
-    assert not (run.path / runs.LAST).exists()
+    assert not (run.path / runs_names.LAST).exists()
 
 
 def test_a_run_that_stops_for_another_reason_says_that_its_last_save_failed(run, monkeypatch, capsys):
@@ -153,12 +154,12 @@ def test_leaving_the_folder_waits_for_the_save(tmp_path, monkeypatch):
 def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(run, monkeypatch):
     gate = threading.Event()
     before_saving(monkeypatch, gate.wait)
-    large = runs.turntable_frames
-    monkeypatch.setattr(runs, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 16))
+    large = runs_folder.turntable_frames
+    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 16))
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     threading.Timer(0.1, gate.set).start()
     run.finish(gaussians)
-    assert (run.path / runs.LAST).exists() and not run.checkpoints.folder.exists()
+    assert (run.path / runs_names.LAST).exists() and not run.checkpoints.folder.exists()
 
 
 def test_work_in_the_background_is_done_one_by_one_and_in_order(background):
@@ -183,7 +184,7 @@ def test_what_work_in_the_background_raises_is_raised_once(background, ask):
 
 
 def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch):
-    monkeypatch.setattr(runs, "VARIANCE_EVERY", 1)
+    monkeypatch.setattr(runs_folder, "VARIANCE_EVERY", 1)
     rows = []
     tiny_stage(stage_config(steps=3), on_step=lambda report: rows.append(row(report)))
     for written in (json.loads(json.dumps(made, default=arrived)) for made in rows):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gscfd.schedule import anneal, time_index, uniform
+from gscfd.distil.schedule import anneal, time_index, uniform
 
 MVDREAM = ((0.0, 0.0), (0.5, 0.4), (1.0, 0.7))
 

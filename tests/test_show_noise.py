@@ -10,11 +10,13 @@ import pytest
 import torch
 from whiteness import consistency, ks_normal, morans_i, owner_views
 
-from gscfd import noise, runs, show_noise
+from gscfd import show_noise
 from gscfd.cameras import turntable
 from gscfd.config import Config, to_yaml
 from gscfd.gaussians import Gaussians, ball
-from gscfd.noise import NoiseField
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
+from gscfd.runs import names as runs_names
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_it_leaves_a_video_a_sheet_and_a_correlation_map(run: Path, capsys: pyte
     assert iio.imread(run / "noise-correlation.png").shape == (64, 192, 3)
     printed = capsys.readouterr().out
     assert "noise.mp4" in printed and "predicts" in printed
-    assert not runs.foreign_files(run), "--overwrite must still know the folder as a run"
+    assert not runs_names.foreign_files(run), "--overwrite must still know the folder as a run"
 
 
 def test_another_noise_and_another_place_can_be_chosen(run: Path, tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_a_still_frame_is_white_noise(splat: Gaussians) -> None:
 def test_the_map_shows_the_share_that_the_other_view_predicts(splat: Gaussians, radial: bool) -> None:
     cameras = turntable(36, size=64)[:2]
     render, field = splat.render(cameras), NoiseField(0, 3, 16, 16)
-    cells = noise.radial_grid(field) if radial else noise.grid(field)
+    cells = kinds.radial_grid(field) if radial else kinds.grid(field)
     share = show_noise.predicted_share(field, cells, cameras, render)
     a, b = owner_views(field, cameras, render, radial=radial)
     assert share.flatten()[torch.from_numpy(a.coverage == 1)].mean() == pytest.approx(consistency(a, b))

@@ -9,15 +9,17 @@ import torch
 from tiny import TinyTeacher, drawn, stage_config, tiny_stage
 from torch.overrides import TorchFunctionMode
 
-from gscfd import runs, stage
-from gscfd.backgrounds import random_background
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig, LearningRates
-from gscfd.gaussians import SH_C0, ball
-from gscfd.geometry import regularisers
+from gscfd.distil import stage
+from gscfd.distil.regularizers import regularisers
+from gscfd.distil.schedule import render_size
+from gscfd.distil.stage import pictures
+from gscfd.gaussians import ball
+from gscfd.harmonics import SH_C0
 from gscfd.late import Clock, Late
-from gscfd.schedule import render_size
-from gscfd.stage import pictures
+from gscfd.pictures import random_background
+from gscfd.runs import folder as runs_folder
 from gscfd.types import Render
 
 
@@ -99,7 +101,7 @@ def test_normal_maps_move_the_surface_and_leave_its_colours():
 
 def test_normal_maps_are_shown_in_their_share_of_the_steps(monkeypatch):
     shown, generator = [], torch.Generator().manual_seed(0)
-    monkeypatch.setattr("gscfd.stage.normal_map", lambda render, cameras: shown.append(0))
+    monkeypatch.setattr("gscfd.distil.stage.normal_map", lambda render, cameras: shown.append(0))
     empty = torch.zeros(1, 2, 2, 3)
     render = Render(empty, empty[..., :1], empty[..., :1])
     for _ in range(1000):
@@ -151,11 +153,11 @@ def test_between_two_looks_of_the_watchdog_no_value_is_asked_for(monkeypatch):
     config = stage_config(
         steps=8, t_schedule="annealed", render_sizes=((0.0, 16),), densify=DensifyConfig(start=0.0, stop=0.0)
     )
-    monkeypatch.setattr("gscfd.watchdog.due", lambda state: (state.step + 1) % 4 == 0)
-    monkeypatch.setattr(runs, "VARIANCE_EVERY", 1)
+    monkeypatch.setattr("gscfd.distil.watchdog.due", lambda state: (state.step + 1) % 4 == 0)
+    monkeypatch.setattr(runs_folder, "VARIANCE_EVERY", 1)
 
     def on_step(report):
-        row = runs.row(report)
+        row = runs_folder.row(report)
         counts.append(len(asked.names))
         assert 0 <= row["gradient_variance"]["means"] <= 1 and len(asked.names) > counts[-1], "the control"
         asked.names.clear()

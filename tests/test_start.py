@@ -9,13 +9,15 @@ import torch
 from plyfile import PlyData, PlyElement
 
 import gscfd
-from gscfd import stage, train
+from gscfd import train
 from gscfd.cameras import turntable
 from gscfd.config import InitConfig
+from gscfd.distil import stage
+from gscfd.distil.start import in_unit_ball, reach, read_start
 from gscfd.errors import UserError
 from gscfd.export.transform import with_degree
 from gscfd.gaussians import Gaussians, ball
-from gscfd.start import in_unit_ball, reach, read_start
+from gscfd.runs import options as runs_options
 
 RUN = ["--prompt", "a mug", "--coarse.steps", "4", "--refine.steps", "0", "--coarse.densify.start", "1"]
 RUN += ["--coarse.densify.stop", "1", "--checkpoint.every", "2", "--checkpoint.seconds", "0", "--no-viewer"]
@@ -115,7 +117,7 @@ def test_a_file_that_is_no_splat_is_one_clear_line_before_anything_is_made(make,
 
 def test_a_run_without_steps_gives_the_splat_it_started_from(tmp_path):
     splat().save_ply(tmp_path / "x.ply")
-    config = train.parse([*RUN, "--coarse.steps", "0"])
+    config = runs_options.parse([*RUN, "--coarse.steps", "0"])
     assert same(gscfd.generate("a mug", config=config, init=tmp_path / "x.ply"), splat())
     assert not len(gscfd.generate("a mug", config=config)) == len(splat()), "the control: the ball"
     with pytest.raises(UserError, match="init: expected a 3DGS"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import TinyLearner, stage_config, tiny_stage
 
+from gscfd.distil.state import StageState
+from gscfd.distil.watchdog import all_finite
 from gscfd.gaussians import ball
-from gscfd.state import StageState
-from gscfd.watchdog import all_finite
 
 
 def same(first, second):

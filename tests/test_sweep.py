@@ -6,11 +6,17 @@ from collections import Counter
 
 import pytest
 
-from gscfd import sweep, train
+from gscfd import sweep
 from gscfd.errors import UserError
-from gscfd.runs import RunFolder, next_config
-from gscfd.sweep import JOURNAL, Journal, Progress, Settings, carry_out, last_failures, plan_runs, state_of
-from gscfd.workers import Outcome, Place
+from gscfd.runs import names as runs_names
+from gscfd.runs import options as runs_options
+from gscfd.runs.folder import RunFolder
+from gscfd.runs.names import next_config
+from gscfd.sweep import SweepOptions, plan_runs
+from gscfd.sweeps import make as sweeps_make
+from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
+from gscfd.sweeps.make import Progress, carry_out, state_of
+from gscfd.sweeps.workers import Outcome, Place
 
 FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
 
@@ -25,7 +31,7 @@ def prompts(tmp_path):
 @pytest.fixture
 def planned(prompts, tmp_path):
     def plan(*arguments, **settings):
-        return plan_runs(Settings(prompts=prompts, out=tmp_path / "out", **settings), [*FEW, *arguments])
+        return plan_runs(SweepOptions(prompts=prompts, out=tmp_path / "out", **settings), [*FEW, *arguments])
 
     return plan
 
@@ -49,7 +55,7 @@ def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planne
 def test_a_run_is_what_train_makes_of_its_options(planned, tmp_path):
     (_, run) = planned("--coarse.cfg", "3", seeds="5")
     alone = ["--prompt", "a mug", "--seed", "5", "--coarse.cfg", "3", "--out", str(tmp_path / "out" / "a-mug-cfd-5")]
-    assert run.config == train.parse([*FEW, *alone])
+    assert run.config == runs_options.parse([*FEW, *alone])
 
 
 def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(planned, prompts):
@@ -92,7 +98,7 @@ def test_bad_seeds_are_refused_by_name(seeds):
     ],
 )
 def test_bad_input_is_named_before_anything_starts(tmp_path, capsys, monkeypatch, content, arguments, words):
-    monkeypatch.setattr(sweep, "RayPool", lambda *a, **k: pytest.fail("Ray was started"))
+    monkeypatch.setattr(sweeps_make, "RayPool", lambda *a, **k: pytest.fail("Ray was started"))
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
     try:
@@ -120,13 +126,13 @@ def test_without_ray_the_error_says_how_to_install_it(prompts, tmp_path, capsys,
 
 
 def test_more_workers_than_cores_are_warned_of_and_cores_are_shared_out(prompts, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "cores", lambda: 4)
-    shares = {n: sweep.local_threads(Settings(prompts=prompts, workers=n)) for n in (1, 2, 3, 4)}
+    monkeypatch.setattr(sweeps_make, "cores", lambda: 4)
+    shares = {n: sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=n)) for n in (1, 2, 3, 4)}
     assert shares == {1: 4, 2: 2, 3: 1, 4: 1}
     assert capsys.readouterr().err == ""
-    assert sweep.local_threads(Settings(prompts=prompts, workers=5)) == 1
+    assert sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=5)) == 1
     assert "5 workers of 1 threads on 4 cores" in capsys.readouterr().err
-    assert sweep.local_threads(Settings(prompts=prompts, workers=2, threads=3)) == 3
+    assert sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=2, threads=3)) == 3
     assert "than --workers 1" in capsys.readouterr().err
 
 
@@ -159,7 +165,7 @@ def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothin
     (run.folder / "mine.txt").write_text("years of work")
     assert next_config(run.config) == run.config and (run.folder / "mine.txt").exists()
     with pytest.raises(UserError, match="exists"):
-        train.check_folder(run.config)
+        runs_names.check_folder(run.config)
 
 
 def test_runs_of_another_sweep_are_not_taken_for_this_one(planned, prompts, tmp_path, capsys):
@@ -256,9 +262,9 @@ def test_without_retries_one_failure_is_the_last(planned, tmp_path):
 def test_the_table_shows_where_each_running_run_is(planned):
     run = planned()[0]
     begin(run)
-    assert sweep.reached(run.folder) == ""
+    assert sweeps_make.reached(run.folder) == ""
     with open(run.folder / "stats.jsonl", "a") as stats:
         stats.write('{"stage": "coarse", "step": 0}\n{"stage": "coarse", "step": 1}\n{"stage": "co')
-    assert sweep.reached(run.folder) == "coarse, step 2"
-    progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweep.SHOWN + 3)})
-    assert sweep.table(progress).row_count == sweep.SHOWN + 1
+    assert sweeps_make.reached(run.folder) == "coarse, step 2"
+    progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweeps_make.SHOWN + 3)})
+    assert sweeps_make.table(progress).row_count == sweeps_make.SHOWN + 1

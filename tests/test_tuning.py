@@ -6,10 +6,11 @@ import pytest
 import tiny_teachers as tiny
 import torch
 
-from gscfd import train
 from gscfd.cameras import turntable
-from gscfd.cost import cost_of
+from gscfd.distil import preflight
 from gscfd.errors import UserError
+from gscfd.runs import options as runs_options
+from gscfd.runs.cost import cost_of
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 
@@ -95,13 +96,13 @@ def test_a_teacher_of_pixels_has_no_encoder(tmp_path):
 
 
 def test_compiling_is_refused_without_cuda_or_triton(monkeypatch):
-    config = train.parse(["--prompt", "a mug", "--compile"])
+    config = runs_options.parse(["--prompt", "a mug", "--compile"])
     with pytest.raises(UserError, match="compile: expected a CUDA device"):
-        train.check_compile(config)
+        preflight.check_compile(config)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = replace(config, device="cuda")
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="triton"):
-        train.check_compile(config)
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
-    train.check_compile(config)
+        preflight.check_compile(config)
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: name)
+    preflight.check_compile(config)

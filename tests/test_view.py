@@ -9,10 +9,10 @@ import torch
 from viewing import browsing, paint, until
 
 from gscfd import view
-from gscfd.checkpoint import Checkpoint, Checkpoints
 from gscfd.config import Config, ServerConfig, plain, to_yaml
+from gscfd.distil.state import Checkpoint, StageState
 from gscfd.gaussians import ball
-from gscfd.state import StageState
+from gscfd.runs.checkpoint import Checkpoints
 from gscfd.viewer.saved import SavedViewer, saved
 
 

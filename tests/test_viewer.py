@@ -16,13 +16,14 @@ import torch
 from tiny import tiny_stage
 from viewing import STEPS, Run, browsing, press, settings, until, viewing
 
-from gscfd import geometry
+from gscfd import geometry, pictures
 from gscfd.cameras import orbit, turntable
 from gscfd.config import Edit, ServerConfig
+from gscfd.distil.pipeline import painted_noise
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
-from gscfd.runs import Interrupted
-from gscfd.train import painted_noise, parse
+from gscfd.runs.options import parse
+from gscfd.runs.signals import Interrupted
 from gscfd.types import Render
 from gscfd.viewer import content, server
 from gscfd.viewer.live import LiveViewer
@@ -73,7 +74,7 @@ def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
 def test_the_colour_mode_is_the_render_over_the_background():
     camera, blue = turntable(1, size=32), (0.0, 0.2, 1.0)
     shown = content.picture(grey(), camera, "colour", blue, None)
-    assert np.array_equal(shown, content.as_bytes(grey().render(camera).over(torch.tensor(blue))[0]))
+    assert np.array_equal(shown, pictures.as_bytes(grey().render(camera).over(torch.tensor(blue))[0]))
     assert not np.array_equal(shown, content.picture(grey(), camera, "colour", (1.0, 1.0, 1.0), None))
 
 

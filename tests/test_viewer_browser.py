@@ -17,11 +17,11 @@ from PIL import Image
 from viewing import STEPS, Run, settings, until, viewing
 
 from gscfd.cameras import turntable
-from gscfd.export.ply import read_ply
-from gscfd.gaussians import Gaussians, ball, rgb_to_sh0
-from gscfd.runs import Interrupted
-from gscfd.stage import StepReport
-from gscfd.state import StageState
+from gscfd.distil.stage import StepReport
+from gscfd.distil.state import StageState
+from gscfd.gaussians import Gaussians, ball
+from gscfd.harmonics import rgb_to_sh0
+from gscfd.runs.signals import Interrupted
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -183,7 +183,7 @@ def test_the_download_is_the_splat(page, tmp_path):
         button(page, "Download .ply").click()
     assert download.value.suggested_filename == "a-mug-0.ply"
     download.value.save_as(tmp_path / "splat.ply")
-    assert torch.equal(read_ply(tmp_path / "splat.ply").means, red_ball().means)
+    assert torch.equal(Gaussians.load_ply(tmp_path / "splat.ply").means, red_ball().means)
 
 
 def test_stop_ends_the_run(page, run):

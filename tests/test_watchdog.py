@@ -9,10 +9,10 @@ from test_state import continued, same, states_of
 from tiny import drawn, stage_config, tiny_stage
 
 from gscfd.config import LearningRates, WatchdogConfig
+from gscfd.distil.stage import StageError
+from gscfd.distil.state import StageState
+from gscfd.distil.watchdog import due, find_trouble
 from gscfd.gaussians import ball
-from gscfd.stage import StageError
-from gscfd.state import StageState
-from gscfd.watchdog import due, find_trouble
 
 SEEN = torch.full((2, 4, 4, 1), 0.3)
 
@@ -177,7 +177,7 @@ def test_on_cuda_the_watchdog_looks_every_tenth_step_before_it_keeps_a_state_and
 
 @pytest.fixture
 def seldom(monkeypatch):
-    monkeypatch.setattr("gscfd.watchdog.due", lambda state: (state.step + 1) % 4 == 0)
+    monkeypatch.setattr("gscfd.distil.watchdog.due", lambda state: (state.step + 1) % 4 == 0)
 
 
 def test_trouble_that_is_noticed_late_is_taken_back_to_before_it(seldom):

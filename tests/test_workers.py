@@ -12,12 +12,17 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from gscfd import train, workers
+from gscfd import train
 from gscfd.config import Config
+from gscfd.distil import preflight
 from gscfd.errors import UserError
-from gscfd.runs import RunFolder, Stopped, next_config
-from gscfd.sweep import JOURNAL, last_row
-from gscfd.workers import Worker
+from gscfd.runs import options as runs_options
+from gscfd.runs.folder import RunFolder, Stopped
+from gscfd.runs.names import next_config
+from gscfd.sweeps import workers
+from gscfd.sweeps.journal import JOURNAL
+from gscfd.sweeps.make import last_row
+from gscfd.sweeps.workers import Worker
 
 RUN = ["--coarse.steps", "30", "--refine.steps", "0", "--init.count", "200", "--device", "cpu"]
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0"]
@@ -86,7 +91,7 @@ def story(tmp_path_factory):
     pytest.importorskip("ray")
     out = tmp_path_factory.mktemp("sweep")
     (out / "prompts.txt").write_text("a yellow duck\na mug\n")
-    with RunFolder(train.parse(["--prompt", "a mug", "--guidance", "sds", "--out", str(out / BAD), *RUN])):
+    with RunFolder(runs_options.parse(["--prompt", "a mug", "--guidance", "sds", "--out", str(out / BAD), *RUN])):
         (out / BAD / "checkpoints").write_text("a file where a folder has to be")
 
     with start(out) as first, ended(first):
@@ -157,19 +162,22 @@ def worker(tmp_path, monkeypatch):
 def test_a_worker_loads_each_teacher_once(worker, tmp_path, monkeypatch):
     loaded, made = [], []
 
-    def load(name, original=train.load_teacher, **where):
+    def load(name, original=preflight.load_teacher, **where):
         loaded.append(name)
         return original(name, **where)
 
-    monkeypatch.setattr(train, "load_teacher", load)
+    monkeypatch.setattr(preflight, "load_teacher", load)
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
     for prompt in ("a mug", "a red car"):
         assert (
-            worker.make(train.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *BOTH])).state == "finished"
+            worker.make(runs_options.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *BOTH])).state
+            == "finished"
         )
     assert loaded == ["toybox/multiview", "toybox/singleview"]
     assert made[0][1] == made[1][1] and made[1][1]["coarse"].prompt.text == "a red car"
-    kept = train.load_teachers(train.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"]))
+    kept = preflight.load_teachers(
+        runs_options.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"])
+    )
     assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"
 
 
@@ -192,7 +200,7 @@ def test_a_worker_says_how_a_run_ended(worker, tmp_path, monkeypatch):
 
 
 def test_a_worker_waits_for_a_run_that_another_process_still_holds(worker, tmp_path, monkeypatch):
-    config = train.parse(["--prompt", "a mug", "--out", str(tmp_path / "run"), *RUN])
+    config = runs_options.parse(["--prompt", "a mug", "--out", str(tmp_path / "run"), *RUN])
     monkeypatch.setattr(workers, "load_teachers", lambda config, kept: {})
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: RunFolder(config).__exit__(None, None, None))
     holder = RunFolder(config)

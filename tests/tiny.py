@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from gscfd.config import CdsConfig, DensifyConfig, LearningRates, StageConfig, WatchdogConfig
-from gscfd.gaussians import ball
-from gscfd.methods import method
-from gscfd.rasterize import rasterize
-from gscfd.stage import run_stage
+from gscfd.distil.methods import method
+from gscfd.distil.stage import run_stage
+from gscfd.gaussians import ball, rasterize
 
 
 class TinyTeacher:

@@ -16,9 +16,9 @@ import torch
 from tiny import TinyTeacher, stage_config, tiny_stage
 
 from gscfd.config import Config, ViewerConfig
-from gscfd.edits import LiveSettings
-from gscfd.train import steer
+from gscfd.distil.edits import LiveSettings
 from gscfd.viewer.live import LiveViewer
+from gscfd.viewer.steer import steer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 

@@ -11,8 +11,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from gscfd import noise
-from gscfd.noise import NoiseField
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cpu
 from gscfd.types import Cameras, Render
 
@@ -71,9 +71,9 @@ class View:
 
 
 def owner_views(field: NoiseField, cameras: Cameras, render: Render, *, radial: bool = False) -> list[View]:
-    grid = noise.radial_grid(field) if radial else noise.grid(field)
-    parts = (noise.radial_parts if radial else noise.surface_parts)(field, cameras, render, 0)
-    depth, opacity = noise.surface_images(field, cameras, render)
+    grid = kinds.radial_grid(field) if radial else kinds.grid(field)
+    parts = (kinds.radial_parts if radial else kinds.surface_parts)(field, cameras, render, 0)
+    depth, opacity = kinds.surface_images(field, cameras, render)
     views = []
     for v in range(len(cameras)):
         cells, pixels = cpu.owners(grid, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v])

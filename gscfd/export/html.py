@@ -13,7 +13,8 @@ import numpy as np
 from scipy.special import expit
 
 from gscfd.files import atomic_write
-from gscfd.gaussians import SH_C0, Gaussians
+from gscfd.gaussians import Gaussians
+from gscfd.harmonics import SH_C0
 
 LEVELS = 65535
 

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from gscfd.gaussians import Gaussians
-from gscfd.rasterize.reference import harmonic_basis
+from gscfd.harmonics import harmonic_basis
 
 Axes = Literal["z-up", "y-up", "y-down"]
 """gscfd's own (front +x), glTF's (front +z), and that of 3DGS captures (front +z; half a turn about z from y-up)."""

@@ -18,15 +18,7 @@ import torch
 from torch import Tensor
 
 from gscfd import native
-from gscfd.noise_kernels.cpu import (
-    SURFACE_ARGUMENTS,
-    WHITE_ARGUMENTS,
-    Grid,
-    Nodes,
-    Surface,
-    geometry_of,
-    node_arrays,
-)
+from gscfd.noise_kernels.cells import SURFACE_ARGUMENTS, WHITE_ARGUMENTS, Grid, Nodes, Surface, geometry_of, node_arrays
 
 MAX_NORMAL_RADIUS = 15
 

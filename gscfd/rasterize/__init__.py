@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from gscfd.rasterize import cpu
-from gscfd.types import Cameras, Render
-
-if TYPE_CHECKING:
-    from gscfd.gaussians import Gaussians
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 
@@ -92,19 +88,6 @@ def rasterization(
         behind = (1.0 - alphas) * backgrounds[:, None, None, :]
         colours = torch.cat([colours[..., :channels] + behind, colours[..., channels:]], dim=-1)
     return colours, alphas, info
-
-
-def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
-    """Render a splat: colour over black, depth divided by opacity, opacity, and median depth where the device gives it.
-
-    gaussians and cameras on the same device. absgrad: as in `rasterization`.
-    """
-    colours, alphas, info = rasterization(
-        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
-        torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
-        sh_degree=gaussians.sh_degree, absgrad=absgrad,
-    )  # fmt: skip
-    return Render(colours[..., :3], colours[..., 3:], alphas, info.get("median_depth"), info)
 
 
 def _check_geometry(

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gscfd.config import StageConfig
 from gscfd.types import Cameras
 
 
@@ -59,3 +60,13 @@ class Teacher(Protocol):
         cfg: in place of the prompt's. 0, 1: what the negative prompt, or the text, predicts alone, as it is.
         """
         ...
+
+
+def stage_prompt(text: str, stage: StageConfig) -> Prompt:
+    return Prompt(
+        text=text,
+        negative=stage.negative_prompt,
+        cfg=stage.cfg,
+        cfg_rescale=stage.cfg_rescale,
+        perp_neg=stage.perp_neg,
+    )

@@ -23,6 +23,7 @@ from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import diffusion, flow
 from gscfd.teachers.spaces import Latents, Pixels
 from gscfd.teachers.weights import first_line, read_json, read_network
+from gscfd.toybox.words import vocabulary
 
 SUPPORTED = (
     "Stable Diffusion 1.x and 2.x, MVDream (a diffusers folder, or the single file), SDXL, Stable Diffusion 3 and 3.5, "
@@ -97,6 +98,16 @@ def weight_bytes(source: Path) -> dict[str, int]:
         part: sum((source / file).stat().st_size for file in weights if file.startswith(part + "/"))
         for part in PARTS_OF[loader(source)]
     }
+
+
+def known_words(path_or_repo: str) -> frozenset[str] | None:
+    """Returns the words that a teacher was trained on; None for free text, and for a teacher that is not on this
+    machine."""
+    try:
+        load = loader(find_teacher(path_or_repo, local_files_only=True))
+    except UserError:
+        return None
+    return frozenset(vocabulary()) if load is load_toybox else None
 
 
 def check_teacher(path_or_repo: str) -> None:

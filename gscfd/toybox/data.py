@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gscfd.backgrounds import random_background
 from gscfd.cameras import azimuth_elevation, mvdream_matrices, orbit, sample_group
+from gscfd.pictures import random_background
 from gscfd.prompts import view_words
 from gscfd.rasterize import rasterization
 from gscfd.toybox.objects import ToyObject, sample_object

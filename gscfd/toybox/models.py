@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPVisionConfig
 
-from gscfd.toybox.objects import vocabulary
+from gscfd.toybox.words import vocabulary
 
 TEXT_WIDTH = 128
 TEXT_LENGTH = 24

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gscfd.errors import UserError
 from gscfd.prompts import VIEW_WORDS
 from gscfd.toybox.kinds import CATALOGUE, COLORS, SUPPORTS
 
@@ -97,3 +98,14 @@ def _read_noun(words: list[str]) -> tuple[str | None, str | None, list[str]]:
 
 def _split(text: str) -> list[str]:
     return re.findall(r"[^\W_]+|,", text.lower())
+
+
+def check_words(name: str, text: str) -> None:
+    """Raise UserError for words of the argument `name` that a toybox teacher never saw."""
+    unknown = unknown_words(text)
+    if unknown:
+        words = ", ".join(f"{word!r} (nearest: {near!r})" for word, near in unknown)
+        raise UserError(
+            f"{name}: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
+            "know. Free text needs teachers of your own: --coarse.teacher DIR --refine.teacher DIR"
+        )

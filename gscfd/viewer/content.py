@@ -13,8 +13,10 @@ from viser import transforms
 
 from gscfd.cameras import camera_to_world
 from gscfd.export.transform import with_degree
-from gscfd.gaussians import SH_C0, Gaussians
+from gscfd.gaussians import Gaussians
 from gscfd.geometry import normals
+from gscfd.harmonics import SH_C0
+from gscfd.pictures import as_bytes
 from gscfd.types import Cameras, Render
 from gscfd.viewer.snapshot import Point, Snapshot
 
@@ -136,11 +138,6 @@ def shades(render: Render) -> Tensor:
 def noise_colours(noise: Tensor) -> Tensor:
     """[V, h, w, 3] in [0, 1]: the first three channels of noise [V, C, h, w], 2.5 standard deviations either way."""
     return (0.5 + noise[:, :3] / 5).clamp(0, 1).permute(0, 2, 3, 1)
-
-
-def as_bytes(image: Tensor) -> np.ndarray:
-    """Any shape in [0, 1] to uint8."""
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def row(images: Tensor, size: int) -> np.ndarray:

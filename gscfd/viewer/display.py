@@ -10,8 +10,8 @@ import numpy as np
 import viser
 from viser import transforms
 
-from gscfd.export.ply import ply_bytes
 from gscfd.gaussians import Gaussians
+from gscfd.ply import ply_bytes
 from gscfd.viewer import content
 
 SECONDS_PER_TURN = 20.0
@@ -73,7 +73,7 @@ class Display:
             if gaussians is None:
                 event.client.add_notification("Nothing to download", "There is no splat yet.", auto_close_seconds=5)
                 return
-            event.client.send_file_download(f"{name}.ply", ply_bytes(gaussians), save_immediately=True)
+            event.client.send_file_download(f"{name}.ply", ply_bytes(gaussians.tensors()), save_immediately=True)
 
         return button
 

@@ -10,10 +10,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from gscfd.config import Config
-from gscfd.edits import LiveSettings
+from gscfd.distil.edits import LiveSettings
+from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
-from gscfd.runs import folder_of
-from gscfd.stage import StepReport
+from gscfd.runs.names import folder_of
 from gscfd.viewer import server
 from gscfd.viewer.content import Paint
 from gscfd.viewer.controls import Controls

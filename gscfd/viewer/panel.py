@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import viser
 from viser import uplot
 
 from gscfd.config import Config, Edit, StageName
-from gscfd.edits import time_range
+from gscfd.distil.edits import time_range
 from gscfd.errors import UserError
 from gscfd.viewer import content
 from gscfd.viewer.controls import Controls
@@ -90,17 +90,17 @@ class Panel:
             (np.zeros(1), np.zeros(1)), series, scales=scales, title=name, height=140, legend=uplot.Legend(show=False)
         )
 
-    def fill(self, config: Config, stage: str) -> None:
+    def fill(self, config: Config, stage: StageName) -> None:
         """Put the settings of the next step into the fields, unless they are there already."""
         now = self.values(config, stage)
         if self.settings is None or now != self.values(self.settings, self.stage) or stage != self.stage:
             self.prompt.value, self.cfg.value, self.times.value = now["prompt"], now["cfg"], now["t_range"]
-        self.settings, self.stage = config, cast(StageName, stage)
+        self.settings, self.stage = config, stage
 
-    def values(self, config: Config, stage: str) -> dict[str, Any]:
+    def values(self, config: Config, stage: StageName) -> dict[str, Any]:
         return {
             "prompt": config.prompt,
-            "cfg": float(getattr(config, stage).cfg),
+            "cfg": config.stage(stage).cfg,
             "t_range": tuple(map(float, time_range(config, stage))),
         }
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import viser
 
-from gscfd.checkpoint import Checkpoint, Checkpoints, DamagedError
 from gscfd.config import ServerConfig
+from gscfd.distil.state import Checkpoint, part
 from gscfd.errors import UserError
-from gscfd.export.ply import read_ply
 from gscfd.gaussians import Gaussians
-from gscfd.state import part
+from gscfd.runs.checkpoint import Checkpoints, DamagedError
 from gscfd.viewer import content, server
 from gscfd.viewer.display import CAMERA, OBJECT, Display
 from gscfd.viewer.pace import Pace
@@ -41,7 +40,7 @@ class Saved:
 def saved(path: Path) -> list[Saved]:
     """The splats of a .ply, or of a run's folder: its checkpoints, oldest first, then its splat.ply."""
     if path.is_file():
-        return [Saved((path.name, path.stat().st_mtime_ns), lambda: (path.name, read_ply(path)))]
+        return [Saved((path.name, path.stat().st_mtime_ns), lambda: (path.name, Gaussians.load_ply(path)))]
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     found = [Saved(("checkpoint", n), partial(read_checkpoint, checkpoints, n)) for n in checkpoints.numbers()]
     return found + (saved(path / "splat.ply") if (path / "splat.ply").is_file() else [])

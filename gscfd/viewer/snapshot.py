@@ -9,10 +9,10 @@ from typing import NamedTuple, SupportsFloat
 
 from torch import Tensor
 
-from gscfd.config import Config
-from gscfd.edits import LiveSettings
+from gscfd.config import Config, StageName
+from gscfd.distil.edits import LiveSettings
+from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
-from gscfd.stage import StepReport
 from gscfd.types import Cameras
 
 RATE_STEPS = 20
@@ -56,7 +56,7 @@ class History:
 class Snapshot:
     """One step; the names are StepReport's."""
 
-    stage: str
+    stage: StageName
     step: int
     steps: int
     t: float

@@ -1,0 +1,182 @@
+"""Prompt in, splat out, in memory: the coarse stage, then the refine stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gscfd.config import Config, StageConfig, StageName, load_preset
+from gscfd.devices import run_device
+from gscfd.distil.edits import LiveSettings, place
+from gscfd.distil.lora import Lora
+from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
+from gscfd.distil.protocols import Noise
+from gscfd.distil.stage import StepReport, run_stage
+from gscfd.distil.start import read_start
+from gscfd.distil.state import Checkpoint
+from gscfd.gaussians import Gaussians, ball, rasterize
+from gscfd.noise.field import NoiseField
+from gscfd.noise.kinds import NOISES
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.types import Cameras, Render
+
+
+def stage_noise(config: Config, stage: StageName, shape: tuple[int, int, int], seed: int) -> Noise:
+    """The noise of one stage, bound to its state, drawn where the render is or, as config.noise.device says, on the
+    CPU: then what it needs of the render is copied there, and the noise back."""
+    channels, height, width = shape
+    field = NoiseField(
+        seed,
+        channels,
+        height,
+        width,
+        gamma=config.noise_gamma(stage),
+        beta=config.noise.beta,
+        theta=config.noise.theta,
+        span=config.stage(stage).steps,
+    )
+    kind = NOISES[config.noise_kind]
+
+    def draw(cameras: Cameras, render: Render, step: int) -> Tensor:
+        if config.noise.device == "render":
+            return kind(field, cameras, render, step)
+        return kind(field, cameras.to("cpu"), render.to("cpu"), step).to(render.rgb.device)
+
+    return draw
+
+
+NOISE_SAMPLES = 4
+"""Pixels of a render, both ways, under one pixel of the noise that is painted for people."""
+
+
+def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
+    """[V, 3, H / 4, W / 4] the run's kind of noise for any views, to look at.
+
+    cameras, render: of sizes that NOISE_SAMPLES divides.
+    """
+    height, width = cameras.height // NOISE_SAMPLES, cameras.width // NOISE_SAMPLES
+    field = NoiseField(
+        config.seed, 3, height, width, gamma=0.0, beta=config.noise.beta, theta=config.noise.theta, span=1
+    )
+    return NOISES[config.noise_kind](field, cameras.to("cpu"), render.to("cpu"), 0)
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit the GPU's memory: the message says what helps."""
+
+
+def memory_advice(config: Config, name: StageName) -> str:
+    """The three settings of the stage that save the most memory, of those that can still be changed."""
+    stage = config.stage(name)
+    settings = [
+        f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
+        "--vae-checkpointing" if stage.views > 1 and not config.vae_checkpointing else "",
+        f"--{name}.no-perp-neg" if stage.perp_neg else "",
+        "--dtype bfloat16" if config.dtype == "float32" else "",
+        f"--{name}.densify.max-count {stage.densify.max_count // 2}",
+        f"a smaller --{name}.teacher",
+        "a smaller --init" if config.init.ply else f"--init.count {config.init.count // 2}",
+    ]
+    return ", ".join([setting for setting in settings if setting][:3])
+
+
+def distil(
+    config: Config,
+    teachers: dict[StageName, GuidedTeacher],
+    on_step: Callable[[StepReport], None],
+    resume: Checkpoint | None = None,
+    live: LiveSettings | None = None,
+    start: Gaussians | None = None,
+) -> Gaussians:
+    """Prompt in, splat out: the coarse stage, then the refine stage.
+
+    teachers: of `load_teachers`. resume: where to continue. live: of this config and these teachers, for an `on_step`
+    that makes edits. start: of `read_start`, in place of the ball; it is changed.
+    """
+    live = live or LiveSettings(config, teachers)
+
+    def after_step(report: StepReport) -> None:
+        on_step(report)
+        live.move_to(place(report.stage, report.state.rollbacks, report.state.step))
+
+    device = run_device(config)
+    # One seed, one independent stream for each part.
+    seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    if start is None:
+        start = ball(
+            config.init.count,
+            radius=config.init.radius,
+            opacity=config.init.opacity,
+            sh_degree=config.init.sh_degree,
+            generator=torch.Generator().manual_seed(seeds[0]),
+        )
+    gaussians = start
+    gaussians.params.to(device)
+    stages: dict[StageName, tuple[StageConfig, int, int]] = {
+        "coarse": (config.coarse, seeds[1], seeds[3]),
+        "refine": (config.refine, seeds[2], seeds[4]),
+    }
+    if resume is not None and resume.stage == "refine":
+        del stages["coarse"]
+    for name, (stage, seed, lora_seed) in stages.items():
+        if name not in teachers:
+            continue
+        teacher = teachers[name]
+        continued = resume.state if resume is not None and resume.stage == name else None
+        learner = Lora(teacher, stage.vsd, seed=lora_seed) if config.guidance == "vsd" else None
+        numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
+        live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
+        try:
+            run_stage(
+                gaussians,
+                stage,
+                name=name,
+                teacher=teacher,
+                rasterize=rasterize,
+                noise=stage_noise(config, name, teacher.latent_shape, seed),
+                method=live.method(name, learner),
+                seed=seed,
+                watchdog=config.watchdog,
+                keep_every=config.checkpoint.every,
+                on_step=after_step,
+                learner=learner,
+                resume=continued,
+            )
+        except torch.OutOfMemoryError as error:
+            advice = memory_advice(config, name)
+            raise OutOfMemory(f"{name}: out of GPU memory; what helps most: {advice}") from error
+    return gaussians
+
+
+def generate(
+    prompt: str,
+    *,
+    seed: int = 0,
+    preset: str = "toybox",
+    config: Config | None = None,
+    init: str | Path | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> Gaussians:
+    """Make a splat from a prompt, in Python; nothing is written to disk.
+
+    prompt: in the words of the teachers; the toybox's are listed by `python -m gscfd.train --list-words`.
+    seed: in [0, 2^63); the same seed on the same device gives the same splat, bit for bit on the CPU.
+    preset: a name of `gscfd.config.presets()`, or the path of a .yaml file.
+    config: every setting, instead of `preset`; its prompt and seed are replaced by these.
+    init: path of a 3DGS .ply to start from, in place of the ball, as --init.
+    on_step: called after every optimisation step; reads the report and changes nothing.
+
+    Returns the Gaussians on the run's device: world z up, front at +x, in about the unit ball (docs/methods.md has the
+    equations). Raises UserError for bad input, StageError when the watchdog gives up, and OutOfMemory for a step that
+    does not fit the GPU.
+    """
+    config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
+    if init is not None:
+        config = replace(config, init=replace(config.init, ply=Path(init)))
+    warn_of_left_gpu(config)
+    teachers = load_teachers(config)
+    return distil(config, teachers, on_step or (lambda report: None), start=read_start(config.init))

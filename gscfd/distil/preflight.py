@@ -1,0 +1,124 @@
+"""Checks before a run, and the teachers it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from gscfd.config import Config, StageName
+from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
+from gscfd.distil.lora import unet_of
+from gscfd.errors import UserError, warn
+from gscfd.teachers import load_teacher
+from gscfd.teachers.base import stage_prompt
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import check_teacher, known_words
+from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
+from gscfd.toybox.words import check_words
+
+
+def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
+    """Raise UserError for what can be known to fail before anything is made: device, noise, prompt, teachers that are
+    not kept."""
+    check_settings(config)
+    for name, stage in config.stages().items():
+        if teacher_key(config, name) not in (kept or {}):
+            check_teacher(stage.teacher)
+
+
+def check_settings(config: Config) -> None:
+    """Raise UserError for settings that cannot be, whatever the teachers are."""
+    check_kernels(config)
+    check_densify(config)
+    check_compile(config)
+    check_prompt(config)
+    for name, stage in config.stages().items():
+        if stage.negative_prompt is not None and known_words(stage.teacher):
+            check_words(f"{name}.negative-prompt", stage.negative_prompt)
+
+
+def check_kernels(config: Config) -> None:
+    """Raise UserError where the run lacks compiled code for the device that it needs."""
+    on_cuda = run_device(config).type == "cuda"
+    if on_cuda and config.noise_kind == "radial" and config.noise.device == "render":
+        raise UserError("noise.kind: radial has no CUDA kernel; use --noise.kind surface, or --noise.device cpu")
+    small = all(known_words(stage.teacher) for stage in config.stages().values())
+    missing = missing_kernels(config) if on_cuda else left_alone(config)
+    if missing and (on_cuda or not small):
+        raise UserError(f"{missing}\nOr leave the GPU alone, and wait: --device cpu")
+
+
+def warn_of_left_gpu(config: Config) -> None:
+    """Say so when the run takes the CPU although there is a GPU."""
+    if missing := left_alone(config):
+        warn(f"device: the CPU is used, although there is a GPU, for want of compiled code.\n{missing}")
+
+
+def check_densify(config: Config) -> None:
+    """Raise UserError where the device of the run cannot densify as a stage asks."""
+    for name, stage in config.stages().items():
+        if stage.densify.strategy == "mcmc" and run_device(config).type != "cuda":
+            raise UserError(
+                f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
+                f"use a machine with CUDA, or --{name}.densify.strategy default"
+            )
+
+
+def check_compile(config: Config) -> None:
+    """Raise UserError where the networks cannot be compiled on the device of the run."""
+    if not config.compile:
+        return
+    if run_device(config).type != "cuda":
+        raise UserError("compile: expected a CUDA device, got the CPU, where compiling gains nothing; use --no-compile")
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "compile: expected the package triton, which torch compiles with on CUDA, got none; use "
+            "--no-compile, or install a build of torch that brings it"
+        )
+
+
+def check_prompt(config: Config) -> None:
+    """Raise UserError for an empty prompt, or words that a toybox teacher never saw."""
+    if not config.prompt.strip():
+        raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
+    if any(known_words(stage.teacher) for stage in config.stages().values()):
+        check_words("prompt", config.prompt)
+
+
+KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], GuidedTeacher]
+"""Teachers by `teacher_key`. A stage's teacher is its own, because it is told the stage's prompt."""
+
+
+def teacher_key(config: Config, name: StageName) -> tuple[str, str, torch.device, torch.dtype]:
+    """What tells the teacher of the stage `name` from others."""
+    device = run_device(config)
+    return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
+
+
+def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[StageName, GuidedTeacher]:
+    """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step.
+
+    kept: those of earlier calls, which are used again; those that are loaded now are added."""
+    kept = {} if kept is None else kept
+    preflight(config, kept)
+    teachers: dict[StageName, GuidedTeacher] = {}
+    for name, stage in config.stages().items():
+        _, source, device, dtype = key = teacher_key(config, name)
+        try:
+            if key not in kept:
+                kept[key] = load_teacher(source, device=device, dtype=dtype)
+                if config.vae_checkpointing:
+                    checkpoint_encoder(kept[key])
+                if config.compile:
+                    compile_networks(kept[key], mode="reduce-overhead")
+            if config.guidance == "vsd":
+                unet_of(kept[key], f"{name}.teacher")
+            teachers[name] = kept[key]
+            teachers[name].set_prompt(stage_prompt(config.prompt, stage))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{name}.teacher: expected one that fits the GPU's memory, got {stage.teacher}; try --dtype bfloat16, "
+                "a smaller teacher, or end other programs on the GPU (--dry-run shows what is needed)"
+            ) from error
+    return teachers

@@ -1,0 +1,161 @@
+"""The clean flow on a picture: distillation in two dimensions, which is sampling (CFD section 3 and appendix G).
+
+The picture z starts at 0 and has no noise in it; x_t = alpha z + sigma eps is what the teacher sees. Throughout, times
+are the teacher's integers, falling, without 0: the last step goes from the last one to the clean picture. `fresh(step)`
+draws noise, [V, C, h, w] like `noise`, which is what the flow starts with: x_T = sigma_T noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gscfd.distil.guidance import cfd, ddim_step, vsd
+from gscfd.distil.protocols import Learner
+from gscfd.distil.schedule import anneal, time_index
+from gscfd.teachers import Teacher
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.schedules import Flow
+from gscfd.types import Cameras
+
+T_MAX, T_MIN = 0.98, 0.02
+
+
+def falling_times(steps: int, timesteps: int) -> list[int]:
+    """From 0.98 T towards 0.02 T at equal distances: the annealing of CFD's public 2D configuration."""
+    return [time_index(anneal(i / steps, ((0.0, 0.0), (1.0, 1.0)), T_MIN, T_MAX), timesteps) for i in range(steps)]
+
+
+def noise_level(teacher: Teacher, t: int) -> float:
+    """sigma / alpha: the time of the clean flow, and EDM's sigma."""
+    alpha, sigma = teacher.alpha_sigma(t)
+    return sigma / alpha
+
+
+def noise_levels(teacher: Teacher, times: Sequence[int]) -> list[float]:
+    """Those of the times, and 0 at the end."""
+    return [*(noise_level(teacher, t) for t in times), 0.0]
+
+
+def refreshed(noise: Tensor, fresh: Tensor, gamma: float) -> Tensor:
+    """sqrt(1 - gamma) noise + sqrt(gamma) fresh, of the same variance (CFD Eq. 10)."""
+    return math.sqrt(1 - gamma) * noise + math.sqrt(gamma) * fresh
+
+
+def clean_flow(
+    teacher: Teacher,
+    noise: Tensor,
+    fresh: Callable[[int], Tensor],
+    times: Sequence[int],
+    cameras: Cameras,
+    *,
+    gamma: float,
+) -> Tensor:
+    """[V, C, h, w] the picture at the end of the clean flow: descent along `cfd` with Euler steps in sigma / alpha.
+
+    gamma, share of fresh noise per step: 0 is the ODE, which is DDIM (CFD Eq. 8); in between the SDE (CFD Eq. 10-11); 1
+    is SDS with falling times.
+    """
+    z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
+    for step, t in enumerate(times):
+        if gamma > 0 and step > 0:
+            noise = refreshed(noise, fresh(step), gamma)
+        z = z + (levels[step + 1] - levels[step]) / levels[step] * cfd(teacher, z, noise, t, cameras)
+    return z
+
+
+def variational(
+    teacher: Teacher,
+    learner: Learner,
+    noise: Tensor,
+    fresh: Callable[[int], Tensor],
+    times: Sequence[int],
+    cameras: Cameras,
+    generator: torch.Generator,
+) -> Tensor:
+    """[V, C, h, w] the picture of descent along `vsd`: the steps of `clean_flow` with fresh noise in each, after which
+    the learner learns from the picture. generator: of what it draws."""
+    z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
+    for step, t in enumerate(times):
+        eps = fresh(step) if step > 0 else noise
+        z = z + (levels[step + 1] - levels[step]) / levels[step] * vsd(teacher, z, eps, t, cameras, learner=learner)
+        learner.learn(z, cameras, generator)
+    return z
+
+
+def ddim(teacher: Teacher, x: Tensor, times: Sequence[int], cameras: Cameras) -> Tensor:
+    """[V, C, h, w] the picture of DDIM with eta = 0, in the noisy variable (Song et al. 2021, Eq. 12); for a flow, of
+    Euler steps along v = eps - x0.
+
+    x: [V, C, h, w] at times[0].
+    """
+    for t, later in zip(times, times[1:], strict=False):
+        x = ddim_step(teacher, x, teacher.predict_eps(x, t, cameras), t, later)
+    alpha, sigma = teacher.alpha_sigma(times[-1])
+    return (x - sigma * teacher.predict_eps(x, times[-1], cameras)) / alpha
+
+
+def edm(
+    teacher: Teacher,
+    noise: Tensor,
+    fresh: Callable[[int], Tensor],
+    times: Sequence[int],
+    cameras: Cameras,
+    *,
+    churn: float,
+) -> Tensor:
+    """[V, C, h, w] the picture of EDM's stochastic sampler, in the clean variable (CFD Alg. 3, EDM Alg. 2).
+
+    Each step first goes back to a higher noise level, by the factor 1 + min(churn / steps, sqrt(2) - 1) rounded to one
+    of the teacher's times, and then makes a Heun step to the next one. churn = 0: no fresh noise.
+    """
+    z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
+    factor = 1 + min(churn / len(times), math.sqrt(2) - 1)
+    for step, (t, target) in enumerate(zip(times, levels[1:], strict=True)):
+        back = nearest_time(teacher, factor * levels[step]) if churn > 0 else t
+        level = noise_level(teacher, back)
+        if level > levels[step]:
+            noise = refreshed(noise, fresh(step), 1 - (levels[step] / level) ** 2)
+        slope = cfd(teacher, z, noise, back, cameras) / level
+        moved = z + (target - level) * slope
+        if target > 0:
+            end_slope = cfd(teacher, moved, noise, times[step + 1], cameras) / target
+            moved = z + (target - level) * (slope + end_slope) / 2
+        z = moved
+    return z
+
+
+def nearest_time(teacher: Teacher, level: float) -> int:
+    """The time whose noise level is nearest to this one."""
+    return min(range(teacher.timesteps), key=lambda t: abs(noise_level(teacher, t) - level))
+
+
+MOST_CFG = 7.5
+"""Distillation's guidance of 50 and more would saturate a sampler."""
+FLOW_SHIFT = 3.0
+"""How far a flow sampler's times lean towards noise (Esser et al. 2024, section 5.3.2)."""
+
+
+def sample(teacher: GuidedTeacher, cameras: Cameras, *, steps: int, generator: torch.Generator) -> Tensor:
+    """[V, 3, H, W] in [0, 1]: the teacher's sample of these views, by DDIM, which for a flow are its Euler steps."""
+    x = torch.randn(len(cameras), *teacher.latent_shape, generator=generator).to(cameras.viewmats.device)
+    times = shifted_times if isinstance(teacher.schedule, Flow) else trailing_times
+    return teacher.decode(ddim(teacher, x, times(steps, teacher.timesteps), cameras))
+
+
+def trailing_times(steps: int, timesteps: int) -> list[int]:
+    """Of a diffusion: at equal distances, from the last one down (Lin et al. 2023, section 3.3). At most `steps`."""
+    steps = min(steps, timesteps)
+    return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
+
+
+def shifted_times(steps: int, timesteps: int) -> list[int]:
+    """Of a flow: FLOW_SHIFT closer to noise than at equal distances, and below pure noise, where eps says nothing of
+    x0. At most `steps`."""
+    even = np.linspace(1, 1 / steps, steps)
+    shifted = FLOW_SHIFT * even / (1 + (FLOW_SHIFT - 1) * even)
+    return np.unique(np.clip(np.round(shifted * timesteps), 1, timesteps - 1).astype(int))[::-1].tolist()

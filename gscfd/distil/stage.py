@@ -1,0 +1,204 @@
+"""The one optimisation loop. It reads like the paper's Algorithm 1 and receives every part it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import SupportsFloat
+
+import torch
+from torch import Tensor
+
+from gscfd.cameras import sample_group
+from gscfd.config import StageConfig, StageName, WatchdogConfig
+from gscfd.distil.guidance import distillation_loss
+from gscfd.distil.protocols import Learner, Method, Noise, Rasterize
+from gscfd.distil.regularizers import regularisers
+from gscfd.distil.schedule import render_size, time_index
+from gscfd.distil.state import StageState, StateDict
+from gscfd.distil.watchdog import find_trouble
+from gscfd.gaussians import Gaussians
+from gscfd.geometry import normal_map
+from gscfd.late import Clock, Late, moved
+from gscfd.pictures import random_background
+from gscfd.teachers import Teacher
+from gscfd.types import Cameras, Render
+
+PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify", "watch")
+"""The parts of a step, in order."""
+TEACHER_PARTS = ("encode", "teacher", "encode_backward")
+"""Those that run the teacher's networks."""
+
+
+@dataclass
+class StepReport:
+    """What a step did; callbacks read it and change nothing."""
+
+    stage: StageName
+
+    step: int
+    """From 0."""
+    steps: int
+    """Of the stage."""
+    t: float
+    """Diffusion time as a fraction of T."""
+    loss: SupportsFloat
+    """Half the squared length of dL/dz, per view. Read by float(), which waits for a CUDA device that has not come so
+    far. So do `regulariser` and `seconds`."""
+    regulariser: SupportsFloat
+    """Weighted sum of the regularisers."""
+    count: int
+    """Gaussians after the step."""
+    seconds: Mapping[str, float]
+    """Time of each part, by the names in PARTS; on CUDA the device's."""
+    gaussians: Gaussians
+    """After the step; the run's own, not a copy."""
+    cameras: Cameras
+    """Of the views of the step."""
+    images: Tensor
+    """[V, H, W, 3] what the teacher was shown, detached."""
+    noise: Tensor
+    """[V, C, h, w] what it was given to denoise them with."""
+    target: Tensor
+    """[V, C, h, w] where the guidance leads: its denoised images z0_hat for cfd, sds and fsd (CFD Eq. 9)."""
+    state: StageState
+    """After the step, or after going back."""
+    trouble: str = ""
+    """Why the step was taken back; empty for a step that counts."""
+
+
+class StageError(RuntimeError):
+    """The run cannot go on: the message says why, and what to try."""
+
+
+def run_stage(
+    gaussians: Gaussians,
+    config: StageConfig,
+    *,
+    name: StageName,
+    teacher: Teacher,
+    rasterize: Rasterize,
+    noise: Noise,
+    method: Method,
+    seed: int,
+    watchdog: WatchdogConfig,
+    keep_every: int,
+    on_step: Callable[[StepReport], None],
+    learner: Learner | None = None,
+    resume: StateDict | None = None,
+) -> None:
+    """Distil the teacher into the Gaussians, in place.
+
+    keep_every: steps between two good states. learner: what the method trains, if it trains something. resume: where to
+    continue. Raises StageError when the watchdog has gone back too often; the Gaussians are then those of the last good
+    state. What `on_step` raises ends the stage.
+
+    On CUDA nothing here waits for the device but gsplat, for the number of tiles and of the Gaussians seen, and the
+    watchdog when it looks.
+    """
+    state = StageState(gaussians, config, seed=seed, keep_every=keep_every, learner=learner)
+    if resume is not None:
+        state.load_state_dict(resume)
+    optimizers, densifier, generator = state.optimizers, state.densifier, state.generator
+    while state.step < config.steps:
+        step, done = state.step, state.step / config.steps
+        state.set_step_sizes()
+        clock = Clock(gaussians.device)
+
+        # Render the views of one group over one background.
+        group = sample_group(
+            config.views,
+            elevation=config.elevation,
+            fov=config.fov,
+            radius=config.radius,
+            size=render_size(done, config.render_sizes, teacher.image_size),
+            generator=generator,
+        )
+        cameras = group.to(gaussians.device)
+        render = rasterize(gaussians, cameras)
+        images = pictures(render, cameras, config, generator)
+        clock.lap("render")
+
+        # Show them to the teacher.
+        shown = images.detach().requires_grad_()
+        z = teacher.encode(shown.permute(0, 3, 1, 2))
+        clock.lap("encode")
+
+        # Draw the noise on the surface that is there now.
+        eps = noise(cameras, detached(render), step)
+        clock.lap("noise")
+
+        # Ask which way to go, then let the method learn from what was shown.
+        t, guidance = method(done, generator)
+        grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), group)
+        if learner is not None:
+            learner.learn(z.detach(), group, generator)
+        clock.lap("teacher")
+
+        # Carry the answer back to the pixels, and from there to the Gaussians.
+        loss = distillation_loss(z, grad)
+        (pixel_grad,) = torch.autograd.grad(loss, shown)
+        clock.lap("encode_backward")
+        regulariser = regularisers(gaussians, render, config, image_size=teacher.image_size)
+        densifier.before_backward(gaussians, optimizers, step, render.info)
+        torch.autograd.backward([images, regulariser], [pixel_grad, torch.ones_like(regulariser)])
+        clock.lap("render_backward")
+
+        # Step, then grow and prune.
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        gaussians.clip_colors()
+        clock.lap("optimise")
+        densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
+        clock.lap("densify")
+
+        # Go on from a sound splat, back from any other.
+        trouble = find_trouble(state, render.opacity, loss, name=name, limits=watchdog)
+        if trouble:
+            state.roll_back()
+        else:
+            state.advance()
+        clock.lap("watch")
+        on_step(
+            StepReport(
+                stage=name,
+                step=step,
+                steps=config.steps,
+                t=t,
+                loss=Late(loss),
+                regulariser=Late(regulariser),
+                count=len(gaussians),
+                seconds=clock,
+                gaussians=gaussians,
+                cameras=cameras,
+                images=images.detach(),
+                noise=eps,
+                target=z.detach() - grad,
+                state=state,
+                trouble=f"{trouble.what} at step {step}" if trouble else "",
+            )
+        )
+        if trouble and state.rollbacks > watchdog.rollbacks:
+            raise StageError(
+                f"{name}: {trouble.what} at step {step}; {trouble.advice} "
+                f"(went back {watchdog.rollbacks} times, each time with half the step size)"
+            )
+
+
+def pictures(render: Render, cameras: Cameras, config: StageConfig, generator: torch.Generator) -> Tensor:
+    """[V, H, W, 3] what the teacher is shown: the views over one background or, in a share of the steps, their normal
+    maps."""
+    background = random_background(generator)
+    if config.normal_prob and torch.rand((), generator=generator).item() < config.normal_prob:
+        return normal_map(render, cameras)
+    return straight_through_clamp(render.over(moved(background, render.rgb.device)))
+
+
+def straight_through_clamp(images: Tensor) -> Tensor:
+    """Images as they would be shown, in [0, 1]; the gradient passes, so that colours outside find their way back."""
+    return images + (images.clamp(0, 1) - images).detach()
+
+
+def detached(render: Render) -> Render:
+    return Render(render.rgb.detach(), render.depth.detach(), render.opacity.detach(), render.median_depth)

@@ -1,0 +1,95 @@
+"""Is the splat still sound? Looked at after every step, so that a run that went wrong goes back in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gscfd.config import WatchdogConfig
+from gscfd.distil.state import StageState, part
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a step cannot be kept."""
+
+    what: str
+    advice: str
+    """What the user can try."""
+
+
+CUDA_EVERY = 10
+"""Steps between two looks on CUDA, where each waits for the device."""
+
+
+def due(state: StageState) -> bool:
+    """Whether to look after the step that is done: always on the CPU; on CUDA every few steps, before a state is kept
+    as good, and at the end."""
+    done, every = state.step + 1, 1 if state.gaussians.device.type == "cpu" else CUDA_EVERY
+    return done % every == 0 or done % state.keep_every == 0 or done == state.config.steps
+
+
+def find_trouble(
+    state: StageState, opacity: Tensor, loss: Tensor, *, name: str, limits: WatchdogConfig
+) -> Trouble | None:
+    """The first trouble of a step that is done, or None; the number of Gaussians is looked at always, the rest when it
+    is `due`.
+
+    state: after the step. opacity: [V, H, W, 1] of the views it rendered. name: of the stage, for the advice.
+    """
+    count = len(state.gaussians)
+    if count == 0:
+        return Trouble(
+            "no Gaussians are left", f"try a smaller --{name}.densify.prune-opacity, or a larger --init.opacity"
+        )
+    most = limits.max_growth * max(state.config.densify.max_count, len(state.good["params/means"]))
+    if count > most:
+        return Trouble(
+            f"{count} Gaussians are more than {most:.0f}",
+            f"try a larger --{name}.densify.grad-threshold, or a larger --{name}.densify.max-count if they are meant",
+        )
+    if not due(state):
+        return None
+    finite = all_finite(state.tensors() | {"loss": loss.detach()})
+    sizes, coverage = state.gaussians.scales.detach().exp().amax(-1), opacity.detach().mean((1, 2, 3))
+    # All the answers come from the device at once.
+    *good, size, covered = torch.stack([*finite.values(), sizes.mean(), coverage.max()]).tolist()
+    broken = sorted(name for name, is_good in zip(finite, good, strict=True) if not is_good)
+    if broken:
+        verb = "is" if len(broken) == 1 else "are"
+        smaller = f"--{name}.vsd.lr" if broken == ["lora"] else f"--{name}.cfg or smaller --{name}.lr.* values"
+        return Trouble(f"{', '.join(broken)} {verb} not finite", f"try a smaller {smaller}")
+    if size > limits.max_scale:
+        return Trouble(
+            f"the Gaussians' mean size is {size:.3g}, more than {limits.max_scale:g}",
+            f"try a smaller --{name}.lr.scales, or a larger --{name}.scale-reg",
+        )
+    if covered < limits.min_foreground:
+        return Trouble(
+            f"the views are empty (mean opacity below {limits.min_foreground:g})",
+            f"try a smaller --{name}.lr.opacities, or a larger --init.opacity",
+        )
+    if covered > limits.max_filled:
+        return Trouble(
+            f"a view is filled to its edges (mean opacity above {limits.max_filled:g})",
+            f"try a smaller --{name}.lr.scales, a larger --{name}.radius, or a smaller --init.radius",
+        )
+    return None
+
+
+def all_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By name, 1 without a NaN or an infinity, else 0.
+
+    A parameter, its gradient and its moments have one name: a gradient that is not finite makes Adam's moments so. The
+    densifier's statistics come from the positions' gradients. What a method trains has the names of its learner.
+    """
+    named = [("loss", tensors["loss"])]
+    for kind in ("params/", "adam/", "densify/", "learner/"):
+        named += [(key.split("/")[0], value) for key, value in part(tensors, kind).items() if not key.endswith("/step")]
+    finite: dict[str, Tensor] = {}
+    for name, value in named:
+        good = value.isfinite().all().float()
+        finite[name] = finite[name] * good if name in finite else good
+    return finite

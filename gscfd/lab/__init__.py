@@ -1,0 +1,1 @@
+"""Measuring: figures of runs, statistics over runs, the papers' claims."""

@@ -1,0 +1,153 @@
+"""From finished runs to figures: what one run scores, and what a set of them does, with its interval."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gscfd.cameras import RADIUS, turntable
+from gscfd.config import Config, flat, plain
+from gscfd.export.turntable import turntable_frames
+from gscfd.gaussians import Gaussians
+from gscfd.lab.judges import Judges
+from gscfd.lab.metrics import haze, hole_share, janus, r_precision, reprojection_error
+from gscfd.lab.references import BACKGROUND, Reference
+from gscfd.runs.names import FREE, read_run
+from gscfd.types import Render
+
+VIEWS = 120
+FID_EVERY = 2
+"""Every how many of the 120 views go into FID: 60."""
+SIDES = 12
+"""Views that two objects are compared from."""
+SHEET_VIEWS = 6
+DEPTH_VIEWS = 24
+"""Views for what needs depth, 15 degrees apart."""
+
+
+@dataclass(kw_only=True)
+class Examined:
+    """What is known of one run."""
+
+    run: str
+    prompt: str
+    seed: int
+    label: str = ""
+    """Which of the compared settings it has."""
+    values: dict[str, float]
+    """The figures of this run alone."""
+    pictures: Tensor | None = None
+    """[60, D] features for FID."""
+    sides: Tensor | None = None
+    """[12, D] features of unit length, from the front round the object."""
+    front: Tensor | None = None
+    """[classes] probabilities of the front view."""
+    frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))
+    """[6, H, W, 3] uint8, for the sheet."""
+
+
+def examine(
+    folder: Path, judges: Judges, prompts: list[str], *, size: int = 128, references: dict[str, Reference] | None = None
+) -> Examined:
+    """Look at a finished run from all sides, as the papers do (CFD App. B).
+
+    prompts: what its own is retrieved among. size: pixels of the views, both ways. references: by prompt. Raises
+    UserError when the run is not finished.
+    """
+    config, gaussians = read_run(folder)
+    views = turntable_frames(gaussians, VIEWS, size=size, background=BACKGROUND, radius=RADIUS)
+    images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
+    found = Examined(
+        run=str(folder),
+        prompt=config.prompt,
+        seed=config.seed,
+        values={"gaussians": len(gaussians), **recorded(folder), **shape_values(gaussians, size)},
+        frames=turntable_frames(gaussians, SHEET_VIEWS, size=size, background=BACKGROUND),
+    )
+    if judges.scorers:
+        judge_pictures(found, images, judges, prompts, (references or {}).get(config.prompt))
+    if judges.aesthetic:
+        found.values["aesthetic"] = judges.aesthetic.scores(images).mean().item()
+    if judges.pickscore:
+        fit = judges.pickscore.similarity(images, [config.prompt])
+        found.values["pickscore"] = (judges.pickscore.scale * fit).mean().item()
+    return found
+
+
+def judge_pictures(
+    found: Examined, images: Tensor, judges: Judges, prompts: list[str], reference: Reference | None
+) -> None:
+    """Fill in what CLIP, Inception and the reference say of the 120 views [120, 3, H, W]."""
+    features = [scorer.image_features(images) for scorer in judges.scorers]
+    fits = [seen @ scorer.text_features(prompts).T for seen, scorer in zip(features, judges.scorers, strict=True)]
+    truth = prompts.index(found.prompt)
+    found.values["clip"] = 100 * sum(fit[:, truth].max().item() for fit in fits) / len(fits)
+    found.values["similarity"] = fits[0][:, truth].mean().item()
+    if len(prompts) > 1:
+        found.values["r_precision"] = r_precision(fits[0], truth)
+    found.sides = features[0][:: VIEWS // SIDES]
+    found.pictures = judges.inception.look(images[::FID_EVERY])[0] if judges.inception else features[0][::FID_EVERY]
+    if judges.inception or judges.toybox:
+        found.front = judges.classes(images[:1])[0]
+    if reference is not None:
+        azimuths = torch.arange(VIEWS) * (360.0 / VIEWS)
+        found.values["janus"] = janus(features[0], azimuths, reference.features, reference.azimuths)
+
+
+def shape_values(gaussians: Gaussians, size: int) -> dict[str, float]:
+    """What the depth says."""
+    cameras = turntable(DEPTH_VIEWS, size=size)
+    chunks = [gaussians.render(cameras[i : i + 8]) for i in range(0, DEPTH_VIEWS, 8)]
+    rgb, depth, opacity = (torch.cat([getattr(c, name) for c in chunks]) for name in ("rgb", "depth", "opacity"))
+    render = Render(rgb, depth, opacity)
+    error = reprojection_error(render, cameras, background=BACKGROUND)
+    return {"view_error": error, "holes": hole_share(render), "haze": haze(opacity)}
+
+
+def recorded(folder: Path) -> dict[str, float]:
+    """What stats.jsonl says, as far as the run has recorded it."""
+    path = folder / "stats.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [row for row in rows if "trouble" not in row]
+    if not rows:
+        return {}
+    values: dict[str, float] = {"seconds": sum(sum(row["seconds"].values()) for row in rows)}
+    if "memory" in rows[0]:
+        values["memory"] = max(row["memory"] for row in rows) / 2**20
+    variances = [row["gradient_variance"] for row in rows if "gradient_variance" in row]
+    for name, key in (("variance_means", "means"), ("variance_sh0", "sh0")):
+        known = [variance[key] for variance in variances if key in variance]
+        if known:
+            values[name] = mean(known)
+    return values
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else math.nan
+
+
+def labels_of(configs: list[Config]) -> list[str]:
+    """A name for each run by what differs between them, besides prompt and seed; the guidance where nothing does."""
+    settings = [chosen_settings(config) for config in configs]
+    differing = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
+    told = [k for k in differing if k != "guidance"]
+    return [
+        ", ".join([config.guidance, *(f"{k}={s[k]}" for k in told if s.get(k) is not None)])
+        for config, s in zip(configs, settings, strict=True)
+    ]
+
+
+def chosen_settings(config: Config) -> dict[str, object]:
+    """All settings that make a difference, flat; the guidance's own kind of noise is None."""
+    ignored = FREE | {"prompt", "seed", "preset"}
+    settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
+    kind = None if config.noise_kind == Config(guidance=config.guidance).noise_kind else config.noise_kind
+    return settings | {"noise.kind": kind}

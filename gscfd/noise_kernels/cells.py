@@ -1,0 +1,107 @@
+"""Types that the noise kernels of every device share, and their C layout."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Nodes = Sequence[tuple[int, float]]
+"""A cell's value as a weighted sum of its draws: (index of the draw, weight)."""
+
+
+class _Geometry(ctypes.Structure):
+    _fields_ = [
+        ("render_width", ctypes.c_int32),
+        ("render_height", ctypes.c_int32),
+        ("latent_width", ctypes.c_int32),
+        ("latent_height", ctypes.c_int32),
+        ("pitch", ctypes.c_float),
+        ("layer_depth", ctypes.c_float),
+        ("opacity_threshold", ctypes.c_float),
+        ("near", ctypes.c_float),
+        ("normal_radius", ctypes.c_int32),
+        ("smoothing", ctypes.c_int32),
+    ]
+
+
+@dataclass(kw_only=True)
+class Grid:
+    """How the surface is cut into cells and the image into latent pixels."""
+
+    height: int
+    """Latent rows."""
+    width: int
+    """Latent columns."""
+    pitch: float
+    """Spacing of the columns of cells, world units."""
+    layer_depth: float
+    """Extent of a cell along its column, world units; surfaces farther apart share no cell."""
+    opacity_threshold: float = 0.5
+    """Samples at or below it show no surface."""
+    near: float = 0.01
+    """Samples at or before this depth are rejected, world units."""
+    normal_radius: int = 1
+    """Samples on each side of the centre that take part in its normal."""
+    smoothing: int = 0
+    """Rounds of smoothing of the depth."""
+    radial: int = 0
+    """0: cells stand in columns along the axes (`surface`). Else cells are squares of the radial map, this many along
+    each side of its two squares (`radial`)."""
+    cells_per_pixel: int = 24
+    """What the first table on CUDA holds, mean over the latents; an object that fills them takes about 20."""
+
+
+@dataclass
+class Surface:
+    """What the kernel returns for a batch of views."""
+
+    noise: Tensor
+    """[V, C, h, w] n^-1/2 times the sum of the cells that the pixel owns; 0 where it owns none."""
+    counts: Tensor
+    """[V, h, w] int32, n: the cells that the pixel owns."""
+    coverage: Tensor
+    """[V, h, w] share of the pixel's render samples that show the surface, in [0, 1]."""
+
+
+WHITE_ARGUMENTS = (
+    ctypes.c_uint64,
+    *[ctypes.c_uint32] * 2,
+    *[ctypes.c_void_p] * 4,
+    *[ctypes.c_int] * 3,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+)
+SURFACE_ARGUMENTS = (
+    *[ctypes.c_void_p] * 5,
+    *[ctypes.c_int] * 2,
+    ctypes.c_uint64,
+    ctypes.c_uint32,
+    *[ctypes.c_void_p] * 2,
+    ctypes.c_int,
+    *[ctypes.c_void_p] * 3,
+)
+
+
+def geometry_of(grid: Grid, depth: Tensor) -> _Geometry:
+    """The C struct of a grid and [V, H, W] images."""
+    return _Geometry(
+        depth.shape[2],
+        depth.shape[1],
+        grid.width,
+        grid.height,
+        grid.pitch,
+        grid.layer_depth,
+        grid.opacity_threshold,
+        grid.near,
+        grid.normal_radius,
+        grid.smoothing,
+    )
+
+
+def node_arrays(nodes: Nodes) -> tuple[ctypes.Array[ctypes.c_uint32], ctypes.Array[ctypes.c_float]]:
+    """Draws and weights as C arrays."""
+    indices, weights = zip(*nodes, strict=True)
+    return (ctypes.c_uint32 * len(nodes))(*indices), (ctypes.c_float * len(nodes))(*weights)

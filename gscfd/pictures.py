@@ -1,0 +1,40 @@
+"""Plain backgrounds behind the renders, so that no colour of the splat can hide in a fixed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gscfd.files import atomic_write
+
+
+def random_background(generator: torch.Generator) -> Tensor:
+    """[3] any grey with a slight tint, in [0, 1]: the backgrounds that the toybox teachers are trained on."""
+    grey = torch.rand(1, generator=generator)
+    tint = 0.16 * (torch.rand(3, generator=generator) - 0.5)
+    return (grey + tint).clamp(0, 1)
+
+
+def write_contact_sheet(frames: np.ndarray, path: str | Path, columns: int = 4) -> None:
+    """A .png with frames [F, H, W, 3 or 4] in rows of `columns`."""
+    rows = frames.reshape(-1, columns, *frames.shape[1:]).transpose(0, 2, 1, 3, 4)
+    sheet = rows.reshape(rows.shape[0] * rows.shape[1], -1, frames.shape[-1])
+    with atomic_write(path) as file:
+        Image.fromarray(sheet).save(file, format="PNG")
+
+
+def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
+    """An H.264 .mp4 of frames [F, H, W, 3] uint8, H and W even."""
+    encoded = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2)
+    with atomic_write(path) as file:
+        file.write(encoded)
+
+
+def as_bytes(image: Tensor) -> np.ndarray:
+    """Any shape in [0, 1] to uint8."""
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,0 +1,227 @@
+"""The 3DGS .ply: what viewers, engines and editors read."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement
+from torch import Tensor
+
+from gscfd.errors import UserError
+from gscfd.files import atomic_write
+from gscfd.harmonics import rgb_to_sh0
+
+HEADER_LIMIT = 1 << 16
+"""Bytes; the header of a 3DGS .ply has about 2000."""
+TYPES = {
+    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
+    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
+    **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
+}
+BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+MOST_COEFFICIENTS = {0, 9, 24, 45}
+"""Numbers of f_rest properties: spherical harmonics of degree 0 to 3, three colours."""
+LARGEST_POSITION = 1e6
+LARGEST_LOG_SCALE = 20.0
+SATURATED = 20.0
+"""Stands for the infinite logit of an opacity, its negative for the log of a size of 0; some programs write these."""
+MEND = "export it again from the program it comes from"
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write the file of `ply_bytes`, in one piece or not at all. Raises OSError."""
+    content = ply_bytes(tensors)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def ply_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Binary little-endian .ply with the properties and order of the 3DGS reference program (Kerbl et al. 2023):
+    x y z nx ny nz f_dc_* f_rest_* opacity (logit) scale_* (log) rot_* (wxyz). f_rest is ordered by channel first.
+
+    tensors: the parameters of `Gaussians`, by name.
+    """
+    values = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+    n = len(values["means"])
+    rest = values["shN"].transpose(0, 2, 1).reshape(n, -1)
+    columns: list[tuple[str, np.ndarray]] = []
+
+    def add(names: list[str], block: np.ndarray) -> None:
+        columns.extend(zip(names, block.reshape(n, len(names)).T, strict=True))
+
+    add(["x", "y", "z"], values["means"])
+    add(["nx", "ny", "nz"], np.zeros((n, 3), np.float32))
+    add([f"f_dc_{i}" for i in range(3)], values["sh0"])
+    add([f"f_rest_{i}" for i in range(rest.shape[1])], rest)
+    add(["opacity"], values["opacities"])
+    add([f"scale_{i}" for i in range(3)], values["scales"])
+    add([f"rot_{i}" for i in range(4)], values["quats"])
+    vertices = np.empty(n, dtype=[(name, "<f4") for name, _ in columns])
+    for name, column in columns:
+        vertices[name] = column
+    content = io.BytesIO()
+    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(content)
+    return content.getvalue()
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Returns the parameters of `Gaussians` by name, from a 3DGS .ply: ascii or binary, in any order, with or
+    without f_rest, with red, green and blue in place of f_dc. Other properties are ignored.
+
+    An opacity of exactly 0 or 1 and a size of exactly 0 become 20 steps of the logit or the logarithm. Raises UserError
+    when the file cannot be read, is not such a .ply, holds less than its header says, or values that cannot be drawn.
+    Allocates no more than a few times the size of the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _tensors(_vertices(file))
+    except OSError as error:
+        raise UserError(f"ply: expected a 3DGS .ply, but {path} cannot be read: {error.strerror}") from None
+    except _Malformed as error:
+        raise UserError(f"ply: expected a 3DGS .ply, but {path} {error}") from None
+
+
+class _Malformed(Exception):
+    """What is wrong, as the rest of a sentence that begins with the file's name."""
+
+
+@dataclass(frozen=True)
+class _Element:
+    name: str
+    count: int
+    properties: tuple[tuple[str, str], ...]
+    """Names and numpy types; a list's type is "list"."""
+
+
+def _vertices(file: IO[bytes]) -> np.ndarray:
+    """The rows of the element "vertex", as a structured array."""
+    order, elements = _header(file)
+    names = [element.name for element in elements]
+    if "chunk" in names:
+        raise _Malformed(f"is a compressed one; turn it into a plain .ply first, or {MEND} as .ply")
+    if "vertex" not in names:
+        raise _Malformed(f"has no element vertex; {MEND}")
+    position = names.index("vertex")
+    vertex = elements[position]
+    if any(kind == "list" for _, kind in vertex.properties):
+        raise _Malformed("has a list among the properties of its vertices: it is a mesh, not a splat")
+    if not vertex.properties or vertex.count == 0:
+        raise _Malformed(f"has no Gaussians; {MEND}")
+    read = _ascii_rows if order == "" else _binary_rows
+    return read(file, order, elements[:position], vertex)
+
+
+def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
+    """The byte order ("" for ascii) and the elements; leaves the file at the first byte after the header."""
+    lines: list[str] = []
+    while not lines or lines[-1] != "end_header":
+        line = file.readline(HEADER_LIMIT - file.tell())
+        if not line.endswith(b"\n") or (not lines and line.strip() != b"ply"):
+            raise _Malformed(f"cannot be read: it does not begin with the header of one; {MEND}")
+        lines.append(line.decode("latin-1").strip())
+    order, elements = None, list[_Element]()
+    for words in (line.split() for line in lines[1:-1]):
+        match words:
+            case ["format", kind, "1.0"] if kind in BYTE_ORDERS:
+                order = BYTE_ORDERS[kind]
+            case ["element", name, count] if count.isdecimal() and len(count) < 19:
+                elements.append(_Element(name, int(count), ()))
+            case ["property", "list", _, _, name] if elements:
+                elements[-1] = _with_property(elements[-1], name, "list")
+            case ["property", kind, name] if elements and kind in TYPES:
+                elements[-1] = _with_property(elements[-1], name, TYPES[kind])
+            case ["comment" | "obj_info", *_] | []:
+                pass
+            case _:
+                raise _Malformed(f"has the header line {' '.join(words)[:60]!r}, which is not one of a .ply; {MEND}")
+    if order is None:
+        raise _Malformed(f"does not say its format; {MEND}")
+    return order, elements
+
+
+def _with_property(element: _Element, name: str, kind: str) -> _Element:
+    if name in (known for known, _ in element.properties):
+        raise _Malformed(f"has two properties {name[:60]!r}; {MEND}")
+    return _Element(element.name, element.count, (*element.properties, (name, kind)))
+
+
+def _binary_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _Element) -> np.ndarray:
+    if any(kind == "list" for element in before for _, kind in element.properties):
+        raise _Malformed(f"has a list before its vertices, which no splat has; {MEND}")
+    dtype = np.dtype([(name, order + kind) for name, kind in vertex.properties])
+    start = file.tell() + sum(e.count * np.dtype([(n, k) for n, k in e.properties]).itemsize for e in before)
+    size = os.fstat(file.fileno()).st_size
+    if start + vertex.count * dtype.itemsize > size:
+        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {size} bytes; {MEND}")
+    file.seek(start)
+    return np.fromfile(file, dtype, vertex.count)
+
+
+def _ascii_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _Element) -> np.ndarray:
+    skipped = sum(element.count for element in before)
+    lines = file.read().splitlines()[skipped : skipped + vertex.count]
+    if len(lines) < vertex.count:
+        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {len(lines)} lines of them; {MEND}")
+    dtype = np.dtype([(name, "f8") for name, _ in vertex.properties])
+    try:
+        values = np.array(b" ".join(lines).split(), dtype=np.float64)
+    except ValueError as error:
+        raise _Malformed(f"has a value that is not a number ({error}); {MEND}") from None
+    if len(values) != vertex.count * len(vertex.properties):
+        raise _Malformed(f"has {len(values)} values for {vertex.count} x {len(vertex.properties)}; {MEND}")
+    return values.view(dtype)
+
+
+def _tensors(vertices: np.ndarray) -> dict[str, Tensor]:
+    names = vertices.dtype.names or ()
+    rest = len([name for name in names if name.startswith("f_rest_")])
+    from_bytes = "f_dc_0" not in names and {"red", "green", "blue"} <= set(names)
+    colour = ["red", "green", "blue"] if from_bytes else [f"f_dc_{i}" for i in range(3)]
+    further = [f"f_rest_{i}" for i in range(rest)]
+    means, quats, scales = ["x", "y", "z"], [f"rot_{i}" for i in range(4)], [f"scale_{i}" for i in range(3)]
+    missing = [n for n in [*means, *colour, *further, "opacity", *scales, *quats] if n not in names]
+    if missing:
+        raise _Malformed(f"has no property {', '.join(missing)}; {MEND}")
+    if rest not in MOST_COEFFICIENTS:
+        raise _Malformed(f"has {rest} properties f_rest_*, expected 0, 9, 24 or 45; {MEND}")
+
+    def block(columns: list[str]) -> Tensor:
+        stacked = np.empty((len(vertices), len(columns)), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i, name in enumerate(columns):
+                stacked[:, i] = vertices[name]
+        return torch.from_numpy(stacked)
+
+    values = {
+        "means": block(means),
+        "quats": block(quats),
+        "scales": block(scales).nan_to_num(torch.nan, torch.inf, -SATURATED),
+        "opacities": block(["opacity"])[:, 0].nan_to_num(torch.nan, SATURATED, -SATURATED),
+        "sh0": (rgb_to_sh0(block(colour) / 255) if from_bytes else block(colour))[:, None],
+        "shN": block(further).unflatten(1, (3, rest // 3)).transpose(1, 2).contiguous(),
+    }
+    _check_values(values)
+    return values
+
+
+def _check_values(values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        bad = int((~value.isfinite()).flatten(1).any(1).sum()) if value.ndim > 1 else int((~value.isfinite()).sum())
+        if bad:
+            raise _Malformed(f"has {bad} Gaussians whose {name} are not finite; remove them in a splat editor")
+    limits = {
+        "a rotation of length 0": values["quats"].norm(dim=1) < 1e-12,
+        "a rotation of a length above 1e12": values["quats"].norm(dim=1) > 1e12,
+        f"a position beyond {LARGEST_POSITION:.0e}": (values["means"].abs() > LARGEST_POSITION).any(1),
+        f"a size above e^{LARGEST_LOG_SCALE:.0f}": (values["scales"] > LARGEST_LOG_SCALE).any(1),
+    }
+    for what, mask in limits.items():
+        if mask.any():
+            raise _Malformed(f"has {int(mask.sum())} Gaussians with {what}; remove them in a splat editor")

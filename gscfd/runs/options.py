@@ -1,0 +1,47 @@
+"""The command line of a run as a Config."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from gscfd.config import Config, load_preset, load_run
+from gscfd.teachers.load import is_here
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """The last value given for --name, before the rest can be read."""
+    values = [value for key, value in zip(arguments, arguments[1:], strict=False) if key == name]
+    values += [argument.removeprefix(f"{name}=") for argument in arguments if argument.startswith(f"{name}=")]
+    return values[-1] if values else None
+
+
+def default_preset(device: str | None) -> tuple[str, str]:
+    """The preset where none is named, and why it is that one. device: as in Config, if it is named."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return "toybox", "without a CUDA device"
+    large = load_preset("mvdream-sd21")
+    missing = [stage.teacher for stage in (large.coarse, large.refine) if not is_here(stage.teacher)]
+    if missing:
+        return "toybox", f"without {' and '.join(missing)} on this machine"
+    return "mvdream-sd21", "with a CUDA device and both teachers on this machine"
+
+
+def parse(arguments: list[str]) -> Config:
+    """Config from the command line: the values of the preset, or of the run to resume, then what the arguments
+    change."""
+    folder = option(arguments, "--resume")
+    preset = option(arguments, "--preset") or default_preset(option(arguments, "--device"))[0]
+    default = load_preset(preset) if folder is None else load_run(Path(folder))
+    default = replace(default, viewer=replace(default.viewer, on=sys.stdout.isatty()))
+    return tyro.cli(
+        Config,
+        args=arguments,
+        default=default,
+        prog="python -m gscfd.train",
+        description="Turn a text prompt into a 3D Gaussian splat. --list-words prints the toybox's words.",
+    )

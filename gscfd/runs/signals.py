@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gscfd.distil.stage import StepReport
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT (Ctrl-C) or SIGTERM has arrived."""
+
+    def __init__(self, number: int):
+        self.code = 128 + number
+        """The shell's exit code for it."""
+
+
+@contextmanager
+def interrupt_between_steps(save: Callable[[StepReport], None]) -> Iterator[Callable[[StepReport], None]]:
+    """Ctrl-C and SIGTERM take effect in the callback this yields, where the Gaussians are whole: it saves and raises
+    Interrupted. A second signal does so at once, without saving."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise Interrupted(number)
+        asked.append(number)
+
+    def on_step(report: StepReport) -> None:
+        if asked:
+            save(report)
+            raise Interrupted(asked[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield on_step
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield on_step
+        if asked:
+            raise Interrupted(asked[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

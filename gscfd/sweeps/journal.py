@@ -1,0 +1,63 @@
+"""The journal of a sweep: a row for every begin and end of an attempt at a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from gscfd.errors import UserError
+from gscfd.files import lock
+
+JOURNAL = "sweep.jsonl"
+"""In the sweep's folder: a row for every begin and end of an attempt at a run."""
+
+
+def last_failures(journal: Path) -> dict[str, str]:
+    """Why, by the names of the runs whose last attempt did not end well."""
+    failures: dict[str, str] = {}
+    for line in journal.read_text().splitlines() if journal.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill
+        failures.pop(row["run"], None)
+        if "error" in row:
+            failures[row["run"]] = row["error"]
+    return failures
+
+
+class Journal:
+    """The sweep's rows, written by one process at a time. Raises UserError when another one is at it, or the folder
+    cannot be written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = open(path, "ab", buffering=0)
+            alone = lock(self.file)
+        except OSError as error:
+            raise UserError(
+                f"out: expected a folder that can be written and has locks, got {path.parent} ({error.strerror}); "
+                "choose another --out"
+            ) from None
+        if not alone:
+            self.file.close()
+            raise UserError(f"out: another sweep writes to {path.parent}; wait for its end, or choose another --out")
+
+    def write(self, run: str, event: str, **facts: Any) -> None:
+        row = {"time": round(time.time(), 3), "run": run, "event": event, **facts}
+        self.file.write(b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n")
+
+    def cut_short(self) -> bool:
+        """Whether a kill left half a row at the end."""
+        with open(self.path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read(1) not in (b"", b"\n")
+
+    def close(self) -> None:
+        self.file.close()

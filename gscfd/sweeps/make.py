@@ -1,0 +1,250 @@
+"""Many runs, several at a time: their states, the workers, the progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from gscfd.config import Config, check, load_run, plain
+from gscfd.devices import run_device
+from gscfd.distil.preflight import preflight
+from gscfd.errors import UserError, warn
+from gscfd.files import lock
+from gscfd.runs.names import LAST, changed_settings
+from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
+from gscfd.sweeps.workers import Outcome, Place, RayPool
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+REFRESH = 1.0
+"""Seconds between two looks at the workers."""
+SHOWN = 20
+"""Most rows of the table of running runs."""
+TAIL = 4096
+"""Bytes at the end of stats.jsonl that hold its last row."""
+State = Literal["new", "stopped", "failed", "running", "finished"]
+
+
+@dataclass(kw_only=True)
+class Workers:
+    """Who makes the runs."""
+
+    workers: int = 1
+    """Runs at a time."""
+    threads: int | None = None
+    """CPU threads of each worker. Unset: all cores shared out."""
+    gpus: float | None = None
+    """GPUs of each worker; 0.5 puts two on one. Unset: one where there are any, but none for runs on the CPU."""
+    address: str | None = None
+    """Of a Ray cluster: auto, or HOST:PORT. Unset: this machine alone."""
+    retries: int = 2
+    """How often a run that failed, or whose worker died, is tried again."""
+
+    def __post_init__(self) -> None:
+        check(self.workers >= 1, "workers", "at least 1", self.workers)
+        check(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
+        check(self.gpus is None or self.gpus >= 0, "gpus", "at least 0", self.gpus)
+        check(self.retries >= 0, "retries", "at least 0", self.retries)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the sweep's."""
+
+    folder: Path
+    config: Config
+    """With this folder as `out`."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def state_of(run: Run, failures: dict[str, str]) -> State:
+    """What the run's folder says. failures: of `last_failures`. Raises UserError for a run with other settings."""
+    if not (run.folder / "config.yaml").is_file():
+        return "failed" if run.name in failures else "new"
+    if changed := changed_settings(run.config, plain(load_run(run.folder))):
+        raise UserError(f"out: {run.folder} is a run with other settings: {changed}; choose another --out")
+    if (run.folder / LAST).exists():
+        return "finished"
+    if is_locked(run.folder / "stats.jsonl"):
+        return "running"
+    return "failed" if run.name in failures else "stopped"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process writes to the file."""
+    if not path.is_file():
+        return False
+    with open(path, "rb+") as file:
+        return not lock(file)
+
+
+class Pool(Protocol):
+    """Workers that make runs; `gscfd.sweeps.workers.RayPool`."""
+
+    def free(self) -> bool: ...
+    def start(self, run: str, config: Config) -> Place: ...
+    def wait(self, seconds: float) -> dict[str, Outcome]: ...
+
+
+@dataclass
+class Progress:
+    """Of a sweep."""
+
+    total: int
+    running: dict[str, tuple[Run, Place, float]] = field(default_factory=dict)
+    """By name: the run, where, and since when (time.monotonic)."""
+    finished: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why, by the names of the runs that were given up."""
+
+    def __str__(self) -> str:
+        text = f"{self.finished} of {self.total} runs finished"
+        return text + (f", {len(self.failed)} failed" if self.failed else "")
+
+
+def carry_out(
+    todo: Iterable[Run],
+    pool: Pool,
+    journal: Journal,
+    progress: Progress,
+    *,
+    retries: int,
+    say: Callable[[str], None],
+    show: Callable[[], None],
+) -> None:
+    """Make the runs; progress is kept up to date. A run that did not end well comes again after all others, but not
+    more often than `retries` says, and not when its input is wrong."""
+    waiting, attempts = deque(todo), Counter[str]()
+    while waiting or progress.running:
+        while waiting and pool.free():
+            run = waiting.popleft()
+            attempts[run.name] += 1
+            place = pool.start(run.name, run.config)
+            progress.running[run.name] = run, place, time.monotonic()
+            journal.write(run.name, "started", attempt=attempts[run.name], **asdict(place))
+        for name, outcome in pool.wait(REFRESH).items():
+            run, _, _ = progress.running.pop(name)
+            facts = {"error": outcome.error} if outcome.error else {}
+            journal.write(name, outcome.state, seconds=round(outcome.seconds, 3), **facts)
+            again = outcome.state != "refused" and attempts[name] <= retries
+            if outcome.state == "finished":
+                progress.finished += 1
+                say(f"{run.folder}  finished in {outcome.seconds:.0f} s; {progress}")
+            elif again:
+                say(f"{run.folder}  {outcome.state}: {outcome.error}; comes again")
+                waiting.append(run)
+            else:
+                progress.failed[name] = outcome.error
+                say(f"{run.folder}  {outcome.state}: {outcome.error}; given up")
+        show()
+
+
+def last_row(stats: Path) -> dict[str, Any]:
+    """The last whole row of a run's stats.jsonl; empty when there is none."""
+    if not stats.is_file():
+        return {}
+    with open(stats, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        rows = file.read().split(b"\n")[:-1]
+    return json.loads(rows[-1]) if rows else {}
+
+
+def reached(folder: Path) -> str:
+    """Where a run is, in words."""
+    row = last_row(folder / "stats.jsonl")
+    return f"{row['stage']}, step {row['step'] + 1}" if row else ""
+
+
+def table(progress: Progress) -> Table:
+    """What runs now, and how far it is."""
+    from rich.table import Table
+
+    shown = Table(title=str(progress), title_justify="left", box=None)
+    for column in ("run", "worker", "reached", "seconds"):
+        shown.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for name, (run, place, since) in list(progress.running.items())[:SHOWN]:
+        steps = run.config.coarse.steps, run.config.refine.steps
+        where = f"{reached(run.folder) or 'starting'} of {steps[0]} + {steps[1]}"
+        shown.add_row(name, f"{place.host}, {place.pid}", where, f"{time.monotonic() - since:.0f}")
+    if len(progress.running) > SHOWN:
+        shown.add_row(f"and {len(progress.running) - SHOWN} more")
+    return shown
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_threads(settings: Workers) -> int:
+    """Threads of each worker on this machine; warns when workers have to share cores."""
+    threads = settings.threads or max(1, cores() // settings.workers)
+    if settings.workers * threads > cores():
+        warn(
+            f"workers: {settings.workers} workers of {threads} threads on {cores()} cores take turns and are slower "
+            f"than --workers {max(1, cores() // threads)}"
+        )
+    return threads
+
+
+def make_runs(out: Path, runs: list[Run], settings: Workers) -> Progress:
+    """Make the runs that are not finished. out: folder of the journal. Raises UserError."""
+    states = states_of(runs, last_failures(out / JOURNAL))
+    todo = [run for run in runs if states[run.name] != "finished"]
+    progress = Progress(len(runs), finished=len(runs) - len(todo))
+    if todo:
+        hand_out(out, todo, settings, progress)
+    return progress
+
+
+def hand_out(out: Path, todo: list[Run], settings: Workers, progress: Progress) -> None:
+    """Make the runs by workers, with a table of what they do."""
+    from rich.console import Console
+    from rich.live import Live
+
+    local = settings.address is None
+    if local:
+        for config in {run.config.guidance: run.config for run in todo}.values():
+            preflight(config)
+    console = Console()
+    journal = Journal(out / JOURNAL)
+    try:
+        pool = RayPool(
+            journal.path,
+            run_device(todo[0].config).type if local else todo[0].config.device,
+            workers=settings.workers,
+            threads=local_threads(settings) if local else settings.threads,
+            gpus=settings.gpus,
+            address=settings.address,
+        )
+        try:
+            with Live(console=console, auto_refresh=False, transient=True) as live:
+                carry_out(
+                    todo,
+                    pool,
+                    journal,
+                    progress,
+                    retries=settings.retries,
+                    say=lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False),
+                    show=lambda: live.update(table(progress), refresh=True) if console.is_terminal else None,
+                )
+        finally:
+            pool.stop()
+    finally:
+        journal.close()
+
+
+def states_of(runs: list[Run], failures: dict[str, str]) -> dict[str, State]:
+    """By name. Raises UserError."""
+    return {run.name: state_of(run, failures) for run in runs}
