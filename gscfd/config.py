@@ -42,10 +42,10 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """The Gaussians at the start: a grey ball, or a splat that is there already."""
+    """The Gaussians at the start: a gray ball, or a splat that is there already."""
 
     ply: Annotated[Path | None, tyro.conf.arg(name="init", prefix_name=False)] = None
-    """Start from this 3DGS .ply, of gscfd or another program, in place of the ball. It is centred and scaled where it
+    """Start from this 3DGS .ply, of gscfd or another program, in place of the ball. It is centered and scaled where it
     does not fill the unit ball; count, radius and opacity have no use then."""
     count: int = 2000
     """How many."""
@@ -54,7 +54,7 @@ class InitConfig:
     opacity: float = 0.3
     """Opacity at the start, in (0, 1)."""
     sh_degree: int = 0
-    """0 to 3: colour that depends on the viewing direction from 1 up."""
+    """0 to 3: color that depends on the viewing direction from 1 up."""
 
     def __post_init__(self) -> None:
         check(self.count >= 1, "init.count", "at least 1", self.count)
@@ -114,7 +114,7 @@ class LearningRates:
     opacities: float = 4e-2
     """Of the logits of the opacities."""
     sh0: float = 3e-2
-    """Of the constant colours, coefficients of spherical harmonics."""
+    """Of the constant colors, coefficients of spherical harmonics."""
     shN: float = 1.5e-3
     """Of the further coefficients."""
     end: float = 0.2
@@ -211,12 +211,12 @@ class VsdConfig:
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """One optimisation against one teacher."""
+    """One optimization against one teacher."""
 
     teacher: str
     """A diffusers folder, MVDream's single file, OWNER/REPO of the hub, or toybox/multiview, toybox/singleview."""
     steps: int
-    """Optimisation steps; 0 skips the stage."""
+    """Optimization steps; 0 skips the stage."""
     views: int
     """Views per step; for a multi-view teacher, the views of its group."""
     cfg: float
@@ -252,7 +252,7 @@ class StageConfig:
     """Coarse to fine: (share of the steps done, pixels), the size of the renders from there on; the teacher sees them
     resized. Unset: the teacher's own size all along."""
     normal_prob: float = 0.0
-    """Share of the steps in which the teacher is shown the surface's normals, not its colours (CFD appendix A)."""
+    """Share of the steps in which the teacher is shown the surface's normals, not its colors (CFD appendix A)."""
     lr: LearningRates = field(default_factory=LearningRates)
     """Adam's step sizes."""
     densify: DensifyConfig = field(default_factory=DensifyConfig)

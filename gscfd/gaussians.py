@@ -1,4 +1,4 @@
-"""The splat: parameters of the 3D Gaussians, how they start, and their optimisers."""
+"""The splat: parameters of the 3D Gaussians, how they start, and their optimizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gscfd.types import Cameras, Render
 
 
 class Gaussians:
-    """N Gaussians in the storage convention of 3DGS (Kerbl et al. 2023): log scales, logit opacities, SH colour.
+    """N Gaussians in the storage convention of 3DGS (Kerbl et al. 2023): log scales, logit opacities, SH color.
 
     The world has z up and the object's front at +x; gscfd's objects fill about the unit ball. `len(gaussians)` is N.
     `params` holds copies of the six tensors as parameters; it is a dictionary because gsplat's densification strategies
@@ -37,7 +37,7 @@ class Gaussians:
 
     @property
     def means(self) -> Tensor:
-        """[N, 3] positions of the centres, world units."""
+        """[N, 3] positions of the centers, world units."""
         return self.params["means"]
 
     @property
@@ -57,7 +57,7 @@ class Gaussians:
 
     @property
     def sh0(self) -> Tensor:
-        """[N, 1, 3] constant colour coefficient: rgb = 0.5 + 0.2821 sh0, where nothing depends on the view."""
+        """[N, 1, 3] constant color coefficient: rgb = 0.5 + 0.2821 sh0, where nothing depends on the view."""
         return self.params["sh0"]
 
     @property
@@ -80,7 +80,7 @@ class Gaussians:
 
     @torch.no_grad()
     def clip_colors(self) -> None:
-        """Bring the constant colours back into [0, 1], in place.
+        """Bring the constant colors back into [0, 1], in place.
 
         Left free, Gaussians turn whiter than white to make up for darker ones above them, and show as rings and specks.
         """
@@ -93,7 +93,7 @@ class Gaussians:
     def render(self, cameras: Cameras) -> Render:
         """The views of these cameras, which may be on any device, without gradient.
 
-        On CUDA by gsplat, on the CPU by gscfd's own rasteriser.
+        On CUDA by gsplat, on the CPU by gscfd's own rasterizer.
         """
         pass
 
@@ -114,7 +114,7 @@ class Gaussians:
 
 
 def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, generator: torch.Generator) -> Gaussians:
-    """Grey Gaussians uniform in a ball, as large as the mean distance to their three nearest neighbours.
+    """Gray Gaussians uniform in a ball, as large as the mean distance to their three nearest neighbors.
 
     radius: world units. opacity: in (0, 1).
     """
@@ -135,13 +135,13 @@ def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, gener
 
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
-    """Render a splat: colour over black, depth divided by opacity, opacity, and median depth where the device gives it.
+    """Render a splat: color over black, depth divided by opacity, opacity, and median depth where the device gives it.
 
     gaussians and cameras on the same device. absgrad: as in `rasterization`.
     """
-    colours, alphas, info = rasterization(
+    colors, alphas, info = rasterization(
         gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
         torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
         sh_degree=gaussians.sh_degree, absgrad=absgrad,
     )  # fmt: skip
-    return Render(colours[..., :3], colours[..., 3:], alphas, info.get("median_depth"), info)
+    return Render(colors[..., :3], colors[..., 3:], alphas, info.get("median_depth"), info)

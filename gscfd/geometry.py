@@ -1,4 +1,4 @@
-"""The surface of a render, and regularisers on the splat and on its renders."""
+"""The surface of a render, and regularizers on the splat and on its renders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gscfd.types import Cameras, Render
 SURFACE_OPACITY = 0.5
 """Pixels that cover less show no surface, as in the noise."""
 MAX_TANGENT = 99.0**0.5
-"""Neighbouring pixels whose depths differ by a steeper slope than this are of two surfaces, as in the noise."""
+"""Neighboring pixels whose depths differ by a steeper slope than this are of two surfaces, as in the noise."""
 
 
 def normal_map(render: Render, cameras: Cameras) -> Tensor:
-    """[V, H, W, 3] in [0, 1]: the surface's normals as colours, (n + 1) / 2 over black (CFD's code), differentiable by
+    """[V, H, W, 3] in [0, 1]: the surface's normals as colors, (n + 1) / 2 over black (CFD's code), differentiable by
     depth and opacity."""
     return (normals(render, cameras) + 1) / 2 * render.opacity
 
@@ -38,7 +38,7 @@ def normals(render: Render, cameras: Cameras) -> Tensor:
 
 
 def slope(inverse: Tensor, surface: Tensor, focal: Tensor, dim: int) -> Tensor:
-    """[V, H, W] change of 1 / depth along the ray's x (dim 2) or y (dim 1): the mean over the two neighbours, of those
+    """[V, H, W] change of 1 / depth along the ray's x (dim 2) or y (dim 1): the mean over the two neighbors, of those
     on the same surface; 0 without any.
 
     inverse: [V, H, W] 1 / depth. surface: [V, H, W] where there is one. focal: [V, 1, 1] pixels.
@@ -49,5 +49,5 @@ def slope(inverse: Tensor, surface: Tensor, focal: Tensor, dim: int) -> Tensor:
     same = surface.narrow(dim, 0, count) & surface.narrow(dim, 1, count) & (change.detach().abs() <= limit)
     change = torch.where(same, change, 0.0)
     before, after = ((1, 0), (0, 1)) if dim == 2 else ((0, 0, 1, 0), (0, 0, 0, 1))
-    neighbours = F.pad(same.to(inverse.dtype), before) + F.pad(same.to(inverse.dtype), after)
-    return (F.pad(change, before) + F.pad(change, after)) / neighbours.clamp(min=1)
+    neighbors = F.pad(same.to(inverse.dtype), before) + F.pad(same.to(inverse.dtype), after)
+    return (F.pad(change, before) + F.pad(change, after)) / neighbors.clamp(min=1)

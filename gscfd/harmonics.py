@@ -10,7 +10,7 @@ SH_C0 = 0.28209479177387814
 
 
 def rgb_to_sh0(rgb: Tensor) -> Tensor:
-    """Colour in [0, 1] to the constant SH coefficient."""
+    """Color in [0, 1] to the constant SH coefficient."""
     return (rgb - 0.5) / SH_C0
 
 
@@ -45,6 +45,6 @@ def harmonic_basis(degree: int, directions: Tensor) -> Tensor:
 
 
 def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -> Tensor:
-    """[..., 3] colour max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
+    """[..., 3] color max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
     basis = harmonic_basis(degree, directions)
     return ((basis[..., None] * coefficients[..., : basis.shape[-1], :]).sum(-2) + 0.5).clamp_min(0.0)

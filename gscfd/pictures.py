@@ -1,4 +1,4 @@
-"""Plain backgrounds behind the renders, so that no colour of the splat can hide in a fixed one."""
+"""Plain backgrounds behind the renders, so that no color of the splat can hide in a fixed one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gscfd.files import atomic_write
 
 
 def random_background(generator: torch.Generator) -> Tensor:
-    """[3] any grey with a slight tint, in [0, 1]: the backgrounds that the toybox teachers are trained on."""
-    grey = torch.rand(1, generator=generator)
+    """[3] any gray with a slight tint, in [0, 1]: the backgrounds that the toybox teachers are trained on."""
+    gray = torch.rand(1, generator=generator)
     tint = 0.16 * (torch.rand(3, generator=generator) - 0.5)
-    return (grey + tint).clamp(0, 1)
+    return (gray + tint).clamp(0, 1)
 
 
 def write_contact_sheet(frames: np.ndarray, path: str | Path, columns: int = 4) -> None:

@@ -27,7 +27,7 @@ TYPES = {
 }
 BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 MOST_COEFFICIENTS = {0, 9, 24, 45}
-"""Numbers of f_rest properties: spherical harmonics of degree 0 to 3, three colours."""
+"""Numbers of f_rest properties: spherical harmonics of degree 0 to 3, three colors."""
 LARGEST_POSITION = 1e6
 LARGEST_LOG_SCALE = 20.0
 SATURATED = 20.0
@@ -183,10 +183,10 @@ def _tensors(vertices: np.ndarray) -> dict[str, Tensor]:
     names = vertices.dtype.names or ()
     rest = len([name for name in names if name.startswith("f_rest_")])
     from_bytes = "f_dc_0" not in names and {"red", "green", "blue"} <= set(names)
-    colour = ["red", "green", "blue"] if from_bytes else [f"f_dc_{i}" for i in range(3)]
+    color = ["red", "green", "blue"] if from_bytes else [f"f_dc_{i}" for i in range(3)]
     further = [f"f_rest_{i}" for i in range(rest)]
     means, quats, scales = ["x", "y", "z"], [f"rot_{i}" for i in range(4)], [f"scale_{i}" for i in range(3)]
-    missing = [n for n in [*means, *colour, *further, "opacity", *scales, *quats] if n not in names]
+    missing = [n for n in [*means, *color, *further, "opacity", *scales, *quats] if n not in names]
     if missing:
         raise _Malformed(f"has no property {', '.join(missing)}; {MEND}")
     if rest not in MOST_COEFFICIENTS:
@@ -204,7 +204,7 @@ def _tensors(vertices: np.ndarray) -> dict[str, Tensor]:
         "quats": block(quats),
         "scales": block(scales).nan_to_num(torch.nan, torch.inf, -SATURATED),
         "opacities": block(["opacity"])[:, 0].nan_to_num(torch.nan, SATURATED, -SATURATED),
-        "sh0": (rgb_to_sh0(block(colour) / 255) if from_bytes else block(colour))[:, None],
+        "sh0": (rgb_to_sh0(block(color) / 255) if from_bytes else block(color))[:, None],
         "shN": block(further).unflatten(1, (3, rest // 3)).transpose(1, 2).contiguous(),
     }
     _check_values(values)

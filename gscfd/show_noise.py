@@ -63,7 +63,7 @@ def check_settings(options: ShowNoiseOptions) -> None:
 
 
 def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, frames: int, size: int) -> np.ndarray:
-    """[frames, size, 2 size, 3] uint8: the splat, and beside it the noise of that view, three channels as colours.
+    """[frames, size, 2 size, 3] uint8: the splat, and beside it the noise of that view, three channels as colors.
 
     field: three channels, size / 4 noise pixels on each side. kind "iid" is new in every frame.
     """
@@ -72,8 +72,8 @@ def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, 
         view = cameras[i : i + 1]
         render = gaussians.render(view).to("cpu")
         image = render.over(torch.ones(3))[0].clamp(0, 1)
-        colours = (0.5 + NOISES[kind](field, view, render, i)[0] / 5).clamp(0, 1).permute(1, 2, 0)
-        pictures.append(_bytes(torch.cat([image, _enlarged(colours)], 1)))
+        colors = (0.5 + NOISES[kind](field, view, render, i)[0] / 5).clamp(0, 1).permute(1, 2, 0)
+        pictures.append(_bytes(torch.cat([image, _enlarged(colors)], 1)))
     return np.stack(pictures)
 
 

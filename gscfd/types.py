@@ -57,10 +57,10 @@ class Cameras:
 
 @dataclass
 class Render:
-    """What the rasteriser returns for V views of H x W pixels: alpha compositing of 3DGS (Kerbl et al. 2023)."""
+    """What the rasterizer returns for V views of H x W pixels: alpha compositing of 3DGS (Kerbl et al. 2023)."""
 
     rgb: Tensor
-    """[V, H, W, 3] colour in [0, 1], premultiplied by opacity (black background)."""
+    """[V, H, W, 3] color in [0, 1], premultiplied by opacity (black background)."""
     depth: Tensor
     """[V, H, W, 1] expected depth along the camera's z axis, world units, over opacity; 0 where opacity is 0."""
     opacity: Tensor
@@ -76,5 +76,5 @@ class Render:
         return Render(self.rgb.to(device), self.depth.to(device), self.opacity.to(device), median)
 
     def over(self, background: Tensor) -> Tensor:
-        """[V, H, W, 3] the render composited over background, colours in [0, 1] that broadcast to [V, H, W, 3]."""
+        """[V, H, W, 3] the render composited over background, colors in [0, 1] that broadcast to [V, H, W, 3]."""
         return self.rgb + (1.0 - self.opacity) * background

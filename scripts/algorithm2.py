@@ -1,4 +1,4 @@
-"""CFD's Algorithm 2 in plain torch, to measure against: a stored map of white noise, rasterised triangle by triangle.
+"""CFD's Algorithm 2 in plain torch, to measure against: a stored map of white noise, rasterized triangle by triangle.
 
 As the paper states it (CFD App. D): the corners of every latent pixel are carried to the surface by the rendered
 depth, from there to a reference map, and the pixel's noise is the sum of the map's cells in that quadrilateral over the
@@ -76,7 +76,7 @@ def _triangles(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _covered_cells(triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """([K] cells whose centre lies in a triangle, [K] that triangle): every cell of each bounding box is tried."""
+    """([K] cells whose center lies in a triangle, [K] that triangle): every cell of each bounding box is tried."""
     low = triangles.amin(1).floor().long().clamp(0, size - 1)
     high = triangles.amax(1).floor().long().clamp(0, size - 1)
     spans = high - low + 1
@@ -85,11 +85,11 @@ def _covered_cells(triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
     inside = torch.arange(len(which)) - (areas.cumsum(0) - areas)[which]
     x = low[which, 0] + inside % spans[which, 0]
     y = low[which, 1] + inside // spans[which, 0]
-    centre = torch.stack([x, y], -1) + 0.5
+    center = torch.stack([x, y], -1) + 0.5
     edges = []
     for i in range(3):
         start, end = triangles[:, i][which], triangles[:, (i + 1) % 3][which]
-        along, to = end - start, centre - start
+        along, to = end - start, center - start
         edges.append(along[:, 0] * to[:, 1] - along[:, 1] * to[:, 0])
     signs = torch.stack(edges, -1)
     hit = (signs >= 0).all(-1) | (signs <= 0).all(-1)

@@ -68,14 +68,14 @@ def ball(count: int, seed: int = 0) -> Scene:
 
 def render(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> tuple[Tensor, Tensor]:
     size = {"width": cameras.width, "height": cameras.height}
-    colours, alphas, _ = function(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
-    return colours, alphas
+    colors, alphas, _ = function(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
+    return colors, alphas
 
 
 def render_and_differentiate(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> None:
     leaves = {name: value.requires_grad_() for name, value in scene.items()}
-    colours, alphas = render(function, leaves, cameras, **settings)
-    torch.autograd.grad(colours.sum() + alphas.sum(), list(leaves.values()))
+    colors, alphas = render(function, leaves, cameras, **settings)
+    torch.autograd.grad(colors.sum() + alphas.sum(), list(leaves.values()))
 
 
 def torch_in_bands(scene: Scene, cameras: Cameras, rows: int) -> None:
@@ -87,12 +87,12 @@ def torch_in_bands(scene: Scene, cameras: Cameras, rows: int) -> None:
 
 
 def rasterize(arguments: argparse.Namespace) -> None:
-    """Forward and backward times of the CPU rasteriser, and of the plain torch compositor for comparison."""
+    """Forward and backward times of the CPU rasterizer, and of the plain torch compositor for comparison."""
     threads, repeats = torch.get_num_threads(), arguments.repeats
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{platform.machine()}, {native.instruction_set()}, {threads} threads, torch {torch.__version__}, ", end="")
     print(
-        f"load average at the start {load:.1f}.\nColour and expected depth (4 channels), medians of {repeats}. ", end=""
+        f"load average at the start {load:.1f}.\nColor and expected depth (4 channels), medians of {repeats}. ", end=""
     )
     print("CPU time on one thread is what counts on a busy machine.\n")
     print("| Gaussians | views | pixels | tile | forward ms | forward + backward ms | CPU ms on one thread |")

@@ -2,7 +2,7 @@
 
     python scripts/toybox_results.py [--guidance cfd sds] [--seed 0] [--jobs 2] OUT [-- options of gscfd.train]
 
-Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept.
+Ten prompts are (kind, color) pairs that the teachers never saw together. Finished runs are kept.
 OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery with one view of each run.
 """
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="default: every kind")
     parser.add_argument("--free", type=int, default=0, help="draw this many unconstrained objects instead")
-    parser.add_argument("--color", help="main colour of all objects; drawn from the seed when left out")
+    parser.add_argument("--color", help="main color of all objects; drawn from the seed when left out")
     parser.add_argument("--each", type=int, default=1, help="objects per kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=96, help="pixels of a view")

@@ -35,7 +35,7 @@ def test_cameras_look_at_the_origin_with_z_up():
     above = cameras.Ks[0] @ (
         cameras.viewmats[0, :3, :3] @ torch.tensor([0, 0, 0.2], dtype=torch.float64) + cameras.viewmats[0, :3, 3]
     )
-    assert above[1] / above[2] < 32, "a point above the origin is drawn above the centre (y points down)"
+    assert above[1] / above[2] < 32, "a point above the origin is drawn above the center (y points down)"
 
 
 def test_camera_to_world_inverts_the_viewmats():

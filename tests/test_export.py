@@ -50,7 +50,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or
 
 
 def shell(degree: int, count: int = 3000, radius: float = 0.7) -> Gaussians:
-    """A sphere of flat discs in many colours, nothing symmetric about it."""
+    """A sphere of flat discs in many colors, nothing symmetric about it."""
     g = torch.Generator().manual_seed(0)
     normal = normalize(torch.randn(count, 3, generator=g), dim=-1)
     towards_normal = torch.stack([1 + normal[:, 2], -normal[:, 1], normal[:, 0], torch.zeros(count)], -1)
@@ -382,7 +382,7 @@ def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) ->
     hit = scene.cast_rays(rays)
     triangle, uv = hit["primitive_ids"].numpy(), hit["primitive_uvs"].numpy()
     filled = triangle != scene.INVALID_ID
-    corners = sphere.colours[sphere.triangles[np.where(filled, triangle, 0)]]
+    corners = sphere.colors[sphere.triangles[np.where(filled, triangle, 0)]]
     weights = np.stack([1 - uv.sum(-1), uv[..., 0], uv[..., 1]], -1)[..., None]
     image = torch.from_numpy(np.where(filled[..., None], (corners * weights).sum(-2), 1.0))
     level = psnr(image, pictures(shell(0), camera)[0])
@@ -399,10 +399,10 @@ def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str
     assert np.allclose(read.vertices, sphere.vertices, atol=1e-6) and np.array_equal(read.faces, sphere.triangles)
     if kind == "mesh.glb":
         light = by_pygltflib(path)["COLOR_0"].astype(np.float64)
-        colours = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        colors = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     else:
-        colours = read.visual.vertex_colors[:, :3] / 255
-    assert np.abs(colours - sphere.colours).max() < 1.01 / 255
+        colors = read.visual.vertex_colors[:, :3] / 255
+    assert np.abs(colors - sphere.colors).max() < 1.01 / 255
 
 
 @degree_0

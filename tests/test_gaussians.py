@@ -21,7 +21,7 @@ def test_the_ball_is_filled_evenly():
     assert torch.allclose(gaussians.opacities.sigmoid(), torch.tensor(0.3))
 
 
-def test_start_sizes_follow_the_neighbours():
+def test_start_sizes_follow_the_neighbors():
     assert some(200).scales.mean() > some(5000).scales.mean() + 0.5
 
 
@@ -88,7 +88,7 @@ def test_wrong_shapes_are_named():
         Gaussians(**{**tensors, "shN": torch.zeros(50, 4, 3)})
 
 
-def test_every_parameter_has_its_own_optimiser_and_step_size():
+def test_every_parameter_has_its_own_optimizer_and_step_size():
     gaussians = some()
     rates = {name: 10.0**-i for i, name in enumerate(gaussians.params)}
     optimizers = make_optimizers(gaussians, rates)

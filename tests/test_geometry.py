@@ -1,4 +1,4 @@
-"""Normals from depth, and what the regularisers cost."""
+"""Normals from depth, and what the regularizers cost."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from scenes import render_scene, sphere, views
 from tiny import stage_config
 
 from gscfd.cameras import camera_to_world, turntable
-from gscfd.distil.regularizers import regularisers
+from gscfd.distil.regularizers import regularizers
 from gscfd.gaussians import ball
 from gscfd.geometry import normal_map, normals
 from gscfd.rasterize import rasterization, reference
@@ -71,14 +71,14 @@ def scene(dtype):
 def shown(rasterize, inputs, cameras):
     """A number that depends on every pixel of the normal maps."""
     settings = {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": cameras.width, "height": cameras.height}
-    colours, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
-    images = normal_map(Render(colours[..., :3], colours[..., 3:], opacity), cameras)
+    colors, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
+    images = normal_map(Render(colors[..., :3], colors[..., 3:], opacity), cameras)
     weights = torch.rand(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (images * weights.to(images)).sum()
 
 
 def test_the_gradient_reaches_the_gaussians_through_depth():
-    """The reference rasteriser in float64 against finite differences, then the one that runs use against it."""
+    """The reference rasterizer in float64 against finite differences, then the one that runs use against it."""
     cameras = turntable(2, size=16)
     exact = Cameras(cameras.viewmats.double(), cameras.Ks.double(), 16, 16)
     inputs = scene(torch.float64)
@@ -102,14 +102,14 @@ def test_the_gradient_reaches_the_gaussians_through_depth():
     assert (without - found[0]).norm() > 0.1 * found[0].norm(), "the control: no gradient through depth"
 
 
-def cut_depth(colours, opacity, info):
-    return torch.cat([colours[..., :3], colours[..., 3:].detach()], -1), opacity, info
+def cut_depth(colors, opacity, info):
+    return torch.cat([colors[..., :3], colors[..., 3:].detach()], -1), opacity, info
 
 
 def cost(opacity, image_size, **weights):
     gaussians = ball(10, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(0))
     render = Render(torch.zeros(*opacity.shape[:3], 3), torch.ones_like(opacity), opacity, None)
-    return regularisers(gaussians, render, stage_config(**weights), image_size=image_size).item()
+    return regularizers(gaussians, render, stage_config(**weights), image_size=image_size).item()
 
 
 @pytest.mark.parametrize("name", ["opacity_reg", "sparsity_reg"])

@@ -169,7 +169,7 @@ def painted(render, rgb, depth=None):
     return Render(rgb * render.opacity, render.depth if depth is None else depth, render.opacity)
 
 
-def test_colours_that_stay_on_the_surface_agree_between_views_and_others_do_not(ball):
+def test_colors_that_stay_on_the_surface_agree_between_views_and_others_do_not(ball):
     render, cameras = ball
     paint = 0.5 + 0.5 * torch.sin(6 * points(render, cameras))
     right = reprojection_error(painted(render, paint), cameras, background=0.0)
@@ -179,10 +179,10 @@ def test_colours_that_stay_on_the_surface_agree_between_views_and_others_do_not(
     assert slipped > 3 * right and sliding > 3 * right, (right, slipped, sliding)
 
 
-def test_the_reprojection_error_is_the_difference_of_colour(ball):
+def test_the_reprojection_error_is_the_difference_of_color(ball):
     render, cameras = ball
-    grey = torch.linspace(0, 1, 12)[:, None, None, None].expand(-1, 64, 64, 3)
-    found = reprojection_error(painted(render, grey), cameras, background=0.5)
+    gray = torch.linspace(0, 1, 12)[:, None, None, None].expand(-1, 64, 64, 3)
+    found = reprojection_error(painted(render, gray), cameras, background=0.5)
     assert found == pytest.approx((11 * (1 / 11) + 1) / 12, abs=0.02), "eleven steps of 1/11 and one of 1"
     assert reprojection_error(painted(render, torch.ones(12, 64, 64, 3)), cameras, background=1.0) < 1e-6
 

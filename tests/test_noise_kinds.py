@@ -204,7 +204,7 @@ def test_the_world_map_agrees_between_near_views_but_not_where_the_surface_went(
         correlation = torch.einsum("chw,cij->hwij", a, b) / len(a)
         best[kind.__name__] = (correlation**2 - 1 / 4096).sum((2, 3)).mean().item()
     print(f"E in the middle of a sphere, 7.5 degrees on: {best}")
-    assert best["world_map"] > 0.7, "neighbours predict each other"
+    assert best["world_map"] > 0.7, "neighbors predict each other"
     cameras = views(20, 65, size=96, elevation=0)
     render = render_scene(sphere(), cameras)
     a, b = kinds.world_map(field, cameras, render, 0)

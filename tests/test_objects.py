@@ -103,7 +103,7 @@ def blocked(start: np.ndarray, direction: np.ndarray, surface: np.ndarray) -> np
 
 
 def spacing_ratio(points: np.ndarray) -> float:
-    """5th percentile of the nearest-neighbour distances over their median: 1 for a lattice."""
+    """5th percentile of the nearest-neighbor distances over their median: 1 for a lattice."""
     nearest = KDTree(points).query(points, k=2)[0][:, 1]
     return float(np.percentile(nearest, 5) / np.median(nearest))
 
@@ -141,7 +141,7 @@ def test_surfaces_have_no_holes() -> None:
 
 
 def color_distance(rgb: np.ndarray, name: str) -> float:
-    """Distance of a lit colour to a colour word that ignores brightness where there is hue."""
+    """Distance of a lit color to a color word that ignores brightness where there is hue."""
     hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
     target_hue, target_saturation, target_value = colorsys.rgb_to_hsv(*COLORS[name])
     turn = abs(hue - target_hue)
@@ -150,14 +150,14 @@ def color_distance(rgb: np.ndarray, name: str) -> float:
 
 
 def share_of_color(thing: ToyObject, name: str) -> float:
-    """Share of the surface that faces up, into the light, whose nearest colour word is the given one."""
+    """Share of the surface that faces up, into the light, whose nearest color word is the given one."""
     lit = thing.colors[thing.normals[:, 2] > 0]
     words = [min(COLORS, key=lambda word: color_distance(rgb, word)) for rgb in lit[:: len(lit) // 60]]
     return float(np.mean([word == name for word in words]))
 
 
 def stated(thing: ToyObject) -> str:
-    """The first colour word of the most specific caption, read without the package's own parser."""
+    """The first color word of the most specific caption, read without the package's own parser."""
     return next(word for word in re.findall(r"[a-z]+", thing.captions[0]) if word in COLORS)
 
 
@@ -293,7 +293,7 @@ def test_unknown_words_come_with_the_nearest_known_one() -> None:
     ("arguments", "message"),
     [
         ({"kind": "dack"}, "kind: 'dack' is not known; the nearest are duck"),
-        ({"color": "grey"}, "color: 'grey' is not known; the nearest are gray"),
+        ({"color": "gray"}, "color: 'gray' is not known; the nearest are gray"),
         ({"kind": "duck", "color": "purple"}, "withheld"),
         ({"spacing": 0.0}, "spacing: expected a positive distance, got 0.0"),
         ({"spacing": float("nan")}, "spacing: expected a positive distance, got nan"),

@@ -17,7 +17,7 @@ from gscfd.ply import HEADER_LIMIT
 
 PLACES = [*"xyz"]
 NORMALS = ["nx", "ny", "nz"]
-COLOUR = [f"f_dc_{i}" for i in range(3)]
+COLOR = [f"f_dc_{i}" for i in range(3)]
 SHAPE = ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
@@ -44,11 +44,11 @@ def save(path: Path, table: np.ndarray, *, text: bool = False, byte_order: str =
 
 
 LAYOUTS = {
-    "INRIA, degree 3": PLACES + NORMALS + COLOUR + rest(45) + SHAPE,
-    "gsplat, degree 2": PLACES + COLOUR + rest(24) + SHAPE,
-    "degree 0, without normals": PLACES + COLOUR + SHAPE,
-    "another order": SHAPE[::-1] + rest(9)[::-1] + COLOUR[::-1] + PLACES[::-1],
-    "further properties": PLACES + ["red", "green", "blue", "label"] + COLOUR + SHAPE + ["confidence"],
+    "INRIA, degree 3": PLACES + NORMALS + COLOR + rest(45) + SHAPE,
+    "gsplat, degree 2": PLACES + COLOR + rest(24) + SHAPE,
+    "degree 0, without normals": PLACES + COLOR + SHAPE,
+    "another order": SHAPE[::-1] + rest(9)[::-1] + COLOR[::-1] + PLACES[::-1],
+    "further properties": PLACES + ["red", "green", "blue", "label"] + COLOR + SHAPE + ["confidence"],
 }
 
 
@@ -60,7 +60,7 @@ def test_files_of_other_programs_are_read(tmp_path: Path, layout: str, how: str)
     path = save(tmp_path / "a.ply", table, text=how == "ascii", byte_order=how if how != "ascii" else "=", extra=True)
     read = Gaussians.load_ply(path)
     k = len([name for name in table.dtype.names if name.startswith("f_rest")]) // 3
-    expected = {"means": PLACES, "scales": SHAPE[1:4], "quats": SHAPE[4:], "opacities": ["opacity"], "sh0": COLOUR}
+    expected = {"means": PLACES, "scales": SHAPE[1:4], "quats": SHAPE[4:], "opacities": ["opacity"], "sh0": COLOR}
     for name, columns in expected.items():
         value = read.tensors()[name].reshape(len(table), -1)
         assert np.array_equal(value, np.stack([table[c] for c in columns], -1)), name
@@ -69,23 +69,23 @@ def test_files_of_other_programs_are_read(tmp_path: Path, layout: str, how: str)
         assert np.array_equal(read.shN[:, k - 1, 2].detach(), table[f"f_rest_{3 * k - 1}"]), "channel by channel"
 
 
-def test_bytes_of_colour_stand_for_f_dc_where_there_is_none(tmp_path: Path) -> None:
-    colours = ["red", "green", "blue"]
-    table = rows(PLACES + colours + SHAPE, kinds=dict.fromkeys(colours, "u1"))
+def test_bytes_of_color_stand_for_f_dc_where_there_is_none(tmp_path: Path) -> None:
+    colors = ["red", "green", "blue"]
+    table = rows(PLACES + colors + SHAPE, kinds=dict.fromkeys(colors, "u1"))
     read = Gaussians.load_ply(save(tmp_path / "a.ply", table))
     rgb = SH_C0 * read.sh0[:, 0].detach() + 0.5
-    assert np.allclose(255 * rgb, np.stack([table[c] for c in colours], -1), atol=1e-3)
+    assert np.allclose(255 * rgb, np.stack([table[c] for c in colors], -1), atol=1e-3)
 
 
 def test_windows_line_ends_in_the_header_are_read(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.ply", rows(PLACES + COLOUR + SHAPE))
+    path = save(tmp_path / "a.ply", rows(PLACES + COLOR + SHAPE))
     head, body = path.read_bytes().split(b"end_header\n", 1)
     (tmp_path / "b.ply").write_bytes(head.replace(b"\n", b"\r\n") + b"end_header\r\n" + body)
     assert torch.equal(Gaussians.load_ply(tmp_path / "b.ply").means, Gaussians.load_ply(path).means)
 
 
 def test_full_opacity_and_no_size_are_finite_afterwards(tmp_path: Path) -> None:
-    table = rows(PLACES + COLOUR + SHAPE)
+    table = rows(PLACES + COLOR + SHAPE)
     table["opacity"][:2], table["scale_2"][0] = [np.inf, -np.inf], -np.inf
     read = Gaussians.load_ply(save(tmp_path / "a.ply", table))
     assert read.opacities[:2].tolist() == [20, -20] and read.scales[0, 2] == -20
@@ -104,14 +104,14 @@ def test_full_opacity_and_no_size_are_finite_afterwards(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_cannot_be_drawn_are_named(tmp_path: Path, name: str, value: float, message: str) -> None:
-    table = rows(PLACES + COLOUR + SHAPE)
+    table = rows(PLACES + COLOR + SHAPE)
     table[name][3] = value
     with pytest.raises(UserError, match=message):
         Gaussians.load_ply(save(tmp_path / "a.ply", table))
 
 
 def test_a_rotation_of_length_0_is_named(tmp_path: Path) -> None:
-    table = rows(PLACES + COLOUR + SHAPE)
+    table = rows(PLACES + COLOR + SHAPE)
     for i in range(4):
         table[f"rot_{i}"][5] = 0
     with pytest.raises(UserError, match="1 Gaussians with a rotation of length 0"):
@@ -121,7 +121,7 @@ def test_a_rotation_of_length_0_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["binary_little_endian", "ascii"])
 @pytest.mark.parametrize("count", [13, 10**12, 10**18, 10**40])
 def test_a_header_that_lies_about_the_count_costs_no_memory(tmp_path: Path, kind: str, count: int) -> None:
-    path = save(tmp_path / "a.ply", rows(PLACES + COLOUR + SHAPE), text=kind == "ascii")
+    path = save(tmp_path / "a.ply", rows(PLACES + COLOR + SHAPE), text=kind == "ascii")
     path.write_bytes(path.read_bytes().replace(b"element vertex 12", b"element vertex %d" % count))
     tracemalloc.start()
     with pytest.raises(UserError, match="declares|header line"):
@@ -170,7 +170,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: bytes, message:
 
 def test_three_or_nine_coefficients_but_not_seven(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="7 properties f_rest"):
-        Gaussians.load_ply(save(tmp_path / "a.ply", rows(PLACES + COLOUR + rest(7) + SHAPE)))
+        Gaussians.load_ply(save(tmp_path / "a.ply", rows(PLACES + COLOR + rest(7) + SHAPE)))
 
 
 def test_a_missing_file_and_a_folder_are_user_errors(tmp_path: Path) -> None:

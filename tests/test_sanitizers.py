@@ -96,7 +96,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(900)
-def test_noise_and_rasteriser_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
+def test_noise_and_rasterizer_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
     sources = sorted([*PACKAGE.glob("csrc_common/*.cpp"), *PACKAGE.glob("*/csrc/*.cpp")])
     build(sources, tmp_path / "libgscfd_cpu.so")
     done = run(SCENES, str(tmp_path))

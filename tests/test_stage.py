@@ -1,4 +1,4 @@
-"""What the one loop keeps true of the Gaussians and of its regularisers."""
+"""What the one loop keeps true of the Gaussians and of its regularizers."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig, LearningRates
 from gscfd.distil import stage
-from gscfd.distil.regularizers import regularisers
+from gscfd.distil.regularizers import regularizers
 from gscfd.distil.schedule import render_size
 from gscfd.distil.stage import pictures
 from gscfd.gaussians import ball
@@ -34,7 +34,7 @@ def test_no_gaussian_is_brighter_than_white_or_darker_than_black(monkeypatch):
     assert colors.min() >= -1e-6 and colors.max() <= 1 + 1e-6
     assert colors.max() > 1 - 1e-6, "some reach the limit"
     monkeypatch.setattr("gscfd.gaussians.Gaussians.clip_colors", lambda self: None)
-    assert rgb(tiny_stage(config)).max() > 1.1, "control: free colours leave the range"
+    assert rgb(tiny_stage(config)).max() > 1.1, "control: free colors leave the range"
 
 
 def test_every_step_size_falls_to_its_share():
@@ -56,11 +56,11 @@ def test_half_opaque_pixels_cost_the_same_in_every_view(views):
     opacity = torch.zeros(views, 4, 4, 1)
     opacity[:, 0] = 0.5
     render = Render(torch.zeros(views, 4, 4, 3), torch.ones(views, 4, 4, 1), opacity, None)
-    cost = regularisers(gaussians, render, stage_config(opacity_reg=2.0, scale_reg=0.0), image_size=4)
+    cost = regularizers(gaussians, render, stage_config(opacity_reg=2.0, scale_reg=0.0), image_size=4)
     assert cost.item() == pytest.approx(2.0 * 4 * 0.25)
     sure = Render(render.rgb, render.depth, opacity.round(), None)
-    assert regularisers(gaussians, sure, stage_config(opacity_reg=2.0), image_size=4).item() == 0
-    sizes = regularisers(gaussians, sure, stage_config(scale_reg=3.0), image_size=4).item()
+    assert regularizers(gaussians, sure, stage_config(opacity_reg=2.0), image_size=4).item() == 0
+    sizes = regularizers(gaussians, sure, stage_config(scale_reg=3.0), image_size=4).item()
     assert sizes == pytest.approx(3.0 * gaussians.scales.exp().amax(-1).mean().item()) and math.isfinite(sizes)
 
 
@@ -89,7 +89,7 @@ def test_the_teacher_and_the_noise_are_given_the_size_of_the_schedule():
 # -------------------------------------------------------------------------------------------------------- normal maps
 
 
-def test_normal_maps_move_the_surface_and_leave_its_colours():
+def test_normal_maps_move_the_surface_and_leave_its_colors():
     for share, still in ((1.0, True), (0.0, False)):
         gaussians = tiny_stage(
             stage_config(steps=3, normal_prob=share, densify=DensifyConfig(start=1.0, stop=1.0)),
@@ -129,7 +129,7 @@ def test_without_normal_maps_no_number_is_drawn_for_them():
 
 
 class Asked(TorchFunctionMode):
-    """Notes every value that gscfd asks a tensor for, outside the rasteriser that is the CPU's."""
+    """Notes every value that gscfd asks a tensor for, outside the rasterizer that is the CPU's."""
 
     OURS = str(Path(stage.__file__).parent)
     WAYS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "nonzero")

@@ -23,10 +23,10 @@ RUN = ["--prompt", "a mug", "--coarse.steps", "4", "--refine.steps", "0", "--coa
 RUN += ["--coarse.densify.stop", "1", "--checkpoint.every", "2", "--checkpoint.seconds", "0", "--no-viewer"]
 
 
-def splat(radius=0.9, centre=(0.0, 0.0, 0.0), degree=0):
+def splat(radius=0.9, center=(0.0, 0.0, 0.0), degree=0):
     generator = torch.Generator().manual_seed(1)
     values = ball(300, radius=radius, opacity=0.6, sh_degree=degree, generator=generator).tensors()
-    values["means"] += torch.tensor(centre)
+    values["means"] += torch.tensor(center)
     values["shN"] = 0.1 * torch.randn(values["shN"].shape, generator=generator)
     return Gaussians(**values)
 
@@ -42,10 +42,10 @@ def test_a_splat_that_fills_the_unit_ball_stays_as_it_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "radius, centre", [(40.0, (100.0, -20.0, 3.0)), (0.02, (0.0, 0.0, 0.0)), (0.9, (3.0, 0.0, 0.0))]
+    "radius, center", [(40.0, (100.0, -20.0, 3.0)), (0.02, (0.0, 0.0, 0.0)), (0.9, (3.0, 0.0, 0.0))]
 )
-def test_a_splat_elsewhere_fills_the_unit_ball_and_is_the_same_object(radius, centre, tmp_path, capsys):
-    there = splat(radius, centre)
+def test_a_splat_elsewhere_fills_the_unit_ball_and_is_the_same_object(radius, center, tmp_path, capsys):
+    there = splat(radius, center)
     there.save_ply(tmp_path / "x.ply")
     here = read_start(InitConfig(ply=tmp_path / "x.ply"))
     assert "x.ply is scaled by" in capsys.readouterr().err
@@ -73,13 +73,13 @@ def test_floaters_do_not_decide_the_size():
 
 
 def test_one_gaussian_alone_becomes_as_large_as_the_ball():
-    one = Gaussians(**{name: value[:1] for name, value in splat(centre=(5.0, 5.0, 5.0)).tensors().items()})
+    one = Gaussians(**{name: value[:1] for name, value in splat(center=(5.0, 5.0, 5.0)).tensors().items()})
     there, _, _ = in_unit_ball(one)
     assert there.means.norm() == 0 and reach(there) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 3])
-def test_the_harmonics_are_those_that_the_run_optimises(degree, tmp_path):
+def test_the_harmonics_are_those_that_the_run_optimizes(degree, tmp_path):
     splat(degree=2).save_ply(tmp_path / "x.ply")
     start = read_start(InitConfig(ply=tmp_path / "x.ply", sh_degree=degree))
     assert same(start, with_degree(splat(degree=2), degree)) and start.sh_degree == degree

@@ -73,7 +73,7 @@ def test_a_method_that_learns_continues_after_any_step_bit_for_bit(learning, sta
 
 
 @pytest.mark.parametrize("kind", ["mean", "count"])
-def test_a_method_that_forgets_what_it_learnt_ends_elsewhere(learning, kind):
+def test_a_method_that_forgets_what_it_learned_ends_elsewhere(learning, kind):
     """The control of the test above."""
     name = f"now/learner/{kind}"
     tensors = {**learning[4].tensors, name: torch.zeros_like(learning[4].tensors[name])}
@@ -81,7 +81,7 @@ def test_a_method_that_forgets_what_it_learnt_ends_elsewhere(learning, kind):
     assert not same(last.tensors, learning[-1].tensors)
 
 
-def test_going_back_takes_back_what_was_learnt():
+def test_going_back_takes_back_what_was_learned():
     gaussians = ball(5, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
     learner = TinyLearner()
     state = StageState(gaussians, stage_config(), seed=0, keep_every=4, learner=learner)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_teachers import randomised
+from tiny_teachers import randomized
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
@@ -22,7 +22,7 @@ from gscfd.toybox import models
 
 @pytest.fixture(scope="module")
 def unet():
-    network = randomised(models.build_unet(multiview=True))
+    network = randomized(models.build_unet(multiview=True))
     join_views(network, 4)
     return network
 
@@ -60,7 +60,7 @@ def test_the_order_of_views_within_a_group_is_free(unet):
 
 def test_stock_attention_keeps_views_apart():
     """The negative control of the tests above: without the processors no view sees another."""
-    stock = randomised(models.build_unet(multiview=True))
+    stock = randomized(models.build_unet(multiview=True))
     x, cameras = batch(4)
     changed = x.clone()
     changed[3] += 1
@@ -105,7 +105,7 @@ class EchoUNet:
         return type("Output", (), {"sample": torch.zeros_like(x)})
 
 
-ENCODER = randomised(models.build_text_encoder(models.build_tokenizer()))
+ENCODER = randomized(models.build_text_encoder(models.build_tokenizer()))
 ALPHAS = models.build_scheduler().alphas_cumprod
 
 

@@ -31,7 +31,7 @@ from gscfd.viewer.pace import Pace
 from gscfd.viewer.snapshot import Point
 
 
-def grey(count=40):
+def gray(count=40):
     return ball(count, radius=0.5, opacity=0.6, generator=torch.Generator().manual_seed(0))
 
 
@@ -50,7 +50,7 @@ def sphere_render(size=64):
 
 
 def test_covariances_have_the_squared_scales_as_eigenvalues():
-    gaussians = grey()
+    gaussians = gray()
     with torch.no_grad():
         gaussians.params["scales"].normal_(-3, 0.5)
         eigenvalues = torch.linalg.eigvalsh(content.covariances(gaussians).double())
@@ -71,14 +71,14 @@ def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
     assert content.fields_of_view(ours)[0] == pytest.approx(math.radians(40))
 
 
-def test_the_colour_mode_is_the_render_over_the_background():
+def test_the_color_mode_is_the_render_over_the_background():
     camera, blue = turntable(1, size=32), (0.0, 0.2, 1.0)
-    shown = content.picture(grey(), camera, "colour", blue, None)
-    assert np.array_equal(shown, pictures.as_bytes(grey().render(camera).over(torch.tensor(blue))[0]))
-    assert not np.array_equal(shown, content.picture(grey(), camera, "colour", (1.0, 1.0, 1.0), None))
+    shown = content.picture(gray(), camera, "color", blue, None)
+    assert np.array_equal(shown, pictures.as_bytes(gray().render(camera).over(torch.tensor(blue))[0]))
+    assert not np.array_equal(shown, content.picture(gray(), camera, "color", (1.0, 1.0, 1.0), None))
 
 
-def test_normals_of_a_sphere_point_away_from_its_centre():
+def test_normals_of_a_sphere_point_away_from_its_center():
     render, camera = sphere_render()
     normals = geometry.normals(render, camera)[0]
     assert normals[32, 32] @ torch.tensor([1.0, 0.0, 0.0]) > 0.99, "the middle faces the camera at +x"
@@ -101,8 +101,8 @@ def test_every_mode_shows_the_object_and_an_empty_splat(mode):
     def paint(cameras, render):
         return painted_noise(config, cameras, render)
 
-    nothing = Gaussians(**{name: value[:0] for name, value in grey().tensors().items()})
-    shown, empty = (content.picture(splat, camera, mode, white, paint) for splat in (grey(), nothing))
+    nothing = Gaussians(**{name: value[:0] for name, value in gray().tensors().items()})
+    shown, empty = (content.picture(splat, camera, mode, white, paint) for splat in (gray(), nothing))
     assert shown.shape == empty.shape == (48, 48, 3) and shown.dtype == np.uint8
     assert not np.array_equal(shown, empty)
 
@@ -112,7 +112,7 @@ def test_the_painted_noise_is_white_in_each_view(kind):
     config = parse(["--prompt", "a mug"])
     config = replace(config, noise=replace(config.noise, kind=kind), guidance="fsd" if kind == "world_map" else "cfd")
     camera = turntable(1, size=256)
-    noise = painted_noise(config, camera, grey().render(camera))
+    noise = painted_noise(config, camera, gray().render(camera))
     assert noise.shape == (1, 3, 64, 64)
     assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
 
@@ -121,12 +121,12 @@ def test_the_degree_is_cut_where_it_is_asked_for():
     gaussians = ball(40, radius=0.5, opacity=0.6, sh_degree=1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gaussians.params["shN"].normal_()
-    views = [content.picture(gaussians, turntable(1, size=32), "colour", (0, 0, 0), None, d) for d in (0, 1, 3)]
+    views = [content.picture(gaussians, turntable(1, size=32), "color", (0, 0, 0), None, d) for d in (0, 1, 3)]
     assert not np.array_equal(views[0], views[1]) and np.array_equal(views[1], views[2])
 
 
 def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them():
-    left, right = grey(10), grey(20)
+    left, right = gray(10), gray(20)
     both = content.side_by_side([left, right])
     assert len(both) == 30
     assert torch.allclose(both.means[:10] - left.means, torch.tensor([0.0, -1.1, 0.0]))

@@ -54,7 +54,7 @@ class Still(Run):
             for step in range(STEPS):
                 state.step = step + 1
                 report = StepReport(
-                    stage="coarse", step=step, steps=STEPS, t=0.5, loss=10.0 / (step + 1), regulariser=0.0,
+                    stage="coarse", step=step, steps=STEPS, t=0.5, loss=10.0 / (step + 1), regularizer=0.0,
                     count=len(self.gaussians), seconds={"render": 0.1}, gaussians=self.gaussians, cameras=cameras,
                     images=images, noise=torch.randn(2, 3, 8, 8), target=torch.rand(2, 3, 8, 8), state=state,
                 )  # fmt: skip
@@ -100,7 +100,7 @@ def pixels(page):
 
 
 def patch(page, x, y):
-    """[3] mean colour of the page around a place."""
+    """[3] mean color of the page around a place."""
     return pixels(page)[y - 8 : y + 8, x - 8 : x + 8].mean((0, 1))
 
 
@@ -112,7 +112,7 @@ def soon(page, true):
         page.wait_for_timeout(500)
 
 
-def canvas_centre(page):
+def canvas_center(page):
     """Of the scene, which is larger than the plots."""
     boxes = [canvas.bounding_box() for canvas in page.locator("canvas").all()]
     box = max(boxes, key=lambda box: box["width"] * box["height"])
@@ -128,13 +128,13 @@ def choose(page, mode):
     page.get_by_role("option", name=mode, exact=True).click()
 
 
-def is_red(colour):
-    return colour[0] > 150 and colour[1] < 90 and colour[2] < 90
+def is_red(color):
+    return color[0] > 150 and color[1] < 90 and color[2] < 90
 
 
-def test_the_page_shows_the_objects_colours_on_the_background(page, viewer):
+def test_the_page_shows_the_objects_colors_on_the_background(page, viewer):
     page.locator(".u-over").last.wait_for()
-    x, y = canvas_centre(page)
+    x, y = canvas_center(page)
     soon(page, lambda: is_red(patch(page, x, y)))
     assert (patch(page, x, HEIGHT - 30) > 240).all(), "control: white below it"
     viewer.display.background.value = (0, 0, 255)
@@ -169,10 +169,10 @@ def test_an_edit_is_made_and_a_bad_one_answered(page, run):
 
 
 def test_views_are_rendered_by_the_run_when_they_are_asked_for(page):
-    x, y = canvas_centre(page)
+    x, y = canvas_center(page)
     choose(page, "depth")
     soon(page, lambda: np.ptp(patch(page, x, y)) < 12 and patch(page, x, y).mean() < 250)
-    choose(page, "colour")
+    choose(page, "color")
     soon(page, lambda: is_red(patch(page, x, y)))
     choose(page, "splat")
     soon(page, lambda: is_red(patch(page, x, y)))

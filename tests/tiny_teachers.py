@@ -30,8 +30,8 @@ LENGTH = 320
 WIDTH = 64
 
 
-def randomised(module, seed=0):
-    """All weights redrawn, so that no zero initialisation hides a path."""
+def randomized(module, seed=0):
+    """All weights redrawn, so that no zero initialization hides a path."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -67,7 +67,7 @@ def save_clip(folder, number="", *, act="gelu", pad=None, width=WIDTH, projected
     """act: gelu is OpenCLIP's, which pads with "!"; quick_gelu is OpenAI's, which pads with the end token."""
     pad = pad or ("!" if act == "gelu" else "<|endoftext|>")
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
-    randomised(cls(clip_config(act, width)), seed=len(number)).save_pretrained(folder / f"text_encoder{number}")
+    randomized(cls(clip_config(act, width)), seed=len(number)).save_pretrained(folder / f"text_encoder{number}")
     clip_tokenizer(pad).save_pretrained(folder / f"tokenizer{number}")
 
 
@@ -84,7 +84,7 @@ def save_t5(folder, number, width=WIDTH):
         num_heads=2,
         feed_forward_proj="gated-gelu",
     )
-    randomised(T5EncoderModel(config)).save_pretrained(folder / f"text_encoder{number}")
+    randomized(T5EncoderModel(config)).save_pretrained(folder / f"text_encoder{number}")
 
 
 def save_vae(folder, latent=4, **settings):
@@ -97,7 +97,7 @@ def save_vae(folder, latent=4, **settings):
         latent_channels=latent,
         **settings,
     )
-    randomised(vae).save_pretrained(folder / "vae")
+    randomized(vae).save_pretrained(folder / "vae")
 
 
 def save_index(folder, name, parts):
@@ -116,7 +116,7 @@ def unet(**settings):
         "use_linear_projection": True,
         **settings,
     }
-    return randomised(UNet2DConditionModel(**values))
+    return randomized(UNet2DConditionModel(**values))
 
 
 def stable_diffusion(folder, *, act="gelu", prediction="epsilon", **unet_settings):
@@ -174,7 +174,7 @@ def sd3(folder):
         pooled_projection_dim=48,
         pos_embed_max_size=8,
     )
-    randomised(transformer).save_pretrained(folder / "transformer")
+    randomized(transformer).save_pretrained(folder / "transformer")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     parts = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -206,7 +206,7 @@ def flux(folder, guidance=True):
         guidance_embeds=guidance,
         axes_dims_rope=(4, 6, 6),
     )
-    randomised(transformer).save_pretrained(folder / "transformer")
+    randomized(transformer).save_pretrained(folder / "transformer")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     parts = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -250,9 +250,9 @@ class LdmMVDream:
     """MVDream's three reference networks, and its single file."""
 
     def __init__(self):
-        self.unet = randomised(MultiviewUNet([64, 64, 128, 128], WIDTH, 64))
-        self.vae = randomised(Vae([32, 64]), 1)
-        self.text = randomised(TextTower(514, WIDTH, 3, 1, LENGTH), 2)
+        self.unet = randomized(MultiviewUNet([64, 64, 128, 128], WIDTH, 64))
+        self.vae = randomized(Vae([32, 64]), 1)
+        self.text = randomized(TextTower(514, WIDTH, 3, 1, LENGTH), 2)
 
     def state(self):
         """The flat dictionary of the published file, with some of its buffers."""

@@ -56,7 +56,7 @@ class Densifier:
     def after_backward(
         self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
     ) -> None:
-        """Call after the optimisers' step. seed: of the positions of split Gaussians."""
+        """Call after the optimizers' step. seed: of the positions of split Gaussians."""
         grow = self.strategy.grow_grad2d
         if len(gaussians) >= self.max_count:
             self.strategy.grow_grad2d = float("inf")
@@ -94,7 +94,7 @@ class MCMCDensifier:
     def after_backward(
         self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
     ) -> None:
-        """Call after the optimisers' step. seed: of the moves and the noise."""
+        """Call after the optimizers' step. seed: of the moves and the noise."""
         moves = step % self.strategy.refine_every == 0
         if moves and not (gaussians.opacities.sigmoid() > self.strategy.min_opacity).any():
             return  # gsplat has none to move the others to; the watchdog says so when nothing is seen any more

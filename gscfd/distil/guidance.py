@@ -2,7 +2,7 @@
 
 Every function is `(teacher, z, noise, t, cameras) -> grad`: z, noise and grad [V, C, h, w], t the teacher's integer
 time, shared by the views; what a method needs besides is named after them, to be bound. `distillation_loss` turns grad
-into a loss for the optimiser. docs/methods.md has them side by side.
+into a loss for the optimizer. docs/methods.md has them side by side.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def generate(
     preset: a name of `gscfd.config.presets()`, or the path of a .yaml file.
     config: every setting, instead of `preset`; its prompt and seed are replaced by these.
     init: path of a 3DGS .ply to start from, in place of the ball, as --init.
-    on_step: called after every optimisation step; reads the report and changes nothing.
+    on_step: called after every optimization step; reads the report and changes nothing.
 
     Returns the Gaussians on the run's device: world z up, front at +x, in about the unit ball (docs/methods.md has the
     equations). Raises UserError for bad input, StageError when the watchdog gives up, and OutOfMemory for a step that

@@ -44,7 +44,7 @@ class Learner(Protocol):
     """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
 
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """[V, C, h, w] the noise in x_t, as far as it is learnt; without gradient."""
+        """[V, C, h, w] the noise in x_t, as far as it is learned; without gradient."""
         ...
 
     def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:

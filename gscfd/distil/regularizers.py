@@ -9,8 +9,8 @@ from gscfd.gaussians import Gaussians
 from gscfd.types import Render
 
 
-def regularisers(gaussians: Gaussians, render: Render, config: StageConfig, *, image_size: int) -> Tensor:
-    """The weighted sum of the stage's regularisers, a scalar; per view, as the distillation loss is.
+def regularizers(gaussians: Gaussians, render: Render, config: StageConfig, *, image_size: int) -> Tensor:
+    """The weighted sum of the stage's regularizers, a scalar; per view, as the distillation loss is.
 
     image_size: pixels, both ways, of the image whose sums over pixels the weights are for, whatever was rendered.
     """

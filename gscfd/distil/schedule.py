@@ -1,4 +1,4 @@
-"""t(tau): which diffusion time belongs to which optimisation step. Times are fractions of T, in [0, 1)."""
+"""t(tau): which diffusion time belongs to which optimization step. Times are fractions of T, in [0, 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one optimisation loop. It reads like the paper's Algorithm 1 and receives every part it uses."""
+"""The one optimization loop. It reads like the paper's Algorithm 1 and receives every part it uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gscfd.cameras import sample_group
 from gscfd.config import StageConfig, StageName, WatchdogConfig
 from gscfd.distil.guidance import distillation_loss
 from gscfd.distil.protocols import Learner, Method, Noise, Rasterize
-from gscfd.distil.regularizers import regularisers
+from gscfd.distil.regularizers import regularizers
 from gscfd.distil.schedule import render_size, time_index
 from gscfd.distil.state import StageState, StateDict
 from gscfd.distil.watchdog import find_trouble
@@ -24,7 +24,7 @@ from gscfd.pictures import random_background
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Render
 
-PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimise", "densify", "watch")
+PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimize", "densify", "watch")
 """The parts of a step, in order."""
 TEACHER_PARTS = ("encode", "teacher", "encode_backward")
 """Those that run the teacher's networks."""
@@ -44,9 +44,9 @@ class StepReport:
     """Diffusion time as a fraction of T."""
     loss: SupportsFloat
     """Half the squared length of dL/dz, per view. Read by float(), which waits for a CUDA device that has not come so
-    far. So do `regulariser` and `seconds`."""
-    regulariser: SupportsFloat
-    """Weighted sum of the regularisers."""
+    far. So do `regularizer` and `seconds`."""
+    regularizer: SupportsFloat
+    """Weighted sum of the regularizers."""
     count: int
     """Gaussians after the step."""
     seconds: Mapping[str, float]
@@ -139,9 +139,9 @@ def run_stage(
         loss = distillation_loss(z, grad)
         (pixel_grad,) = torch.autograd.grad(loss, shown)
         clock.lap("encode_backward")
-        regulariser = regularisers(gaussians, render, config, image_size=teacher.image_size)
+        regularizer = regularizers(gaussians, render, config, image_size=teacher.image_size)
         densifier.before_backward(gaussians, optimizers, step, render.info)
-        torch.autograd.backward([images, regulariser], [pixel_grad, torch.ones_like(regulariser)])
+        torch.autograd.backward([images, regularizer], [pixel_grad, torch.ones_like(regularizer)])
         clock.lap("render_backward")
 
         # Step, then grow and prune.
@@ -149,7 +149,7 @@ def run_stage(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         gaussians.clip_colors()
-        clock.lap("optimise")
+        clock.lap("optimize")
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
 
@@ -167,7 +167,7 @@ def run_stage(
                 steps=config.steps,
                 t=t,
                 loss=Late(loss),
-                regulariser=Late(regulariser),
+                regularizer=Late(regularizer),
                 count=len(gaussians),
                 seconds=clock,
                 gaussians=gaussians,
@@ -196,7 +196,7 @@ def pictures(render: Render, cameras: Cameras, config: StageConfig, generator: t
 
 
 def straight_through_clamp(images: Tensor) -> Tensor:
-    """Images as they would be shown, in [0, 1]; the gradient passes, so that colours outside find their way back."""
+    """Images as they would be shown, in [0, 1]; the gradient passes, so that colors outside find their way back."""
     return images + (images.clamp(0, 1) - images).detach()
 
 

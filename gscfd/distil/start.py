@@ -25,9 +25,9 @@ def read_start(config: InitConfig) -> Gaussians | None:
     """
     if config.ply is None:
         return None
-    gaussians, centre, scale = in_unit_ball(with_degree(read_splat(config.ply), config.sh_degree))
+    gaussians, center, scale = in_unit_ball(with_degree(read_splat(config.ply), config.sh_degree))
     if scale != 1:
-        place = ", ".join(f"{value:.3g}" for value in centre)
+        place = ", ".join(f"{value:.3g}" for value in center)
         warn(f"init: {config.ply} is scaled by {scale:.3g} about ({place}), to fill the unit ball")
     return gaussians
 
@@ -49,12 +49,12 @@ def in_unit_ball(gaussians: Gaussians) -> tuple[Gaussians, list[float], float]:
     if FITTING[0] <= reach(gaussians) <= FITTING[1]:
         return gaussians, [0.0, 0.0, 0.0], 1.0
     values = gaussians.tensors()
-    centre = values["means"].median(0).values
-    values["means"] -= centre
+    center = values["means"].median(0).values
+    values["means"] -= center
     scale = 1 / reach(Gaussians(**values))
     values["means"] *= scale
     values["scales"] += math.log(scale)
-    return Gaussians(**values), centre.tolist(), scale
+    return Gaussians(**values), center.tolist(), scale
 
 
 def reach(gaussians: Gaussians) -> float:

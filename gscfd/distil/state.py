@@ -135,7 +135,7 @@ class StageState:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
-    """Give the optimiser, which has none, a copy of Adam's moments of a parameter; there are none before its first
+    """Give the optimizer, which has none, a copy of Adam's moments of a parameter; there are none before its first
     step."""
     if moments:
         # On the CPU and by one kernel on CUDA, Adam counts its steps where the moments are.

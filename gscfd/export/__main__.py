@@ -63,7 +63,7 @@ class ExportOptions:
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or a 3DGS .ply of any program."""
     to: Format
-    """What to write. obj, mesh.glb and mesh.ply are triangles with colours (pip install 'gscfd[mesh]')."""
+    """What to write. obj, mesh.glb and mesh.ply are triangles with colors (pip install 'gscfd[mesh]')."""
     out: Path | None = None
     """The file; unset: the source's name with the format's ending, beside it."""
     overwrite: bool = False
@@ -73,7 +73,7 @@ class ExportOptions:
     source_axes: Axes = "z-up"
     """Axes of the source; captures by other programs are mostly y-down."""
     scale: float = 1.0
-    """How long one unit of the source is in the file, say in metres; gscfd's objects have a radius of about 1. Pictures
+    """How long one unit of the source is in the file, say in meters; gscfd's objects have a radius of about 1. Pictures
     and pages look at a ball of radius 1."""
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Degree of the spherical harmonics in the file; unset: the source's. 3 is what some readers of .ply insist on."""
@@ -164,7 +164,7 @@ def export(options: ExportOptions) -> None:
         raise UserError(f"out: cannot write {out} ({error.strerror}); choose another --out") from None
     print(f"{out}  {what}, {out.stat().st_size / 1000:.0f} kB")
     if gaussians.sh_degree and (options.to in ("splat", "html") or options.sh_degree == 0):
-        print(f"the colours that depend on the view are left out of {out.name}")
+        print(f"the colors that depend on the view are left out of {out.name}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and coloured triangles."""
+"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and colored triangles."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def write_splat_glb(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def write_mesh_glb(mesh: Mesh, path: str | Path) -> None:
-    """Triangles whose colours are shown as they are, without lights."""
+    """Triangles whose colors are shown as they are, without lights."""
     unlit = "KHR_materials_unlit"
     material = {"extensions": {unlit: {}}, "doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0}}
     arrays = {
         "POSITION": mesh.vertices,
-        "COLOR_0": linear(mesh.colours),
+        "COLOR_0": linear(mesh.colors),
         "indices": mesh.triangles.astype(np.uint32).ravel(),
     }
     _write(path, arrays, {"mode": TRIANGLES, "material": 0}, {"extensionsUsed": [unlit], "materials": [material]})
 
 
 def linear(srgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1] to linear light, as glTF wants its vertex colours."""
+    """sRGB in [0, 1] to linear light, as glTF wants its vertex colors."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 

@@ -20,10 +20,10 @@ LEVELS = 65535
 
 
 def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[float]) -> None:
-    """The page (page.html) with 32 bytes for each Gaussian in base64; colour does not depend on the view.
+    """The page (page.html) with 32 bytes for each Gaussian in base64; color does not depend on the view.
 
-    Sixteen 16-bit numbers each: mean, opacity, log scale, -, quaternion (wxyz), colour, -. Means, scales and colours
-    run between their extremes, opacity over [0, 1], quaternions over [-1, 1]. background: three colours in [0, 1].
+    Sixteen 16-bit numbers each: mean, opacity, log scale, -, quaternion (wxyz), color, -. Means, scales and colors
+    run between their extremes, opacity over [0, 1], quaternions over [-1, 1]. background: three colors in [0, 1].
     """
     values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
     unit = values["quats"] / np.linalg.norm(values["quats"], axis=1, keepdims=True)
@@ -32,14 +32,14 @@ def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[floa
     for name, block in (
         ("mean", values["means"]),
         ("scale", values["scales"]),
-        ("colour", (SH_C0 * values["sh0"][:, 0] + 0.5).clip(0)),
+        ("color", (SH_C0 * values["sh0"][:, 0] + 0.5).clip(0)),
     ):
         low, high = float(block.min()), float(block.max())
         data[name] = [low, high - low]
         columns.append((block - low) / (high - low or 1))
-    mean, scale, colour = columns
+    mean, scale, color = columns
     blank = np.zeros((len(gaussians), 1))
-    numbers = [mean, expit(values["opacities"])[:, None], scale, blank, (unit + 1) / 2, colour, blank]
+    numbers = [mean, expit(values["opacities"])[:, None], scale, blank, (unit + 1) / 2, color, blank]
     packed = np.round(LEVELS * np.column_stack(numbers)).astype("<u2")
     data["values"] = base64.b64encode(packed.tobytes()).decode()
     shade = ",".join(str(round(255 * c)) for c in background)

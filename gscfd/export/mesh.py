@@ -32,19 +32,19 @@ SMALLEST_PART = 0.05
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with a colour at each corner."""
+    """Triangles with a color at each corner."""
 
     vertices: np.ndarray
     """[V, 3] float32."""
     triangles: np.ndarray
     """[F, 3] int32, counter-clockwise from outside."""
-    colours: np.ndarray
+    colors: np.ndarray
     """[V, 3] float64 sRGB in [0, 1]."""
 
     def transformed(self, rotation: Tensor, scale: float) -> Mesh:
         """Turned by rotation [3, 3] about the origin, then scale times as large."""
         vertices = scale * self.vertices.astype(np.float64) @ rotation.numpy().T
-        return Mesh(vertices.astype(np.float32), self.triangles, self.colours)
+        return Mesh(vertices.astype(np.float32), self.triangles, self.colors)
 
 
 def extract_mesh(gaussians: Gaussians, resolution: int) -> Mesh:
@@ -93,13 +93,13 @@ def _open3d() -> Any:
 def _integrate(o3d: Any, grid: Any, camera: Cameras, render: Render) -> None:
     """Add one view. Depth is where transmittance falls below one half, 0 where it never does."""
     assert render.median_depth is not None
-    colour = (render.rgb / render.opacity.clamp_min(1e-6)).clamp(0, 1)[0].numpy()
+    color = (render.rgb / render.opacity.clamp_min(1e-6)).clamp(0, 1)[0].numpy()
     depth_image = o3d.t.geometry.Image(o3d.core.Tensor(render.median_depth[0].numpy()))
-    colour_image = o3d.t.geometry.Image(o3d.core.Tensor(colour))
+    color_image = o3d.t.geometry.Image(o3d.core.Tensor(color))
     matrices = [o3d.core.Tensor(matrix.double().numpy()) for matrix in (camera.Ks[0], camera.viewmats[0])]
     limits = (1.0, 2 * DISTANCE, TRUNCATION)
     blocks = grid.compute_unique_block_coordinates(depth_image, *matrices, *limits)
-    grid.integrate(blocks, depth_image, colour_image, *matrices, *limits)
+    grid.integrate(blocks, depth_image, color_image, *matrices, *limits)
 
 
 def _cleaned(mesh: Any) -> Mesh:
@@ -115,21 +115,21 @@ def _cleaned(mesh: Any) -> Mesh:
 
 
 def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:
-    """Each vertex line ends with its colour, which Blender, MeshLab and others read."""
+    """Each vertex line ends with its color, which Blender, MeshLab and others read."""
     with atomic_write(path) as file:
-        np.savetxt(file, np.column_stack([mesh.vertices, mesh.colours]), fmt="v %.7g %.7g %.7g %.4f %.4f %.4f")
+        np.savetxt(file, np.column_stack([mesh.vertices, mesh.colors]), fmt="v %.7g %.7g %.7g %.4f %.4f %.4f")
         np.savetxt(file, mesh.triangles + 1, fmt="f %d %d %d")
 
 
 def write_mesh_ply(mesh: Mesh, path: str | Path) -> None:
-    """Binary little-endian, colours as bytes."""
+    """Binary little-endian, colors as bytes."""
     vertices = np.empty(
         len(mesh.vertices), [(n, "<f4") for n in ("x", "y", "z")] + [(n, "u1") for n in ("red", "green", "blue")]
     )
     for i, name in enumerate(("x", "y", "z")):
         vertices[name] = mesh.vertices[:, i]
     for i, name in enumerate(("red", "green", "blue")):
-        vertices[name] = np.round(255 * mesh.colours[:, i])
+        vertices[name] = np.round(255 * mesh.colors[:, i])
     faces = np.empty(len(mesh.triangles), [("vertex_indices", "<i4", (3,))])
     faces["vertex_indices"] = mesh.triangles
     ply = PlyData([PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")], byte_order="<")

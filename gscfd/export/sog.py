@@ -20,7 +20,7 @@ from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
 PALETTE = 16384
-"""Distinct view-dependent colours that a file holds; a splat with more shares the nearest of them."""
+"""Distinct view-dependent colors that a file holds; a splat with more shares the nearest of them."""
 PALETTE_ROUNDS = 3
 PALETTE_COLUMNS = 64
 CODEBOOK_ROUNDS = 20

@@ -18,7 +18,7 @@ def write_compressed_ply(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def write_splat(gaussians: Gaussians, path: str | Path) -> None:
-    """32 bytes for each Gaussian, without view-dependent colour."""
+    """32 bytes for each Gaussian, without view-dependent color."""
     _write(gaussians, path, "splat")
 
 

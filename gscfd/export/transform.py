@@ -41,7 +41,7 @@ def transformed(gaussians: Gaussians, rotation: Tensor, scale: float = 1.0) -> G
 
 
 def turned_harmonics(coefficients: Tensor, rotation: Tensor) -> Tensor:
-    """[N, K - 1, 3] the coefficients whose colour towards R d is that of the given ones towards d.
+    """[N, K - 1, 3] the coefficients whose color towards R d is that of the given ones towards d.
 
     Solves Y(R d) c' = Y(d) c for enough directions d; exact, because a rotation keeps each degree's span.
     """

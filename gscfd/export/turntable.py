@@ -25,7 +25,7 @@ def turntable_frames(
 ) -> np.ndarray:
     """[frames, size, size, 3] uint8, from the front, counter-clockwise from above.
 
-    background: a grey or three colours in [0, 1]; None: none, and a fourth channel for the opacity. radius: world units
+    background: a gray or three colors in [0, 1]; None: none, and a fourth channel for the opacity. radius: world units
     from the middle to the edge of a picture.
     """
     cameras = turntable(frames, size=size, radius=radius)
@@ -39,5 +39,5 @@ def _over(render: Render, background: float | Sequence[float]) -> Tensor:
 
 
 def _transparent(render: Render) -> Tensor:
-    """[V, H, W, 4] colour not multiplied by opacity, as .png files have it, and opacity."""
+    """[V, H, W, 4] color not multiplied by opacity, as .png files have it, and opacity."""
     return torch.cat([render.rgb / render.opacity.clamp_min(1e-6), render.opacity], -1)

@@ -110,7 +110,7 @@ METRICS: dict[str, Metric] = {
         "reprojection error",
         "lower",
         ".4f",
-        "mean difference of colour in [0, 1] between a view and its neighbour, 15 degrees on, by the rendered depth",
+        "mean difference of color in [0, 1] between a view and its neighbor, 15 degrees on, by the rendered depth",
     ),
     "holes": Metric(
         "holes",
@@ -130,7 +130,7 @@ METRICS: dict[str, Metric] = {
         ".4f",
         "sqrt(sum(v - m^2) / sum(v)) of Adam's bias-corrected moments, mean over every tenth step (CFD Eq. 15)",
     ),
-    "variance_sh0": Metric("gradient variance, colours", "lower", ".4f", "the same of the colours"),
+    "variance_sh0": Metric("gradient variance, colors", "lower", ".4f", "the same of the colors"),
     "gaussians": Metric("Gaussians", "", ".0f", "in the splat"),
     "seconds": Metric("time", "lower", ".1f", "seconds of all steps"),
     "memory": Metric("peak memory", "lower", ".0f", "MiB: of the GPU, or of the process that made the run"),

@@ -13,7 +13,7 @@ TEACHER = "toybox/multiview"
 PAPER_STEPS = 25_000
 """Over which CFD's tables have its share of fresh noise per step."""
 NEGATIVE = "gray"
-"""The toybox has no words for bad pictures; this one stands for washed-out colours."""
+"""The toybox has no words for bad pictures; this one stands for washed-out colors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Size:
     steps: int
     """Of the coarse stage; there is no other."""
     picture_prompts: tuple[str, ...]
-    """Of the pictures, which leave the colour open."""
+    """Of the pictures, which leave the color open."""
     picture_seeds: int
     picture_steps: int
     samples: int
@@ -121,7 +121,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         title="CFD Tab. 4",
-        note="In two dimensions: pictures of the teacher by the clean flow SDE, of prompts that leave the colour open. "
+        note="In two dimensions: pictures of the teacher by the clean flow SDE, of prompts that leave the color open. "
         f"gamma is per step of {PAPER_STEPS}, and rescaled to leave as much noise.",
         variants=tuple(GAMMAS),
         metrics=("is", "diversity"),
@@ -154,7 +154,7 @@ EXPERIMENTS = (
         metrics=("fid", "clip", "similarity", "r_precision", "diversity"),
         claims=(
             Claim("fid", "sds", "sds, random t", "annealing forms finer details"),
-            Claim("fid", "sds, negative prompt", "sds", "the negative prompt improves style and colours"),
+            Claim("fid", "sds, negative prompt", "sds", "the negative prompt improves style and colors"),
             Claim("fid", "cfd, negative prompt", "sds, negative prompt", "consistent noise gives richer details"),
             Claim("diversity", "cfd, negative prompt", "sds, negative prompt", "consistent noise is more diverse"),
         ),

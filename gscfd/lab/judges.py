@@ -27,7 +27,7 @@ BATCH = 32
 class Scorer:
     """A CLIP model as judge of how well pictures fit captions. folder: model and tokenizer in transformers' layout.
 
-    Pictures are scaled to the model's size and normalised as preprocessor_config.json says, to [-1, 1] without one. So
+    Pictures are scaled to the model's size and normalized as preprocessor_config.json says, to [-1, 1] without one. So
     it reads PickScore, too. option: what names the folder. Raises UserError for a folder that cannot be read.
     """
 
@@ -154,7 +154,7 @@ class Aesthetic:
 
 
 def toybox_captions() -> list[str]:
-    """Every colour of every kind: the classes of the toybox's inception score."""
+    """Every color of every kind: the classes of the toybox's inception score."""
     return [write_caption(Caption(kind=kind, color=color)) for kind in KINDS for color in COLORS]
 
 

@@ -99,11 +99,11 @@ def turned(azimuths: Tensor) -> Tensor:
 
 
 def reprojection_error(render: Render, cameras: Cameras, *, background: float, tolerance: float = 0.05) -> float:
-    """How much the views of a splat contradict each other: mean difference of colour, in [0, 1], between the pixels of
+    """How much the views of a splat contradict each other: mean difference of color, in [0, 1], between the pixels of
     each view and where the next one shows their points, by the rendered depth (the last view's next is the first).
 
     Only pixels that show the object count, and of these not what the next view has hidden behind something nearer, by
-    more than `tolerance` world units, or outside. background: the grey behind both. NaN: nothing to compare.
+    more than `tolerance` world units, or outside. background: the gray behind both. NaN: nothing to compare.
     """
     images, opacity, depth = render.over(torch.tensor(background)), render.opacity[..., 0], render.depth[..., 0]
     nexts = torch.arange(1, len(cameras) + 1) % len(cameras)

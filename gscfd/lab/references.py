@@ -17,7 +17,7 @@ from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import true_objects
 
 BACKGROUND = 0.75
-"""The grey behind everything that is judged."""
+"""The gray behind everything that is judged."""
 VIEWS = 4
 """Of a teacher's sample, 90 degrees apart."""
 SAMPLER_STEPS = 30
@@ -43,7 +43,7 @@ def seen(images: Tensor, azimuths: Tensor, judges: Judges) -> Reference:
 
 
 def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Reference | None:
-    """At least `count` views of true toybox objects of the prompt, over the same grey as runs; None: there are none.
+    """At least `count` views of true toybox objects of the prompt, over the same gray as runs; None: there are none.
 
     size: pixels, both ways.
     """

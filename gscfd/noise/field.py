@@ -42,10 +42,10 @@ class NoiseField:
 
         seed: in [0, 2^64). gamma: in [0, 1], one value or one per step 1, 2, ... (the last one continues).
         beta: in [0, 1], share of variance that is consistent; the rest is fresh each step (FSD).
-        background: where no surface is, "screen" (one image fixed to the screen, ageing with gamma), "direction"
-        (fixed to the viewing direction, ageing with gamma), or "fresh" (new in every view and step).
+        background: where no surface is, "screen" (one image fixed to the screen, aging with gamma), "direction"
+        (fixed to the viewing direction, aging with gamma), or "fresh" (new in every view and step).
         depth: which of the render's depths is the surface, "expected" or "median". On rendered Gaussians the expected
-        depth makes views agree better (docs/noise.md): the median is the depth of a splat's centre, constant per splat.
+        depth makes views agree better (docs/noise.md): the median is the depth of a splat's center, constant per splat.
         footprint: size of a latent pixel on the object, world units; 2 / height by default: the unit ball fills the
         latents. Cells have the pitch footprint / 4 and the depth 8 footprint. span: expected number of steps; it
         belongs to the seed (another span, other noise) and sets the cost: about 2 + log2(span) draws per cell, and one

@@ -35,7 +35,7 @@ def iid(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tenso
 
 
 def fixed(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
-    """[V, C, h, w] one image, the same in every view and ageing with gamma: a negative control (FSD Fig. 6)."""
+    """[V, C, h, w] one image, the same in every view and aging with gamma: a negative control (FSD Fig. 6)."""
     screen = _screen(field, cameras, step)
     return _blend(field, torch.stack([screen] * len(cameras)), cameras, step)
 
@@ -44,7 +44,7 @@ def world_map(field: NoiseField, cameras: Cameras, render: Render, step: int) ->
     """[V, C, h, w] each view's foreground reads the part of one wide map that its camera stands over (FSD Eq. 16).
 
     The map is periodic in azimuth, 360 / theta latent images wide and 180 / theta high, and goes on by half an image
-    beyond the poles, where cameras still look. A view reads the patch centred on its camera's azimuth and elevation,
+    beyond the poles, where cameras still look. A view reads the patch centered on its camera's azimuth and elevation,
     moved to the nearest whole cell: any interpolation would correlate the pixels, so sub-cell motion is rounded.
     Latent pixels whose opacity averages to the threshold or less read the background. White in every view; views
     agree roughly, as if the object were a screen at a fixed distance. cameras, render, step: as for `surface`; only
@@ -83,7 +83,7 @@ def radial(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Te
     """[V, C, h, w] as `surface`, with cells in one map of the directions from the origin and layers of distance.
 
     The plain reading of CFD Alg. 2: white in every view, and as consistent as `surface` on smooth shapes around the
-    origin. Surfaces seen edge-on from the origin (flat parts through it, off-centre parts) get few cells or none.
+    origin. Surfaces seen edge-on from the origin (flat parts through it, off-center parts) get few cells or none.
     Arguments and errors as for `surface`; ValueError for CUDA tensors, which it has no kernel for.
     """
     return _compose(field, radial_parts(field, cameras, render, step), cameras, render, step)
@@ -97,7 +97,7 @@ def radial_parts(field: NoiseField, cameras: Cameras, render: Render, step: int)
 def radial_grid(field: NoiseField) -> Grid:
     """Cells that have on the unit sphere the area of the surface cells; layers as theirs."""
     cells = grid(field)
-    # One square holds half the unit sphere, 2 pi. An even number: no cell's centre lies on the pole, which cameras that
+    # One square holds half the unit sphere, 2 pi. An even number: no cell's center lies on the pole, which cameras that
     # look at the origin see on the border between two columns.
     cells.radial = min(max(2 * round(math.sqrt(2 * math.pi) / cells.pitch / 2), 2), 2**20 - 2)
     return cells
@@ -108,7 +108,7 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
 
     G = sqrt(alpha) n^-1/2 sum of W over the n cells that a pixel owns + sqrt(1 - alpha) B (CFD Alg. 2 in the form of
     docs/noise.md). cameras: of the render's size, which need not be a multiple of the latents'. render: opacity and the
-    depth that field.depth names are read. step: the optimisation step, from 0.
+    depth that field.depth names are read. step: the optimization step, from 0.
 
     Drawn where the render is; on CUDA nothing waits for the device, and noise_kernels/cuda.py says what happens to a
     view with more cells than expected. Raises ValueError for sizes and devices that disagree, for a missing median
@@ -147,7 +147,7 @@ def surface_images(field: NoiseField, cameras: Cameras, render: Render) -> tuple
         if render.median_depth is None:
             raise ValueError(
                 "render.median_depth: expected depths of the render's size, got None;"
-                ' choose depth="expected" for this rasteriser'
+                ' choose depth="expected" for this rasterizer'
             )
         name, depth = "render.median_depth", render.median_depth
     return _image(name, depth, cameras), _image("render.opacity", render.opacity, cameras)

@@ -44,7 +44,7 @@ class Grid:
     near: float = 0.01
     """Samples at or before this depth are rejected, world units."""
     normal_radius: int = 1
-    """Samples on each side of the centre that take part in its normal."""
+    """Samples on each side of the center that take part in its normal."""
     smoothing: int = 0
     """Rounds of smoothing of the depth."""
     radial: int = 0

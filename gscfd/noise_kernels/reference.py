@@ -277,7 +277,7 @@ def _unsquare(u: Floats, v: Floats, side: int) -> Floats:
 
 
 def _smoothed(z: Floats, latent: tuple[int, int], rounds: int, reach: float) -> Floats:
-    """[H, W] depth, 0 where there is none; 1/z is averaged over pairs of opposite neighbours within `reach` of it."""
+    """[H, W] depth, 0 where there is none; 1/z is averaged over pairs of opposite neighbors within `reach` of it."""
     ratio = min(z.shape[0] / latent[0], z.shape[1] / latent[1])
     spacings = [2**i for i in range(20) if 2 ** (i + 1) <= ratio][::-1]
     for spacing in spacings * rounds:
@@ -294,7 +294,7 @@ def _smoothed(z: Floats, latent: tuple[int, int], rounds: int, reach: float) -> 
 
 
 def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple[Floats, Floats]:
-    """[H, W] twice: slope of 1/z per sample, least squares through the centre; 1/z is linear on a plane."""
+    """[H, W] twice: slope of 1/z per sample, least squares through the center; 1/z is linear on a plane."""
     height, width = z.shape
     padded = np.pad(z, radius)
     sxx, syy = np.full_like(z, RIDGE), np.full_like(z, RIDGE)
@@ -332,7 +332,7 @@ def _pack(axis: Indices, outward: NDArray, layer: NDArray, iu: Floats, iv: Float
 
 
 def _mix(x: Words) -> Words:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    """The finalizer of splitmix64 (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Gaussians to images: gsplat on CUDA, gscfd's own native rasteriser on the CPU, behind gsplat's signature."""
+"""Gaussians to images: gsplat on CUDA, gscfd's own native rasterizer on the CPU, behind gsplat's signature."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def rasterization(
 
     The names, meanings and info entries are those of gsplat.rasterization; on CUDA tensors this is that function.
 
-    means: [N, 3] world positions. quats: [N, 4] wxyz, normalised here. scales: [N, 3] standard deviations, linear.
+    means: [N, 3] world positions. quats: [N, 4] wxyz, normalized here. scales: [N, 3] standard deviations, linear.
     opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or
     [V, N, K, 3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels.
     near_plane, far_plane: depths outside are left out. radius_clip: splats whose radius in pixels is at most this are
     left out. eps2d: added to the 2D covariance, in square pixels. tile_size: 8 or 16 pixels; None takes the one that
     is expected to be faster, on CUDA always 16. backgrounds: [V, D], added where the Gaussians leave transmittance;
     depth has none.
-    render_mode: "RGB" colour, "D" depth accumulated with the compositing weights, "ED" that divided by alpha.
+    render_mode: "RGB" color, "D" depth accumulated with the compositing weights, "ED" that divided by alpha.
     absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after backward.
 
-    Returns colours [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
+    Returns colors [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
     gradient), radii [V, N, 2] int32 (0 where culled), depths, conics (no gradient), opacities, tile_width, tile_height,
     tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also
     median_depth [V, H, W, 1], the depth at which transmittance falls below one half, 0 where it never does. On the CPU
@@ -74,20 +74,20 @@ def rasterization(
         )  # fmt: skip
 
     _check_cpu(means, tensors, packed)
-    wants_colour, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
-    if not wants_colour:
+    wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
+    if not wants_color:
         colors = means.new_empty(means.shape[0], 0)
     elif sh_degree is not None:
         colors = cpu.harmonics(means, colors, viewmats, sh_degree)
-    colours, alphas, info = cpu.rasterize_splats(
+    colors, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
         far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size,
         depth_channel=wants_depth, expected="ED" in render_mode, absgrad=absgrad,
     )  # fmt: skip
-    if backgrounds is not None and wants_colour:
+    if backgrounds is not None and wants_color:
         behind = (1.0 - alphas) * backgrounds[:, None, None, :]
-        colours = torch.cat([colours[..., :channels] + behind, colours[..., channels:]], dim=-1)
-    return colours, alphas, info
+        colors = torch.cat([colors[..., :channels] + behind, colors[..., channels:]], dim=-1)
+    return colors, alphas, info
 
 
 def _check_geometry(
@@ -107,7 +107,7 @@ def _check_geometry(
 
 
 def _check_colors(colors: Tensor, sh_degree: int | None, n: int, views: int) -> int:
-    """The number of colour channels."""
+    """The number of color channels."""
     shape = tuple(colors.shape)
     if sh_degree is None:
         if shape[:-1] not in {(n,), (views, n)} or shape[-1] < 1:
@@ -163,6 +163,6 @@ def _check_cpu(means: Tensor, tensors: dict[str, Tensor], packed: bool) -> None:
             raise ValueError(f"{name}: expected torch.float32 on the CPU, got {tensor.dtype}; use .float()")
     for name in ("viewmats", "Ks"):
         if tensors[name].requires_grad:
-            raise ValueError(f"{name}: the CPU rasteriser has no gradient for cameras; pass {name}.detach()")
+            raise ValueError(f"{name}: the CPU rasterizer has no gradient for cameras; pass {name}.detach()")
     if packed:
-        raise ValueError("packed: the CPU rasteriser has only the dense layout; pass packed=False")
+        raise ValueError("packed: the CPU rasterizer has only the dense layout; pass packed=False")

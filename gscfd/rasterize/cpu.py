@@ -1,4 +1,4 @@
-"""The CPU rasteriser: autograd around the native code in csrc/. Callers have checked shapes, types and devices."""
+"""The CPU rasterizer: autograd around the native code in csrc/. Callers have checked shapes, types and devices."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ _ProjectionGradient = _structure(
 )
 _Harmonics = _structure(
     "Harmonics", (_LONG, "views count"), (_INT, "degree bases"), (_BOOL, "per_view"),
-    (_POINTER, "means centres coefficients colours"),
+    (_POINTER, "means centers coefficients colors"),
 )  # fmt: skip
-_HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colours d_means d_coefficients"))
+_HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colors d_means d_coefficients"))
 _Grid = _structure("Grid", (_INT, "width height tile tiles_x tiles_y"))
 _Tiles = _structure(
     "Tiles", (_LONG, "views count"), (_Grid, "grid"),
     (_POINTER, "log_opacities radii means2d factors depths tiles_per_splat first_slot"),
 )  # fmt: skip
 _Records = _structure(
-    "Records", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view"),
-    (_POINTER, "radii means2d factors depths log_opacities colours records"),
+    "Records", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view"),
+    (_POINTER, "radii means2d factors depths log_opacities colors records"),
 )  # fmt: skip
 _Composite = _structure(
     "Composite", (_Grid, "grid"), (_LONG, "views"), (_INT, "channels"), (_BOOL, "expected"),
-    (_POINTER, "records offsets entries colours alphas medians transmittance last"),
+    (_POINTER, "records offsets entries colors alphas medians transmittance last"),
 )  # fmt: skip
 _CompositeGradient = _structure(
-    "CompositeGradient", (_POINTER, "d_colours d_alphas"), (_BOOL, "absolute"), (_POINTER, "sums used")
+    "CompositeGradient", (_POINTER, "d_colors d_alphas"), (_BOOL, "absolute"), (_POINTER, "sums used")
 )
 _Reduction = _structure(
-    "Reduction", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view absolute"),
+    "Reduction", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view absolute"),
     (_POINTER, "factors opacities tiles_per_splat first_slot sums used"),
-    (_POINTER, "d_means2d d_factors d_depths d_opacities d_colours absolute_means2d"),
+    (_POINTER, "d_means2d d_factors d_depths d_opacities d_colors absolute_means2d"),
 )  # fmt: skip
 
 
@@ -119,28 +119,28 @@ class _Project(Function):
 
 
 class _EvaluateHarmonics(Function):
-    """SH coefficients [N, K, 3] or [V, N, K, 3] to colours [V, N, 3]."""
+    """SH coefficients [N, K, 3] or [V, N, K, 3] to colors [V, N, 3]."""
 
     @staticmethod
-    def forward(ctx, means, coefficients, centres, degree):
-        inputs = [t.contiguous() for t in (means, centres, coefficients)]
-        colours = means.new_empty(centres.shape[0], *means.shape)
-        ctx.sizes = (*colours.shape[:2], degree, coefficients.shape[-2], coefficients.ndim == 4)
-        _run("harmonics", _Harmonics(*ctx.sizes, *_addresses(*inputs, colours)))
+    def forward(ctx, means, coefficients, centers, degree):
+        inputs = [t.contiguous() for t in (means, centers, coefficients)]
+        colors = means.new_empty(centers.shape[0], *means.shape)
+        ctx.sizes = (*colors.shape[:2], degree, coefficients.shape[-2], coefficients.ndim == 4)
+        _run("harmonics", _Harmonics(*ctx.sizes, *_addresses(*inputs, colors)))
         ctx.save_for_backward(*inputs)
-        return colours
+        return colors
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colours):  # pyright: ignore[reportIncompatibleMethodOverride]
-        means, centres, coefficients = ctx.saved_tensors
-        d_colours, d_means, d_coefficients = (
-            d_colours.contiguous(),
+    def backward(ctx, d_colors):  # pyright: ignore[reportIncompatibleMethodOverride]
+        means, centers, coefficients = ctx.saved_tensors
+        d_colors, d_means, d_coefficients = (
+            d_colors.contiguous(),
             torch.empty_like(means),
             torch.zeros_like(coefficients),
         )
-        harmonics = _Harmonics(*ctx.sizes, *_addresses(means, centres, coefficients, None))
-        _run("harmonics_backward", harmonics, _HarmonicsGradient(*_addresses(d_colours, d_means, d_coefficients)))
+        harmonics = _Harmonics(*ctx.sizes, *_addresses(means, centers, coefficients, None))
+        _run("harmonics_backward", harmonics, _HarmonicsGradient(*_addresses(d_colors, d_means, d_coefficients)))
         return d_means, d_coefficients, None, None
 
 
@@ -179,7 +179,7 @@ def _make_tiles(
 
 
 class _CompositeSplats(Function):
-    """Splats to images: colours [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
+    """Splats to images: colors [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
 
     @staticmethod
     def forward(
@@ -192,33 +192,33 @@ class _CompositeSplats(Function):
         arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
         _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
 
-        colours = depths.new_empty(views, grid.height, grid.width, channels)
+        colors = depths.new_empty(views, grid.height, grid.width, channels)
         alphas, medians = (depths.new_empty(views, grid.height, grid.width, 1) for _ in range(2))
         transmittance = depths.new_empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
-        arrays = (records, tiles.offsets, tiles.entries, colours, alphas, medians, transmittance, last)
+        arrays = (records, tiles.offsets, tiles.entries, colors, alphas, medians, transmittance, last)
         _run("composite", _Composite(grid, views, channels, expected, *_addresses(*arrays)))
-        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, colours, alphas, transmittance, last)
-        ctx.tiles, ctx.colour_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
+        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, colors, alphas, transmittance, last)
+        ctx.tiles, ctx.color_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
-        return colours, alphas, medians
+        return colors, alphas, medians
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colours, d_alphas, _medians):  # pyright: ignore[reportIncompatibleMethodOverride]
-        means2d, factors, opacities, records, colours, alphas, transmittance, last = ctx.saved_tensors
-        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colours.shape[-1]
-        d_colours, d_alphas = d_colours.contiguous(), d_alphas.contiguous()
+    def backward(ctx, d_colors, d_alphas, _medians):  # pyright: ignore[reportIncompatibleMethodOverride]
+        means2d, factors, opacities, records, colors, alphas, transmittance, last = ctx.saved_tensors
+        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colors.shape[-1]
+        d_colors, d_alphas = d_colors.contiguous(), d_alphas.contiguous()
         sums = means2d.new_empty(len(tiles.entries), _native("sums_stride")(channels))
         used = means2d.new_zeros(len(tiles.entries), dtype=torch.uint8)
-        arrays = (records, tiles.offsets, tiles.entries, colours, alphas, None, transmittance, last)
+        arrays = (records, tiles.offsets, tiles.entries, colors, alphas, None, transmittance, last)
         composite = _Composite(tiles.grid, views, channels, ctx.expected, *_addresses(*arrays))
-        given = _addresses(d_colours, d_alphas)
+        given = _addresses(d_colors, d_alphas)
         _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
         d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
         d_depths = means2d.new_zeros(views, count)
-        d_colors = means2d.new_empty(ctx.colour_shape)
+        d_colors = means2d.new_empty(ctx.color_shape)
         absolute = torch.empty_like(means2d) if ctx.absgrad else None
         sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, ctx.absgrad)
         arrays = (factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums, used)
@@ -230,9 +230,9 @@ class _CompositeSplats(Function):
 
 
 def harmonics(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
-    """[V, N, 3] colours max(0, SH + 1/2) of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
-    centres = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
-    return _EvaluateHarmonics.apply(means, coefficients, centres, degree)  # pyright: ignore
+    """[V, N, 3] colors max(0, SH + 1/2) of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
+    centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+    return _EvaluateHarmonics.apply(means, coefficients, centers, degree)  # pyright: ignore
 
 
 def _faster_tile_size(radii: Tensor) -> int:
@@ -273,7 +273,7 @@ def rasterize_splats(
     tile_size = tile_size or _faster_tile_size(radii)
     grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
     tiles = _make_tiles(means2d, factors, depths, radii, log_opacities, grid)
-    colours, alphas, medians = _CompositeSplats.apply(
+    colors, alphas, medians = _CompositeSplats.apply(
         means2d, factors, depths, opacities, colors, radii, log_opacities, tiles, depth_channel, expected, absgrad
     )  # pyright: ignore
     info = {
@@ -297,4 +297,4 @@ def rasterize_splats(
         "n_cameras": views,
         "median_depth": medians,
     }
-    return colours, alphas, info
+    return colors, alphas, info

@@ -1,4 +1,4 @@
-"""Plain torch rasteriser with autograd in any float type: the oracle that the native one is tested against.
+"""Plain torch rasterizer with autograd in any float type: the oracle that the native one is tested against.
 
 Slow and memory-hungry (every Gaussian meets every pixel); small images only. Formulas: EWA splatting (Zwicker et al.
 2001) and 3DGS (Kerbl et al. 2023), with gsplat's constants.
@@ -74,8 +74,8 @@ def rasterization(
     means2d, conics, depths, visible = projection
     views = viewmats.shape[0]
     if sh_degree is not None:
-        centres = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
-        colors = spherical_harmonics(sh_degree, means - centres[:, None], colors)
+        centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+        colors = spherical_harmonics(sh_degree, means - centers[:, None], colors)
     channels = [colors.expand(views, -1, -1)] if "RGB" in render_mode else []
     if render_mode != "RGB":
         channels.append(depths[..., None])
@@ -93,14 +93,14 @@ def rasterization(
             depths[view, o],
         )
         images.append(_composite(*values, width, height))
-    colours, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
+    colors, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
     if "ED" in render_mode:
-        colours = torch.cat([colours[..., :-1], colours[..., -1:] / alphas.clamp_min(1e-10)], -1)
+        colors = torch.cat([colors[..., :-1], colors[..., -1:] / alphas.clamp_min(1e-10)], -1)
     if backgrounds is not None and "RGB" in render_mode:
         d = backgrounds.shape[-1]
         behind = (1 - alphas) * backgrounds[:, None, None]
-        colours = torch.cat([colours[..., :d] + behind, colours[..., d:]], -1)
-    return colours, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
+        colors = torch.cat([colors[..., :d] + behind, colors[..., d:]], -1)
+    return colors, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
 
 
 def _composite(
@@ -118,10 +118,10 @@ def _composite(
     alpha = torch.where(after > 1e-4, alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
     before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
-    colours = torch.einsum("hwn,nd->hwd", alpha * before, features)
+    colors = torch.einsum("hwn,nd->hwd", alpha * before, features)
     alphas = (1 - after[..., -1:]) if depths.numel() else torch.zeros_like(pixels[..., :1])
     crosses = (before >= 0.5) & (after < 0.5)
-    return colours, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
+    return colors, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
 
 
 def _rotation(quats: Tensor) -> Tensor:

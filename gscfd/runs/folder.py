@@ -35,7 +35,7 @@ from gscfd.runs.names import LAST, START, check_replaceable, check_resumable, ch
 
 log = logging.getLogger("gscfd")
 VARIANCES = ("means", "sh0")
-"""The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colours."""
+"""The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colors."""
 VARIANCE_EVERY = 10
 """Steps between two of these records."""
 
@@ -310,7 +310,7 @@ def row(report: StepReport) -> dict[str, Any]:
         **place,
         "t": round(report.t, 5),
         "loss": report.loss,
-        "regulariser": report.regulariser,
+        "regularizer": report.regularizer,
         "gaussians": report.count,
         "memory": peak_memory(report.gaussians.device),
         **variances(report),

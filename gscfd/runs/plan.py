@@ -236,7 +236,7 @@ def total_lines(
 
 
 def splat_bytes(config: Config, stages: dict[StageName, StageConfig], first: int) -> int:
-    """Of as many Gaussians as there may be: position, rotation, sizes, opacity and colour, 4 bytes each. first: how
+    """Of as many Gaussians as there may be: position, rotation, sizes, opacity and color, 4 bytes each. first: how
     many there are at the start."""
     count = max([first, *(stage.densify.max_count for stage in stages.values())])
     return 4 * count * (11 + 3 * (config.init.sh_degree + 1) ** 2)

@@ -22,7 +22,7 @@ class Prompt:
     """Classifier-free guidance in the conventional scale: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.0
     """In [0, 1]: how far the guided prediction is scaled back to the text prediction's standard deviation (Lin et al.
-    2023, section 3.4); it keeps colours from saturating."""
+    2023, section 3.4); it keeps colors from saturating."""
     perp_neg: bool = False
     """Mix the view words by the camera's azimuth and push away from the other views (Perp-Neg, against two-faced
     objects); only for teachers that are told the view in words."""

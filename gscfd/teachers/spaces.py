@@ -21,7 +21,7 @@ class Space(Protocol):
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """[V, 3, H, W] to [V, 3, size, size], bilinear, pixel centres kept."""
+    """[V, 3, H, W] to [V, 3, size, size], bilinear, pixel centers kept."""
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear")

@@ -68,7 +68,7 @@ def free_views(views: int, size: int, generator: torch.Generator) -> Cameras:
 def make_group(seed: int, *, views: int, size: int, grouped: bool, allow_withheld: bool = False) -> Group:
     """One training example. grouped: views at equal azimuth steps (multi-view teacher), else independent.
 
-    allow_withheld: also the (kind, colour) pairs that teachers must never see; the scorer, their judge, knows them.
+    allow_withheld: also the (kind, color) pairs that teachers must never see; the scorer, their judge, knows them.
     """
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([7, seed]).generate_state(1)[0]))
     thing = sample_object(seed, spacing=spacing_for(size), allow_withheld=allow_withheld)

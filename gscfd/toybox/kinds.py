@@ -1,6 +1,6 @@
-"""The catalogue of the toybox world: its colours and its kinds of object, each a short recipe of coloured parts.
+"""The catalogue of the toybox world: its colors and its kinds of object, each a short recipe of colored parts.
 
-A recipe takes a random generator, the main colour and the colour of the nameable second part, and returns parts in
+A recipe takes a random generator, the main color and the color of the nameable second part, and returns parts in
 any convenient size; z is up and the front faces +x. Proportions vary freely, caption-relevant facts do not.
 """
 
@@ -49,7 +49,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "white": (0.96, 0.95, 0.93),
     "gray": (0.50, 0.51, 0.53),
 }
-"""RGB in [0, 1] of each colour word, before jitter and light."""
+"""RGB in [0, 1] of each color word, before jitter and light."""
 BEAK, CARROT = np.array([0.96, 0.58, 0.10]), np.array([0.96, 0.45, 0.08])
 WOOD, DOUGH, BULB = np.array([0.50, 0.31, 0.16]), np.array([0.83, 0.60, 0.33]), np.array([1.0, 0.94, 0.58])
 Recipe = Callable[[np.random.Generator, Array, Array], list[Part]]
@@ -61,13 +61,13 @@ class Kind:
 
     build: Recipe
     natural: tuple[str, ...]
-    """Colours that this kind has more often than others."""
+    """Colors that this kind has more often than others."""
     withheld: str
-    """The one colour that training never sees on this kind."""
+    """The one color that training never sees on this kind."""
     part: str = ""
-    """The phrase that joins the second part, with {} for its colour: "with a {} stem"; empty without one."""
+    """The phrase that joins the second part, with {} for its color: "with a {} stem"; empty without one."""
     part_natural: tuple[str, ...] = ()
-    """Colours that the second part has more often than others."""
+    """Colors that the second part has more often than others."""
 
 
 # Things of the household

@@ -80,7 +80,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def build_vae() -> AutoencoderKL:
     """Images [B, 3, 4h, 4w] in [-1, 1] to latents [B, 4, h, w]. It starts with little posterior noise: with the usual
-    unit noise, small networks stay in a grey, collapsed state for long."""
+    unit noise, small networks stay in a gray, collapsed state for long."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

@@ -1,7 +1,7 @@
 """The toybox world: captioned objects made of Gaussians, one for every seed.
 
-`sample_object(seed)` draws a kind, its colours and its proportions, samples the surfaces of its parts evenly, bakes
-soft light into the colours and says in words what it made. Whatever a caption leaves open varies from seed to seed.
+`sample_object(seed)` draws a kind, its colors and its proportions, samples the surfaces of its parts evenly, bakes
+soft light into the colors and says in words what it made. Whatever a caption leaves open varies from seed to seed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ KINDS: tuple[str, ...] = tuple(sorted(CATALOGUE))
 """Every kind of object, one or two English words each."""
 
 WITHHELD: frozenset[tuple[str, str]] = frozenset((name, kind.withheld) for name, kind in CATALOGUE.items())
-"""The (kind, colour) pairs kept out of training, to measure composition: one in twelve."""
+"""The (kind, color) pairs kept out of training, to measure composition: one in twelve."""
 
 RADIUS = 0.95
 """Radius of the sphere around every object, in world units."""
 PAIR_SHARE = 0.15
-"""Share of two-object scenes among draws that name neither kind nor colour."""
+"""Share of two-object scenes among draws that name neither kind nor color."""
 NATURAL_SHARE = 0.3
-"""Share of draws that take one of a kind's natural colours; the others take any colour."""
+"""Share of draws that take one of a kind's natural colors; the others take any color."""
 DISC_SIGMA = 0.65
 """Standard deviation of the discs along the surface, in spacings."""
 DISC_FLATNESS = 0.12
@@ -54,7 +54,7 @@ class ToyObject:
     kind: str
     """Noun of the object; of the upper one where two are stacked."""
     color: str
-    """Word for its main colour."""
+    """Word for its main color."""
     captions: tuple[str, ...]
     """True descriptions, the most specific first."""
     means: NDArray[np.float32]
@@ -92,7 +92,7 @@ def sample_object(
     """The object of a seed, the same bit for bit for the same arguments.
 
     kind, color: drawn when None. Two-object scenes are drawn only when both are None.
-    spacing: distance between neighbouring discs in world units.
+    spacing: distance between neighboring discs in world units.
     allow_withheld: whether pairs in WITHHELD may be drawn or asked for.
     """
     _check(kind, color, spacing, allow_withheld)
@@ -138,7 +138,7 @@ def _draw_color(rng: np.random.Generator, natural: tuple[str, ...], allowed: lis
 
 
 def _jitter(rng: np.random.Generator, color: str) -> Array:
-    """[3] RGB of the colour word, slightly lighter or darker and slightly off in hue."""
+    """[3] RGB of the color word, slightly lighter or darker and slightly off in hue."""
     return np.clip(np.array(COLORS[color]) * (rng.uniform(0.92, 1.06) + rng.uniform(-0.02, 0.02, 3)), 0, 1)
 
 
@@ -173,7 +173,7 @@ def _pair_captions(upper: _Single, lower: _Single) -> tuple[str, ...]:
 
 
 def _finish(single: _Single, parts: list[Part], captions: tuple[str, ...], spacing: float) -> ToyObject:
-    parts = _normalised(parts)
+    parts = _normalized(parts)
     points, normals, albedo = _surface(parts, spacing)
     light = _light(normals) * _openness(points, normals, spacing)
     sigma = DISC_SIGMA * spacing
@@ -191,8 +191,8 @@ def _finish(single: _Single, parts: list[Part], captions: tuple[str, ...], spaci
     )
 
 
-def _normalised(parts: list[Part]) -> list[Part]:
-    """The parts centred at the origin and scaled to RADIUS."""
+def _normalized(parts: list[Part]) -> list[Part]:
+    """The parts centered at the origin and scaled to RADIUS."""
     hull = np.concatenate([part.hull() for part in parts])
     center = (hull.min(0) + hull.max(0)) / 2
     scale = RADIUS / np.sqrt(((hull - center) ** 2).sum(1).max())
@@ -200,7 +200,7 @@ def _normalised(parts: list[Part]) -> list[Part]:
 
 
 def _surface(parts: list[Part], spacing: float) -> tuple[Array, Array, Array]:
-    """[N, 3] points, normals and colours of all parts, without the points inside another solid part."""
+    """[N, 3] points, normals and colors of all parts, without the points inside another solid part."""
     samples = [part.sample(spacing) for part in parts]
     owner = np.repeat(np.arange(len(parts)), [len(points) for points, _ in samples])
     points, normals = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))

@@ -62,7 +62,7 @@ def cylinder(
 
 
 def wheel(color: Array, radius: float, width: float, at: tuple[float, float, float]) -> list[Part]:
-    """A wheel about the y axis, centred at `at`, with a pale hub."""
+    """A wheel about the y axis, centered at `at`, with a pale hub."""
     axle = turned(x=90)
     x, y, z = at
     bevel = 0.25 * width
@@ -123,7 +123,7 @@ def arc(
 
 
 def eyes(x: float, y: float, z: float, radius: float) -> list[Part]:
-    """A pair of round eyes that look forward and a little outward, centred at (x, +-y, z)."""
+    """A pair of round eyes that look forward and a little outward, centered at (x, +-y, z)."""
     pair = []
     for side in (-1, 1):
         pair.append(sphere(EYE_WHITE, radius, (x, side * y, z), solid=False))

@@ -1,4 +1,4 @@
-"""Solid primitives with evenly sampled surfaces: lathes, tubes, boxes and extrusions, posed as coloured parts.
+"""Solid primitives with evenly sampled surfaces: lathes, tubes, boxes and extrusions, posed as colored parts.
 
 Every shape answers three questions in its own frame: `sample(spacing)` gives surface points and outward unit
 normals about one spacing apart, `inside(points, margin)` tells which points lie deeper than margin under the
@@ -23,7 +23,7 @@ GOLDEN = 0.6180339887498949
 
 class Shape(Protocol):
     def sample(self, spacing: float) -> tuple[Array, Array]:
-        """[N, 3] surface points and [N, 3] outward unit normals, neighbours about spacing apart."""
+        """[N, 3] surface points and [N, 3] outward unit normals, neighbors about spacing apart."""
         ...
 
     def inside(self, points: Array, margin: float) -> NDArray[np.bool_]:
@@ -134,7 +134,7 @@ class Tube:
 
 @dataclass(frozen=True)
 class Box:
-    """A box with rounded edges, centred at the origin."""
+    """A box with rounded edges, centered at the origin."""
 
     half: tuple[float, float, float]
     """Half the edge lengths."""
@@ -229,7 +229,7 @@ class Extrusion:
 
 @dataclass(frozen=True)
 class Part:
-    """A shape with a colour and a pose: world = at + scale * turn @ local."""
+    """A shape with a color and a pose: world = at + scale * turn @ local."""
 
     shape: Shape
     color: Array
@@ -292,7 +292,7 @@ def _even_on_ellipse(angle: Array, stretch: tuple[float, float]) -> Array:
 
 
 def _cells(half: float, spacing: float) -> Array:
-    """[n] centres of n equal cells of [-half, half]."""
+    """[n] centers of n equal cells of [-half, half]."""
     count = max(1, round(2 * half / spacing))
     return (np.arange(count, dtype=np.float64) + 0.5) * (2 * half / count) - half
 

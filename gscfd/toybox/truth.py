@@ -32,7 +32,7 @@ WITHHELD_PROMPTS = (
     "a gray fish",
     "a white sofa",
 )
-"""Pairs of kind and colour that the teachers never saw."""
+"""Pairs of kind and color that the teachers never saw."""
 TRIES = 1000
 
 

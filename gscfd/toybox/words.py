@@ -21,7 +21,7 @@ class Caption:
     kind: str
     color: str | None = None
     part_color: str | None = None
-    """Colour of the kind's second part."""
+    """Color of the kind's second part."""
     on_kind: str | None = None
     """Kind of the object that it stands on."""
     on_color: str | None = None
@@ -87,7 +87,7 @@ def _noun_phrase(kind: str, color: str | None) -> str:
 
 
 def _read_noun(words: list[str]) -> tuple[str | None, str | None, list[str]]:
-    """Colour, kind, and what follows them."""
+    """Color, kind, and what follows them."""
     color = words[0] if words and words[0] in COLORS else None
     words = words[1:] if color else words
     for length in (2, 1):

@@ -20,7 +20,7 @@ from gscfd.pictures import as_bytes
 from gscfd.types import Cameras, Render
 from gscfd.viewer.snapshot import Point, Snapshot
 
-MODES = ("splat", "colour", "depth", "opacity", "normal", "noise")
+MODES = ("splat", "color", "depth", "opacity", "normal", "noise")
 """splat: drawn by the browser. The others are rendered here, for every browser's own camera."""
 Paint = Callable[[Cameras, Render], Tensor]
 """[V, 3, H / 4, W / 4] noise of views, N(0, 1)."""
@@ -29,7 +29,7 @@ GRID = 4
 MOST_POINTS = 400
 """Of a plot."""
 GAP = 2.2
-"""Between the centres of two splats side by side, world units."""
+"""Between the centers of two splats side by side, world units."""
 
 
 def covariances(gaussians: Gaussians) -> Tensor:
@@ -51,7 +51,7 @@ def covariances(gaussians: Gaussians) -> Tensor:
 def splat_arrays(gaussians: Gaussians) -> dict[str, np.ndarray]:
     """What viser draws: centers [N, 3], covariances [N, 3, 3], rgbs [N, 3] and opacities [N, 1] in [0, 1], float32.
 
-    The colour is the constant part of the spherical harmonics, as viser knows no other.
+    The color is the constant part of the spherical harmonics, as viser knows no other.
     """
     tensors = {
         "centers": gaussians.means,
@@ -72,17 +72,17 @@ def side_by_side(splats: Sequence[Gaussians]) -> Gaussians:
 
 
 def places(count: int) -> list[float]:
-    """y of the centres of splats side by side."""
+    """y of the centers of splats side by side."""
     return [GAP * (i - (count - 1) / 2) for i in range(count)]
 
 
 def extent(gaussians: Gaussians) -> tuple[np.ndarray, float]:
-    """Centre [3] and radius of a ball with nearly all of the Gaussians."""
+    """Center [3] and radius of a ball with nearly all of the Gaussians."""
     means = gaussians.means.detach().double().cpu().numpy()
     if not len(means):
         return np.zeros(3), 1.0
-    centre = np.median(means, axis=0)
-    return centre, max(float(np.quantile(np.linalg.norm(means - centre, axis=1), 0.98)), 1e-3)
+    center = np.median(means, axis=0)
+    return center, max(float(np.quantile(np.linalg.norm(means - center, axis=1), 0.98)), 1e-3)
 
 
 def camera_of(
@@ -115,19 +115,19 @@ def picture(
     shown = gaussians if degree >= gaussians.sh_degree else with_degree(gaussians, degree)
     render = shown.render(camera).to("cpu")
     if mode == "noise":
-        noise = noise_colours(paint(camera, render))[0]
+        noise = noise_colors(paint(camera, render))[0]
         return as_bytes(noise.repeat_interleave(GRID, 0).repeat_interleave(GRID, 1))
     if mode == "opacity":
         return as_bytes(render.opacity[0].expand(-1, -1, 3))
     backdrop = torch.tensor(background, dtype=torch.float32)
-    if mode == "colour":
+    if mode == "color":
         return as_bytes(render.over(backdrop)[0])
     value = shades(render) if mode == "depth" else (normals(render, camera) + 1) / 2
     return as_bytes((render.opacity * value + (1 - render.opacity) * backdrop)[0])
 
 
 def shades(render: Render) -> Tensor:
-    """[V, H, W, 1] depth as grey: what is nearest is light, what is farthest dark."""
+    """[V, H, W, 1] depth as gray: what is nearest is light, what is farthest dark."""
     surface = render.depth[render.opacity > 0.5]
     if not len(surface):
         return torch.ones_like(render.depth)
@@ -135,7 +135,7 @@ def shades(render: Render) -> Tensor:
     return 0.95 - 0.8 * ((render.depth - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
 
 
-def noise_colours(noise: Tensor) -> Tensor:
+def noise_colors(noise: Tensor) -> Tensor:
     """[V, h, w, 3] in [0, 1]: the first three channels of noise [V, C, h, w], 2.5 standard deviations either way."""
     return (0.5 + noise[:, :3] / 5).clamp(0, 1).permute(0, 2, 3, 1)
 

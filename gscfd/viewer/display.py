@@ -58,7 +58,7 @@ class Display:
                 "Resolution", 64, 1024, 64, 384, visible=False, hint="Rows of pixels of a view that gscfd renders."
             )
             self.degree = gui.add_slider(
-                "SH degree", 0, 3, 1, 3, visible=False, hint="Most that is used of the colours' dependence on the view."
+                "SH degree", 0, 3, 1, 3, visible=False, hint="Most that is used of the colors' dependence on the view."
             )
             self.background = gui.add_rgb("Background", (255, 255, 255))
             self.turntable = gui.add_checkbox("Turntable", False)

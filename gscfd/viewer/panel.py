@@ -142,7 +142,7 @@ class Panel:
         steps, losses, counts = content.curves(snapshot.points)
         self.loss.data, self.count.data = (steps, losses), (steps, counts)
         self.images.image = content.row(snapshot.images[:MOST_VIEWS], PICTURE_SIZE)
-        self.noise.image = content.row(content.noise_colours(snapshot.noise[:MOST_VIEWS]), PICTURE_SIZE)
+        self.noise.image = content.row(content.noise_colors(snapshot.noise[:MOST_VIEWS]), PICTURE_SIZE)
         self.show_cameras(snapshot)
         self.tell()
         pictures = 4 * len(snapshot.images) * PICTURE_SIZE**2 * 3

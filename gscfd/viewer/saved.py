@@ -121,10 +121,10 @@ class SavedViewer:
             server.stop(self.server)
             raise
         if self.display.gaussians is not None:
-            centre, radius = content.extent(self.display.gaussians)
+            center, radius = content.extent(self.display.gaussians)
             place = np.array(CAMERA if len(paths) == 1 else FRONT)
-            self.server.initial_camera.look_at = tuple(centre)
-            self.server.initial_camera.position = tuple(centre + radius * place)
+            self.server.initial_camera.look_at = tuple(center)
+            self.server.initial_camera.position = tuple(center + radius * place)
 
     def update(self) -> None:
         """Read what is to be shown."""

@@ -27,7 +27,7 @@ class Recipe:
     """How one part is trained."""
 
     steps: int
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch: int
     """Examples per step; an example is a group of views."""
     lr: float = 8e-4

@@ -36,7 +36,7 @@ class Clip(nn.Module):
 
 
 def scorer_example(seed: int) -> Group:
-    """Views of any object: the judge knows also the (kind, colour) pairs that the teachers never see."""
+    """Views of any object: the judge knows also the (kind, color) pairs that the teachers never see."""
     group = make_group(seed, views=2, size=models.CLIP_SIZE, grouped=False, allow_withheld=True)
     group.images = (group.images * 255).round().to(torch.uint8)
     return group
@@ -69,7 +69,7 @@ def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator)
 
 
 def train_scorer(settings: TrainingOptions, text_encoder: CLIPTextModel) -> Clip:
-    """A CLIP over all (kind, colour) pairs."""
+    """A CLIP over all (kind, color) pairs."""
     held = [scorer_example(seed) for seed in range(64)]
 
     def sheet(average: Clip) -> Image.Image:

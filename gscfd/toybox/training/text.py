@@ -19,7 +19,7 @@ from gscfd.toybox.words import parse_caption
 
 
 FACTS = ((None, *KINDS), (None, *COLORS), (None, *COLORS), (None, *KINDS), (None, *COLORS))
-"""What a caption can say: kind, colour, part's colour; kind and colour of what the object stands on."""
+"""What a caption can say: kind, color, part's color; kind and color of what the object stands on."""
 
 
 def facts(caption: str) -> list[int]:
@@ -43,10 +43,10 @@ def facts_loss(heads: nn.ModuleList, features: Tensor, truth: list[list[int]]) -
 
 
 class TextReader(nn.Module):
-    """A text encoder whose end tokens say what the caption says: kind, colours, view words.
+    """A text encoder whose end tokens say what the caption says: kind, colors, view words.
 
-    The UNets hear a caption best through its many end tokens. A small CLIP's tell colours apart far better than kinds,
-    and so did the UNets that listened to one: the right colours on shapeless blobs.
+    The UNets hear a caption best through its many end tokens. A small CLIP's tell colors apart far better than kinds,
+    and so did the UNets that listened to one: the right colors on shapeless blobs.
     """
 
     def __init__(self) -> None:
