@@ -30,7 +30,7 @@ from gscfd.lab.references import SAMPLER_STEPS, Reference, teacher_reference
 from gscfd.lab.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
 from gscfd.lab.tables import plots_of, run_rows, summary_table
 from gscfd.pictures import as_bytes, write_contact_sheet
-from gscfd.runs.names import LAST, default_folder, slug
+from gscfd.runs.names import FINISHED_FILE, default_folder, slug
 from gscfd.sweeps.make import Run, Workers, make_runs
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
@@ -202,7 +202,7 @@ def papers(options: BenchOptions) -> Report:
         variant: [
             replace(examine(run.folder, judges, candidates, references=references), label=variant)
             for run in runs
-            if (run.folder / LAST).exists()
+            if (run.folder / FINISHED_FILE).exists()
         ]
         for variant, runs in planned.items()
     }

@@ -17,12 +17,12 @@ import yaml
 
 from gscfd.errors import UserError
 
-Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
+MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StageName = Literal["coarse", "refine"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
 
-NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
+NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
     "cfd": ("surface", "radial", "world_map", "fixed"),
     "sds": ("iid",),
     "fsd": ("world_map", "fixed"),
@@ -434,7 +434,7 @@ class Config:
     view, half more of its operations."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
-    guidance: Guidance = "cfd"
+    guidance: MethodName = "cfd"
     """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
     distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text. vsd:
     variational score distillation, with a LoRA."""

@@ -32,7 +32,7 @@ LARGEST_POSITION = 1e6
 LARGEST_LOG_SCALE = 20.0
 SATURATED = 20.0
 """Stands for the infinite logit of an opacity, its negative for the log of a size of 0; some programs write these."""
-MEND = "export it again from the program it comes from"
+EXPORT_AGAIN = "export it again from the program it comes from"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -105,15 +105,15 @@ def _vertices(file: IO[bytes]) -> np.ndarray:
     order, elements = _header(file)
     names = [element.name for element in elements]
     if "chunk" in names:
-        raise _Malformed(f"is a compressed one; turn it into a plain .ply first, or {MEND} as .ply")
+        raise _Malformed(f"is a compressed one; turn it into a plain .ply first, or {EXPORT_AGAIN} as .ply")
     if "vertex" not in names:
-        raise _Malformed(f"has no element vertex; {MEND}")
+        raise _Malformed(f"has no element vertex; {EXPORT_AGAIN}")
     position = names.index("vertex")
     vertex = elements[position]
     if any(kind == "list" for _, kind in vertex.properties):
         raise _Malformed("has a list among the properties of its vertices: it is a mesh, not a splat")
     if not vertex.properties or vertex.count == 0:
-        raise _Malformed(f"has no Gaussians; {MEND}")
+        raise _Malformed(f"has no Gaussians; {EXPORT_AGAIN}")
     read = _ascii_rows if order == "" else _binary_rows
     return read(file, order, elements[:position], vertex)
 
@@ -124,7 +124,7 @@ def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
     while not lines or lines[-1] != "end_header":
         line = file.readline(HEADER_LIMIT - file.tell())
         if not line.endswith(b"\n") or (not lines and line.strip() != b"ply"):
-            raise _Malformed(f"cannot be read: it does not begin with the header of one; {MEND}")
+            raise _Malformed(f"cannot be read: it does not begin with the header of one; {EXPORT_AGAIN}")
         lines.append(line.decode("latin-1").strip())
     order, elements = None, list[_Element]()
     for words in (line.split() for line in lines[1:-1]):
@@ -140,26 +140,28 @@ def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
             case ["comment" | "obj_info", *_] | []:
                 pass
             case _:
-                raise _Malformed(f"has the header line {' '.join(words)[:60]!r}, which is not one of a .ply; {MEND}")
+                raise _Malformed(
+                    f"has the header line {' '.join(words)[:60]!r}, which is not one of a .ply; {EXPORT_AGAIN}"
+                )
     if order is None:
-        raise _Malformed(f"does not say its format; {MEND}")
+        raise _Malformed(f"does not say its format; {EXPORT_AGAIN}")
     return order, elements
 
 
 def _with_property(element: _Element, name: str, kind: str) -> _Element:
     if name in (known for known, _ in element.properties):
-        raise _Malformed(f"has two properties {name[:60]!r}; {MEND}")
+        raise _Malformed(f"has two properties {name[:60]!r}; {EXPORT_AGAIN}")
     return _Element(element.name, element.count, (*element.properties, (name, kind)))
 
 
 def _binary_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _Element) -> np.ndarray:
     if any(kind == "list" for element in before for _, kind in element.properties):
-        raise _Malformed(f"has a list before its vertices, which no splat has; {MEND}")
+        raise _Malformed(f"has a list before its vertices, which no splat has; {EXPORT_AGAIN}")
     dtype = np.dtype([(name, order + kind) for name, kind in vertex.properties])
     start = file.tell() + sum(e.count * np.dtype([(n, k) for n, k in e.properties]).itemsize for e in before)
     size = os.fstat(file.fileno()).st_size
     if start + vertex.count * dtype.itemsize > size:
-        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {size} bytes; {MEND}")
+        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {size} bytes; {EXPORT_AGAIN}")
     file.seek(start)
     return np.fromfile(file, dtype, vertex.count)
 
@@ -168,14 +170,14 @@ def _ascii_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _El
     skipped = sum(element.count for element in before)
     lines = file.read().splitlines()[skipped : skipped + vertex.count]
     if len(lines) < vertex.count:
-        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {len(lines)} lines of them; {MEND}")
+        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {len(lines)} lines of them; {EXPORT_AGAIN}")
     dtype = np.dtype([(name, "f8") for name, _ in vertex.properties])
     try:
         values = np.array(b" ".join(lines).split(), dtype=np.float64)
     except ValueError as error:
-        raise _Malformed(f"has a value that is not a number ({error}); {MEND}") from None
+        raise _Malformed(f"has a value that is not a number ({error}); {EXPORT_AGAIN}") from None
     if len(values) != vertex.count * len(vertex.properties):
-        raise _Malformed(f"has {len(values)} values for {vertex.count} x {len(vertex.properties)}; {MEND}")
+        raise _Malformed(f"has {len(values)} values for {vertex.count} x {len(vertex.properties)}; {EXPORT_AGAIN}")
     return values.view(dtype)
 
 
@@ -188,9 +190,9 @@ def _tensors(vertices: np.ndarray) -> dict[str, Tensor]:
     means, quats, scales = ["x", "y", "z"], [f"rot_{i}" for i in range(4)], [f"scale_{i}" for i in range(3)]
     missing = [n for n in [*means, *color, *further, "opacity", *scales, *quats] if n not in names]
     if missing:
-        raise _Malformed(f"has no property {', '.join(missing)}; {MEND}")
+        raise _Malformed(f"has no property {', '.join(missing)}; {EXPORT_AGAIN}")
     if rest not in MOST_COEFFICIENTS:
-        raise _Malformed(f"has {rest} properties f_rest_*, expected 0, 9, 24 or 45; {MEND}")
+        raise _Malformed(f"has {rest} properties f_rest_*, expected 0, 9, 24 or 45; {EXPORT_AGAIN}")
 
     def block(columns: list[str]) -> Tensor:
         stacked = np.empty((len(vertices), len(columns)), np.float32)

@@ -15,7 +15,7 @@ from typing import get_args
 
 import tyro
 
-from gscfd.config import Config, Guidance, ViewerConfig, check
+from gscfd.config import Config, MethodName, ViewerConfig, check
 from gscfd.distil.preflight import check_prompt
 from gscfd.errors import UserError
 from gscfd.runs.names import slug
@@ -90,7 +90,7 @@ def read_methods(text: str | None) -> list[str | None]:
         return [None]
     names: list[str | None] = [name.strip() for name in text.split(",")]
     for name in names:
-        check(name in get_args(Guidance), "guidance", f"{', '.join(get_args(Guidance))}, with commas between", name)
+        check(name in get_args(MethodName), "guidance", f"{', '.join(get_args(MethodName))}, with commas between", name)
     check(len(set(names)) == len(names), "guidance", "each method once", text)
     return names
 

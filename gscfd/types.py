@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gscfd.late import moved
+from gscfd.deferred import moved
 
 
 @dataclass

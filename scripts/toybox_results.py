@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gscfd.cameras import turntable
-from gscfd.config import Guidance
+from gscfd.config import MethodName
 from gscfd.errors import UserError
 from gscfd.evaluate import EvaluateOptions, evaluate
 from gscfd.export.turntable import turntable_frames
@@ -30,7 +30,7 @@ from gscfd.lab.metrics import r_precision
 from gscfd.lab.references import BACKGROUND
 from gscfd.lab.report import check_report
 from gscfd.pictures import write_contact_sheet
-from gscfd.runs.names import LAST, default_folder
+from gscfd.runs.names import FINISHED_FILE, default_folder
 from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
 
@@ -39,7 +39,7 @@ PROMPTS = KNOWN_PROMPTS + WITHHELD_PROMPTS
 
 def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
     """One run of the command line, unless it is there already."""
-    if (run / LAST).exists():
+    if (run / FINISHED_FILE).exists():
         return
     command = [sys.executable, "-m", "gscfd.train", "--prompt", prompt, "--out", str(run), "--overwrite", *options]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
@@ -60,7 +60,7 @@ def ceiling() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=get_args(Guidance))
+    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=get_args(MethodName))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")

@@ -8,7 +8,7 @@ import torch
 from gscfd.config import Config, to_yaml
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import rgb_to_sh0
-from gscfd.runs.names import LAST
+from gscfd.runs.names import FINISHED_FILE
 from gscfd.toybox.objects import sample_object
 
 
@@ -45,7 +45,7 @@ def write_run(folder, *, prompt, seed, guidance="cfd", kind, color, variance=0.5
     splat_of(sample_object(seed, kind=kind, color=color, spacing=0.08, allow_withheld=True)).save_ply(
         folder / "splat.ply"
     )
-    (folder / LAST).write_bytes(b"")
+    (folder / FINISHED_FILE).write_bytes(b"")
     rows = [
         {"stage": "coarse", "step": 0, "memory": 2**20, "seconds": {"render": 1.0, "teacher": 2.0}},
         {

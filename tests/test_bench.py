@@ -203,7 +203,7 @@ def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(small, on
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
     if state == "finished":
-        (run.folder / runs_names.LAST).write_bytes(b"")
+        (run.folder / runs_names.FINISHED_FILE).write_bytes(b"")
     assert bench.main(["papers", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "guidance = 'ism' (got 'cfd')" in error and "another --out" in error

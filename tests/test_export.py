@@ -33,7 +33,7 @@ from gscfd.export import FORMATS, __main__, mesh, sog
 from gscfd.export.__main__ import APPLIES, AXES, MESHES, SPLATS, main
 from gscfd.export.spz import fractional_bits
 from gscfd.export.transform import FROM_Z_UP, Axes, change_of_axes, transformed, turned_harmonics, with_degree
-from gscfd.export.turntable import WHOLE
+from gscfd.export.turntable import WHOLE_RADIUS
 from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import harmonic_basis, rgb_to_sh0
 from gscfd.runs import names as runs_names
@@ -447,7 +447,7 @@ def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussia
     rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
     assert rgba.shape == (128, 128, 4) and rgba[0, 0, 3] == 0 and rgba[..., 3].max() > 0.95
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE))[0]) > LOSSLESS
+    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE_RADIUS))[0]) > LOSSLESS
     assert psnr(rgba[..., :3], pictures(splat)[0]) < 30, "control: without its alpha it is another picture"
 
 

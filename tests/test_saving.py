@@ -104,7 +104,7 @@ def test_a_write_that_fails_after_the_last_step_fails_the_run(run, monkeypatch):
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     with pytest.raises(OSError, match="No space left"):
         run.finish(gaussians)
-    assert not (run.path / runs_names.LAST).exists()
+    assert not (run.path / runs_names.FINISHED_FILE).exists()
 
 
 def test_a_run_that_stops_for_another_reason_says_that_its_last_save_failed(run, monkeypatch, capsys):
@@ -159,7 +159,7 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(run, monkeypat
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     threading.Timer(0.1, gate.set).start()
     run.finish(gaussians)
-    assert (run.path / runs_names.LAST).exists() and not run.checkpoints.folder.exists()
+    assert (run.path / runs_names.FINISHED_FILE).exists() and not run.checkpoints.folder.exists()
 
 
 def test_work_in_the_background_is_done_one_by_one_and_in_order(background):

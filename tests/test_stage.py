@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig, LearningRates
+from gscfd.deferred import Clock, Deferred
 from gscfd.distil import stage
 from gscfd.distil.regularizers import regularizers
 from gscfd.distil.schedule import render_size
 from gscfd.distil.stage import pictures
 from gscfd.gaussians import ball
 from gscfd.harmonics import SH_C0
-from gscfd.late import Clock, Late
 from gscfd.pictures import random_background
 from gscfd.runs import folder as runs_folder
 from gscfd.types import Render
@@ -192,4 +192,4 @@ def test_what_was_measured_is_read_when_the_device_has_come_so_far(monkeypatch):
         clock.lap(name)
     assert Event.made == 4 and Event.waited == []
     assert dict(clock) == {"render": 1.0, "encode": 1.0, "noise": 1.0} and Event.waited == [2, 3, 4]
-    assert float(Late(torch.tensor(0.5, requires_grad=True))) == 0.5
+    assert float(Deferred(torch.tensor(0.5, requires_grad=True))) == 0.5

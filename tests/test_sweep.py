@@ -266,5 +266,5 @@ def test_the_table_shows_where_each_running_run_is(planned):
     with open(run.folder / "stats.jsonl", "a") as stats:
         stats.write('{"stage": "coarse", "step": 0}\n{"stage": "coarse", "step": 1}\n{"stage": "co')
     assert sweeps_make.reached(run.folder) == "coarse, step 2"
-    progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweeps_make.SHOWN + 3)})
-    assert sweeps_make.table(progress).row_count == sweeps_make.SHOWN + 1
+    progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweeps_make.SHOWN_RUNS + 3)})
+    assert sweeps_make.table(progress).row_count == sweeps_make.SHOWN_RUNS + 1

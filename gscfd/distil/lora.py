@@ -13,9 +13,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from gscfd.config import VsdConfig
+from gscfd.deferred import moved
 from gscfd.distil.state import load_moments, part
 from gscfd.errors import UserError
-from gscfd.late import moved
 from gscfd.teachers.denoisers import MultiviewDenoiser, UNetDenoiser
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import CAMERA_NUMBERS

@@ -6,14 +6,13 @@ from functools import partial
 
 import torch
 
-from gscfd.config import Guidance as Name
-from gscfd.config import StageConfig
+from gscfd.config import MethodName, StageConfig
 from gscfd.distil import guidance
 from gscfd.distil.protocols import Guidance, Learner, Method
 from gscfd.distil.schedule import anneal, sqrt_anneal, time_index, uniform
 
 
-def method(name: Name, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
+def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
     """The method with the stage's settings, for a teacher with this many times. docs/methods.md is their table.
 
     learner: of vsd; the others have none.
@@ -27,7 +26,7 @@ def method(name: Name, stage: StageConfig, timesteps: int, learner: Learner | No
         return lambda done, generator: (draw_time(stage, done, generator), way)
     delta_t = max(round(stage.inversion.delta_t * timesteps), 1)
     stride, steps = max(round(stage.inversion.xs_delta_t * timesteps), 1), stage.inversion.xs_inv_steps
-    ways: dict[Name, Guidance] = {
+    ways: dict[MethodName, Guidance] = {
         "cfd": guidance.cfd,
         "sds": guidance.sds,
         "fsd": guidance.fsd,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gscfd.cameras import sample_group
 from gscfd.config import StageConfig, StageName, WatchdogConfig
+from gscfd.deferred import Clock, Deferred, moved
 from gscfd.distil.guidance import distillation_loss
 from gscfd.distil.protocols import Learner, Method, Noise, Rasterize
 from gscfd.distil.regularizers import regularizers
@@ -19,7 +20,6 @@ from gscfd.distil.state import StageState, StateDict
 from gscfd.distil.watchdog import find_trouble
 from gscfd.gaussians import Gaussians
 from gscfd.geometry import normal_map
-from gscfd.late import Clock, Late, moved
 from gscfd.pictures import random_background
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Render
@@ -166,8 +166,8 @@ def run_stage(
                 step=step,
                 steps=config.steps,
                 t=t,
-                loss=Late(loss),
-                regularizer=Late(regularizer),
+                loss=Deferred(loss),
+                regularizer=Deferred(regularizer),
                 count=len(gaussians),
                 seconds=clock,
                 gaussians=gaussians,

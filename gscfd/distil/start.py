@@ -12,9 +12,9 @@ from gscfd.errors import UserError, warn
 from gscfd.export.transform import with_degree
 from gscfd.gaussians import Gaussians
 
-INSIDE = 0.99
+INSIDE_SHARE = 0.99
 """Share of the Gaussians that must lie in the unit ball; the others may be the floaters of a capture."""
-FITTING = (0.5, 1.2)
+FITTING_RADII = (0.5, 1.2)
 """Radii at which a splat stays as it is: gscfd's own have about 0.9."""
 
 
@@ -46,7 +46,7 @@ def in_unit_ball(gaussians: Gaussians) -> tuple[Gaussians, list[float], float]:
     Scale 1: it fills the unit ball as it is. Otherwise the median position goes to the origin, and the ball holds 99 %
     of the Gaussians, each with one standard deviation.
     """
-    if FITTING[0] <= reach(gaussians) <= FITTING[1]:
+    if FITTING_RADII[0] <= reach(gaussians) <= FITTING_RADII[1]:
         return gaussians, [0.0, 0.0, 0.0], 1.0
     values = gaussians.tensors()
     center = values["means"].median(0).values
@@ -61,4 +61,4 @@ def reach(gaussians: Gaussians) -> float:
     """Radius of the ball about the origin that holds 99 % of the Gaussians, each with one standard deviation."""
     values = {name: value.double() for name, value in gaussians.tensors().items()}
     distance = values["means"].norm(dim=1) + values["scales"].amax(1).exp()
-    return float(np.quantile(distance.numpy(), INSIDE))
+    return float(np.quantile(distance.numpy(), INSIDE_SHARE))

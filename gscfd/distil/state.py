@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gscfd.config import StageConfig, StageName
+from gscfd.deferred import event
 from gscfd.distil.densify import make_densifier
 from gscfd.distil.protocols import Learner
 from gscfd.gaussians import Gaussians
-from gscfd.late import event
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gscfd.cameras import turntable
 from gscfd.gaussians import Gaussians
 from gscfd.types import Render
 
-WHOLE = 1.3
+WHOLE_RADIUS = 1.3
 """World units from the middle to the edge of a picture: objects fill what teachers see, and tips reach beyond."""
 
 
@@ -21,7 +21,7 @@ def turntable_frames(
     frames: int,
     size: int,
     background: float | Sequence[float] | None = 1.0,
-    radius: float = WHOLE,
+    radius: float = WHOLE_RADIUS,
 ) -> np.ndarray:
     """[frames, size, size, 3] uint8, from the front, counter-clockwise from above.
 

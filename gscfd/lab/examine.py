@@ -19,7 +19,7 @@ from gscfd.gaussians import Gaussians
 from gscfd.lab.judges import Judges
 from gscfd.lab.metrics import haze, hole_share, janus, r_precision, reprojection_error
 from gscfd.lab.references import BACKGROUND, Reference
-from gscfd.runs.names import FREE, read_run
+from gscfd.runs.names import FREE_SETTINGS, read_run
 from gscfd.types import Render
 
 VIEWS = 120
@@ -147,7 +147,7 @@ def labels_of(configs: list[Config]) -> list[str]:
 
 def chosen_settings(config: Config) -> dict[str, object]:
     """All settings that make a difference, flat; the guidance's own kind of noise is None."""
-    ignored = FREE | {"prompt", "seed", "preset"}
+    ignored = FREE_SETTINGS | {"prompt", "seed", "preset"}
     settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
     kind = None if config.noise_kind == Config(guidance=config.guidance).noise_kind else config.noise_kind
     return settings | {"noise.kind": kind}

@@ -21,7 +21,7 @@ BACKGROUND = 0.75
 VIEWS = 4
 """Of a teacher's sample, 90 degrees apart."""
 SAMPLER_STEPS = 30
-TURN = 12
+TURN_VIEWS = 12
 """Views of a true object, from all sides."""
 
 
@@ -47,8 +47,8 @@ def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Refere
 
     size: pixels, both ways.
     """
-    cameras = turntable(TURN, size=size)
-    things = true_objects(prompt, -(-count // TURN))
+    cameras = turntable(TURN_VIEWS, size=size)
+    things = true_objects(prompt, -(-count // TURN_VIEWS))
     images = [render_object(thing, cameras, torch.full((3,), BACKGROUND)) for thing in things]
     if not images:
         return None

@@ -24,7 +24,9 @@ from gscfd.types import Cameras, Render
 _SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION, _WORLD_MAP, _RADIAL = range(8)
 
 
-class Noise(Protocol):
+class Kind(Protocol):
+    """A kind of noise: [V, C, h, w] for these views, N(0, 1) in every view."""
+
     def __call__(self, field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor: ...
 
 

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from gscfd.config import Config, plain, to_yaml
+from gscfd.deferred import DeferredNumbers
 from gscfd.distil.edits import changes, place, place_of
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_splat
@@ -28,10 +29,16 @@ from gscfd.errors import UserError, warn
 from gscfd.export.turntable import turntable_frames
 from gscfd.files import Background, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
-from gscfd.late import LateNumbers
 from gscfd.pictures import write_contact_sheet, write_video
 from gscfd.runs.checkpoint import Checkpoints
-from gscfd.runs.names import LAST, START, check_replaceable, check_resumable, check_same_settings, folder_of
+from gscfd.runs.names import (
+    FINISHED_FILE,
+    START_FILE,
+    check_replaceable,
+    check_resumable,
+    check_same_settings,
+    folder_of,
+)
 
 log = logging.getLogger("gscfd")
 VARIANCES = ("means", "sh0")
@@ -114,7 +121,7 @@ class RunFolder:
                 shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         if self.start is not None:
-            self.start.save_ply(self.path / START)
+            self.start.save_ply(self.path / START_FILE)
         self.write_config(self.config)
 
     def write_config(self, config: Config) -> None:
@@ -153,7 +160,7 @@ class RunFolder:
 
     def read_start(self) -> Gaussians | None:
         """The splat that the run started from; None for the ball. Raises UserError when it has been removed."""
-        return read_splat(self.path / START) if self.config.init.ply else None
+        return read_splat(self.path / START_FILE) if self.config.init.ply else None
 
     def keep_rows(self, rows: int) -> None:
         """Cut stats.jsonl after this many rows."""
@@ -261,7 +268,7 @@ class RunFolder:
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, frames=48, size=256)
         write_contact_sheet(frames[::6], self.path / "turntable.png")
-        write_video(frames, self.path / LAST)
+        write_video(frames, self.path / FINISHED_FILE)
         self.checkpoints.clear()
         seconds = time.monotonic() - self.started
         log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))
@@ -286,12 +293,12 @@ class RunFolder:
         return Stopped(f"{reason}; {kept}", code)
 
 
-def variances(report: StepReport) -> dict[str, LateNumbers]:
+def variances(report: StepReport) -> dict[str, DeferredNumbers]:
     """What the row of every tenth step says of the gradients; NaN where they are all 0."""
     if (report.step + 1) % VARIANCE_EVERY:
         return {}
     found = {name: scaled_gradient_variance(report.state.optimizers[name]) for name in VARIANCES}
-    return {"gradient_variance": LateNumbers(found)}
+    return {"gradient_variance": DeferredNumbers(found)}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -18,14 +18,14 @@ from gscfd.files import UNFINISHED, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.runs.checkpoint import NAME
 
-KNOWN = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
-START = "init.ply"
+RUN_FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+START_FILE = "init.ply"
 """The splat that --init has made the run start from, as it was then: what a run without a checkpoint resumes from."""
-KNOWN |= {START, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
+RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
-LAST = "turntable.mp4"
+FINISHED_FILE = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
-FREE = {"out", "overwrite", "resume", "dry_run", "viewer", "device"}
+FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "viewer", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 
@@ -52,7 +52,7 @@ def foreign_files(folder: Path) -> list[str]:
 
     checkpoints = folder / "checkpoints"
     names = [path.name for path in folder.iterdir() if path != checkpoints]
-    foreign = [name for name in names if finished_name(name) not in KNOWN]
+    foreign = [name for name in names if finished_name(name) not in RUN_FILES]
     inside = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
     return sorted(foreign + [f"checkpoints/{name}" for name in inside if not NAME.fullmatch(finished_name(name))])
 
@@ -74,7 +74,7 @@ def check_resumable(config: Config, folder: Path) -> None:
     if config.overwrite or config.out not in (None, folder):
         raise UserError("resume: expected neither --out nor --overwrite beside it; the run stays in its folder")
     check_same_settings(config, plain(load_run(folder)))
-    if (folder / LAST).exists():
+    if (folder / FINISHED_FILE).exists():
         raise UserError(
             f"resume: expected a run that was stopped, got {folder}, which is finished: see {folder}/splat.ply; "
             "for another run choose another --out"
@@ -95,7 +95,9 @@ def changed_settings(config: Config, saved: dict[str, Any]) -> str:
     now, then = flat(plain(config)), flat(saved)
     if all(edit in now["edits"] for edit in then.get("edits", [])):
         then["edits"] = now["edits"]
-    changed = [name for name in now | then if now.get(name) != then.get(name) and name.split(".")[0] not in FREE]
+    changed = [
+        name for name in now | then if now.get(name) != then.get(name) and name.split(".")[0] not in FREE_SETTINGS
+    ]
     return ", ".join(f"{name} = {then.get(name)!r} (got {now.get(name)!r})" for name in changed)
 
 
@@ -103,7 +105,7 @@ def next_config(config: Config) -> Config | None:
     """Settings that begin the run in `config.out`, or continue it where it was stopped; None when it is finished."""
     folder = config.out
     assert folder is not None
-    if (folder / LAST).exists():
+    if (folder / FINISHED_FILE).exists():
         return None
     if (folder / "config.yaml").is_file():
         return replace(config, out=None, resume=folder)
@@ -117,7 +119,7 @@ def next_config(config: Config) -> Config | None:
 
 def read_run(folder: Path) -> tuple[Config, Gaussians]:
     """A finished run's settings, those of its end, and splat. Raises UserError naming what is missing."""
-    for name in ("config.yaml", "splat.ply", LAST):
+    for name in ("config.yaml", "splat.ply", FINISHED_FILE):
         if not (folder / name).is_file():
             raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
     config = merged(Config(), yaml.safe_load((folder / "config.yaml").read_text()))

@@ -16,7 +16,7 @@ from gscfd.devices import run_device
 from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError, warn
 from gscfd.files import lock
-from gscfd.runs.names import LAST, changed_settings
+from gscfd.runs.names import FINISHED_FILE, changed_settings
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
 from gscfd.sweeps.workers import Outcome, Place, RayPool
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 REFRESH = 1.0
 """Seconds between two looks at the workers."""
-SHOWN = 20
+SHOWN_RUNS = 20
 """Most rows of the table of running runs."""
-TAIL = 4096
+TAIL_BYTES = 4096
 """Bytes at the end of stats.jsonl that hold its last row."""
 State = Literal["new", "stopped", "failed", "running", "finished"]
 
@@ -74,7 +74,7 @@ def state_of(run: Run, failures: dict[str, str]) -> State:
         return "failed" if run.name in failures else "new"
     if changed := changed_settings(run.config, plain(load_run(run.folder))):
         raise UserError(f"out: {run.folder} is a run with other settings: {changed}; choose another --out")
-    if (run.folder / LAST).exists():
+    if (run.folder / FINISHED_FILE).exists():
         return "finished"
     if is_locked(run.folder / "stats.jsonl"):
         return "running"
@@ -155,7 +155,7 @@ def last_row(stats: Path) -> dict[str, Any]:
     if not stats.is_file():
         return {}
     with open(stats, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         rows = file.read().split(b"\n")[:-1]
     return json.loads(rows[-1]) if rows else {}
 
@@ -173,12 +173,12 @@ def table(progress: Progress) -> Table:
     shown = Table(title=str(progress), title_justify="left", box=None)
     for column in ("run", "worker", "reached", "seconds"):
         shown.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
-    for name, (run, place, since) in list(progress.running.items())[:SHOWN]:
+    for name, (run, place, since) in list(progress.running.items())[:SHOWN_RUNS]:
         steps = run.config.coarse.steps, run.config.refine.steps
         where = f"{reached(run.folder) or 'starting'} of {steps[0]} + {steps[1]}"
         shown.add_row(name, f"{place.host}, {place.pid}", where, f"{time.monotonic() - since:.0f}")
-    if len(progress.running) > SHOWN:
-        shown.add_row(f"and {len(progress.running) - SHOWN} more")
+    if len(progress.running) > SHOWN_RUNS:
+        shown.add_row(f"and {len(progress.running) - SHOWN_RUNS} more")
     return shown
 
 

@@ -22,7 +22,7 @@ LOCK_SECONDS = 120
 """How long a run waits until a dead process's lock on its folder is released; on NFS the server decides, in 90 s."""
 STORE_BYTES = 100 * 2**20
 """Of Ray's object store on this machine: settings and results go through it, nothing large."""
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+QUIET_RAY: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 ANSWER_SECONDS = 10
 """How long a cluster has for its first answer."""
 LOCAL_STARTS = 3
@@ -119,7 +119,7 @@ def start_here(ray: Any, cpus: int) -> None:
     reason = ""
     for _ in range(LOCAL_STARTS):
         try:
-            ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **QUIET)
+            ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **QUIET_RAY)
             return
         except Exception as error:  # of this very class, where Ray is not up in time
             ray.shutdown()
@@ -134,7 +134,7 @@ def join(ray: Any, address: str) -> None:
         if port.isdigit():
             # Ray itself would try for many minutes.
             socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-        ray.init(address, **QUIET)
+        ray.init(address, **QUIET_RAY)
     except Exception as error:  # of any class
         raise UserError(
             f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its head "

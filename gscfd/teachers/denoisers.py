@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch import Tensor
 
 from gscfd.cameras import mvdream_matrices
-from gscfd.late import moved
+from gscfd.deferred import moved
 from gscfd.teachers.multiview import join_views
 from gscfd.teachers.texts import TextFeatures
 from gscfd.types import Cameras

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation
+from gscfd.deferred import moved
 from gscfd.errors import UserError
-from gscfd.late import moved
 from gscfd.prompts import VIEW_WORDS, ViewMix, Wording, join_words, perp_neg_mix, view_words, with_suffix
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser

@@ -24,7 +24,7 @@ def event() -> torch.cuda.Event:
     return mark
 
 
-class Late:
+class Deferred:
     """A number of the device: float() waits until it has come that far. value: a tensor of one element."""
 
     def __init__(self, value: Tensor):
@@ -37,12 +37,12 @@ class Late:
         return self.value.item()
 
 
-class LateNumbers(Mapping[str, float]):
+class DeferredNumbers(Mapping[str, float]):
     """Numbers of the device by name. Reading one waits until the device has come that far."""
 
     def __init__(self, values: Mapping[str, Tensor]):
         """values: tensors of one element."""
-        self.numbers = {name: Late(value) for name, value in values.items()}
+        self.numbers = {name: Deferred(value) for name, value in values.items()}
 
     def __getitem__(self, name: str) -> float:
         return float(self.numbers[name])
