@@ -21,7 +21,6 @@ MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StageName = Literal["coarse", "refine"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
-
 NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
     "cfd": ("surface", "radial", "world_map", "fixed"),
     "sds": ("iid",),
@@ -434,6 +433,8 @@ class Config:
     view, half more of its operations."""
     dry_run: bool = False
     """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
+    list_words: bool = False
+    """Print the words that the toybox teachers know, and stop."""
     guidance: MethodName = "cfd"
     """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
     distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text. vsd:
@@ -586,5 +587,30 @@ def load_preset(name: str) -> Config:
     base = changes.pop("base", None)
     check(base is None or base in presets(), "base", " or ".join(presets()), base)
     # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
-    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume", "dry_run")}
+    settings = {
+        key: value
+        for key, value in changes.items()
+        if key not in ("out", "overwrite", "resume", "dry_run", "list_words")
+    }
     return merged(load_preset(base) if base else Config(), {"preset": name, **settings})
+
+
+@dataclass(kw_only=True)
+class Drawing:
+    """How a picture is drawn."""
+
+    method: Literal["cfd", "fsd", "sds", "vsd", "ddim", "edm"] = "cfd"
+    """Descent along the clean flow: cfd with a little fresh noise, fsd with none, sds with fresh noise alone; vsd, sds
+    against a LoRA that learns the picture. Samplers: ddim, and edm with Heun steps and as much fresh noise as --churn
+    says."""
+    steps: int = 50
+    """Each asks the teacher once, with edm twice."""
+    gamma: float | None = None
+    """Share of fresh noise per step of cfd (CFD Eq. 10), in [0, 1). Unset: 1e-4."""
+    churn: float | None = None
+    """EDM's S_churn. Unset: 0, no fresh noise."""
+    vsd: VsdConfig = field(default_factory=VsdConfig)
+    """The LoRA of vsd."""
+    seed: int = 0
+    """One seed sets every random draw."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from gscfd.cli import exit_code
 from gscfd.errors import UserError
-from gscfd.teachers.find import find_teacher
-from gscfd.teachers.load import load_mvdream, loader, parts, reading
 
 
 @dataclass(kw_only=True)
@@ -32,6 +30,11 @@ def convert(src: str, dst: Path) -> None:
 
     Raises UserError when src is no MVDream or cannot be read, and when dst exists or cannot be written.
     """
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from gscfd.teachers.find import find_teacher
+    from gscfd.teachers.load import load_mvdream, loader, parts, reading
+
     if dst.exists():
         raise UserError(f"dst: expected a folder to be made, got {dst}, which exists; choose another, or remove it")
     source = find_teacher(src)
@@ -62,13 +65,12 @@ def convert(src: str, dst: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
-    try:
+
+    def command() -> None:
         convert(chosen.src, chosen.dst)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
-    return 0
+        print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from gscfd.cli import exit_code
-from gscfd.config import Dtype, VsdConfig, check
-from gscfd.devices import choose_device, choose_dtype
-from gscfd.distil.picture import Drawing, draw_picture
+from gscfd.cli import check_out, exit_code
+from gscfd.config import Drawing, Dtype, VsdConfig, check
 from gscfd.errors import UserError
-from gscfd.pictures import as_bytes, write_contact_sheet
-from gscfd.teachers import Prompt, load_teacher
-from gscfd.teachers.load import known_words
-from gscfd.toybox.words import check_words
 
 
 @dataclass(kw_only=True)
@@ -57,18 +51,11 @@ def check_settings(options: ImageOptions) -> None:
     check(churn is None or churn >= 0, "churn", "at least 0", churn)
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raise UserError unless the picture can go there."""
-    if out.suffix != ".png":
-        raise UserError(f"out: expected a name that ends in .png, got {out}")
-    if not out.parent.is_dir():
-        raise UserError(f"out: expected a file in an existing folder, got {out}; make {out.parent} first")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UserError(f"out: {out} exists; choose another --out, or add --overwrite for a file")
-
-
 def check_texts(options: ImageOptions) -> None:
     """Raise UserError for an empty prompt, or words that a toybox teacher never saw."""
+    from gscfd.teachers.load import known_words
+    from gscfd.toybox.words import check_words
+
     if not options.prompt.strip():
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if known_words(options.teacher):
@@ -78,8 +65,13 @@ def check_texts(options: ImageOptions) -> None:
 
 def make(options: ImageOptions) -> None:
     """Write the picture and say so. Raises UserError for what the user can mend."""
+    from gscfd.devices import choose_device, choose_dtype
+    from gscfd.distil.picture import draw_picture
+    from gscfd.pictures import as_bytes, write_contact_sheet
+    from gscfd.teachers import Prompt, load_teacher
+
     check_settings(options)
-    check_out(options.out, options.overwrite)
+    check_out(options.out, ".png", options.overwrite)
     check_texts(options)
     device = choose_device(options.device)
     teacher = load_teacher(options.teacher, device=device, dtype=choose_dtype(options.dtype, device))
@@ -100,7 +92,8 @@ def make(options: ImageOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="python -m gscfd.image")))
+    options = tyro.cli(ImageOptions, args=arguments, prog="python -m gscfd.image")
+    return exit_code(lambda: make(options))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
-from gscfd.cameras import turntable
+from gscfd.cli import check_out, exit_code
 from gscfd.config import Config, Dtype, StageConfig, StageName, check, load_preset
-from gscfd.devices import choose_device, choose_dtype
-from gscfd.distil.sampling import MOST_CFG, sample
 from gscfd.errors import UserError
-from gscfd.pictures import as_bytes, write_contact_sheet
-from gscfd.runs.names import default_folder
-from gscfd.runs.options import default_preset
-from gscfd.teachers import load_teacher
-from gscfd.teachers.base import stage_prompt
-from gscfd.teachers.load import known_words
-from gscfd.toybox.words import check_words
 
 VIEWS = 4
 """Of a single-view teacher: front, side, back, side."""
@@ -61,6 +51,10 @@ def check_settings(options: PreviewOptions) -> None:
 
 def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, StageConfig]:
     """Its name and options, with the guidance of a sampler. Raises UserError for words a toybox teacher never saw."""
+    from gscfd.distil.sampling import MOST_CFG
+    from gscfd.teachers.load import known_words
+    from gscfd.toybox.words import check_words
+
     name = next(iter(config.stages())) if options.stage is None else options.stage
     stage = config.stage(name)
     stage = replace(stage, teacher=options.teacher or stage.teacher, cfg=min(stage.cfg, MOST_CFG))
@@ -69,23 +63,25 @@ def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, St
     return name, stage
 
 
-def place(options: PreviewOptions, stage: str) -> Path:
-    """The file to write. Raises UserError when it is in the way, or its folder is not there."""
-    unset = default_folder(options.prompt, options.seed)
-    out = options.out or unset.with_name(f"{unset.name}-{stage}.png")
-    if options.out is not None and not out.parent.is_dir():
-        raise UserError(f"out: expected a file in an existing folder, got {out}; make {out.parent} first")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"out: {out} exists; choose another --out, or add --overwrite")
-    return out
-
-
 def preview(options: PreviewOptions) -> None:
     """Write the picture and say so. Raises UserError for what the user can mend."""
+    import torch
+
+    from gscfd.cameras import turntable
+    from gscfd.devices import choose_device, choose_dtype
+    from gscfd.distil.sampling import sample
+    from gscfd.pictures import as_bytes, write_contact_sheet
+    from gscfd.runs.names import default_folder
+    from gscfd.runs.options import default_preset
+    from gscfd.teachers import load_teacher
+    from gscfd.teachers.base import stage_prompt
+
     check_settings(options)
     config = load_preset(options.preset or default_preset(options.device)[0])
     name, stage = chosen_stage(options, config)
-    out = place(options, name)
+    folder = default_folder(options.prompt, options.seed)
+    out = options.out or folder.with_name(f"{folder.name}-{name}.png")
+    check_out(out, ".png", options.overwrite, make_folder=options.out is None)
     device = choose_device(options.device)
     teacher = load_teacher(stage.teacher, device=device, dtype=choose_dtype(options.dtype, device))
     teacher.set_prompt(stage_prompt(options.prompt, stage))
@@ -103,15 +99,8 @@ def preview(options: PreviewOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        preview(tyro.cli(PreviewOptions, args=arguments, prog="python -m gscfd.preview"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
-        return 1
-    return 0
+    options = tyro.cli(PreviewOptions, args=arguments, prog="python -m gscfd.preview")
+    return exit_code(lambda: preview(options))
 
 
 if __name__ == "__main__":

@@ -5,154 +5,22 @@ What is to be done is read from the runs' folders alone, so that the same comman
 
 from __future__ import annotations
 
-import hashlib
-import re
 import sys
-from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import get_args
 
 import tyro
 
-from gscfd.config import Config, MethodName, ViewerConfig, check
-from gscfd.distil.preflight import check_prompt
-from gscfd.errors import UserError
-from gscfd.runs.names import slug
-from gscfd.runs.options import parse
-from gscfd.sweeps.journal import JOURNAL, last_failures
-from gscfd.sweeps.make import Run, State, Workers, make_runs, reached, states_of
-
-MOST_SEEDS = 100_000
-PER_RUN = ("prompt", "seed", "resume", "overwrite", "viewer")
-"""SweepOptions of a run that a sweep sets itself."""
-
-
-@dataclass(kw_only=True)
-class SweepOptions(Workers):
-    """Make a run for every prompt, method and seed. All other options are those of gscfd.train, for every run."""
-
-    prompts: Path
-    """A text file with one prompt per line; empty lines, and those that start with #, are skipped."""
-    seeds: str = "0"
-    """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8."""
-    guidance: str | None = None
-    """Methods, as in cfd,sds. Unset: the one of the preset."""
-    out: Path = Path("sweep")
-    """Folder of the runs' folders."""
-    dry_run: bool = False
-    """List the runs and what state each is in, and stop."""
-
-
-def read_prompts(path: Path) -> dict[str, int]:
-    """The prompts of the file and the lines they stand in, from 1, in order.
-
-    Raises UserError when it cannot be read, is empty, or says one twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"prompts: expected a text file with one prompt per line, got {path} ({reason})") from None
-    prompts: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        prompt = line.strip()
-        if not prompt or prompt.startswith("#"):
-            continue
-        if prompt in prompts:
-            raise UserError(f"prompts: expected each once, got {prompt!r} in lines {prompts[prompt]} and {number}")
-        prompts[prompt] = number
-    if not prompts:
-        raise UserError(f"prompts: expected at least one in {path}, got none; write one per line")
-    return prompts
-
-
-def read_seeds(text: str) -> list[int]:
-    """The numbers of seeds and ranges, whose end is not in them: "0,3,7:9" is 0, 3, 7, 8. Raises UserError."""
-    expected = "seeds and ranges, each seed once, such as 0:8 (0 to 7) or 0,3,7"
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", part)
-        if match is None:
-            raise UserError(f"seeds: expected {expected}, got {part!r} in {text!r}")
-        first = int(match[1])
-        end = int(match[2]) if match[2] else first + 1
-        check(first < end, "seeds", f"{expected}, and a range that rises", part)
-        check(end - first <= MOST_SEEDS, "seeds", f"at most {MOST_SEEDS}", part)
-        seeds += range(first, end)
-    check(len(set(seeds)) == len(seeds), "seeds", expected, text)
-    return seeds
-
-
-def read_methods(text: str | None) -> list[str | None]:
-    """The names of --guidance; None for the preset's own. Raises UserError for one that is not known."""
-    if text is None:
-        return [None]
-    names: list[str | None] = [name.strip() for name in text.split(",")]
-    for name in names:
-        check(name in get_args(MethodName), "guidance", f"{', '.join(get_args(MethodName))}, with commas between", name)
-    check(len(set(names)) == len(names), "guidance", "each method once", text)
-    return names
-
-
-def run_name(config: Config) -> str:
-    """Of its folder: the prompt, with a part of its checksum where the words alone do not tell it, method and seed."""
-    words = slug(config.prompt)
-    if words.replace("-", " ") != config.prompt:
-        words += "-" + hashlib.sha256(config.prompt.encode()).hexdigest()[:8]
-    return f"{words}-{config.guidance}-{config.seed}"
-
-
-def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
-    """All runs of the sweep, those of one prompt together, whose text is encoded once.
-
-    arguments: for gscfd.train. Raises UserError for what can be known to be wrong before the first run begins.
-    """
-    for name in PER_RUN:
-        if any(re.split("[=.]", a)[0] in (f"--{name}", f"--no-{name}") for a in arguments):
-            raise UserError(f"{name}: expected no --{name} in a sweep, where it belongs to a single run")
-    prompts, seeds = read_prompts(options.prompts), read_seeds(options.seeds)
-    parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in read_methods(options.guidance)]
-    bases = [replace(config, resume=None, overwrite=False, viewer=ViewerConfig()) for config in parsed]
-    check_prompts(prompts, options.prompts, bases[0])
-    runs = []
-    for prompt in prompts:
-        for base in bases:
-            for seed in seeds:
-                config = replace(base, prompt=prompt, seed=seed)
-                folder = options.out / run_name(config)
-                runs.append(Run(folder, replace(config, out=folder)))
-    return runs
-
-
-def check_prompts(prompts: dict[str, int], path: Path, config: Config) -> None:
-    """Raise UserError that names every line with words that a toybox teacher never saw."""
-    errors = []
-    for prompt, line in prompts.items():
-        try:
-            check_prompt(replace(config, prompt=prompt))
-        except UserError as error:
-            errors.append(f"{path}, line {line}: {error}")
-    if errors:
-        raise UserError("\n".join(errors))
-
-
-def list_runs(states: dict[str, State], runs: list[Run], failures: dict[str, str]) -> None:
-    """The whole of --dry-run."""
-    for run in runs:
-        state = states[run.name]
-        more = {"failed": failures.get(run.name, ""), "stopped": reached(run.folder), "running": reached(run.folder)}
-        print(f"{state:9} {run.folder}  {more.get(state, '')}".rstrip())
-    counts = Counter(states.values())
-    print(f"{len(runs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state]))
+from gscfd.cli import exit_code
+from gscfd.sweeps.options import SweepOptions
 
 
 def sweep(options: SweepOptions, arguments: list[str]) -> int:
-    """The whole command. Returns the exit code."""
+    """Makes the runs, or lists them. Returns the exit code: 1 if runs failed."""
+    from gscfd.sweeps.make import make_runs
+    from gscfd.sweeps.plan import list_runs, plan_runs
+
     runs = plan_runs(options, arguments)
     if options.dry_run:
-        failures = last_failures(options.out / JOURNAL)
-        list_runs(states_of(runs, failures), runs, failures)
+        list_runs(options.out, runs)
         return 0
     progress = make_runs(options.out, runs, options)
     print(f"{options.out}  {progress}")
@@ -163,15 +31,12 @@ def sweep(options: SweepOptions, arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def command() -> int:
         options, rest = tyro.cli(SweepOptions, args=arguments, prog="python -m gscfd.sweep", return_unknown_args=True)
         return sweep(options, rest)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code(command, interrupted="interrupted; the same command continues")
 
 
 if __name__ == "__main__":

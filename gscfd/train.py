@@ -1,4 +1,4 @@
-"""The command line, `python -m gscfd.train --prompt "a yellow duck"`: chooses the parts; all else receives them."""
+"""The command `python -m gscfd.train --prompt "a yellow duck"`: prompt in, run folder out."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
+from gscfd.cli import exit_code
 from gscfd.config import Config, presets
-from gscfd.devices import choose_dtype, run_device
-from gscfd.distil.pipeline import painted_noise
-from gscfd.distil.preflight import check_settings, load_teachers, preflight, warn_of_left_gpu
-from gscfd.distil.start import read_start
-from gscfd.errors import UserError
-from gscfd.runs.folder import Stopped
-from gscfd.runs.make import Steer, make_run
-from gscfd.runs.names import check_folder
 from gscfd.runs.options import default_preset, option, parse
-from gscfd.runs.plan import plan
-from gscfd.toybox.words import vocabulary
+
+if TYPE_CHECKING:
+    from gscfd.runs.make import Steer
 
 
 def train(config: Config) -> int:
-    """The whole command: run folder, progress, viewer, exports. Returns the exit code."""
+    """Makes the run, with progress, viewer and exports. Returns the exit code."""
+    from gscfd.devices import run_device
+    from gscfd.distil.preflight import load_teachers, preflight, warn_of_left_gpu
+    from gscfd.runs.folder import Stopped
+    from gscfd.runs.make import make_run
+    from gscfd.runs.names import check_folder
+
     preflight(config)
     check_folder(config)
     teachers = load_teachers(config)
@@ -42,26 +43,39 @@ def train(config: Config) -> int:
     return 0
 
 
-def show_plan(config: Config) -> int:
-    """The whole command of --dry-run: what a run would do, and nothing of it. Returns the exit code."""
+def show_plan(config: Config) -> None:
+    """Prints what a run would do; makes nothing."""
+    from gscfd.devices import choose_dtype, run_device
+    from gscfd.distil.preflight import check_settings
+    from gscfd.distil.start import read_start
+    from gscfd.runs.names import check_folder
+    from gscfd.runs.plan import plan
+
     check_settings(config)
     folder = check_folder(config)
     device = run_device(config)
     start = read_start(config.init) if config.resume is None else None
     print("\n".join(plan(config, folder, device, choose_dtype(config.dtype, device), start)))
-    return 0
+
+
+def list_words() -> None:
+    """Prints the words that the toybox teachers know."""
+    from gscfd.toybox.words import vocabulary
+
+    print(" ".join(vocabulary()))
 
 
 @contextmanager
 def watched(config: Config) -> Iterator[Steer | None]:
-    """Serve the viewer, if it is wanted; yields what steers the run. Raises UserError when it cannot be served."""
+    """Serves the viewer, if it is wanted; yields what steers the run. Raises UserError when it cannot be served."""
     if not config.viewer.on:
         yield None
         return
+    from gscfd.distil.pipeline import painted_noise
     from gscfd.viewer.live import LiveViewer
     from gscfd.viewer.steer import steer
 
-    viewer = LiveViewer(config, lambda cameras, render: painted_noise(config, cameras, render))
+    viewer = LiveViewer(config, partial(painted_noise, config))
     print(f"viewer: {viewer.address}", flush=True)
     try:
         yield partial(steer, viewer)
@@ -71,18 +85,21 @@ def watched(config: Config) -> Iterator[Steer | None]:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--list-words" in arguments:
-        print(" ".join(vocabulary()))
-        return 0
-    try:
+
+    def command() -> int:
         config = parse(arguments)
+        if config.list_words:
+            list_words()
+            return 0
         if option(arguments, "--preset") is None and config.resume is None:
             others = ", ".join(name for name in presets() if name != config.preset)
             print(f"preset: {config.preset}, {default_preset(config.device)[1]}; others by --preset: {others}")
-        return show_plan(config) if config.dry_run else train(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if config.dry_run:
+            show_plan(config)
+            return 0
+        return train(config)
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import tyro
 
 from gscfd.cli import exit_code
 from gscfd.config import Config, ServerConfig, check, load_run
-from gscfd.distil.pipeline import painted_noise
 from gscfd.errors import UserError
-from gscfd.viewer.saved import SavedViewer
 
 
 @dataclass(kw_only=True)
@@ -41,6 +39,9 @@ def settings_of(path: Path) -> Config | None:
 
 def view(options: ViewOptions) -> None:
     """Raises UserError for what the user can mend."""
+    from gscfd.distil.pipeline import painted_noise
+    from gscfd.viewer.saved import SavedViewer
+
     config = [settings_of(path) for path in options.paths][0] or Config()
     viewer = SavedViewer(list(options.paths), options, partial(painted_noise, config))
     print(f"viewer: {viewer.address}", flush=True)
@@ -48,7 +49,8 @@ def view(options: ViewOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: view(tyro.cli(ViewOptions, args=arguments, prog="python -m gscfd.view")))
+    options = tyro.cli(ViewOptions, args=arguments, prog="python -m gscfd.view")
+    return exit_code(lambda: view(options))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from gscfd.distil.pipeline import distil
 from gscfd.distil.preflight import load_teachers
 from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
+from gscfd.lab.noise_pictures import correlation_picture, predicted_share
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cpu
 from gscfd.pictures import write_contact_sheet
 from gscfd.runs.names import default_folder
 from gscfd.runs.options import parse
-from gscfd.show_noise import correlation_picture, predicted_share
 from gscfd.types import Cameras, Render
 
 PROMPTS = ("a yellow duck", "a green chair", "a white house with a red roof")

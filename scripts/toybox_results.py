@@ -22,11 +22,12 @@ import torch
 from gscfd.cameras import turntable
 from gscfd.config import MethodName
 from gscfd.errors import UserError
-from gscfd.evaluate import EvaluateOptions, evaluate
 from gscfd.export.turntable import turntable_frames
 from gscfd.gaussians import Gaussians
+from gscfd.lab.evaluation import evaluate
 from gscfd.lab.judges import SCORER, Scorer
 from gscfd.lab.metrics import r_precision
+from gscfd.lab.options import EvaluateOptions
 from gscfd.lab.references import BACKGROUND
 from gscfd.lab.report import check_report
 from gscfd.pictures import write_contact_sheet

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gscfd.runs import options as runs_options
-
 
 @pytest.fixture(autouse=True, scope="session")
 def toybox_unless_named() -> Iterator[None]:
     """Teachers in this machine's cache change no test."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(runs_options, "is_here", lambda name: False)
+        monkeypatch.setattr("gscfd.teachers.load.is_here", lambda name: False)
         yield
 
 

@@ -13,15 +13,15 @@ import torch
 
 import gscfd
 from gscfd import bench
-from gscfd.bench import plan_runs
 from gscfd.config import flat, plain, to_yaml
 from gscfd.lab import claims as lab_claims
-from gscfd.lab import compare, references
+from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, variants, verdict
 from gscfd.lab.examine import Examined
 from gscfd.lab.intervals import Estimate
+from gscfd.lab.papers import plan_runs
 from gscfd.runs import folder as runs_folder
 from gscfd.runs import names as runs_names
 from gscfd.sweeps import make as sweeps_make
@@ -102,7 +102,7 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
         claims=(Claim("clip", "cfd", "sds", ""), Claim("clip", "sds", "cfd", ""), Claim("clip", "cfd", "ism", "")),
     )
     groups = {"cfd": planted(0.5), "sds": planted(0.0), "ism": planted(0.5)}
-    rows = bench.claim_rows(experiment, groups, {})
+    rows = papers.claim_rows(experiment, groups, {})
     assert [cells[-1] for cells, _ in rows] == ["reproduced", "not reproduced", "not significant"]
     assert rows[0][1].value == pytest.approx(0.5)
 
@@ -111,10 +111,10 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
 def small(monkeypatch):
     """Two variants, a claim on splats and one on pictures, few views and draws."""
     few = {name: variants(1)[name] for name in ("sds", "cfd")}
-    monkeypatch.setattr(bench, "variants", lambda steps: few)
+    monkeypatch.setattr(papers, "variants", lambda steps: few)
     claims = (Claim("similarity", "cfd", "sds", ""),)
     splats = replace(EXPERIMENTS[0], variants=("sds", "cfd"), metrics=("similarity", "fid"), claims=claims)
-    monkeypatch.setattr(bench, "EXPERIMENTS", (splats, EXPERIMENTS[1]))
+    monkeypatch.setattr(papers, "EXPERIMENTS", (splats, EXPERIMENTS[1]))
     monkeypatch.setattr(lab_examine, "VIEWS", 12)
     monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
@@ -158,7 +158,7 @@ def one_process(monkeypatch):
 
 
 def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(small, one_process, tmp_path):
-    report = bench.papers(bench.BenchOptions(what="papers", out=tmp_path))
+    report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
@@ -170,18 +170,18 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/splat.ply")}
     assert len(made) == 2 + 5 * 4
-    again = bench.papers(bench.BenchOptions(what="papers", out=tmp_path))
+    again = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert again.tables[0].rows == report.tables[0].rows
     assert json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"] == report.tables[0].rows
     assert one_process.made == ["sds-a-yellow-duck-0", "cfd-a-yellow-duck-0"]
-    assert "--seeds 2:" in bench.papers(bench.BenchOptions(what="papers", out=tmp_path, seeds=2)).notes[0]
+    assert "--seeds 2:" in papers.papers(options.BenchOptions(what="papers", out=tmp_path, seeds=2)).notes[0]
     assert one_process.made[2:] == ["sds-a-yellow-duck-1", "cfd-a-yellow-duck-1"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
 def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, tmp_path, monkeypatch):
     monkeypatch.setattr(one_process, "failing", {"sds"})
-    report = bench.papers(bench.BenchOptions(what="papers", out=tmp_path))
+    report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
     assert (tmp_path / "report.md").read_text().startswith("Failed: ")

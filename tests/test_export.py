@@ -29,11 +29,12 @@ from torch.nn.functional import normalize
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, __main__, mesh, sog
-from gscfd.export.__main__ import APPLIES, AXES, MESHES, SPLATS, main
+from gscfd.export import FORMATS, Axes, mesh, sog, write
+from gscfd.export.__main__ import main
 from gscfd.export.spz import fractional_bits
-from gscfd.export.transform import FROM_Z_UP, Axes, change_of_axes, transformed, turned_harmonics, with_degree
+from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
 from gscfd.export.turntable import WHOLE_RADIUS
+from gscfd.export.write import APPLIES, AXES, MESHES, SPLATS
 from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import harmonic_basis, rgb_to_sh0
 from gscfd.runs import names as runs_names
@@ -409,7 +410,7 @@ def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str
 def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corners = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
     triangle = mesh.Mesh(corners, np.array([[0, 1, 2]], np.int32), np.full((3, 3), 0.5))
-    monkeypatch.setattr(__main__, "extract_mesh", lambda gaussians, resolution: triangle)
+    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution: triangle)
     assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
     assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
     turned = trimesh.load(source.with_suffix(".obj"), process=False, force="mesh")

@@ -26,7 +26,7 @@ def make(teachers, monkeypatch, tmp_path):
         kept = dtype == torch.float32 and name in teachers
         return teachers[name] if kept else load_teacher(name, device=device, dtype=dtype)
 
-    monkeypatch.setattr(image, "load_teacher", load)
+    monkeypatch.setattr("gscfd.teachers.load_teacher", load)
 
     def run(name, *arguments):
         out = tmp_path / f"{name}.png"

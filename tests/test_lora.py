@@ -185,7 +185,7 @@ def loaded(shipped, monkeypatch):
         return shipped[name] if name in shipped else load_teacher(name, **placed)
 
     monkeypatch.setattr(preflight, "load_teacher", load)
-    monkeypatch.setattr(image, "load_teacher", load)
+    monkeypatch.setattr("gscfd.teachers.load_teacher", load)
 
 
 @pytest.fixture(scope="module")

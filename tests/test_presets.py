@@ -171,7 +171,7 @@ def cached(folder, name, hub):
 def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(folders, tmp_path, monkeypatch):
     large = load_preset("mvdream-sd21")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(runs_options, "is_here", is_here)
+    monkeypatch.setattr("gscfd.teachers.load.is_here", is_here)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runs_options.default_preset(None) == ("toybox", "without a CUDA device")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -12,10 +12,12 @@ from gscfd.runs import names as runs_names
 from gscfd.runs import options as runs_options
 from gscfd.runs.folder import RunFolder
 from gscfd.runs.names import next_config
-from gscfd.sweep import SweepOptions, plan_runs
 from gscfd.sweeps import make as sweeps_make
+from gscfd.sweeps import plan as sweeps_plan
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
 from gscfd.sweeps.make import Progress, carry_out, state_of
+from gscfd.sweeps.options import SweepOptions
+from gscfd.sweeps.plan import plan_runs
 from gscfd.sweeps.workers import Outcome, Place
 
 FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
@@ -70,13 +72,13 @@ def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(planned,
 
 @pytest.mark.parametrize("seeds, numbers", [("4", [4]), ("0:3", [0, 1, 2]), ("5,0:2", [5, 0, 1]), (" 1 , 2:3", [1, 2])])
 def test_seeds_are_numbers_and_ranges_without_their_end(seeds, numbers):
-    assert sweep.read_seeds(seeds) == numbers
+    assert sweeps_plan.read_seeds(seeds) == numbers
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "-1", "3:3", "8:0", "0:", "1.5", "0,0", "0:4,3", "0:99999999", "0:2:2"])
 def test_bad_seeds_are_refused_by_name(seeds):
     with pytest.raises(UserError, match="seeds: expected"):
-        sweep.read_seeds(seeds)
+        sweeps_plan.read_seeds(seeds)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ class Lora:
     reads no camera, such as Stable Diffusion, gets an embedding for it here. What is trained is in float32.
     """
 
+    name = "lora"
+    step_size = "vsd.lr"
+
     def __init__(self, teacher: GuidedTeacher, config: VsdConfig, *, seed: int):
         """seed: of the first weights. Raises UserError as `unet_of`."""
         self.teacher = teacher

@@ -8,8 +8,26 @@ import torch
 
 from gscfd.config import MethodName, StageConfig
 from gscfd.distil import guidance
+from gscfd.distil.lora import Lora, unet_of
 from gscfd.distil.protocols import Guidance, Learner, Method
 from gscfd.distil.schedule import anneal, sqrt_anneal, time_index, uniform
+from gscfd.teachers.guided import GuidedTeacher
+
+LEARNERS = {"vsd": Lora}
+"""What a method trains beside the Gaussians, by the method's name."""
+
+
+def make_learner(name: MethodName, teacher: GuidedTeacher, stage: StageConfig, *, seed: int) -> Lora | None:
+    """Returns what the method trains, None for most methods. seed: of its first weights. Raises UserError as
+    `check_learner`."""
+    return LEARNERS[name](teacher, stage.vsd, seed=seed) if name in LEARNERS else None
+
+
+def check_learner(name: MethodName, teacher: GuidedTeacher, argument: str) -> None:
+    """Raises UserError if the method trains something that the teacher has no place for. argument: that chose the
+    teacher."""
+    if name in LEARNERS:
+        unet_of(teacher, argument)
 
 
 def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
@@ -19,9 +37,9 @@ def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learne
     """
     if name == "cds":
         return partial(consistency, stage, timesteps)
-    if name == "vsd":
+    if name in LEARNERS:
         if learner is None:
-            raise ValueError("vsd: expected a learner, got none")
+            raise ValueError(f"{name}: expected a learner, got none")
         way = partial(guidance.vsd, learner=learner)
         return lambda done, generator: (draw_time(stage, done, generator), way)
     delta_t = max(round(stage.inversion.delta_t * timesteps), 1)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gscfd.cameras import turntable
-from gscfd.config import VsdConfig, check
+from gscfd.config import Drawing, check
 from gscfd.devices import choose_device
 from gscfd.distil import sampling
 from gscfd.distil.lora import Lora
@@ -20,27 +18,6 @@ GAMMA_OF = {"cfd": 1e-4, "fsd": 0.0, "sds": 1.0}
 """Share of fresh noise per step of the methods that follow the clean flow."""
 GROUP = 4
 """Views of a multi-view teacher's picture, from the front round the object."""
-
-
-@dataclass(kw_only=True)
-class Drawing:
-    """How a picture is drawn."""
-
-    method: Literal["cfd", "fsd", "sds", "vsd", "ddim", "edm"] = "cfd"
-    """Descent along the clean flow: cfd with a little fresh noise, fsd with none, sds with fresh noise alone; vsd, sds
-    against a LoRA that learns the picture. Samplers: ddim, and edm with Heun steps and as much fresh noise as --churn
-    says."""
-    steps: int = 50
-    """Each asks the teacher once, with edm twice."""
-    gamma: float | None = None
-    """Share of fresh noise per step of cfd (CFD Eq. 10), in [0, 1). Unset: 1e-4."""
-    churn: float | None = None
-    """EDM's S_churn. Unset: 0, no fresh noise."""
-    vsd: VsdConfig = field(default_factory=VsdConfig)
-    """The LoRA of vsd."""
-    seed: int = 0
-    """One seed sets every random draw."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def draw_picture(drawing: Drawing, teacher: GuidedTeacher) -> Tensor:

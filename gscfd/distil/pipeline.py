@@ -12,7 +12,7 @@ from torch import Tensor
 from gscfd.config import Config, StageConfig, StageName, load_preset
 from gscfd.devices import run_device
 from gscfd.distil.edits import LiveSettings, place
-from gscfd.distil.lora import Lora
+from gscfd.distil.methods import make_learner
 from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
 from gscfd.distil.protocols import Noise
 from gscfd.distil.stage import StepReport, run_stage
@@ -122,12 +122,12 @@ def distil(
     }
     if resume is not None and resume.stage == "refine":
         del stages["coarse"]
-    for name, (stage, seed, lora_seed) in stages.items():
+    for name, (stage, seed, learner_seed) in stages.items():
         if name not in teachers:
             continue
         teacher = teachers[name]
         continued = resume.state if resume is not None and resume.stage == name else None
-        learner = Lora(teacher, stage.vsd, seed=lora_seed) if config.guidance == "vsd" else None
+        learner = make_learner(config.guidance, teacher, stage, seed=learner_seed)
         numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
         live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
         try:

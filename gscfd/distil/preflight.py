@@ -8,7 +8,7 @@ import torch
 
 from gscfd.config import Config, StageName
 from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
-from gscfd.distil.lora import unet_of
+from gscfd.distil.methods import check_learner
 from gscfd.errors import UserError, warn
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
@@ -112,8 +112,7 @@ def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[Stag
                     checkpoint_encoder(kept[key])
                 if config.compile:
                     compile_networks(kept[key], mode="reduce-overhead")
-            if config.guidance == "vsd":
-                unet_of(kept[key], f"{name}.teacher")
+            check_learner(config.guidance, kept[key], f"{name}.teacher")
             teachers[name] = kept[key]
             teachers[name].set_prompt(stage_prompt(config.prompt, stage))
         except torch.OutOfMemoryError as error:

@@ -43,6 +43,11 @@ class Method(Protocol):
 class Learner(Protocol):
     """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
 
+    name: str
+    """First part of the names of its tensors."""
+    step_size: str
+    """Setting of a stage that holds its step size."""
+
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
         """[V, C, h, w] the noise in x_t, as far as it is learned; without gradient."""
         ...

@@ -1,5 +1,7 @@
 """Files that other programs open."""
 
+from __future__ import annotations
+
 from typing import Literal, get_args
 
 Format = Literal[
@@ -7,3 +9,5 @@ Format = Literal[
 ]
 FORMATS: tuple[Format, ...] = get_args(Format)
 """What `python -m gscfd.export` writes; obj and mesh.* triangles, mp4 and png pictures, the others Gaussians."""
+Axes = Literal["z-up", "y-up", "y-down"]
+"""gscfd's own (front +x), glTF's (front +z), and that of 3DGS captures (front +z; half a turn about z from y-up)."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from gscfd.export import Axes
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import harmonic_basis
 
-Axes = Literal["z-up", "y-up", "y-down"]
-"""gscfd's own (front +x), glTF's (front +z), and that of 3DGS captures (front +z; half a turn about z from y-up)."""
 FROM_Z_UP: dict[Axes, list[list[float]]] = {
     "z-up": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "y-up": [[0, 1, 0], [0, 0, 1], [1, 0, 0]],

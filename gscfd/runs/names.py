@@ -25,7 +25,7 @@ RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {
 """What a run, `gscfd.show_noise` and `gscfd.export` write."""
 FINISHED_FILE = "turntable.mp4"
 """What a run writes last: it is finished when this is there."""
-FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "viewer", "device"}
+FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "list_words", "viewer", "device"}
 """Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
 
 

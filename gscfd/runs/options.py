@@ -6,11 +6,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import tyro
 
 from gscfd.config import Config, load_preset, load_run
-from gscfd.teachers.load import is_here
 
 
 def option(arguments: list[str], name: str) -> str | None:
@@ -22,7 +20,13 @@ def option(arguments: list[str], name: str) -> str | None:
 
 def default_preset(device: str | None) -> tuple[str, str]:
     """The preset where none is named, and why it is that one. device: as in Config, if it is named."""
-    if device == "cpu" or not torch.cuda.is_available():
+    if device == "cpu":
+        return "toybox", "without a CUDA device"
+    import torch
+
+    from gscfd.teachers.load import is_here
+
+    if not torch.cuda.is_available():
         return "toybox", "without a CUDA device"
     large = load_preset("mvdream-sd21")
     missing = [stage.teacher for stage in (large.coarse, large.refine) if not is_here(stage.teacher)]
@@ -35,7 +39,9 @@ def parse(arguments: list[str]) -> Config:
     """Config from the command line: the values of the preset, or of the run to resume, then what the arguments
     change."""
     folder = option(arguments, "--resume")
-    preset = option(arguments, "--preset") or default_preset(option(arguments, "--device"))[0]
+    # What only prints does not wait for torch.
+    device = "cpu" if {"-h", "--help", "--list-words"} & set(arguments) else option(arguments, "--device")
+    preset = option(arguments, "--preset") or default_preset(device)[0]
     default = load_preset(preset) if folder is None else load_run(Path(folder))
     default = replace(default, viewer=replace(default.viewer, on=sys.stdout.isatty()))
     return tyro.cli(
@@ -43,5 +49,5 @@ def parse(arguments: list[str]) -> Config:
         args=arguments,
         default=default,
         prog="python -m gscfd.train",
-        description="Turn a text prompt into a 3D Gaussian splat. --list-words prints the toybox's words.",
+        description="Turn a text prompt into a 3D Gaussian splat.",
     )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gscfd.cameras import turntable
 from gscfd.config import Config, StageConfig, StageName
-from gscfd.distil.lora import Lora, unet_of
+from gscfd.distil.lora import Lora
+from gscfd.distil.methods import check_learner, make_learner
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
@@ -86,9 +87,9 @@ def plan(
         if config.vae_checkpointing:
             checkpoint_encoder(teacher[1])
         teachers[name] = teacher_plan(teacher, stage, config.prompt)
-        if config.guidance == "vsd":
-            unet_of(teacher[1], f"{name}.teacher")
-            learn, trained = lora_costs(teacher[1], stage)
+        check_learner(config.guidance, teacher[1], f"{name}.teacher")
+        if learner := make_learner(config.guidance, teacher[1], stage, seed=0):
+            learn, trained = learner_costs(learner, teacher[1], stage)
             teachers[name] = replace(teachers[name], learn=learn, trained=trained)
         lines += teacher_lines(stage, teachers[name], rate)
     splat = splat_bytes(config, stages, config.init.count if start is None else len(start))
@@ -166,11 +167,10 @@ def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple
     return cost_of(ask), cost_of(look)
 
 
-def lora_costs(teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
-    """Of asking the LoRA once and training it once, and bytes of its values; a teacher on the meta device that has been
-    told a prompt."""
+def learner_costs(learner: Lora, teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
+    """Returns the cost of asking and training the learner once, and the bytes of its values. teacher: on the meta
+    device, told a prompt."""
     cameras = turntable(stage.views, size=teacher.image_size)
-    learner = Lora(teacher, stage.vsd, seed=0)
 
     def step() -> None:
         z = torch.empty(stage.views, *teacher.latent_shape, device="meta")

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from gscfd.config import Config, check, load_run, plain
+from gscfd.config import Config, load_run, plain
 from gscfd.devices import run_device
 from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError, warn
 from gscfd.files import lock
 from gscfd.runs.names import FINISHED_FILE, changed_settings
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
+from gscfd.sweeps.options import Workers
 from gscfd.sweeps.workers import Outcome, Place, RayPool
 
 if TYPE_CHECKING:
@@ -31,28 +32,6 @@ SHOWN_RUNS = 20
 TAIL_BYTES = 4096
 """Bytes at the end of stats.jsonl that hold its last row."""
 State = Literal["new", "stopped", "failed", "running", "finished"]
-
-
-@dataclass(kw_only=True)
-class Workers:
-    """Who makes the runs."""
-
-    workers: int = 1
-    """Runs at a time."""
-    threads: int | None = None
-    """CPU threads of each worker. Unset: all cores shared out."""
-    gpus: float | None = None
-    """GPUs of each worker; 0.5 puts two on one. Unset: one where there are any, but none for runs on the CPU."""
-    address: str | None = None
-    """Of a Ray cluster: auto, or HOST:PORT. Unset: this machine alone."""
-    retries: int = 2
-    """How often a run that failed, or whose worker died, is tried again."""
-
-    def __post_init__(self) -> None:
-        check(self.workers >= 1, "workers", "at least 1", self.workers)
-        check(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
-        check(self.gpus is None or self.gpus >= 0, "gpus", "at least 0", self.gpus)
-        check(self.retries >= 0, "retries", "at least 0", self.retries)
 
 
 @dataclass(frozen=True)
