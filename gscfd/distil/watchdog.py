@@ -59,9 +59,9 @@ def find_trouble(
     broken = sorted(name for name, is_good in zip(finite, good, strict=True) if not is_good)
     if broken:
         verb = "is" if len(broken) == 1 else "are"
-        learner = state.learner
-        own = learner is not None and broken == [learner.name]
-        smaller = f"--{name}.{learner.step_size}" if own else f"--{name}.cfg or smaller --{name}.lr.* values"
+        smaller = f"--{name}.cfg or smaller --{name}.lr.* values"
+        if state.learner is not None and broken == [state.learner.name]:
+            smaller = f"--{name}.{state.learner.step_size}"
         return Trouble(f"{', '.join(broken)} {verb} not finite", f"try a smaller {smaller}")
     if size > limits.max_scale:
         return Trouble(
