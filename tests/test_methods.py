@@ -15,7 +15,7 @@ from gscfd.cameras import turntable
 from gscfd.config import (
     NOISE_OF,
     Config,
-    Guidance,
+    MethodName,
     StageName,
     coarse_stage,
     load_preset,
@@ -29,7 +29,7 @@ from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
 from gscfd.teachers import load_teacher
 
-NAMES = get_args(Guidance)
+NAMES = get_args(MethodName)
 
 
 def test_every_method_has_its_noise_and_its_gamma():
