@@ -34,7 +34,7 @@ Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
 }  // namespace gscfd
 
 // 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
-GSCFD_EXPORT int gscfd_isa() { return static_cast<int>(gscfd::current_isa()); }
+GSCFD_EXPORT int gscfd_isa() { return int(gscfd::current_isa()); }
 
 // Returns 0, or 1 when this CPU or this library lacks the instruction set.
 GSCFD_EXPORT int gscfd_set_isa(int isa) {

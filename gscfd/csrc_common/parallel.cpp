@@ -34,7 +34,7 @@ public:
     // Runs the job on the caller and at most `helpers` workers.
     void run(Job& job, int helpers) {
         std::lock_guard<std::mutex> one_job_at_a_time(submit_);
-        while (static_cast<int>(workers_.size()) < helpers) workers_.emplace_back([this] { serve(); });
+        while (int(workers_.size()) < helpers) workers_.emplace_back([this] { serve(); });
         {
             std::lock_guard<std::mutex> lock(mutex_);
             job_ = &job;
@@ -92,7 +92,7 @@ void parallel_ranges(int threads, int64_t n, int64_t grain, RangeFunction functi
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     const int64_t pieces = (n + grain - 1) / grain;
-    if (threads > pieces) threads = static_cast<int>(pieces);
+    if (threads > pieces) threads = int(pieces);
     Job job{function, context, n, grain};
     if (threads <= 1 || inside_job) {
         job.work();

@@ -51,9 +51,9 @@ GSCFD_INLINE Float round(Float a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_
 GSCFD_INLINE Float scale_by_power(Float a, Float n) { return _mm512_scalef_ps(a.v, n.v); }
 GSCFD_INLINE Mask operator<(Float a, Float b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 GSCFD_INLINE Mask operator<=(Float a, Float b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
-GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & b.m)}; }
-GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.m | b.m)}; }
-GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & ~b.m)}; }
+GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {__mmask16(a.m & b.m)}; }
+GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {__mmask16(a.m | b.m)}; }
+GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {__mmask16(a.m & ~b.m)}; }
 GSCFD_INLINE bool any(Mask a) { return a.m != 0; }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
 GSCFD_INLINE Float or_zero(Mask m, Float a) { return _mm512_maskz_mov_ps(m.m, a.v); }

@@ -50,9 +50,9 @@ struct Camera {
 // viewmat: 4 x 4 world to camera; K: 3 x 3 in pixels, both row-major.
 GSCFD_HD Camera make_camera(const float* viewmat, const float* K) {
     Camera camera;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; ++i) {
         camera.origin[i] = 0;
-        for (int j = 0; j < 3; j++) {
+        for (int j = 0; j < 3; ++j) {
             camera.rotation[3 * i + j] = viewmat[4 * i + j];
             camera.origin[i] -= double(viewmat[4 * j + i]) * double(viewmat[4 * j + 3]);
         }
@@ -73,7 +73,7 @@ GSCFD_HD bool covers(const Geometry& g, float depth, float opacity) {
     return opacity > g.opacity_threshold && depth > g.near_plane && depth < 1e30f;
 }
 
-// The latent row (or column) that the centre of a render row (or column) falls in.
+// The latent row (or column) that the center of a render row (or column) falls in.
 GSCFD_HD int latent_index(int index, int render_size, int latent_size) {
     return int((2 * int64_t(index) + 1) * latent_size / (2 * int64_t(render_size)));
 }
@@ -85,7 +85,7 @@ GSCFD_HD int first_render_index(int latent, int render_size, int latent_size) {
 
 // ---- Smoothing ------------------------------------------------------------------------------------------------------
 
-// The distance, in samples, of the neighbours in a round's first pass: at most half a latent pixel. Each further pass
+// The distance, in samples, of the neighbors in a round's first pass: at most half a latent pixel. Each further pass
 // halves it, down to 1. 0: the samples are too coarse to be smoothed.
 GSCFD_HD int first_spacing(const Geometry& g) {
     if (g.smoothing == 0) return 0;
@@ -96,13 +96,13 @@ GSCFD_HD int first_spacing(const Geometry& g) {
     return samples / 2;
 }
 
-// The zeros around the masked image, so that neighbours need no test.
+// The zeros around the masked image, so that neighbors need no test.
 GSCFD_HD int margin(const Geometry& g) {
     const int spacing = first_spacing(g);
     return g.normal_radius > spacing ? g.normal_radius : spacing;
 }
 
-// Adds two opposite neighbours (1 / depth; 0: none) if both lie on the surface of the sample: |z0 - z| < reach.
+// Adds two opposite neighbors (1 / depth; 0: none) if both lie on the surface of the sample: |z0 - z| < reach.
 GSCFD_HD void add_pair(float inverse0, float a, float b, float reach, float& sum, float& count) {
     const float limit = reach * inverse0;
     const bool near = (fabsf(a - inverse0) < limit * a) & (fabsf(b - inverse0) < limit * b);
@@ -110,33 +110,33 @@ GSCFD_HD void add_pair(float inverse0, float a, float b, float reach, float& sum
     count += near ? 2.0f : 0.0f;
 }
 
-// The mean of 1 / depth over a sample and its pairs of opposite neighbours. On a plane 1 / z is linear in the image, so
+// The mean of 1 / depth over a sample and its pairs of opposite neighbors. On a plane 1 / z is linear in the image, so
 // whole pairs leave it as it is, up to its edges. 0 stays 0.
-GSCFD_HD float smoothed(const float* centre, int64_t stride, int spacing, float reach) {
+GSCFD_HD float smoothed(const float* center, int64_t stride, int spacing, float reach) {
     const int64_t down = spacing * stride;
-    float sum = centre[0], count = 1;
-    add_pair(centre[0], centre[-spacing], centre[spacing], reach, sum, count);
-    add_pair(centre[0], centre[-down], centre[down], reach, sum, count);
-    add_pair(centre[0], centre[-down - spacing], centre[down + spacing], reach, sum, count);
-    add_pair(centre[0], centre[-down + spacing], centre[down - spacing], reach, sum, count);
+    float sum = center[0], count = 1;
+    add_pair(center[0], center[-spacing], center[spacing], reach, sum, count);
+    add_pair(center[0], center[-down], center[down], reach, sum, count);
+    add_pair(center[0], center[-down - spacing], center[down + spacing], reach, sum, count);
+    add_pair(center[0], center[-down + spacing], center[down - spacing], reach, sum, count);
     return sum / count;
 }
 
 // ---- Tangent planes -------------------------------------------------------------------------------------------------
 
-// Normal equations of the slope of 1/z per sample, through the centre sample: on a plane, 1/z is linear in the image.
+// Normal equations of the slope of 1/z per sample, through the center sample: on a plane, 1/z is linear in the image.
 struct SlopeFit {
     float xx = kRidge, xy = 0, yy = kRidge, bx = 0, by = 0;
 };
 
-// The largest |z - centre z| / centre z at which the sample at offset (dx, dy) is of the same plane.
-GSCFD_HD float neighbour_limit(float fx, float fy, int dx, int dy) {
+// The largest |z - center z| / center z at which the sample at offset (dx, dy) is of the same plane.
+GSCFD_HD float neighbor_limit(float fx, float fy, int dx, int dy) {
     const float x = dx / fx, y = dy / fy;
     return kMaxTangent * sqrtf(x * x + y * y);
 }
 
-// Adds the sample at offset (dx, dy); inverse is 0 where there is none. limit: of neighbour_limit.
-GSCFD_HD void add_neighbour(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy,
+// Adds the sample at offset (dx, dy); inverse is 0 where there is none. limit: of neighbor_limit.
+GSCFD_HD void add_neighbor(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy,
                             float limit) {
     const float step = z0 - z;
     const float weight = (inverse > 0 && fabsf(step) <= limit * z0) ? 1.0f : 0.0f;
@@ -153,7 +153,7 @@ struct Tangent {
     int32_t axis;                 // the world axis of the largest normal component
     int32_t outward;              // +1 or -1: the sign of the outward normal along it
     float slope_u, slope_v;       // normal_u / normal_k, normal_v / normal_k
-    float low_u, high_u, low_v, high_v;  // extent of the sample on its plane along u, v, from its centre, world units
+    float low_u, high_u, low_v, high_v;  // extent of the sample on its plane along u, v, from its center, world units
 };
 
 GSCFD_HD float pick(int axis, float x, float y, float z) { return axis == 0 ? x : (axis == 1 ? y : z); }
@@ -190,7 +190,7 @@ GSCFD_HD Tangent tangent_plane(const Camera& camera, float x, float y, float z, 
     // The four corner rays meet the plane at these offsets from the sample's point.
     float low0 = 0, low1 = 0, low2 = 0, high0 = 0, high1 = 0, high2 = 0;
     GSCFD_UNROLL
-    for (int corner = 0; corner < 4; corner++) {
+    for (int corner = 0; corner < 4; ++corner) {
         const float dx = corner & 1 ? camera.half_x : -camera.half_x, dy = corner & 2 ? camera.half_y : -camera.half_y;
         const float tilt = nx * dx + ny * dy;
         const float corner_inverse = inverse + tilt > 0.1f * inverse ? inverse + tilt : 0.1f * inverse;
@@ -246,7 +246,7 @@ GSCFD_HD Place place(const Camera& camera, double x, double y, float depth, int 
     return result;
 }
 
-// Columns, relative to the sample's own, whose centres may lie in [low, high] (in pitches from the sample).
+// Columns, relative to the sample's own, whose centers may lie in [low, high] (in pitches from the sample).
 GSCFD_HD int first_column(float within, float low) {
     const float column = ceilf(within + low - 0.51f);
     return int(column > -kHalfBox ? (column < kHalfBox ? column : kHalfBox) : -kHalfBox);
@@ -280,7 +280,7 @@ GSCFD_HD bool projects_inside(const Projection& projection, float z, float du, f
 
 // ---- Keys -----------------------------------------------------------------------------------------------------------
 
-// The finaliser of splitmix64 (Steele, Lea, Flood 2014).
+// The finalizer of splitmix64 (Steele, Lea, Flood 2014).
 GSCFD_HD uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
@@ -330,7 +330,7 @@ struct Words {
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 GSCFD_HD Words philox(Words x, uint32_t key0, uint32_t key1) {
     GSCFD_UNROLL
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 10; ++round) {
         const uint64_t p = uint64_t(0xD2511F53u) * x.a, q = uint64_t(0xCD9E8D57u) * x.c;
         x = {uint32_t(q >> 32) ^ x.b ^ key0, uint32_t(q), uint32_t(p >> 32) ^ x.d ^ key1, uint32_t(p)};
         key0 += 0x9E3779B9u;
@@ -383,7 +383,7 @@ GSCFD_HD void normals(uint64_t seed, uint32_t stream, uint64_t cell, uint32_t no
 // A view's key for noise that is new in every view: of the bits of its matrices (4 x 4 and 3 x 3).
 GSCFD_HD uint32_t view_key(const float* viewmat, const float* K) {
     uint64_t hash = 0;
-    for (int i = 0; i < 25; i++) {
+    for (int i = 0; i < 25; ++i) {
         uint32_t bits;
         memcpy(&bits, i < 16 ? viewmat + i : K + (i - 16), 4);
         hash = mix(hash + 0x9E3779B97F4A7C15ull + bits);

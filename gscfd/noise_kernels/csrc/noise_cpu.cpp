@@ -26,7 +26,7 @@ class ClaimTable {
             size_ = size;
         }
         mask_ = size - 1;
-        for (size_t i = 0; i < size; i++) {
+        for (size_t i = 0; i < size; ++i) {
             slots_[i].cell.store(kNoKey, std::memory_order_relaxed);
             slots_[i].claim.store(~uint64_t(0), std::memory_order_relaxed);
         }
@@ -85,7 +85,7 @@ class OwnerMap {
         const MaskedDepth masked{depth_.data(), inverse_.data(), stride_};
         std::atomic<bool> complete{true};
         parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
+            for (int64_t row = begin; row < end; ++row) {
                 int32_t* covered = covered_.data() + row * g_.latent_width;
                 if (!GSCFD_DISPATCH(enumerate_row, g_, radial_, camera, masked, int(row), rows_[row], covered))
                     complete = false;
@@ -96,8 +96,8 @@ class OwnerMap {
         for (const Candidates& row : rows_) entries += row.size;
         table_.reset(entries);
         parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
-                for (int64_t i = 0; i < rows_[row].size; i++) {
+            for (int64_t row = begin; row < end; ++row) {
+                for (int64_t i = 0; i < rows_[row].size; ++i) {
                     Candidate& candidate = rows_[row].items[i];
                     candidate.slot = table_.claim(candidate.cell, candidate.claim);
                 }
@@ -109,7 +109,7 @@ class OwnerMap {
     void coverage(int row, float* out) const {
         const int rows = first_render_index(row + 1, g_.render_height, g_.latent_height) -
                          first_render_index(row, g_.render_height, g_.latent_height);
-        for (int x = 0; x < g_.latent_width; x++) {
+        for (int x = 0; x < g_.latent_width; ++x) {
             const int columns = first_render_index(x + 1, g_.render_width, g_.latent_width) -
                                 first_render_index(x, g_.render_width, g_.latent_width);
             const int covered = covered_[size_t(row) * g_.latent_width + x];
@@ -120,7 +120,7 @@ class OwnerMap {
     // Calls visit(cell, latent column) for the cells that a latent row owns, in order.
     template <typename Visit>
     void owned(int row, Visit&& visit) const {
-        for (int64_t i = 0; i < rows_[row].size; i++) {
+        for (int64_t i = 0; i < rows_[row].size; ++i) {
             const Candidate& candidate = rows_[row].items[i];
             if (table_.owns(candidate)) visit(candidate.cell, candidate.column);
         }
@@ -132,12 +132,12 @@ class OwnerMap {
     template <typename Visit>
     void for_render_rows(Visit&& visit) const {
         parallel_for(threads_, g_.render_height, 64, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) visit(int(row));
+            for (int64_t row = begin; row < end; ++row) visit(int(row));
         });
     }
 
     void smooth() {
-        for (int round = 0; round < g_.smoothing; round++) {
+        for (int round = 0; round < g_.smoothing; ++round) {
             for (int spacing = first_spacing(g_); spacing > 0; spacing /= 2) {
                 for_render_rows([&](int row) {
                     GSCFD_DISPATCH(smooth_row, g_, row, spacing, inverse_.data(), smoothed_.data(), stride_);
@@ -171,14 +171,14 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
     map.owned(row, [&](uint64_t cell, uint32_t column) {
         cells.push_back(cell);
         columns.push_back(column);
-        counts[start + column]++;
+        ++counts[start + column];
     });
-    for (int c = 0; c < channels; c++) std::fill_n(noise + c * plane + start, g.latent_width, 0.0f);
+    for (int c = 0; c < channels; ++c) std::fill_n(noise + c * plane + start, g.latent_width, 0.0f);
     const int64_t size = int64_t(cells.size());
     GSCFD_DISPATCH(add_cells, draws, cells.data(), columns.data(), size, channels, noise + start, plane);
-    for (int x = 0; x < g.latent_width; x++) {
+    for (int x = 0; x < g.latent_width; ++x) {
         const float scale = 1.0f / sqrtf(float(std::max(counts[start + x], 1)));
-        for (int c = 0; c < channels; c++) noise[c * plane + start + x] *= scale;
+        for (int c = 0; c < channels; ++c) noise[c * plane + start + x] *= scale;
     }
 }
 
@@ -200,10 +200,10 @@ GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const
     const int64_t pixels = int64_t(g.latent_height) * g.latent_width;
     const int64_t samples = int64_t(g.render_height) * g.render_width;
     OwnerMap map(g, radial, threads);
-    for (int64_t view = 0; view < views; view++) {
+    for (int64_t view = 0; view < views; ++view) {
         map.build(depth + view * samples, opacity + view * samples, viewmats + 16 * view, Ks + 9 * view);
         parallel_for(threads, g.latent_height, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
+            for (int64_t row = begin; row < end; ++row) {
                 map.coverage(int(row), coverage + view * pixels + row * g.latent_width);
                 gather_row(g, map, draws, int(row), channels, noise + view * channels * pixels, counts + view * pixels);
             }
@@ -222,13 +222,13 @@ GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, co
     OwnerMap map(*geometry, radial, threads);
     map.build(depth, opacity, viewmat, K);
     int64_t size = 0;
-    for (int row = 0; row < geometry->latent_height; row++) {
+    for (int row = 0; row < geometry->latent_height; ++row) {
         map.owned(row, [&](uint64_t cell, uint32_t column) {
             if (size < capacity) {
                 cells[size] = cell;
                 pixels[size] = int64_t(row) * geometry->latent_width + column;
             }
-            size++;
+            ++size;
         });
     }
     return size;
@@ -245,18 +245,18 @@ GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key
     const Draws draws{seed, stream, nodes, node, weight};
     const int64_t chunks = (pixels + kChunk - 1) / kChunk;
     parallel_for(threads, views * chunks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t chunk = begin; chunk < end; chunk++) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
             const int64_t view = chunk / chunks, first = chunk % chunks * kChunk;
             const int64_t size = std::min(kChunk, pixels - first);
             const uint32_t view_word = viewmats ? view_key(viewmats + 16 * view, Ks + 9 * view) : key;
             float* out = noise + view * channels * pixels + first;
             uint64_t cells[kChunk];
             uint32_t columns[kChunk];
-            for (int64_t i = 0; i < size; i++) {
+            for (int64_t i = 0; i < size; ++i) {
                 cells[i] = uint64_t(view_word) << 32 | uint64_t(first + i);
                 columns[i] = uint32_t(i);
             }
-            for (int c = 0; c < channels; c++) std::fill_n(out + c * pixels, size, 0.0f);
+            for (int c = 0; c < channels; ++c) std::fill_n(out + c * pixels, size, 0.0f);
             GSCFD_DISPATCH(add_cells, draws, cells, columns, size, channels, out, pixels);
         }
     });

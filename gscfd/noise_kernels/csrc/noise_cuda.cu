@@ -63,7 +63,7 @@ Draws some_draws(uint64_t seed, uint32_t stream, const uint32_t* node, const flo
     draws.seed = seed;
     draws.stream = stream;
     draws.nodes = nodes - first < kMaxNodes ? nodes - first : kMaxNodes;
-    for (int i = 0; i < draws.nodes; i++) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
+    for (int i = 0; i < draws.nodes; ++i) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
     return draws;
 }
 
@@ -166,30 +166,30 @@ struct Sample {
 
 // kRadius: the radius where the loops shall be unrolled, else 0.
 template <int kRadius>
-__device__ __forceinline__ SlopeFit fit_slopes(const float2* centre, int stride, int radius, const float* limits) {
+__device__ __forceinline__ SlopeFit fit_slopes(const float2* center, int stride, int radius, const float* limits) {
     const int r = kRadius ? kRadius : radius;
-    const float z = centre->x, inverse = centre->y;
+    const float z = center->x, inverse = center->y;
     SlopeFit fit;
 #pragma unroll
-    for (int dy = -r; dy <= r; dy++) {
+    for (int dy = -r; dy <= r; ++dy) {
 #pragma unroll
-        for (int dx = -r; dx <= r; dx++) {
+        for (int dx = -r; dx <= r; ++dx) {
             if (dx == 0 && dy == 0) continue;
-            const float2 other = centre[int64_t(dy) * stride + dx];
+            const float2 other = center[int64_t(dy) * stride + dx];
             const float limit = limits[(dy < 0 ? -dy : dy) * (r + 1) + (dx < 0 ? -dx : dx)];
-            add_neighbour(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
+            add_neighbor(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
         }
     }
     return fit;
 }
 
 __device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, const Camera& camera,
-                                          const float2* centre, int stride, int column, int row, const float* limits) {
-    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(centre, stride, 1, limits)
-                                              : fit_slopes<0>(centre, stride, g.normal_radius, limits);
+                                          const float2* center, int stride, int column, int row, const float* limits) {
+    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(center, stride, 1, limits)
+                                              : fit_slopes<0>(center, stride, g.normal_radius, limits);
     const double x = (column + 0.5 - camera.cx) * camera.inverse_fx, y = (row + 0.5 - camera.cy) * camera.inverse_fy;
-    const float z = centre->x, inverse_pitch = 1 / g.pitch;
-    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, centre->y, fit);
+    const float z = center->x, inverse_pitch = 1 / g.pitch;
+    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, center->y, fit);
     const Place p = place(camera, x, y, z, tangent.axis, s.inverse_pitch, s.inverse_layer);
     Sample sample;
     sample.projection = project_plane(camera, float(x), float(y), tangent);
@@ -209,8 +209,8 @@ __device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, c
 // Calls visit(column u, column v, coordinate along the axis) for the columns of a sample, in order.
 template <typename Visit>
 __device__ __forceinline__ void visit_columns(const Sample& s, float pitch, Visit&& visit) {
-    for (int iu = s.first_u; iu <= s.last_u; iu++) {
-        for (int iv = s.first_v; iv <= s.last_v; iv++) {
+    for (int iu = s.first_u; iu <= s.last_u; ++iu) {
+        for (int iv = s.first_v; iv <= s.last_v; ++iv) {
             const float du = (iu + 0.5f - s.within_u) * pitch, dv = (iv + 0.5f - s.within_v) * pitch;
             if (!projects_inside(s.projection, s.z, du, dv)) continue;
             visit(s.column_u + iu, s.column_v + iv, s.along - (s.slope_u * du + s.slope_v * dv));
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     const Camera& source = s.cameras[view];
     const int side = g.normal_radius + 1;
     for (int i = threadIdx.x; i < side * side; i += kThreads) {
-        limits[i] = neighbour_limit(source.fx, source.fy, i % side, i / side);
+        limits[i] = neighbor_limit(source.fx, source.fy, i % side, i / side);
     }
     for (int i = threadIdx.x; i < int(sizeof(Camera) / 8); i += kThreads) {
         camera_words[i] = reinterpret_cast<const uint64_t*>(&source)[i];
@@ -267,13 +267,13 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
 
     const int index = 32 * chunk + lane;
     const int stride = g.render_width + 2 * s.margin;
-    const float2* centre = nullptr;
+    const float2* center = nullptr;
     int row = 0, column = 0;
     if (index < rows * columns) {
         row = first_row + index / columns, column = first_column + index % columns;
-        centre = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
+        center = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
     }
-    const bool covered = centre != nullptr && centre->x > 0;
+    const bool covered = center != nullptr && center->x > 0;
     const unsigned all_covered = __ballot_sync(kAllLanes, covered);
     uint2* out = s.segments + view * pixels * s.chunks + segment;
     if (all_covered == 0) {
@@ -284,8 +284,8 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     Sample sample;
     int count = 0;
     if (covered) {
-        sample = examine(g, s, camera, centre, stride, column, row, limits);
-        visit_columns(sample, g.pitch, [&](int, int, double) { count++; });
+        sample = examine(g, s, camera, center, stride, column, row, limits);
+        visit_columns(sample, g.pitch, [&](int, int, double) { ++count; });
     }
     const int place_after = inclusive_sum(count, lane), total = __shfl_sync(kAllLanes, place_after, 31);
     unsigned long long first = 0;
@@ -318,7 +318,7 @@ __device__ __forceinline__ void add_cells(const unsigned long long* cells, int s
         float draw[4];
         normals(draws.seed, draws.stream, cells[cell], node[n], block, draw);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
+        for (int c = 0; c < 4; ++c) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
         cell += cell_step;
         n += node_step;
         if (n >= draws.nodes) n -= draws.nodes, cell++;
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(kThreads)
     const Slot* table = s.table + view * s.slots;
     float sum[4] = {0, 0, 0, 0};
     int waiting = 0, count = 0, covered = 0;  // waiting: cells in `owned`
-    for (int chunk = 0; chunk < s.chunks; chunk++) {
+    for (int chunk = 0; chunk < s.chunks; ++chunk) {
         const uint2 segment = s.segments[(view * pixels + pixel) * s.chunks + chunk];
         const uint2* candidates = s.candidates + view * s.capacity + segment.x;
         const int size = complete ? int(segment.y & 0xFFFF) : 0;
@@ -381,7 +381,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
+        for (int c = 0; c < 4; ++c) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
     }
 
     const float scale = 1.0f / sqrtf(float(count > 1 ? count : 1));
@@ -414,14 +414,14 @@ __global__ void __launch_bounds__(kThreads)
     if (pixel >= pixels) return;
     const uint64_t cell = uint64_t(view_word) << 32 | uint64_t(pixel);
     float sum[4] = {0, 0, 0, 0};
-    for (int n = 0; n < draws.nodes; n++) {
+    for (int n = 0; n < draws.nodes; ++n) {
         float draw[4];
         normals(draws.seed, draws.stream, cell, draws.node[n], blockIdx.z, draw);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
+        for (int c = 0; c < 4; ++c) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
     }
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
+    for (int c = 0; c < 4; ++c) {
         const int channel = 4 * int(blockIdx.z) + c;
         if (channel >= channels) break;
         float* out = noise + (view * channels + channel) * pixels + pixel;
@@ -490,7 +490,7 @@ GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float*
     const dim3 prepare(blocks_of(items, kThreads), views);
     GSCFD_LAUNCH(prepare_kernel, prepare, kThreads, stream, g, s, depth, opacity, viewmats, Ks);
     const dim3 smooth(blocks_of(int64_t(g.render_width) * g.render_height, kThreads), views);
-    for (int round = 0, source = 0; round < g.smoothing; round++) {
+    for (int round = 0, source = 0; round < g.smoothing; ++round) {
         for (int spacing = s.first_spacing; spacing > 0; spacing /= 2, source = 1 - source) {
             const bool last = round == g.smoothing - 1 && spacing == 1;
             GSCFD_LAUNCH(smooth_kernel, smooth, kThreads, stream, g, s, spacing, source, last);

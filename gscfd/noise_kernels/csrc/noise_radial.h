@@ -49,7 +49,7 @@ GSCFD_HD double dot3(const double* a, const double* b) { return a[0] * b[0] + a[
 // (x, y, 1) in the camera frame, in world axes.
 GSCFD_HD void world_ray(const Camera& camera, double x, double y, double ray[3]) {
     const float* r = camera.rotation;
-    for (int i = 0; i < 3; i++) ray[i] = r[i] * x + r[3 + i] * y + r[6 + i];
+    for (int i = 0; i < 3; ++i) ray[i] = r[i] * x + r[3 + i] * y + r[6 + i];
 }
 
 GSCFD_HD RadialSample radial_sample(const Camera& camera, double x, double y, double z, int axis, double slope_u,
@@ -60,7 +60,7 @@ GSCFD_HD RadialSample radial_sample(const Camera& camera, double x, double y, do
     s.normal[axis == 2 ? 0 : axis + 1] = slope_u;
     s.normal[axis == 0 ? 2 : axis - 1] = slope_v;
     world_ray(camera, x, y, s.ray);
-    for (int i = 0; i < 3; i++) s.point[i] = camera.origin[i] + z * s.ray[i];
+    for (int i = 0; i < 3; ++i) s.point[i] = camera.origin[i] + z * s.ray[i];
     s.offset = dot3(s.normal, s.point);
     s.facing = dot3(s.normal, s.ray);
     return s;
@@ -78,15 +78,15 @@ struct ChartBox {
 
 // From where the corner rays meet the plane. cells: along each side of the square.
 GSCFD_HD ChartBox chart_box(const Camera& camera, const RadialSample& s, int side, int cells) {
-    const ChartPoint centre = chart_of_point(side, s.point);
-    double low_u = centre.u, high_u = centre.u, low_v = centre.v, high_v = centre.v;
-    for (int corner = 0; corner < 4; corner++) {
+    const ChartPoint center = chart_of_point(side, s.point);
+    double low_u = center.u, high_u = center.u, low_v = center.v, high_v = center.v;
+    for (int corner = 0; corner < 4; ++corner) {
         double ray[3], point[3];
         world_ray(camera, s.x + (corner & 1 ? 0.5 : -0.5) * camera.inverse_fx,
                   s.y + (corner & 2 ? 0.5 : -0.5) * camera.inverse_fy, ray);
         const double nearer = dot3(s.normal, ray) / s.facing;
         const double depth = s.z / (nearer > 0.1 ? nearer : 0.1);
-        for (int i = 0; i < 3; i++) point[i] = camera.origin[i] + depth * ray[i];
+        for (int i = 0; i < 3; ++i) point[i] = camera.origin[i] + depth * ray[i];
         const ChartPoint c = chart_of_point(side, point);
         low_u = c.u < low_u ? c.u : low_u, high_u = c.u > high_u ? c.u : high_u;
         low_v = c.v < low_v ? c.v : low_v, high_v = c.v > high_v ? c.v : high_v;
@@ -94,7 +94,7 @@ GSCFD_HD ChartBox chart_box(const Camera& camera, const RadialSample& s, int sid
     // The map bends straight edges, most on its diagonals: a margin of half the extent, and of half a cell.
     const double half = 0.5 * cells;
     const double margin = 0.5 * half * (high_u - low_u > high_v - low_v ? high_u - low_u : high_v - low_v);
-    const int base_u = int(floor((centre.u + 1) * half)), base_v = int(floor((centre.v + 1) * half));
+    const int base_u = int(floor((center.u + 1) * half)), base_v = int(floor((center.v + 1) * half));
     const double from_u = ceil((low_u + 1) * half - margin - 1), to_u = floor((high_u + 1) * half + margin);
     const double from_v = ceil((low_v + 1) * half - margin - 1), to_v = floor((high_v + 1) * half + margin);
     const int least_u = base_u > kHalfBox ? base_u - kHalfBox : 0, least_v = base_v > kHalfBox ? base_v - kHalfBox : 0;
@@ -109,8 +109,8 @@ GSCFD_HD double radial_hit(const Camera& camera, const RadialSample& s, const do
     const double distance = s.offset / dot3(s.normal, direction);
     if (!(distance > 0 && distance < 1e30)) return 0;
     double p[3], c[3];
-    for (int i = 0; i < 3; i++) p[i] = distance * direction[i] - camera.origin[i];
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; ++i) p[i] = distance * direction[i] - camera.origin[i];
+    for (int i = 0; i < 3; ++i) {
         const float* r = camera.rotation + 3 * i;
         c[i] = r[0] * p[0] + r[1] * p[1] + r[2] * p[2];
     }

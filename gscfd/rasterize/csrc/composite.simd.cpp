@@ -21,10 +21,10 @@ struct Pixels {
     int64_t view, first;           // index of the tile's first pixel in [V, H, W]
 
     Pixels(const Grid& grid, int64_t tile) {
-        const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
+        const int64_t tiles = int64_t(grid.tiles_x) * grid.tiles_y;
         view = tile / tiles;
-        left = static_cast<int>(tile % grid.tiles_x) * kTile;
-        top = static_cast<int>(tile % tiles / grid.tiles_x) * kTile;
+        left = int(tile % grid.tiles_x) * kTile;
+        top = int(tile % tiles / grid.tiles_x) * kTile;
         width = grid.width - left < kTile ? grid.width - left : kTile;
         height = grid.height - top < kTile ? grid.height - top : kTile;
         first = (view * grid.height + top) * grid.width + left;
@@ -42,7 +42,7 @@ struct Pixels {
     GSCFD_INLINE void each(const Grid& grid, Body&& body) const {
         for (int row = 0; row < height; ++row)
             for (int column = 0; column < width; ++column)
-                body(row * kTile + column, first + static_cast<int64_t>(row) * grid.width + column);
+                body(row * kTile + column, first + int64_t(row) * grid.width + column);
     }
 };
 
@@ -55,21 +55,21 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
 
     // alpha is summed: 1 - transmittance would lose the digits of a faint pixel, by which its depth is divided.
     Float transmittance[P::kVectors], alphas[P::kVectors], median[P::kVectors], last[P::kVectors];
-    Float colour[P::kVectors][kGroup];
+    Float color[P::kVectors][kGroup];
     Mask alive[P::kVectors];
     for (int k = 0; k < P::kVectors; ++k) {
         transmittance[k] = Float(1.0f);
         alphas[k] = median[k] = Float(0.0f);
         last[k] = Float(-1.0f);
         alive[k] = Float(0.0f) < Float(1.0f);
-        for (int d = 0; d < kGroup; ++d) colour[k][d] = Float(0.0f);
+        for (int d = 0; d < kGroup; ++d) color[k][d] = Float(0.0f);
     }
 
     for (int32_t i = begin; i < end; ++i) {
-        const float* r = c.records + static_cast<int64_t>(c.entries[i].id) * stride;
-        if (i + 4 < end) __builtin_prefetch(c.records + static_cast<int64_t>(c.entries[i + 4].id) * stride);
+        const float* r = c.records + int64_t(c.entries[i].id) * stride;
+        if (i + 4 < end) __builtin_prefetch(c.records + int64_t(c.entries[i + 4].id) * stride);
         const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
-        const Float index(static_cast<float>(i - begin)), depth(r[kDepth]), my(r[kMeanY]);
+        const Float index(float(i - begin)), depth(r[kDepth]), my(r[kMeanY]);
         Float u_of_x[P::kColumns];
         for (int k = 0; k < P::kColumns; ++k) u_of_x[k] = f0 * (pixels.x[k] - Float(r[kMeanX]));
         bool stopped = false;
@@ -89,7 +89,7 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
             }
             const Float w = or_zero(hit, weight);
             alphas[k] += w;
-            for (int d = 0; d < kGroup; ++d) colour[k][d] = fma(w, Float(r[kChannels + channel + d]), colour[k][d]);
+            for (int d = 0; d < kGroup; ++d) color[k][d] = fma(w, Float(r[kChannels + channel + d]), color[k][d]);
             median[k] = select(hit & (transmittance[k] >= Float(0.5f)), depth, median[k]);
             last[k] = select(hit, index, last[k]);
             transmittance[k] = select(hit, next, transmittance[k]);
@@ -107,20 +107,20 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
         store(alpha_lanes + k * kWidth, alphas[k]);
         store(c.last + tile * P::kCount + k * kWidth, last[k]);
         store(medians + k * kWidth, or_zero(transmittance[k] < Float(0.5f), median[k]));
-        for (int d = 0; d < kGroup; ++d) store(lanes[d] + k * kWidth, colour[k][d]);
+        for (int d = 0; d < kGroup; ++d) store(lanes[d] + k * kWidth, color[k][d]);
     }
     const bool divide = c.expected && channel + kGroup == c.channels;
     pixels.each(c.grid, [&](int i, int64_t pixel) {
         const float alpha = alpha_lanes[i];
         if (divide) lanes[kGroup - 1][i] /= alpha > 1e-10f ? alpha : 1e-10f;
-        for (int d = 0; d < kGroup; ++d) c.colours[pixel * c.channels + channel + d] = lanes[d][i];
+        for (int d = 0; d < kGroup; ++d) c.colors[pixel * c.channels + channel + d] = lanes[d][i];
         c.alphas[pixel] = alpha;
         c.medians[pixel] = medians[i];
     });
 }
 
 // Back to front, undoing the forward pass: transmittance before a splat is that behind it / (1 - alpha), which loses
-// nothing, where a difference from the final colour would. With the loss's gradient g of a pixel's channels and a of
+// nothing, where a difference from the final color would. With the loss's gradient g of a pixel's channels and a of
 // its alpha, the derivative by a splat's alpha is T (c . g) - behind / (1 - alpha), with
 // behind = sum over the splats further back of w (c . g), - a T at the very end.
 template <int kTile, int kGroup, bool kAbsolute>
@@ -139,12 +139,12 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
     float furthest = -1.0f;
     pixels.each(c.grid, [&](int i, int64_t pixel) {
         const int64_t at = pixel * c.channels + channel;
-        for (int d = 0; d < kGroup; ++d) gradients[d][i] = g.d_colours[at + d];
+        for (int d = 0; d < kGroup; ++d) gradients[d][i] = g.d_colors[at + d];
         float d_alpha = channel == 0 ? g.d_alphas[pixel] : 0.0f;
         const float alpha = c.alphas[pixel];
         if (divide) {
             gradients[kGroup - 1][i] /= alpha > 1e-10f ? alpha : 1e-10f;
-            if (alpha > 1e-10f) d_alpha -= gradients[kGroup - 1][i] * c.colours[at + kGroup - 1];
+            if (alpha > 1e-10f) d_alpha -= gradients[kGroup - 1][i] * c.colors[at + kGroup - 1];
         }
         behinds[i] = -d_alpha * final_transmittance[i];
         lasts[i] = final_last[i];
@@ -158,11 +158,11 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
         for (int d = 0; d < kGroup; ++d) gradient[k][d] = load(gradients[d] + k * kWidth);
     }
 
-    for (int32_t i = begin + static_cast<int32_t>(furthest); i >= begin; --i) {
-        const float* r = c.records + static_cast<int64_t>(c.entries[i].id) * stride;
-        if (i - 4 >= begin) __builtin_prefetch(c.records + static_cast<int64_t>(c.entries[i - 4].id) * stride);
+    for (int32_t i = begin + int32_t(furthest); i >= begin; --i) {
+        const float* r = c.records + int64_t(c.entries[i].id) * stride;
+        if (i - 4 >= begin) __builtin_prefetch(c.records + int64_t(c.entries[i - 4].id) * stride);
         const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
-        const Float index(static_cast<float>(i - begin)), my(r[kMeanY]);
+        const Float index(float(i - begin)), my(r[kMeanY]);
         Float dx[P::kColumns], u_of_x[P::kColumns];
         for (int k = 0; k < P::kColumns; ++k) {
             dx[k] = pixels.x[k] - Float(r[kMeanX]);
@@ -205,7 +205,7 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
             }
         }
         if (!touched) continue;
-        float lanes[8], *sums = g.sums + static_cast<int64_t>(c.entries[i].slot) * sums_size;
+        float lanes[8], *sums = g.sums + int64_t(c.entries[i].slot) * sums_size;
         sum_lanes8(shape, lanes);
         for (int j = 0; j < 8; ++j) sums[j] = channel == 0 ? lanes[j] : sums[j] + lanes[j];
         g.used[c.entries[i].slot] = 1;
@@ -261,8 +261,8 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
     const float unscale = 1.0f / kFactorScale;
     for (int64_t n = begin; n < end; ++n) {
         float d_opacity = 0.0f;
-        if (!r.colours_per_view)
-            for (int d = 0; d < r.colour_channels; ++d) r.d_colours[n * r.colour_channels + d] = 0.0f;
+        if (!r.colors_per_view)
+            for (int d = 0; d < r.color_channels; ++d) r.d_colors[n * r.color_channels + d] = 0.0f;
         for (int64_t view = 0; view < r.views; ++view) {
             const int64_t id = view * r.count + n, slot = r.first_slot[id];
             const float *first = r.sums + slot * stride, *f = r.factors + 3 * id;
@@ -292,9 +292,9 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
                     sums = total;
                 }
                 for (int d = channel; d < channel + kMaxGroup && d < r.channels; ++d) {
-                    if (d == r.colour_channels) r.d_depths[id] = sums[d - channel];
-                    else if (r.colours_per_view) r.d_colours[id * r.colour_channels + d] = sums[d - channel];
-                    else r.d_colours[n * r.colour_channels + d] += sums[d - channel];
+                    if (d == r.color_channels) r.d_depths[id] = sums[d - channel];
+                    else if (r.colors_per_view) r.d_colors[id * r.color_channels + d] = sums[d - channel];
+                    else r.d_colors[n * r.color_channels + d] += sums[d - channel];
                 }
             }
         }

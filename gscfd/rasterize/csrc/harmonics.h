@@ -1,4 +1,4 @@
-// View-dependent colour: real spherical harmonics of degree 0 to 3 in the direction from the camera to the Gaussian
+// View-dependent color: real spherical harmonics of degree 0 to 3 in the direction from the camera to the Gaussian
 // (Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013), plus 1/2, clamped at 0.
 #pragma once
 
@@ -12,12 +12,12 @@ struct Harmonics {
     int64_t views, count;
     int degree, bases;          // bases: how many the arrays hold; the first (degree + 1)^2 are used
     bool per_view;              // coefficients [V, N, bases, 3] instead of [N, bases, 3]
-    const float *means, *centres, *coefficients;  // [N, 3], [V, 3]
-    float* colours;             // [V, N, 3]
+    const float *means, *centers, *coefficients;  // [N, 3], [V, 3]
+    float* colors;             // [V, N, 3]
 };
 
 struct HarmonicsGradient {
-    const float* d_colours;              // [V, N, 3]
+    const float* d_colors;              // [V, N, 3]
     float *d_means, *d_coefficients;     // as in Harmonics
 };
 

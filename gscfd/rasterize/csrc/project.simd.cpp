@@ -125,8 +125,8 @@ void project(const Projection& p, int64_t begin, int64_t end) {
             // Comparisons that NaN fails: a Gaussian that is not finite is culled.
             Mask visible = (s.position.z >= Float(p.near_plane)) & (s.position.z <= Float(p.far_plane)) &
                            (s.det > Float(0.0f)) & (s.det < Float(3e38f)) & (extent >= Float(0.0f)) &
-                           (x + radius_x > Float(0.0f)) & (x - radius_x < Float(static_cast<float>(p.width))) &
-                           (y + radius_y > Float(0.0f)) & (y - radius_y < Float(static_cast<float>(p.height)));
+                           (x + radius_x > Float(0.0f)) & (x - radius_x < Float(float(p.width))) &
+                           (y + radius_y > Float(0.0f)) & (y - radius_y < Float(float(p.height)));
             visible = and_not(visible, (radius_x <= Float(p.radius_clip)) & (radius_y <= Float(p.radius_clip)));
 
             const Float root_c = sqrt(s.c), root_det = sqrt(s.det);
@@ -147,8 +147,8 @@ void project(const Projection& p, int64_t begin, int64_t end) {
             store(lanes[1], radii[1]);
             int32_t* out = p.radii + 2 * (view * p.count + first);
             for (int l = 0; l < kWidth && first + l < end; ++l) {
-                out[2 * l] = static_cast<int32_t>(lanes[0][l]);
-                out[2 * l + 1] = static_cast<int32_t>(lanes[1][l]);
+                out[2 * l] = int32_t(lanes[0][l]);
+                out[2 * l + 1] = int32_t(lanes[1][l]);
             }
         }
     }
@@ -213,7 +213,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             d_rotation.row2 = d_rotation.row2 + or_zero(visible, s.jw0.z * d_n0 + s.jw1.z * d_n1);
         }
 
-        // The rotation matrix by the unit quaternion, then the normalisation.
+        // The rotation matrix by the unit quaternion, then the normalization.
         const Rotation& d = d_rotation;
         const Float two(2.0f), w = shape.w, x = shape.x, y = shape.y, z = shape.z;
         const Float d_w = two * (x * (d.row2.y - d.row1.z) + y * (d.row0.z - d.row2.x) + z * (d.row1.x - d.row0.y));

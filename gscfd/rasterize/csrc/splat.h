@@ -1,4 +1,4 @@
-// What the stages of the CPU rasteriser share.
+// What the stages of the CPU rasterizer share.
 //
 // V views, N Gaussians, W x H pixels. A "splat" is one Gaussian in one view; its flat id is view * N + Gaussian, as in
 // gsplat's flatten_ids. Arrays are dense and row-major, [V, N, ...] or [V, H, W, ...].

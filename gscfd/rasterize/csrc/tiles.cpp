@@ -11,17 +11,17 @@ namespace {
 
 constexpr int64_t kChunk = 512;
 
-// The first pixel whose centre is at or right of x, and the last at or left of it, for x that is not far outside [0, size].
+// The first pixel whose center is at or right of x, and the last at or left of it, for x that is not far outside [0, size].
 int first_pixel(float x, int size) {
-    x = std::min(std::max(x - 0.5f, 0.0f), static_cast<float>(size));
-    const int i = static_cast<int>(x);
-    return i + (x > static_cast<float>(i));
+    x = std::min(std::max(x - 0.5f, 0.0f), float(size));
+    const int i = int(x);
+    return i + (x > float(i));
 }
 int last_pixel(float x, int size) {
-    return static_cast<int>(std::min(std::max(x + 0.5f, 0.0f), static_cast<float>(size))) - 1;
+    return int(std::min(std::max(x + 0.5f, 0.0f), float(size))) - 1;
 }
 
-// The tiles which hold a pixel centre where the splat's alpha reaches kMinAlpha, row by row. Each row is exact: an
+// The tiles which hold a pixel center where the splat's alpha reaches kMinAlpha, row by row. Each row is exact: an
 // ellipse cut by a horizontal strip is convex, so its shadow on the x axis decides which columns it meets.
 void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
     const Grid& grid = in.grid;
@@ -46,8 +46,8 @@ void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
         const int first_x = first_pixel(mx - (left_root + f1 * left_dy) * inverse_f0 - margin, grid.width);
         const int last_x = last_pixel(mx + (right_root - f1 * right_dy) * inverse_f0 + margin, grid.width);
         if (first_x > last_x) continue;
-        spans.push_back({0, static_cast<uint16_t>(row), static_cast<uint16_t>(first_x / grid.tile),
-                         static_cast<uint16_t>(last_x / grid.tile + 1)});
+        spans.push_back({0, uint16_t(row), uint16_t(first_x / grid.tile),
+                         uint16_t(last_x / grid.tile + 1)});
     }
 }
 
@@ -58,7 +58,7 @@ void spans_of_chunk(Tiling& t, int64_t chunk) {
     spans.reserve(4 * kChunk);
     for (int64_t id = begin; id < end; ++id) {
         const size_t before = spans.size();
-        t.first_span[id] = static_cast<int64_t>(before);
+        t.first_span[id] = int64_t(before);
         if (in.radii[2 * id] > 0) append_spans(in, id, spans);
         int32_t tiles = 0;
         for (size_t i = before; i < spans.size(); ++i) {
@@ -84,7 +84,7 @@ void sort_view(Tiling& t, int64_t view) {
         if (in.radii[2 * id] <= 0) continue;
         uint32_t key;
         std::memcpy(&key, in.depths + id, sizeof key);
-        items.push_back({key, static_cast<int32_t>(i)});
+        items.push_back({key, int32_t(i)});
         low = std::min(low, key);
         high = std::max(high, key);
     }
@@ -103,7 +103,7 @@ void sort_view(Tiling& t, int64_t view) {
         for (const Item& e : items) other[starts[digit(e)]++] = e;
         items.swap(other);
     }
-    t.visible[view] = static_cast<int64_t>(items.size());
+    t.visible[view] = int64_t(items.size());
     int32_t* order = t.order.data() + view * in.count;
     for (size_t i = 0; i < items.size(); ++i) order[i] = items[i].index;
 }
@@ -136,7 +136,7 @@ Tiling* begin_tiling(const Tiles& input, int threads) {
 void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entries) {
     const Tiles& in = t.input;
     const Grid& grid = in.grid;
-    const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
+    const int64_t tiles = int64_t(grid.tiles_x) * grid.tiles_y;
 
     const auto for_spans = [&](int64_t id, auto&& body) {
         const Span* span = t.spans[id / kChunk].data() + t.first_span[id];
@@ -159,21 +159,21 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entrie
         sum += n;
     }
     // Each task fills some rows of tiles of one view, so that two threads never write the same list.
-    const int bands = static_cast<int>(std::min<int64_t>(grid.tiles_y, (threads + in.views - 1) / in.views));
+    const int bands = int(std::min<int64_t>(grid.tiles_y, (threads + in.views - 1) / in.views));
     parallel_for(threads, in.views * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
             const int64_t view = task / bands, band = task % bands;
-            const int first_row = static_cast<int>(band * grid.tiles_y / bands);
-            const int last_row = static_cast<int>((band + 1) * grid.tiles_y / bands);
+            const int first_row = int(band * grid.tiles_y / bands);
+            const int last_row = int((band + 1) * grid.tiles_y / bands);
             std::vector<int32_t> next(offsets + view * tiles + first_row * grid.tiles_x,
                                       offsets + view * tiles + last_row * grid.tiles_x);
             for (int64_t i = 0; i < t.visible[view]; ++i) {
                 const int64_t id = view * in.count + t.order[view * in.count + i];
                 for_spans(id, [&](const Span& s) {
                     if (s.row < first_row || s.row >= last_row) return;
-                    int32_t slot = static_cast<int32_t>(in.first_slot[id]) + s.slot;
+                    int32_t slot = int32_t(in.first_slot[id]) + s.slot;
                     for (int x = s.begin; x < s.end; ++x) {
-                        entries[next[(s.row - first_row) * grid.tiles_x + x]++] = {static_cast<int32_t>(id), slot++};
+                        entries[next[(s.row - first_row) * grid.tiles_x + x]++] = {int32_t(id), slot++};
                     }
                 });
             }
