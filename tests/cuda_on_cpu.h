@@ -164,9 +164,7 @@ inline void before_atomic() {
 #define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) \
     ((void)(stream), emulator::launch(grid, threads, [&] { kernel(__VA_ARGS__); }))
 
-inline void __syncthreads() {
-    emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0);
-}
+inline void __syncthreads() { emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0); }
 inline void __syncwarp() {
 #ifndef WITHOUT_SYNCWARP
     emulator::exchange(2, 0);
@@ -233,7 +231,7 @@ inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t size
     return cudaSuccess;
 }
 
-// Another order of blocks and threads; forgets a failure.
+// Chooses another order of blocks and threads and clears a failure.
 extern "C" __attribute__((visibility("default"))) void emulator_reset(uint32_t seed) {
     emulator::order.seed(seed);
     emulator::failure = nullptr;

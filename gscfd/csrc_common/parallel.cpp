@@ -30,8 +30,8 @@ struct Job {
 thread_local bool inside_job = false;
 
 class Pool {
-public:
-    // Runs the job on the caller and at most `helpers` workers.
+  public:
+    // Runs the job on the calling thread and at most `helpers` workers.
     void run(Job& job, int helpers) {
         std::lock_guard<std::mutex> one_job_at_a_time(submit_);
         while (int(workers_.size()) < helpers) workers_.emplace_back([this] { serve(); });
@@ -49,7 +49,7 @@ public:
         idle_.wait(lock, [this] { return busy_ == 0; });
     }
 
-private:
+  private:
     void serve() {
         inside_job = true;
         std::unique_lock<std::mutex> lock(mutex_);
@@ -72,8 +72,8 @@ private:
     int seats_ = 0, busy_ = 0;
 };
 
-// The pool of this process. A forked child has none of its parent's threads and makes its own. Pools are never
-// destroyed: their workers sleep until the process ends.
+// The pool of this process. A forked child inherits none of its parent's threads and makes its own pool. Pools are
+// never destroyed: their workers sleep until the process ends.
 Pool& pool() {
     static std::mutex mutex;
     static Pool* current = nullptr;

@@ -1,5 +1,5 @@
-// The CPU driver: one view at a time, its latent rows shared out to the threads. Enumerate, claim, gather.
-// Every sum runs in the order of the render samples within its latent row, so results do not depend on threads.
+// CPU driver: enumerate, claim, gather, one view at a time, with the latent rows distributed among threads.
+// Every sum follows the order of the render samples within its latent row, so results do not depend on threads.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace gscfd {
 namespace noise {
 namespace {
 
-// Open addressing. A cell's slot may depend on thread order; the claim it ends up with does not.
+// Hash table with open addressing. A cell's slot may depend on thread order; its final claim does not.
 class ClaimTable {
   public:
     void reset(int64_t entries) {
@@ -59,10 +59,10 @@ class ClaimTable {
     size_t size_ = 0, mask_ = 0;
 };
 
-// The owner map of one view at a time; its buffers are kept from view to view.
+// Owner map of one view at a time. Later views reuse its buffers.
 class OwnerMap {
   public:
-    // radial: as in enumerate_row.
+    // radial: see enumerate_row.
     OwnerMap(const Geometry& geometry, int radial, int threads)
         : g_(geometry), radial_(radial), threads_(threads), rows_(geometry.latent_height) {
         stride_ = g_.render_width + 2 * margin(g_);
@@ -105,7 +105,7 @@ class OwnerMap {
         });
     }
 
-    // Share of each latent pixel's samples that are covered, of one latent row.
+    // Writes the fraction of covered samples of each latent pixel in one latent row.
     void coverage(int row, float* out) const {
         const int rows = first_render_index(row + 1, g_.render_height, g_.latent_height) -
                          first_render_index(row, g_.render_height, g_.latent_height);
@@ -117,7 +117,7 @@ class OwnerMap {
         }
     }
 
-    // Calls visit(cell, latent column) for the cells that a latent row owns, in order.
+    // Calls visit(cell, latent column) for each cell that a latent row owns, in order.
     template <typename Visit>
     void owned(int row, Visit&& visit) const {
         for (int64_t i = 0; i < rows_[row].size; ++i) {
@@ -159,7 +159,7 @@ class OwnerMap {
     ClaimTable table_;
 };
 
-// One latent row of n^-1/2 times the sum of its cells.
+// Computes one latent row: in each pixel, n^-1/2 times the sum of its n cells.
 void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int row, int channels, float* noise,
                 int32_t* counts) {
     const int64_t plane = int64_t(g.latent_height) * g.latent_width, start = int64_t(row) * g.latent_width;
@@ -189,8 +189,9 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
 using namespace gscfd;
 using namespace gscfd::noise;
 
-// noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. radial: 0 for cells in columns along
-// the axes; else the cells along each side of the radial map. 0, or 1: out of memory.
+// Computes noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. radial: 0 for cells in
+// columns along the axes, otherwise the number of cells along each side of the radial map. Returns 0, or 1 if out of
+// memory.
 GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const float* depth, const float* opacity,
                                      const float* viewmats, const float* Ks, int views, int channels, uint64_t seed,
                                      uint32_t stream, const uint32_t* node, const float* weight, int nodes,
@@ -214,8 +215,8 @@ GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const
     return 1;
 }
 
-// The cells of one view and the latent pixels that own them. Returns how many there are; writes at most `capacity`.
-// radial: as above. -1: out of memory.
+// Lists the cells of one view and the latent pixels that own them. Writes at most `capacity` of them; returns their
+// number, or -1 if out of memory. radial: as above.
 GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, const float* depth, const float* opacity,
                                         const float* viewmat, const float* K, int64_t capacity, uint64_t* cells,
                                         int64_t* pixels, int threads) try {
@@ -236,8 +237,8 @@ GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, co
     return -1;
 }
 
-// noise [views, channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel). The key of a view is
-// view_key of its matrices, or `key` where there are none.
+// Computes noise [views, channels, pixels] that depends on no surface, keyed on (seed, stream, key, pixel). A view's
+// key is view_key of its matrices, or `key` if viewmats is null.
 GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const float* viewmats,
                                     const float* Ks, const uint32_t* node, const float* weight, int nodes, int views,
                                     int channels, int64_t pixels, float* noise, int threads) {

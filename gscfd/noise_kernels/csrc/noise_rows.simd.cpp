@@ -14,7 +14,7 @@ namespace {
 constexpr int kBlock = 64;  // samples prepared together
 constexpr int kLanes = 16;  // cells drawn together
 
-// Samples of one render row, as arrays so that the loops below vectorize.
+// Samples of one render row, stored as arrays so that the loops below vectorize.
 struct Block {
     float xx[kBlock], xy[kBlock], yy[kBlock], bx[kBlock], by[kBlock];  // SlopeFit
     float x[kBlock], z[kBlock], inverse[kBlock];
@@ -26,7 +26,7 @@ struct Block {
     float within_u[kBlock], within_v[kBlock];
 };
 
-// Where a row of the image starts in an image with a margin.
+// Start of an image row in an image with a margin.
 int64_t row_start(const Geometry& g, int row, int64_t stride) { return (row + margin(g)) * stride + margin(g); }
 
 void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride,
@@ -116,7 +116,7 @@ bool emit_radial(const Geometry& g, int cells, const Camera& camera, const Radia
     const double size = sqrt(dot3(radial.point, radial.point));
     if (!(size > 1e-6 && size * inverse_layer < kMaxLayer / 2)) return true;
     for (int side = -1; side <= 1; side += 2) {
-        // The other hemisphere's square is looked at from 30 degrees beyond the equator.
+        // A hemisphere's square counts up to 30 degrees beyond the equator.
         if (side * radial.point[2] < -0.5 * size) continue;
         const ChartBox box = chart_box(camera, radial, side, cells);
         for (int iu = box.first_u; iu <= box.last_u; ++iu) {
@@ -202,8 +202,8 @@ bool enumerate_row(const Geometry& g, int radial, const Camera& camera, MaskedDe
                 const uint32_t sample = uint32_t(row) * g.render_width + first + i;
                 if (radial) {
                     const double x = (first + i + 0.5 - camera.cx) * camera.inverse_fx;
-                    const RadialSample where = radial_sample(camera, x, y, block.z[i], block.axis[i], block.slope_u[i],
-                                                             block.slope_v[i]);
+                    const RadialSample where =
+                        radial_sample(camera, x, y, block.z[i], block.axis[i], block.slope_u[i], block.slope_v[i]);
                     if (!emit_radial(g, radial, camera, where, sample, column, candidates)) return false;
                     continue;
                 }

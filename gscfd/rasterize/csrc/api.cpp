@@ -1,5 +1,5 @@
-// The C interface of the CPU rasterizer. Every array is dense, row-major, float unless said otherwise; shapes stand in
-// project.h, tiles.h and composite.h. Nothing here throws: the callers in cpu.py have checked shapes and types.
+// C interface of the CPU rasterizer. Arrays are dense, row-major and, unless noted, float; project.h, harmonics.h,
+// tiles.h and composite.h give their shapes. Nothing here throws: the callers in cpu.py check shapes and types.
 #include "composite.h"
 #include "dispatch.h"
 #include "harmonics.h"
@@ -51,7 +51,7 @@ GSCFD_EXPORT void gscfd_project_backward(int threads, const Projection* p, const
                  [&](int64_t begin, int64_t end) { GSCFD_DISPATCH(project_backward, *p, *g, begin, end); });
 }
 
-// Returns a handle for gscfd_tiles_finish, which frees it. The arrays must live until then.
+// Returns a handle that gscfd_tiles_finish frees. The arrays must live until then.
 GSCFD_EXPORT void* gscfd_tiles_begin(int threads, const Tiles* tiles) { return begin_tiling(*tiles, threads); }
 
 GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries) {

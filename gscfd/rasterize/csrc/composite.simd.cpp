@@ -7,14 +7,14 @@ namespace GSCFD_ISA {
 namespace {
 
 constexpr int kWidth = Float::width;
-constexpr int kMaxGroup = 4;  // channels that are composited at once
+constexpr int kMaxGroup = 4;  // channels composited together
 
-// The pixels of a tile as vectors, row-major. Lanes outside the image are computed and left out.
+// The pixels of a tile as vectors, row-major. Lanes outside the image are computed and discarded.
 template <int kTile>
 struct Pixels {
     static constexpr int kCount = kTile * kTile;
     static constexpr int kVectors = kCount / kWidth;
-    static constexpr int kColumns = kWidth >= kTile ? 1 : kTile / kWidth;  // different patterns of x
+    static constexpr int kColumns = kWidth >= kTile ? 1 : kTile / kWidth;  // distinct vectors of x
 
     Float x[kColumns], y[kVectors];
     int left, top, width, height;  // of the part inside the image
@@ -37,7 +37,7 @@ struct Pixels {
         for (int k = 0; k < kVectors; ++k) y[k] = load(ys + k * kWidth);
     }
 
-    // body(index in the tile, index in [V, H, W]) for the pixels inside the image.
+    // Calls body(index in the tile, index in [V, H, W]) for each pixel inside the image.
     template <typename Body>
     GSCFD_INLINE void each(const Grid& grid, Body&& body) const {
         for (int row = 0; row < height; ++row)
@@ -53,7 +53,7 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
     const int stride = record_stride(c.channels);
     const int32_t begin = c.offsets[tile], end = c.offsets[tile + 1];
 
-    // alpha is summed: 1 - transmittance would lose the digits of a faint pixel, by which its depth is divided.
+    // Alpha is summed directly: 1 - transmittance loses precision at a faint pixel, and the depth is divided by alpha.
     Float transmittance[P::kVectors], alphas[P::kVectors], median[P::kVectors], last[P::kVectors];
     Float color[P::kVectors][kGroup];
     Mask alive[P::kVectors];
@@ -119,10 +119,11 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
     });
 }
 
-// Back to front, undoing the forward pass: transmittance before a splat is that behind it / (1 - alpha), which loses
-// nothing, where a difference from the final color would. With the loss's gradient g of a pixel's channels and a of
-// its alpha, the derivative by a splat's alpha is T (c . g) - behind / (1 - alpha), with
-// behind = sum over the splats further back of w (c . g), - a T at the very end.
+// Runs back to front and undoes the forward pass: the transmittance T before a splat is the one behind it divided by
+// 1 - alpha. This keeps full precision; a difference from the final color would not. If g is the loss's gradient with
+// respect to a pixel's channels and a that with respect to its alpha, then the derivative with respect to a splat's
+// alpha is T (c . g) - behind / (1 - alpha). Here behind is the sum of w (c . g) over the splats further back, minus
+// a times the final T.
 template <int kTile, int kGroup, bool kAbsolute>
 void composite_tile_backward(const Composite& c, const CompositeGradient& g, int64_t tile, int channel) {
     using P = Pixels<kTile>;
@@ -133,7 +134,7 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
     const float *final_transmittance = c.transmittance + tile * P::kCount, *final_last = c.last + tile * P::kCount;
     const bool divide = c.expected && channel + kGroup == c.channels;
 
-    // The gradient per pixel. Alpha's belongs to the first group of channels, that of the division to the last.
+    // Gradients per pixel. The first group of channels adds alpha's gradient, the last group that of the division.
     float gradients[kGroup][P::kCount] = {}, behinds[P::kCount] = {}, lasts[P::kCount];
     for (int i = 0; i < P::kCount; ++i) lasts[i] = -1.0f;
     float furthest = -1.0f;
@@ -266,7 +267,7 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
         for (int64_t view = 0; view < r.views; ++view) {
             const int64_t id = view * r.count + n, slot = r.first_slot[id];
             const float *first = r.sums + slot * stride, *f = r.factors + 3 * id;
-            // total[j]: column + j summed over the splat's tiles, in their order.
+            // total[j]: sum of column + j over the splat's tiles, in order.
             float total[kSumChannels + kMaxGroup];
             const auto sum_columns = [&](int column, int width) {
                 for (int j = 0; j < width; ++j) total[j] = 0.0f;
@@ -298,7 +299,7 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
                 }
             }
         }
-        // A Gaussian of opacity 0 is in no list.
+        // No list contains a Gaussian of opacity 0.
         r.d_opacities[n] = d_opacity != 0.0f ? d_opacity / r.opacities[n] : 0.0f;
     }
 }

@@ -38,7 +38,7 @@ GSCFD_INLINE void basis(int degree, Vec3 direction, Float* y_) {
     y_[15] = Float(-k3a) * x * (xx - three * yy);
 }
 
-// The gradient by the direction of sum_k g[k] Y_k.
+// Gradient of sum_k g[k] Y_k with respect to the direction.
 GSCFD_INLINE Vec3 basis_gradient(int degree, Vec3 direction, const Float* g) {
     const Float x = direction.x, y = direction.y, z = direction.z;
     Vec3 d = {Float(-k1) * g[3], Float(-k1) * g[1], Float(k1) * g[2]};
