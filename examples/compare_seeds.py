@@ -15,7 +15,7 @@ from gscfd.config import load_preset, merged
 
 
 def main(
-    prompt: str = "a yellow duck", seeds: tuple[int, ...] = (0, 1, 2), steps: int = 80, out: Path = Path("outputs")
+    prompt: str = "a yellow duck", seeds: tuple[int, ...] = (0, 1, 2), steps: int = 60, out: Path = Path("outputs")
 ) -> None:
     """
     Args:
