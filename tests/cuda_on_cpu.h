@@ -77,10 +77,10 @@ inline const uint64_t* meet(Warp& group, int size, int place, int collective, ui
     if (group.arrived > 0 && group.collective != collective) fail("lanes of a warp are at different collectives");
     group.collective = collective;
     if (place < 32) group.values[generation & 1][place] = value;
-    progress++;
+    ++progress;
     if (++group.arrived == size) {
         group.arrived = 0;
-        group.generation++;
+        ++group.generation;
     }
     while (group.generation == generation) give_way();
     return group.values[generation & 1];
@@ -93,7 +93,7 @@ inline const uint64_t* exchange(int collective, uint64_t value) {
 inline void run_thread() {
     (*body)();
     threads[current].done = true;
-    progress++;
+    ++progress;
     give_way();
 }
 
@@ -103,7 +103,7 @@ inline void run_block(const std::function<void()>& kernel, int size) {
     threads.resize(std::max(threads.size(), size_t(size)));
     warps.assign((size + 31) / 32, Warp());
     block_barrier = Warp();
-    for (int i = 0; i < size; i++) {
+    for (int i = 0; i < size; ++i) {
         getcontext(&threads[i].context);
         threads[i].context.uc_stack.ss_sp = threads[i].stack.get();
         threads[i].context.uc_stack.ss_size = kStack;
@@ -111,7 +111,7 @@ inline void run_block(const std::function<void()>& kernel, int size) {
         makecontext(&threads[i].context, run_thread, 0);
     }
     std::vector<int> alive(size);
-    for (int i = 0; i < size; i++) alive[i] = i;
+    for (int i = 0; i < size; ++i) alive[i] = i;
     while (!alive.empty() && !failure) {
         std::shuffle(alive.begin(), alive.end(), order);
         const uint64_t before = progress;
@@ -128,9 +128,9 @@ inline void run_block(const std::function<void()>& kernel, int size) {
 
 inline void launch(dim3 grid, dim3 size, const std::function<void()>& kernel) {
     std::vector<dim3> blocks;
-    for (unsigned z = 0; z < grid.z; z++) {
-        for (unsigned y = 0; y < grid.y; y++) {
-            for (unsigned x = 0; x < grid.x; x++) blocks.push_back(dim3(x, y, z));
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x; ++x) blocks.push_back(dim3(x, y, z));
         }
     }
     std::shuffle(blocks.begin(), blocks.end(), order);
@@ -155,7 +155,7 @@ T value_of(uint64_t bits) {
 }
 
 inline void before_atomic() {
-    progress++;
+    ++progress;
     if (order() % 8 == 0) give_way();
 }
 
@@ -164,9 +164,7 @@ inline void before_atomic() {
 #define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) \
     ((void)(stream), emulator::launch(grid, threads, [&] { kernel(__VA_ARGS__); }))
 
-inline void __syncthreads() {
-    emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0);
-}
+inline void __syncthreads() { emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0); }
 inline void __syncwarp() {
 #ifndef WITHOUT_SYNCWARP
     emulator::exchange(2, 0);
@@ -175,7 +173,7 @@ inline void __syncwarp() {
 inline unsigned __ballot_sync(unsigned, bool value) {
     const uint64_t* all = emulator::exchange(3, value);
     unsigned ballot = 0;
-    for (int i = 0; i < 32; i++) ballot |= unsigned(all[i]) << i;
+    for (int i = 0; i < 32; ++i) ballot |= unsigned(all[i]) << i;
     return ballot;
 }
 template <typename T>
@@ -233,7 +231,7 @@ inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t size
     return cudaSuccess;
 }
 
-// Another order of blocks and threads; forgets a failure.
+// Chooses another order of blocks and threads and clears a failure.
 extern "C" __attribute__((visibility("default"))) void emulator_reset(uint32_t seed) {
     emulator::order.seed(seed);
     emulator::failure = nullptr;

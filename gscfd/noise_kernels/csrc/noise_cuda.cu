@@ -1,11 +1,11 @@
-// The CUDA driver: all views in one launch per phase. Prepare, enumerate and claim, gather, compose.
+// CUDA driver: prepare, enumerate and claim, gather, compose, with one launch per phase for all views.
 //
-// A segment is 32 render samples of one latent pixel, one per lane of a warp. Candidates stand in the order of the
-// lanes, a latent pixel sums its cells in the order of its segments and lanes, and there are no float atomics: results
-// do not depend on the order of threads, on the batch, or on the size of the table.
+// A segment is 32 render samples of one latent pixel, one per lane of a warp. Candidates are stored in the order of the
+// lanes, a latent pixel sums its cells in the order of its segments and lanes, and there are no float atomics. Results
+// therefore do not depend on the order of threads, on the batch, or on the size of the table.
 //
-// Nothing is allocated and nothing waits: the caller passes scratch memory and a stream. tests/cuda_on_cpu.h runs this
-// very file on the CPU.
+// The caller passes scratch memory and a stream; nothing here allocates or waits. tests/cuda_on_cpu.h runs this same
+// file on the CPU.
 #include <stdint.h>
 
 #include "dispatch.h"
@@ -19,33 +19,35 @@ namespace gscfd {
 namespace noise {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // per block
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 constexpr int kMaxRadius = 15;
-static_assert(sizeof(Camera) % 8 == 0, "a camera is copied in words");
-constexpr int kMaxNodes = 128;  // of a launch; more of them take more launches
+static_assert(sizeof(Camera) % 8 == 0, "a camera is copied in words of 8 bytes");
+constexpr int kMaxNodes = 128;  // per launch; more nodes take more launches
 
-// A cell's owner so far.
+using AtomicWord = unsigned long long;  // the 64-bit type of CUDA's atomics
+
+// A cell and the smallest claim on it so far.
 struct alignas(16) Slot {
-    unsigned long long cell, claim;
+    AtomicWord cell, claim;
 };
 
-// The caller's scratch memory, and numbers that all threads need.
+// The caller's scratch memory, and constants that all threads need.
 struct Scratch {
     double inverse_pitch, inverse_layer;
     int32_t margin, first_spacing;
-    int64_t padded;              // samples of a view with its margin
-    Camera* cameras;             // [views]
-    unsigned long long* needed;  // [views] candidates found; the view has too small a table where > capacity
-    int32_t* row_starts;         // [latent_height + 1] first render row of each latent row
-    int32_t* column_starts;      // [latent_width + 1]
-    float2* samples;  // [views][render_height + 2 margin][render_width + 2 margin] depth and 1 / depth, 0: no surface
-    float* inverse[2];  // of the samples' shape, 1 / depth while it is smoothed
-    uint2* segments;  // [views][latent pixels][chunks] first candidate; covered samples << 16 | candidates
+    int64_t padded;          // samples of a view, margin included
+    Camera* cameras;         // [views]
+    AtomicWord* needed;      // [views] candidates found; if > capacity, the view's table is too small
+    int32_t* row_starts;     // [latent_height + 1] first render row of each latent row
+    int32_t* column_starts;  // [latent_width + 1]
+    float2* samples;    // [views][render_height + 2 margin][render_width + 2 margin] depth and 1 / depth, 0: no surface
+    float* inverse[2];  // same shape as samples: 1 / depth during smoothing
+    uint2* segments;    // [views][latent pixels][chunks] first candidate; covered samples << 16 | candidates
     uint2* candidates;  // [views][capacity] slot, render sample
     Slot* table;        // [views][slots]
     int64_t slots, capacity;
-    int32_t chunks;  // segments of a latent pixel
+    int32_t chunks;  // segments per latent pixel
 };
 
 // The Ornstein-Uhlenbeck bridge as a weighted sum of draws.
@@ -57,17 +59,17 @@ struct Draws {
     float weight[kMaxNodes];
 };
 
-// The cuts of one kernel parameter's worth of draws.
+// The draws from node `first` on, as many as fit into one launch.
 Draws some_draws(uint64_t seed, uint32_t stream, const uint32_t* node, const float* weight, int first, int nodes) {
     Draws draws;
     draws.seed = seed;
     draws.stream = stream;
     draws.nodes = nodes - first < kMaxNodes ? nodes - first : kMaxNodes;
-    for (int i = 0; i < draws.nodes; i++) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
+    for (int i = 0; i < draws.nodes; ++i) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
     return draws;
 }
 
-// Divides the memory at `base` (aligned to 256 bytes); returns how many bytes that takes.
+// Divides the memory at `base` (aligned to 256 bytes). Returns the number of bytes needed.
 int64_t divide_scratch(const Geometry& g, int64_t views, int64_t slots, char* base, Scratch& s) {
     s.inverse_pitch = 1 / double(g.pitch);
     s.inverse_layer = 1 / double(g.layer_depth);
@@ -137,7 +139,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- Smooth ---------------------------------------------------------------------------------------------------------
 
-// One pass, from s.inverse[source] into the other image, or, in the last one, into the samples. Threads: samples x views.
+// One pass, from s.inverse[source] into the other image or, if it is the last pass, into the samples.
+// Threads: samples x views.
 __global__ void __launch_bounds__(kThreads)
     smooth_kernel(const Geometry g, const Scratch s, int spacing, int source, bool last) {
     const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -164,32 +167,32 @@ struct Sample {
     float z, slope_u, slope_v, within_u, within_v;
 };
 
-// kRadius: the radius where the loops shall be unrolled, else 0.
+// kRadius: the radius, if the loops are to be unrolled; otherwise 0.
 template <int kRadius>
-__device__ __forceinline__ SlopeFit fit_slopes(const float2* centre, int stride, int radius, const float* limits) {
+__device__ __forceinline__ SlopeFit fit_slopes(const float2* center, int stride, int radius, const float* limits) {
     const int r = kRadius ? kRadius : radius;
-    const float z = centre->x, inverse = centre->y;
+    const float z = center->x, inverse = center->y;
     SlopeFit fit;
 #pragma unroll
-    for (int dy = -r; dy <= r; dy++) {
+    for (int dy = -r; dy <= r; ++dy) {
 #pragma unroll
-        for (int dx = -r; dx <= r; dx++) {
+        for (int dx = -r; dx <= r; ++dx) {
             if (dx == 0 && dy == 0) continue;
-            const float2 other = centre[int64_t(dy) * stride + dx];
+            const float2 other = center[int64_t(dy) * stride + dx];
             const float limit = limits[(dy < 0 ? -dy : dy) * (r + 1) + (dx < 0 ? -dx : dx)];
-            add_neighbour(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
+            add_neighbor(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
         }
     }
     return fit;
 }
 
 __device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, const Camera& camera,
-                                          const float2* centre, int stride, int column, int row, const float* limits) {
-    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(centre, stride, 1, limits)
-                                              : fit_slopes<0>(centre, stride, g.normal_radius, limits);
+                                          const float2* center, int stride, int column, int row, const float* limits) {
+    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(center, stride, 1, limits)
+                                              : fit_slopes<0>(center, stride, g.normal_radius, limits);
     const double x = (column + 0.5 - camera.cx) * camera.inverse_fx, y = (row + 0.5 - camera.cy) * camera.inverse_fy;
-    const float z = centre->x, inverse_pitch = 1 / g.pitch;
-    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, centre->y, fit);
+    const float z = center->x, inverse_pitch = 1 / g.pitch;
+    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, center->y, fit);
     const Place p = place(camera, x, y, z, tangent.axis, s.inverse_pitch, s.inverse_layer);
     Sample sample;
     sample.projection = project_plane(camera, float(x), float(y), tangent);
@@ -206,11 +209,11 @@ __device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, c
     return sample;
 }
 
-// Calls visit(column u, column v, coordinate along the axis) for the columns of a sample, in order.
+// Calls visit(column u, column v, coordinate along the axis) for each column of a sample, in order.
 template <typename Visit>
 __device__ __forceinline__ void visit_columns(const Sample& s, float pitch, Visit&& visit) {
-    for (int iu = s.first_u; iu <= s.last_u; iu++) {
-        for (int iv = s.first_v; iv <= s.last_v; iv++) {
+    for (int iu = s.first_u; iu <= s.last_u; ++iu) {
+        for (int iv = s.first_v; iv <= s.last_v; ++iv) {
             const float du = (iu + 0.5f - s.within_u) * pitch, dv = (iv + 0.5f - s.within_v) * pitch;
             if (!projects_inside(s.projection, s.z, du, dv)) continue;
             visit(s.column_u + iu, s.column_v + iv, s.along - (s.slope_u * du + s.slope_v * dv));
@@ -218,15 +221,15 @@ __device__ __forceinline__ void visit_columns(const Sample& s, float pitch, Visi
     }
 }
 
-// Fewer cells than slots come in, so there is always an empty one. A cell's slot may depend on the order of threads;
-// the claim it ends up with does not.
+// Enters a claim on a cell; returns the cell's slot. There are fewer cells than slots, so an empty slot always exists.
+// A cell's slot may depend on the order of threads; its final claim does not.
 __device__ __forceinline__ uint32_t claim_cell(Slot* table, uint64_t mask, uint64_t cell, uint64_t claim) {
     uint64_t slot = mix(cell) & mask;
     for (;; slot = (slot + 1) & mask) {
-        const uint64_t found = atomicCAS(&table[slot].cell, (unsigned long long)kNoKey, (unsigned long long)cell);
+        const uint64_t found = atomicCAS(&table[slot].cell, AtomicWord(kNoKey), AtomicWord(cell));
         if (found == kNoKey || found == cell) break;
     }
-    atomicMin(&table[slot].claim, (unsigned long long)claim);
+    atomicMin(&table[slot].claim, AtomicWord(claim));
     return uint32_t(slot);
 }
 
@@ -248,7 +251,7 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     const Camera& source = s.cameras[view];
     const int side = g.normal_radius + 1;
     for (int i = threadIdx.x; i < side * side; i += kThreads) {
-        limits[i] = neighbour_limit(source.fx, source.fy, i % side, i / side);
+        limits[i] = neighbor_limit(source.fx, source.fy, i % side, i / side);
     }
     for (int i = threadIdx.x; i < int(sizeof(Camera) / 8); i += kThreads) {
         camera_words[i] = reinterpret_cast<const uint64_t*>(&source)[i];
@@ -267,13 +270,13 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
 
     const int index = 32 * chunk + lane;
     const int stride = g.render_width + 2 * s.margin;
-    const float2* centre = nullptr;
+    const float2* center = nullptr;
     int row = 0, column = 0;
     if (index < rows * columns) {
         row = first_row + index / columns, column = first_column + index % columns;
-        centre = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
+        center = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
     }
-    const bool covered = centre != nullptr && centre->x > 0;
+    const bool covered = center != nullptr && center->x > 0;
     const unsigned all_covered = __ballot_sync(kAllLanes, covered);
     uint2* out = s.segments + view * pixels * s.chunks + segment;
     if (all_covered == 0) {
@@ -284,14 +287,14 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     Sample sample;
     int count = 0;
     if (covered) {
-        sample = examine(g, s, camera, centre, stride, column, row, limits);
-        visit_columns(sample, g.pitch, [&](int, int, double) { count++; });
+        sample = examine(g, s, camera, center, stride, column, row, limits);
+        visit_columns(sample, g.pitch, [&](int, int, double) { ++count; });
     }
     const int place_after = inclusive_sum(count, lane), total = __shfl_sync(kAllLanes, place_after, 31);
-    unsigned long long first = 0;
-    if (lane == 0 && total > 0) first = atomicAdd(&s.needed[view], (unsigned long long)total);
+    AtomicWord first = 0;
+    if (lane == 0 && total > 0) first = atomicAdd(&s.needed[view], AtomicWord(total));
     first = __shfl_sync(kAllLanes, first, 0);
-    const bool fits = first + total <= (unsigned long long)s.capacity;
+    const bool fits = first + total <= AtomicWord(s.capacity);
     if (lane == 0) *out = make_uint2(fits ? uint32_t(first) : 0, __popc(all_covered) << 16 | (fits ? total : 0));
     if (!covered || !fits) return;
 
@@ -308,49 +311,48 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
 
 // ---- Gather ---------------------------------------------------------------------------------------------------------
 
-// Adds `size` cells of one warp to four channels' sums, one (cell, draw) per lane at a time.
-__device__ __forceinline__ void add_cells(const unsigned long long* cells, int size, const Draws& draws,
-                                          const uint32_t* node, const float* weight, uint32_t block, int lane,
-                                          float sum[4]) {
+// Adds `size` cells of one warp to the sums of four channels, one (cell, draw) per lane at a time.
+__device__ __forceinline__ void add_cells(const AtomicWord* cells, int size, const Draws& draws, const uint32_t* node,
+                                          const float* weight, uint32_t block, int lane, float sum[4]) {
     const int cell_step = 32 / draws.nodes, node_step = 32 % draws.nodes;
     int cell = lane / draws.nodes, n = lane % draws.nodes;
     while (cell < size) {
         float draw[4];
         normals(draws.seed, draws.stream, cells[cell], node[n], block, draw);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
+        for (int c = 0; c < 4; ++c) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
         cell += cell_step;
         n += node_step;
-        if (n >= draws.nodes) n -= draws.nodes, cell++;
+        if (n >= draws.nodes) n -= draws.nodes, ++cell;
     }
 }
 
-// The bridge's draws in shared memory, where each lane can read its own.
+// Copies the bridge's draws to shared memory, where each lane can read its own.
 __device__ __forceinline__ void load_draws(const Draws& draws, uint32_t* node, float* weight) {
     for (int i = threadIdx.x; i < draws.nodes; i += kThreads) node[i] = draws.node[i], weight[i] = draws.weight[i];
     __syncthreads();
 }
 
 // One warp per latent pixel; blocks: (latent pixels / kWarps) x views x blocks of four channels.
-// accumulate: add to what an earlier launch wrote.
+// accumulate: add to the result of an earlier launch.
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(const Geometry g, const Scratch s, const __grid_constant__ Draws draws, int channels, bool accumulate,
                   float* __restrict__ noise, int32_t* __restrict__ counts, float* __restrict__ coverage) {
     __shared__ uint32_t node[kMaxNodes];
     __shared__ float weight[kMaxNodes];
-    __shared__ unsigned long long owned_cells[kWarps][64];
+    __shared__ AtomicWord owned_cells[kWarps][64];
     load_draws(draws, node, weight);
 
     const int64_t view = blockIdx.y, pixels = int64_t(g.latent_width) * g.latent_height;
     const int lane = threadIdx.x % 32;
     const int64_t pixel = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
     if (pixel >= pixels) return;
-    unsigned long long* owned = owned_cells[threadIdx.x / 32];
-    const bool complete = s.needed[view] <= (unsigned long long)s.capacity;
+    AtomicWord* owned = owned_cells[threadIdx.x / 32];
+    const bool complete = s.needed[view] <= AtomicWord(s.capacity);
     const Slot* table = s.table + view * s.slots;
     float sum[4] = {0, 0, 0, 0};
-    int waiting = 0, count = 0, covered = 0;  // waiting: cells in `owned`
-    for (int chunk = 0; chunk < s.chunks; chunk++) {
+    int waiting = 0, count = 0, covered = 0;  // waiting: number of cells in `owned`
+    for (int chunk = 0; chunk < s.chunks; ++chunk) {
         const uint2 segment = s.segments[(view * pixels + pixel) * s.chunks + chunk];
         const uint2* candidates = s.candidates + view * s.capacity + segment.x;
         const int size = complete ? int(segment.y & 0xFFFF) : 0;
@@ -381,7 +383,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
+        for (int c = 0; c < 4; ++c) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
     }
 
     const float scale = 1.0f / sqrtf(float(count > 1 ? count : 1));
@@ -414,14 +416,14 @@ __global__ void __launch_bounds__(kThreads)
     if (pixel >= pixels) return;
     const uint64_t cell = uint64_t(view_word) << 32 | uint64_t(pixel);
     float sum[4] = {0, 0, 0, 0};
-    for (int n = 0; n < draws.nodes; n++) {
+    for (int n = 0; n < draws.nodes; ++n) {
         float draw[4];
         normals(draws.seed, draws.stream, cell, draws.node[n], blockIdx.z, draw);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
+        for (int c = 0; c < 4; ++c) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
     }
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
+    for (int c = 0; c < 4; ++c) {
         const int channel = 4 * int(blockIdx.z) + c;
         if (channel >= channels) break;
         float* out = noise + (view * channels + channel) * pixels + pixel;
@@ -429,7 +431,8 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// Threads: latent pixels x views x channels. background_view: its elements from view to view, 0: one for all.
+// Threads: latent pixels x views x channels. background_view: distance between the backgrounds of two views in
+// elements; 0 if all views share one.
 __global__ void __launch_bounds__(kThreads)
     compose_kernel(int channels, int64_t pixels, const float* __restrict__ noise, const int32_t* __restrict__ counts,
                    const float* __restrict__ coverage, const float* __restrict__ background, int64_t background_view,
@@ -454,9 +457,9 @@ int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 using namespace gscfd;
 using namespace gscfd::noise;
 
-// All functions return 0 or a cudaError; `device` is the index of the device that the pointers and the stream are of.
+// Unless noted, functions return 0 or a cudaError. `device`: index of the device that owns the pointers and the stream.
 
-// Whether this library can run on the device.
+// Checks that this library can run on the device.
 GSCFD_EXPORT int gscfd_cuda_check(int device) {
     cudaFuncAttributes attributes;
     const cudaError_t error = cudaSetDevice(device);
@@ -465,15 +468,15 @@ GSCFD_EXPORT int gscfd_cuda_check(int device) {
 
 GSCFD_EXPORT const char* gscfd_cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
 
-// Bytes of scratch memory for a table of `slots` (a power of two, at least 4, below 2^31) per view.
+// Returns the bytes of scratch memory for a table of `slots` (a power of two, at least 4, below 2^31) per view.
 GSCFD_EXPORT int64_t gscfd_cuda_noise_scratch(const Geometry* geometry, int views, int64_t slots) {
     Scratch scratch;
     return divide_scratch(*geometry, views, slots, nullptr, scratch);
 }
 
-// As gscfd_noise_surface, on device memory; scratch: aligned to 256 bytes. needed [views], pinned host memory or null,
-// receives, once the stream gets there, how many candidates each view had. A view with more than slots / 4 * 3 has no
-// cells at all: counts and noise 0.
+// Like gscfd_noise_surface, on device memory. scratch: aligned to 256 bytes. needed [views]: pinned host memory or
+// null; once the stream gets there, it receives the number of candidates of each view. A view with more than slots / 4
+// * 3 candidates gets no cells at all: its counts and noise are 0.
 GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
                                           const float* viewmats, const float* Ks, int views, int channels,
                                           uint64_t seed, uint32_t stream_of_draws, const uint32_t* node,
@@ -490,7 +493,7 @@ GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float*
     const dim3 prepare(blocks_of(items, kThreads), views);
     GSCFD_LAUNCH(prepare_kernel, prepare, kThreads, stream, g, s, depth, opacity, viewmats, Ks);
     const dim3 smooth(blocks_of(int64_t(g.render_width) * g.render_height, kThreads), views);
-    for (int round = 0, source = 0; round < g.smoothing; round++) {
+    for (int round = 0, source = 0; round < g.smoothing; ++round) {
         for (int spacing = s.first_spacing; spacing > 0; spacing /= 2, source = 1 - source) {
             const bool last = round == g.smoothing - 1 && spacing == 1;
             GSCFD_LAUNCH(smooth_kernel, smooth, kThreads, stream, g, s, spacing, source, last);
@@ -501,14 +504,15 @@ GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float*
     const dim3 gather(blocks_of(pixels, kWarps), views, blocks_of(channels, 4));
     for (int first = 0; first < nodes; first += kMaxNodes) {
         const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
-        GSCFD_LAUNCH(gather_kernel, gather, kThreads, stream, g, s, draws, channels, first > 0, noise, counts, coverage);
+        GSCFD_LAUNCH(gather_kernel, gather, kThreads, stream, g, s, draws, channels, first > 0, noise, counts,
+                     coverage);
     }
     if (const cudaError_t error = cudaGetLastError()) return error;
     if (!needed) return 0;
     return cudaMemcpyAsync(needed, s.needed, views * sizeof(int64_t), cudaMemcpyDeviceToHost, stream);
 }
 
-// As gscfd_noise_white, on device memory.
+// Like gscfd_noise_white, on device memory.
 GSCFD_EXPORT int gscfd_cuda_noise_white(uint64_t seed, uint32_t stream_of_draws, uint32_t key, const float* viewmats,
                                         const float* Ks, const uint32_t* node, const float* weight, int nodes,
                                         int views, int channels, int64_t pixels, float* noise, int device,
@@ -523,8 +527,8 @@ GSCFD_EXPORT int gscfd_cuda_noise_white(uint64_t seed, uint32_t stream_of_draws,
     return cudaGetLastError();
 }
 
-// out [views, channels, pixels] = sqrt(a) noise + sqrt(1 - a) background, a the coverage where counts > 0, else 0.
-// background [views, channels, pixels], or [channels, pixels] where one_background.
+// Computes out [views, channels, pixels] = sqrt(a) noise + sqrt(1 - a) background, where a is the coverage if counts >
+// 0 and 0 otherwise. background: [views, channels, pixels], or [channels, pixels] if one_background is set.
 GSCFD_EXPORT int gscfd_cuda_noise_compose(int views, int channels, int64_t pixels, const float* noise,
                                           const int32_t* counts, const float* coverage, const float* background,
                                           int one_background, float* out, int device, cudaStream_t stream) {
