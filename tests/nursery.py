@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import sys
+from typing import NoReturn
 
 import torch
 
@@ -16,14 +17,14 @@ from gscfd.distil import preflight
 from gscfd.runs import folder as runs_folder
 
 
-def live(arguments):
+def live(arguments: list[str]) -> NoReturn:
     """In the child: the command, silent."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os._exit(train.main(arguments))
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     large = runs_folder.turntable_frames

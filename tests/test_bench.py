@@ -13,7 +13,7 @@ import torch
 
 import gscfd
 from gscfd import bench
-from gscfd.config import flat, plain, to_yaml
+from gscfd.config import Config, flat, plain, to_yaml
 from gscfd.lab import claims as lab_claims
 from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
@@ -40,7 +40,7 @@ TINY = lab_claims.Size(
 )
 
 
-def test_every_claim_is_about_variants_and_a_metric_of_its_experiment():
+def test_every_claim_is_about_variants_and_a_metric_of_its_experiment() -> None:
     for experiment in EXPERIMENTS:
         assert set(experiment.variants) <= set(variants(300)) | set(GAMMAS)
         assert set(experiment.metrics) <= set(METRICS)
@@ -49,7 +49,7 @@ def test_every_claim_is_about_variants_and_a_metric_of_its_experiment():
             assert claim.metric in experiment.metrics and METRICS[claim.metric].better
 
 
-def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path):
+def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path: Path) -> None:
     planned = plan_runs(tmp_path, SIZES["smoke"])
     assert len({run.folder for runs in planned.values() for run in runs}) == 4 * len(planned)
     configs = [flat(plain(runs[3].config)) for runs in planned.values()]
@@ -59,7 +59,7 @@ def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path):
         assert len({c[key] for c in configs}) == 1
 
 
-def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
+def test_every_size_asks_for_prompts_that_the_teachers_never_saw() -> None:
     for size in SIZES.values():
         said = [parse_caption(prompt) for prompt in size.prompts]
         withheld = [(caption.kind, caption.color) in WITHHELD for caption in said]
@@ -80,13 +80,15 @@ def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
         ("fid", math.nan, math.nan, False, "too few runs to say"),
     ],
 )
-def test_verdicts_follow_the_interval_and_the_metrics_direction(metric, low, high, differs, expected):
+def test_verdicts_follow_the_interval_and_the_metrics_direction(
+    metric: str, low: float, high: float, differs: bool, expected: str
+) -> None:
     claim = Claim(metric, "a", "b", "", differs)
     assert verdict(claim, Estimate((low + high) / 2, low, high, 4)) == expected
     assert verdict(claim, None) == "too few runs to say"
 
 
-def planted(shift):
+def planted(shift: float) -> list[Examined]:
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(3, 4))
     return [
@@ -96,7 +98,7 @@ def planted(shift):
     ]
 
 
-def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
+def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced() -> None:
     experiment = replace(
         EXPERIMENTS[0],
         claims=(Claim("clip", "cfd", "sds", ""), Claim("clip", "sds", "cfd", ""), Claim("clip", "cfd", "ism", "")),
@@ -108,7 +110,7 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two variants, a claim on splats and one on pictures, few views and draws."""
     few = {name: variants(1)[name] for name in ("sds", "cfd")}
     monkeypatch.setattr(papers, "variants", lambda steps: few)
@@ -128,28 +130,28 @@ class OneProcess:
     made: ClassVar[list[str]] = []
     failing: ClassVar[set[str]] = set()
 
-    def __init__(self, journal, device, **options):
+    def __init__(self, journal: Path, device: str, **options: object) -> None:
         self.worker, self.ended = Worker(Path.cwd(), journal, gscfd.__version__), {}
 
-    def free(self):
+    def free(self) -> bool:
         return True
 
-    def start(self, run, config):
+    def start(self, run: str, config: Config) -> Place:
         self.made.append(run)
         failed = config.guidance in self.failing
         self.ended[run] = Outcome("refused", "fog") if failed else self.worker.make(config)
         return Place("here", 1)
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> dict[str, Outcome]:
         ended, self.ended = self.ended, {}
         return ended
 
-    def stop(self):
+    def stop(self) -> None:
         pass
 
 
 @pytest.fixture
-def one_process(monkeypatch):
+def one_process(monkeypatch: pytest.MonkeyPatch) -> type[OneProcess]:
     torch.set_num_threads(1)
     monkeypatch.setattr(OneProcess, "made", [])
     monkeypatch.setattr(sweeps_make, "RayPool", OneProcess)
@@ -157,7 +159,9 @@ def one_process(monkeypatch):
     return OneProcess
 
 
-def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(small, one_process, tmp_path):
+def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(
+    small: None, one_process: type[OneProcess], tmp_path: Path
+) -> None:
     report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
@@ -179,7 +183,9 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, tmp_path, monkeypatch):
+def test_a_run_that_fails_is_named_and_the_rest_is_reported(
+    small: None, one_process: type[OneProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(one_process, "failing", {"sds"})
     report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
@@ -188,8 +194,14 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, 
     assert bench.main(["papers", "--out", str(tmp_path)]) == 1
 
 
-def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(small, one_process, tmp_path, monkeypatch, capsys):
-    def interrupt(worker, config):
+def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(
+    small: None,
+    one_process: type[OneProcess],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(worker: Worker, config: Config) -> Outcome:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Worker, "make", interrupt)
@@ -198,7 +210,9 @@ def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(small, one_process, tmp_pa
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished"])
-def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(small, one_process, tmp_path, capsys, state):
+def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(
+    small: None, one_process: type[OneProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
     run = plan_runs(tmp_path, TINY)["cfd"][0]
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
@@ -210,7 +224,7 @@ def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(small, on
     assert one_process.made == []
 
 
-def test_an_unknown_bench_or_size_lists_the_known_ones(tmp_path, capsys):
+def test_an_unknown_bench_or_size_lists_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["nerf", "--out", str(tmp_path)], ["papers", "--out", str(tmp_path), "--size", "huge"]):
         with pytest.raises(SystemExit) as stopped:
             bench.main(arguments)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from full_size import Size
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -35,7 +37,7 @@ TINY_VAE = {
 }
 
 
-def tiny(size):
+def tiny(size: Size) -> Size:
     """The same kind of network with a few channels."""
     levels = len(size.unet["block_out_channels"])
     few = {"block_out_channels": (8,) * levels, "attention_head_dim": [1] * levels, "cross_attention_dim": 16}
@@ -46,11 +48,11 @@ def tiny(size):
     return replace(size, unet={**size.unet, **few}, vae=TINY_VAE)
 
 
-def parameters(network):
+def parameters(network: nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())
 
 
-def test_the_networks_have_the_published_numbers_of_parameters():
+def test_the_networks_have_the_published_numbers_of_parameters() -> None:
     counts = {SD21: 865_910_724, MVDREAM: 867_572_164, SDXL: 2_567_463_684}
     for size, count in counts.items():
         teacher = build_teacher(size, device="meta", dtype=torch.bfloat16)
@@ -59,7 +61,7 @@ def test_the_networks_have_the_published_numbers_of_parameters():
     assert [build_teacher(s, device="meta", dtype=torch.float32).image_size for s in (SD21, MVDREAM)] == [512, 256]
 
 
-def test_steps_are_timed_in_the_loop_that_runs_take():
+def test_steps_are_timed_in_the_loop_that_runs_take() -> None:
     cases = [Case(tiny(MVDREAM), "mvdream-sd21", "coarse", 2), Case(tiny(SD21), "mvdream-sd21", "refine", 2)]
     cases.append(Case(tiny(SDXL), "sdxl", "refine", 1))
     tuned = []
@@ -74,14 +76,14 @@ def test_steps_are_timed_in_the_loop_that_runs_take():
         assert line.count("|") == head.count("|")
 
 
-def test_the_presets_that_were_timed_are_added_up():
+def test_the_presets_that_were_timed_are_added_up() -> None:
     coarse, refine = Case(MVDREAM, "mvdream-sd21", "coarse", 4), Case(SD21, "mvdream-sd21", "refine", 1)
     rows = [TimeRow(coarse, 256, {}, 60.0, None), TimeRow(refine, 512, {}, 30.0, None)]
     fast, preset, paper = preset_table({"plain": rows, "none": []}).splitlines()[2:]
     assert paper == "| `paper` | 20.0 | - |" and fast == "| `fast` | - | - |" and "- | -" in preset
 
 
-def test_more_views_cost_more():
+def test_more_views_cost_more() -> None:
     one, two = (cost_row(Case(tiny(SD21), "mvdream-sd21", "refine", views)) for views in (1, 2))
     assert two.denoise.flops == 2 * one.denoise.flops and two.encode.traffic > 1.5 * one.encode.traffic
     assert two.weights == one.weights

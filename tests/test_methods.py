@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_guidance import GaussianTeacher, latents
+from torch import Tensor
 
 import gscfd
 from gscfd import train
@@ -16,6 +17,7 @@ from gscfd.config import (
     NOISE_OF,
     Config,
     MethodName,
+    StageConfig,
     StageName,
     coarse_stage,
     load_preset,
@@ -28,11 +30,12 @@ from gscfd.distil.methods import method
 from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
 from gscfd.teachers import load_teacher
+from gscfd.types import Cameras
 
 NAMES = get_args(MethodName)
 
 
-def test_every_method_has_its_noise_and_its_gamma():
+def test_every_method_has_its_noise_and_its_gamma() -> None:
     assert set(NOISE_OF) == set(NAMES)
     kinds = {name: Config(guidance=name).noise_kind for name in NAMES}
     consistent = {"cfd": "surface", "fsd": "world_map", "cds": "fixed"}
@@ -42,7 +45,7 @@ def test_every_method_has_its_noise_and_its_gamma():
 
 
 @pytest.mark.parametrize("steps", [1, 40, 300, 10_000])
-def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_has(steps):
+def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_has(steps: int) -> None:
     config = merged(Config(), {"coarse": {"steps": steps}, "refine": {"steps": 2 * steps}})
     left = [(1 - config.noise_gamma(stage)) ** (config.stage(stage).steps / 2) for stage in get_args(StageName)]
     assert left == pytest.approx([(1 - 1e-4) ** 5_000, (1 - 1e-4) ** 10_000])
@@ -54,14 +57,14 @@ def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_
 
 @pytest.mark.parametrize("gamma", [1e-4, 1e-3, 0.5])
 @pytest.mark.parametrize("steps", [40, 300])
-def test_rescaled_gamma_leaves_as_much_noise(gamma, steps):
+def test_rescaled_gamma_leaves_as_much_noise(gamma: float, steps: int) -> None:
     rescaled = partial(rescaled_gamma, steps=25_000, fewer=steps)
     left = steps * math.log1p(-min(rescaled(gamma), 1 - 1e-16))
     assert left == pytest.approx(25_000 * math.log1p(-gamma), rel=1e-6) or rescaled(gamma) == 1
     assert rescaled(0.0) == 0 and rescaled(1.0) == 1
 
 
-def test_an_unknown_method_lists_the_known_ones(capsys):
+def test_an_unknown_method_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="guidance: expected cfd or sds or fsd or cds or ism or sdi or vsd, got 'dds'"):
         merged(Config(), {"guidance": "dds"})
     with pytest.raises(SystemExit) as stopped:
@@ -73,18 +76,18 @@ def test_an_unknown_method_lists_the_known_ones(capsys):
 class PerfectLearner:
     """Knows the last picture by heart: of a single one, the noise is all that x_t has besides."""
 
-    def __init__(self, teacher, z):
+    def __init__(self, teacher: GaussianTeacher, z: Tensor) -> None:
         self.teacher, self.z = teacher, z
 
-    def predict_eps(self, x_t, t, cameras):
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
         alpha, sigma = self.teacher.alpha_sigma(t)
         return (x_t - alpha * self.z) / sigma
 
-    def learn(self, z, cameras, generator):
+    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
         self.z = z
 
 
-def test_vsd_with_a_perfect_learner_is_sds():
+def test_vsd_with_a_perfect_learner_is_sds() -> None:
     """VSD of one particle is SDS (CFD section 1); of a learner that lags behind it is not."""
     teacher, z, noise, cameras = GaussianTeacher(), latents(0), latents(1), turntable(2, size=8)
     expected = guidance.sds(teacher, z, noise, 400, cameras)
@@ -93,12 +96,12 @@ def test_vsd_with_a_perfect_learner_is_sds():
     assert not torch.allclose(guidance.vsd(teacher, z, noise, 400, cameras, learner=late), expected, atol=0.1)
 
 
-def test_vsd_without_a_learner_is_refused():
+def test_vsd_without_a_learner_is_refused() -> None:
     with pytest.raises(ValueError, match="vsd: expected a learner"):
         method("vsd", coarse_stage(), 1000)
 
 
-def descend(name, teacher, views, sign=1.0):
+def descend(name: MethodName, teacher: GaussianTeacher, views: int, sign: float = 1.0) -> Tensor:
     """Plain gradient descent from 0 with the method's own noise policy."""
     z = torch.zeros(views, 4, 8, 8, dtype=torch.float64)
     learner = PerfectLearner(teacher, z) if name == "vsd" else None
@@ -116,7 +119,7 @@ def descend(name, teacher, views, sign=1.0):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("schedule", ["diffusion", "flow"])
 @pytest.mark.parametrize("views", [1, 4])
-def test_every_method_pulls_towards_what_the_text_asks_for(name, schedule, views):
+def test_every_method_pulls_towards_what_the_text_asks_for(name: MethodName, schedule: str, views: int) -> None:
     teacher = GaussianTeacher(schedule)
     agreement = {
         sign: F.cosine_similarity(descend(name, teacher, views, sign).mean((0, 2, 3)), teacher.mean.flatten(), dim=0)
@@ -126,7 +129,7 @@ def test_every_method_pulls_towards_what_the_text_asks_for(name, schedule, views
 
 
 @pytest.mark.parametrize("stage, start, end", [(coarse_stage(), 0.7, 0.1), (refine_stage(), 0.5, 0.02)])
-def test_cds_runs_down_the_curve_of_consistent3d(stage, start, end):
+def test_cds_runs_down_the_curve_of_consistent3d(stage: StageConfig, start: float, end: float) -> None:
     stage.cfg = 50.0
     go, generator = method("cds", stage, 1000), torch.Generator().manual_seed(0)
     for done, root in ((0.0, 0.0), (0.25, 0.5), (1.0, 1.0)):
@@ -142,7 +145,7 @@ def test_cds_runs_down_the_curve_of_consistent3d(stage, start, end):
         assert sum(gaps) / len(gaps) == pytest.approx((low + high) / 2, abs=0.01)
 
 
-def test_cds_with_random_times_draws_them_from_its_own_range():
+def test_cds_with_random_times_draws_them_from_its_own_range() -> None:
     stage = coarse_stage()
     stage.t_schedule = "uniform"
     go, generator = method("cds", stage, 1000), torch.Generator().manual_seed(0)
@@ -168,12 +171,12 @@ def test_cds_with_random_times_draws_them_from_its_own_range():
         ({"coarse": {"vsd": {"lr": 0}}}, "vsd.lr"),
     ],
 )
-def test_bad_settings_of_a_method_are_named(changes, name):
+def test_bad_settings_of_a_method_are_named(changes: dict[str, object], name: str) -> None:
     with pytest.raises(UserError, match=name):
         merged(Config(), changes)
 
 
-def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monkeypatch):
+def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monkeypatch: pytest.MonkeyPatch) -> None:
     teachers = {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
     monkeypatch.setattr(preflight, "load_teacher", lambda name, **placed: teachers[name])
     short = ["--coarse.steps", "1", "--refine.steps", "1", "--refine.views", "1", "--init.count", "100"]

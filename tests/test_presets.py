@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import tiny_teachers as tiny
@@ -24,16 +26,16 @@ ONE_STAGE = {"mvdream-only": ["coarse"], "sd21": ["refine"]}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kinds = {"mvdream": tiny.mvdream, "sd": tiny.stable_diffusion, "sdxl": tiny.sdxl, "flux": tiny.flux}
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in kinds.items()}
 
 
-def stages_of(preset):
+def stages_of(preset: str) -> list[str]:
     return ONE_STAGE.get(preset, ["coarse", "refine"])
 
 
-def options(preset, folders):
+def options(preset: str, folders: dict[str, Path]) -> list[str]:
     """Of a run with the preset on tiny teachers."""
     chosen = {"coarse": folders["mvdream"], "refine": folders.get(preset, folders["sd"])}
     teachers = [word for stage in stages_of(preset) for word in (f"--{stage}.teacher", str(chosen[stage]))]
@@ -41,7 +43,9 @@ def options(preset, folders):
 
 
 @pytest.mark.parametrize("preset", LARGE)
-def test_every_preset_runs_to_its_end_with_folders_alone(preset, folders, tmp_path, monkeypatch):
+def test_every_preset_runs_to_its_end_with_folders_alone(
+    preset: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         runs_make.RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply")
     )
@@ -56,7 +60,13 @@ def test_every_preset_runs_to_its_end_with_folders_alone(preset, folders, tmp_pa
 
 
 @pytest.mark.parametrize("preset", LARGE)
-def test_every_preset_dry_runs_and_makes_nothing(preset, folders, tmp_path, monkeypatch, capsys):
+def test_every_preset_dry_runs_and_makes_nothing(
+    preset: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     if preset in ("fast", "paper", "mvdream-only"):  # the teachers of mvdream-sd21, whose cost is known by now
         monkeypatch.setattr(plan, "cost_of", lambda call: Cost(flops=10**12, peak=10**9, traffic=10**9))
@@ -67,8 +77,10 @@ def test_every_preset_dry_runs_and_makes_nothing(preset, folders, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(folders, tmp_path, monkeypatch, capsys):
-    def ask(*arguments, **options):
+def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(*arguments: object, **options: object) -> NoReturn:
         pytest.fail("the hub was asked")
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", ask)
@@ -88,13 +100,15 @@ def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(folders
     "arguments, words",
     [(["--prompt", ""], "prompt: expected"), (["--prompt", "a mug", "--coarse.perp-neg"], "perp_neg: expected")],
 )
-def test_a_dry_run_of_bad_settings_is_refused(arguments, words, capsys):
+def test_a_dry_run_of_bad_settings_is_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.main([*arguments, "--dry-run"]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders):
-    def planned(dtype, views):
+def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders: dict[str, Path]) -> None:
+    def planned(dtype: torch.dtype, views: int) -> plan.TeacherPlan:
         stage = runs_options.parse(["--preset", "sd21", "--refine.views", str(views)]).refine
         return plan.teacher_plan(plan.meta_teacher(str(folders["sd"]), dtype), stage, "a corgi")
 
@@ -105,7 +119,7 @@ def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(fol
 
 
 @pytest.mark.parametrize("name", ["multiview", "singleview"])
-def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
+def test_the_toybox_teachers_can_be_planned_in_any_precision(name: str) -> None:
     stage = runs_options.parse(["--prompt", "a mug"]).coarse
     full, half = (
         plan.teacher_plan(plan.meta_teacher(f"toybox/{name}", dtype), stage, "a mug")
@@ -123,7 +137,9 @@ def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
         ({"neon": True}, torch.float32),
     ],
 )
-def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instructions, on_cpu):
+def test_the_precision_follows_the_device_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], on_cpu: torch.dtype
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert (choose_dtype("auto", cpu), choose_dtype("auto", cuda)) == (on_cpu, torch.bfloat16)
@@ -131,7 +147,7 @@ def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instruct
 
 
 @pytest.mark.parametrize("start", [[], ["--init", "scan.ply"]])
-def test_the_advice_against_too_little_memory_can_be_followed(start):
+def test_the_advice_against_too_little_memory_can_be_followed(start: list[str]) -> None:
     for preset, name in (("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")):
         options = ["--preset", preset, "--dtype", "float32", *start]
         advice = pipeline.memory_advice(runs_options.parse(options), name).split(", ")
@@ -141,13 +157,13 @@ def test_the_advice_against_too_little_memory_can_be_followed(start):
 
 
 @torch.no_grad()
-def test_the_precision_reaches_the_networks(folders):
+def test_the_precision_reaches_the_networks(folders: dict[str, Path]) -> None:
     for name, dtype in DTYPES.items():
         config = runs_options.parse([*options("sd21", folders), "--dtype", name])
         assert preflight.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
 
 
-def test_what_is_advised_when_memory_is_short_can_be_given():
+def test_what_is_advised_when_memory_is_short_can_be_given() -> None:
     named = ["--preset", "mvdream-sd21", "--prompt", "a corgi"]
     advised = pipeline.memory_advice(runs_options.parse(named), "refine").split(", ")
     assert advised == ["--refine.views 2", "--vae-checkpointing", "--refine.no-perp-neg"]
@@ -158,7 +174,7 @@ def test_what_is_advised_when_memory_is_short_can_be_given():
 # --------------------------------------------------------------------------------------------------- the default preset
 
 
-def cached(folder, name, hub):
+def cached(folder: Path, name: str, hub: Path) -> Path:
     """The folder as the hub's cache keeps the repository `name`."""
     snapshot = hub / f"models--{name.replace('/', '--')}" / "snapshots" / "0123"
     shutil.copytree(folder, snapshot)
@@ -168,7 +184,9 @@ def cached(folder, name, hub):
     return snapshot
 
 
-def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(folders, tmp_path, monkeypatch):
+def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = load_preset("mvdream-sd21")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("gscfd.teachers.load.is_here", is_here)
@@ -192,7 +210,9 @@ def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(folders
     assert runs_options.default_preset(None)[0] == "toybox", "a teacher that is not whole is not here"
 
 
-def test_the_choice_of_the_preset_is_said_in_one_line_with_the_others(tmp_path, capsys, monkeypatch):
+def test_the_choice_of_the_preset_is_said_in_one_line_with_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main(["--prompt", "a mug", "--device", "cpu", "--dry-run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]

@@ -3,6 +3,9 @@
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from test_state import same
 from tiny import stage_config, tiny_stage
 
 from gscfd.config import CheckpointConfig, Config
+from gscfd.distil.stage import StepReport
 from gscfd.distil.state import Checkpoint, StageState, StateDict
 from gscfd.files import Background
 from gscfd.gaussians import ball
@@ -19,48 +23,54 @@ from gscfd.runs.checkpoint import Checkpoints
 from gscfd.runs.folder import RunFolder, arrived, row
 
 
-def full():
+def full() -> NoReturn:
     raise OSError(28, "No space left on device")
 
 
 @pytest.fixture
-def background():
+def background() -> Iterator[Background]:
     background = Background("test")
     yield background
     background.close()
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Iterator[RunFolder]:
     """The folder of a run that saves every fourth step, open."""
     checkpoint = CheckpointConfig(every=4, seconds=0, keep=9)
     with RunFolder(Config(prompt="a mug", out=tmp_path / "run", checkpoint=checkpoint)) as run:
         yield run
 
 
-def before_saving(monkeypatch, act):
+def before_saving(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Call `act` on the thread that saves, before it writes."""
 
-    def save(self, checkpoint, original=Checkpoints.save):
+    def save(
+        self: Checkpoints,
+        checkpoint: Checkpoint,
+        original: Callable[[Checkpoints, Checkpoint], None] = Checkpoints.save,
+    ) -> None:
         act()
         original(self, checkpoint)
 
     monkeypatch.setattr(Checkpoints, "save", save)
 
 
-def shared(self):
+def shared(self: StageState) -> StateDict:
     """A StateDict without copies."""
     numbers = {"step": self.step, "rollbacks": self.rollbacks, "good_step": self.good_step}
     return StateDict({f"now/{name}": value for name, value in self.tensors().items()}, numbers)
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_a_save_in_flight_holds_the_state_of_its_step(run, monkeypatch, copied):
+def test_a_save_in_flight_holds_the_state_of_its_step(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
     """And so it would not without the copy, the control."""
     gate, states = threading.Event(), {}
     before_saving(monkeypatch, gate.wait)
 
-    def on_step(report, state_dict=StageState.state_dict):
+    def on_step(report: StepReport, state_dict: Callable[[StageState], StateDict] = StageState.state_dict) -> None:
         states[report.step + 1] = state_dict(report.state).tensors
         run.on_step(report)
 
@@ -75,14 +85,16 @@ def test_a_save_in_flight_holds_the_state_of_its_step(run, monkeypatch, copied):
     assert saved.numbers["step"] == 4 and same(saved.tensors, states[4]) == copied
 
 
-def test_a_write_that_fails_ends_the_run_at_the_next_step_that_knows(run, monkeypatch):
+def test_a_write_that_fails_ends_the_run_at_the_next_step_that_knows(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = []
 
-    def fail():
+    def fail() -> None:
         if run.checkpoints.numbers():
             full()
 
-    def on_step(report):
+    def on_step(report: StepReport) -> None:
         run.on_step(report)
         steps.append(report.step)
         if run.saving.last is not None:
@@ -99,7 +111,7 @@ def test_a_write_that_fails_ends_the_run_at_the_next_step_that_knows(run, monkey
     assert written == list(range(9))
 
 
-def test_a_write_that_fails_after_the_last_step_fails_the_run(run, monkeypatch):
+def test_a_write_that_fails_after_the_last_step_fails_the_run(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     before_saving(monkeypatch, full)
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     with pytest.raises(OSError, match="No space left"):
@@ -107,7 +119,9 @@ def test_a_write_that_fails_after_the_last_step_fails_the_run(run, monkeypatch):
     assert not (run.path / runs_names.FINISHED_FILE).exists()
 
 
-def test_a_run_that_stops_for_another_reason_says_that_its_last_save_failed(run, monkeypatch, capsys):
+def test_a_run_that_stops_for_another_reason_says_that_its_last_save_failed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before_saving(monkeypatch, full)
     tiny_stage(stage_config(steps=4), on_step=run.on_step)
     assert "fog" in str(run.stopped("fog", code=1))
@@ -116,11 +130,11 @@ def test_a_run_that_stops_for_another_reason_says_that_its_last_save_failed(run,
     assert "could not be written" in (run.path / "log.txt").read_text()
 
 
-def test_a_save_to_its_end_comes_after_the_one_in_flight(run, monkeypatch):
+def test_a_save_to_its_end_comes_after_the_one_in_flight(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     before_saving(monkeypatch, lambda: time.sleep(0.1))
     last = []
 
-    def on_step(report):
+    def on_step(report: StepReport) -> None:
         run.on_step(report)
         if report.step in (3, 8):
             run.save(report)
@@ -134,13 +148,13 @@ def test_a_save_to_its_end_comes_after_the_one_in_flight(run, monkeypatch):
     assert numbers == list(range(1, len(numbers) + 1)) and steps == sorted(steps) and steps[:2] == [4, 4]
 
 
-def test_leaving_the_folder_waits_for_the_save(tmp_path, monkeypatch):
+def test_leaving_the_folder_waits_for_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     before_saving(monkeypatch, gate.wait)
     config = Config(prompt="a mug", out=tmp_path / "run", checkpoint=CheckpointConfig(every=4, seconds=0))
     with pytest.raises(KeyboardInterrupt), RunFolder(config) as run:
 
-        def on_step(report):
+        def on_step(report: StepReport) -> None:
             run.on_step(report)
             if report.step == 3:
                 assert run.checkpoints.newest() is None, "the control"
@@ -151,7 +165,9 @@ def test_leaving_the_folder_waits_for_the_save(tmp_path, monkeypatch):
     assert run.checkpoints.newest().state.numbers["step"] == 4
 
 
-def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(run, monkeypatch):
+def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = threading.Event()
     before_saving(monkeypatch, gate.wait)
     large = runs_folder.turntable_frames
@@ -162,7 +178,7 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(run, monkeypat
     assert (run.path / runs_names.FINISHED_FILE).exists() and not run.checkpoints.folder.exists()
 
 
-def test_work_in_the_background_is_done_one_by_one_and_in_order(background):
+def test_work_in_the_background_is_done_one_by_one_and_in_order(background: Background) -> None:
     gate, done = threading.Event(), []
     background.start(lambda: (gate.wait(), done.append(1)))
     assert background.busy() and done == []
@@ -174,7 +190,9 @@ def test_work_in_the_background_is_done_one_by_one_and_in_order(background):
 
 
 @pytest.mark.parametrize("ask", [Background.busy, Background.wait, lambda b: b.start(lambda: None)])
-def test_what_work_in_the_background_raises_is_raised_once(background, ask):
+def test_what_work_in_the_background_raises_is_raised_once(
+    background: Background, ask: Callable[[Background], object]
+) -> None:
     background.start(full)
     background.last.exception()
     with pytest.raises(OSError, match="No space left"):
@@ -183,7 +201,7 @@ def test_what_work_in_the_background_raises_is_raised_once(background, ask):
     background.wait()
 
 
-def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch):
+def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_folder, "VARIANCE_EVERY", 1)
     rows = []
     tiny_stage(stage_config(steps=3), on_step=lambda report: rows.append(row(report)))
@@ -194,12 +212,12 @@ def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch):
 
 
 @pytest.mark.parametrize("waited", [True, False])
-def test_a_save_waits_for_copies_that_a_device_still_makes(tmp_path, waited):
+def test_a_save_waits_for_copies_that_a_device_still_makes(tmp_path: Path, waited: bool) -> None:
     """With a stand-in for CUDA's event, at which the copy is there; without it, the control."""
     copy = torch.zeros(3)
 
     class Arrival:
-        def synchronize(self):
+        def synchronize(self) -> None:
             copy.fill_(7)
 
     numbers = {"step": 4, "rollbacks": 0, "good_step": 4}
@@ -210,7 +228,7 @@ def test_a_save_waits_for_copies_that_a_device_still_makes(tmp_path, waited):
 
 
 @pytest.mark.requires_cuda
-def test_a_copy_of_a_cuda_state_is_in_pinned_memory_and_does_not_change():
+def test_a_copy_of_a_cuda_state_is_in_pinned_memory_and_does_not_change() -> None:
     gaussians = ball(5000, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
     gaussians.params.to("cuda")
     state = StageState(gaussians, stage_config(), seed=0, keep_every=4)

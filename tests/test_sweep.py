@@ -3,10 +3,14 @@
 import builtins
 import json
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from gscfd import sweep
+from gscfd.config import Config
 from gscfd.errors import UserError
 from gscfd.runs import names as runs_names
 from gscfd.runs import options as runs_options
@@ -15,34 +19,35 @@ from gscfd.runs.names import next_config
 from gscfd.sweeps import make as sweeps_make
 from gscfd.sweeps import plan as sweeps_plan
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
-from gscfd.sweeps.make import Progress, carry_out, state_of
+from gscfd.sweeps.make import Progress, Run, carry_out, state_of
 from gscfd.sweeps.options import SweepOptions
 from gscfd.sweeps.plan import plan_runs
 from gscfd.sweeps.workers import Outcome, Place
 
+OutcomeState = Literal["finished", "failed", "refused", "lost"]
 FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
 
 
 @pytest.fixture
-def prompts(tmp_path):
+def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("# two objects\na yellow duck\n\n  a mug  \n")
     return path
 
 
 @pytest.fixture
-def planned(prompts, tmp_path):
-    def plan(*arguments, **settings):
+def planned(prompts: Path, tmp_path: Path) -> Callable[..., list[Run]]:
+    def plan(*arguments: str, **settings: Any) -> list[Run]:
         return plan_runs(SweepOptions(prompts=prompts, out=tmp_path / "out", **settings), [*FEW, *arguments])
 
     return plan
 
 
-def run_sweep(prompts, out, *arguments):
+def run_sweep(prompts: Path, out: Path, *arguments: str) -> int:
     return sweep.main(["--prompts", str(prompts), "--out", str(out), *FEW, *arguments])
 
 
-def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planned):
+def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planned: Callable[..., list[Run]]) -> None:
     runs = planned(seeds="0:2,7", guidance="sds,cfd")
     assert [(r.config.prompt, r.config.guidance, r.config.seed) for r in runs] == [
         (prompt, method, seed)
@@ -54,13 +59,15 @@ def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planne
     assert {(r.config.coarse.steps, r.config.noise_kind) for r in runs} == {(2, "iid"), (2, "surface")}
 
 
-def test_a_run_is_what_train_makes_of_its_options(planned, tmp_path):
+def test_a_run_is_what_train_makes_of_its_options(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     (_, run) = planned("--coarse.cfg", "3", seeds="5")
     alone = ["--prompt", "a mug", "--seed", "5", "--coarse.cfg", "3", "--out", str(tmp_path / "out" / "a-mug-cfd-5")]
     assert run.config == runs_options.parse([*FEW, *alone])
 
 
-def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(planned, prompts):
+def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(
+    planned: Callable[..., list[Run]], prompts: Path
+) -> None:
     long = "a yellow duck on a brown table " * 3
     names = {}
     for texts in (["a mug", "A mug", "a  mug", "a mug,", long + "a", long + "b"], ["A mug", long + "b"]):
@@ -71,12 +78,12 @@ def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(planned,
 
 
 @pytest.mark.parametrize("seeds, numbers", [("4", [4]), ("0:3", [0, 1, 2]), ("5,0:2", [5, 0, 1]), (" 1 , 2:3", [1, 2])])
-def test_seeds_are_numbers_and_ranges_without_their_end(seeds, numbers):
+def test_seeds_are_numbers_and_ranges_without_their_end(seeds: str, numbers: list[int]) -> None:
     assert sweeps_plan.read_seeds(seeds) == numbers
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "-1", "3:3", "8:0", "0:", "1.5", "0,0", "0:4,3", "0:99999999", "0:2:2"])
-def test_bad_seeds_are_refused_by_name(seeds):
+def test_bad_seeds_are_refused_by_name(seeds: str) -> None:
     with pytest.raises(UserError, match="seeds: expected"):
         sweeps_plan.read_seeds(seeds)
 
@@ -99,7 +106,14 @@ def test_bad_seeds_are_refused_by_name(seeds):
         (b"a mug", ["--coarse.teacher", "/nowhere"], ["teacher", "/nowhere"]),
     ],
 )
-def test_bad_input_is_named_before_anything_starts(tmp_path, capsys, monkeypatch, content, arguments, words):
+def test_bad_input_is_named_before_anything_starts(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    arguments: list[str],
+    words: list[str],
+) -> None:
     monkeypatch.setattr(sweeps_make, "RayPool", lambda *a, **k: pytest.fail("Ray was started"))
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
@@ -112,10 +126,12 @@ def test_bad_input_is_named_before_anything_starts(tmp_path, capsys, monkeypatch
     assert "Traceback" not in error and not (tmp_path / "out").exists()
 
 
-def test_without_ray_the_error_says_how_to_install_it(prompts, tmp_path, capsys, monkeypatch):
+def test_without_ray_the_error_says_how_to_install_it(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
-    def no_ray(name, *rest):
+    def no_ray(name: str, *rest: Any) -> Any:
         if name == "ray":
             raise ImportError("No module named 'ray'")
         return real(name, *rest)
@@ -127,7 +143,9 @@ def test_without_ray_the_error_says_how_to_install_it(prompts, tmp_path, capsys,
     assert run_sweep(prompts, tmp_path / "out", "--dry-run") == 0
 
 
-def test_more_workers_than_cores_are_warned_of_and_cores_are_shared_out(prompts, capsys, monkeypatch):
+def test_more_workers_than_cores_are_warned_of_and_cores_are_shared_out(
+    prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sweeps_make, "cores", lambda: 4)
     shares = {n: sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=n)) for n in (1, 2, 3, 4)}
     assert shares == {1: 4, 2: 2, 3: 1, 4: 1}
@@ -138,13 +156,13 @@ def test_more_workers_than_cores_are_warned_of_and_cores_are_shared_out(prompts,
     assert "than --workers 1" in capsys.readouterr().err
 
 
-def begin(run):
+def begin(run: Run) -> None:
     """Its folder, as a run leaves it that was killed at once."""
     with RunFolder(run.config):
         pass
 
 
-def test_the_state_of_a_run_is_read_from_its_folder(planned, tmp_path):
+def test_the_state_of_a_run_is_read_from_its_folder(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     run = planned()[0]
     assert state_of(run, {}) == "new" and next_config(run.config) == run.config
     begin(run)
@@ -158,7 +176,9 @@ def test_the_state_of_a_run_is_read_from_its_folder(planned, tmp_path):
     assert state_of(run, {run.name: "no room"}) == "finished" and next_config(run.config) is None
 
 
-def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothing_else(planned):
+def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothing_else(
+    planned: Callable[..., list[Run]],
+) -> None:
     run = planned()[0]
     run.folder.mkdir(parents=True)
     (run.folder / ".config.yaml.12.tmp").write_text("prom")
@@ -170,7 +190,9 @@ def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothin
         runs_names.check_folder(run.config)
 
 
-def test_runs_of_another_sweep_are_not_taken_for_this_one(planned, prompts, tmp_path, capsys):
+def test_runs_of_another_sweep_are_not_taken_for_this_one(
+    planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = planned("--coarse.cfg", "3")[0]
     begin(run)
     (run.folder / "turntable.mp4").write_text("")
@@ -179,7 +201,9 @@ def test_runs_of_another_sweep_are_not_taken_for_this_one(planned, prompts, tmp_
     assert "coarse.cfg = 3.0 (got 4.0)" in error and "another --out" in error
 
 
-def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(planned, prompts, tmp_path, capsys):
+def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(
+    planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     duck, mug = planned()
     begin(duck)
     journal = Journal(tmp_path / "out" / JOURNAL)
@@ -197,7 +221,7 @@ def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(planned, prom
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path):
+def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_bytes(b'{"run": "a", "event": "failed", "error": "x"}\n{"run": "b", "ev')
     journal = Journal(path)
@@ -213,27 +237,29 @@ def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path):
 class FakePool:
     """Workers that answer at once, each run with the outcomes that are given for it, in turn; else "finished"."""
 
-    def __init__(self, size, outcomes):
+    def __init__(self, size: int, outcomes: dict[str, list[OutcomeState]]) -> None:
         self.size, self.outcomes = size, outcomes
         self.started, self.most, self.at_work = Counter(), 0, []
 
-    def free(self):
+    def free(self) -> bool:
         return len(self.at_work) < self.size
 
-    def start(self, run, config):
+    def start(self, run: str, config: Config) -> Place:
         assert config.out.name == run
         self.started[run] += 1
         self.at_work.append(run)
         self.most = max(self.most, len(self.at_work))
         return Place("here", len(self.started))
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> dict[str, Outcome]:
         run = self.at_work.pop(0)
         given = self.outcomes.get(run, [])
         return {run: Outcome(given.pop(0), "trouble") if given else Outcome("finished", seconds=1.0)}
 
 
-def carried_out(runs, path, outcomes, size=2, retries=2):
+def carried_out(
+    runs: list[Run], path: Path, outcomes: dict[str, list[OutcomeState]], size: int = 2, retries: int = 2
+) -> tuple[FakePool, Progress, list[str]]:
     pool, said = FakePool(size, outcomes), []
     journal, progress = Journal(path), Progress(len(runs))
     carry_out(runs, pool, journal, progress, retries=retries, say=said.append, show=lambda: None)
@@ -241,7 +267,9 @@ def carried_out(runs, path, outcomes, size=2, retries=2):
     return pool, progress, said
 
 
-def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(planned, tmp_path):
+def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(
+    planned: Callable[..., list[Run]], tmp_path: Path
+) -> None:
     runs = planned(seeds="0:3")
     bad, ill, lost, wrong, *_ = (run.name for run in runs)
     outcomes = {bad: ["failed"] * 9, ill: ["failed"], lost: ["lost", "lost"], wrong: ["refused"]}
@@ -255,13 +283,13 @@ def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(pla
     assert [row["attempt"] for row in rows if row["run"] == bad and row["event"] == "started"] == [1, 2, 3]
 
 
-def test_without_retries_one_failure_is_the_last(planned, tmp_path):
+def test_without_retries_one_failure_is_the_last(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     runs = planned()
     pool, progress, _ = carried_out(runs, tmp_path / JOURNAL, {runs[0].name: ["lost"]}, retries=0)
     assert pool.started[runs[0].name] == 1 and list(progress.failed) == [runs[0].name] and progress.finished == 1
 
 
-def test_the_table_shows_where_each_running_run_is(planned):
+def test_the_table_shows_where_each_running_run_is(planned: Callable[..., list[Run]]) -> None:
     run = planned()[0]
     begin(run)
     assert sweeps_make.reached(run.folder) == ""

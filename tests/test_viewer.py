@@ -9,11 +9,13 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_stage
+from torch import Tensor
 from viewing import STEPS, Run, browsing, press, settings, until, viewing
 
 from gscfd import geometry, pictures
@@ -24,18 +26,18 @@ from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.options import parse
 from gscfd.runs.signals import Interrupted
-from gscfd.types import Render
+from gscfd.types import Cameras, Render
 from gscfd.viewer import content, server
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.pace import Pace
 from gscfd.viewer.snapshot import Point
 
 
-def gray(count=40):
+def gray(count: int = 40) -> Gaussians:
     return ball(count, radius=0.5, opacity=0.6, generator=torch.Generator().manual_seed(0))
 
 
-def sphere_render(size=64):
+def sphere_render(size: int = 64) -> tuple[Render, Cameras]:
     """Of the unit sphere from the front."""
     camera = orbit(*(torch.tensor([x]) for x in (0.0, 0.0, 4.0, 40.0)), size, size)
     rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
@@ -49,7 +51,7 @@ def sphere_render(size=64):
 # What is shown.
 
 
-def test_covariances_have_the_squared_scales_as_eigenvalues():
+def test_covariances_have_the_squared_scales_as_eigenvalues() -> None:
     gaussians = gray()
     with torch.no_grad():
         gaussians.params["scales"].normal_(-3, 0.5)
@@ -59,8 +61,8 @@ def test_covariances_have_the_squared_scales_as_eigenvalues():
 
 
 @pytest.mark.parametrize("turned", [0.0, 0.7])
-def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
-    def camera(azimuth):
+def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned: float) -> None:
+    def camera(azimuth: float) -> Cameras:
         return orbit(*(torch.tensor([x]) for x in (azimuth, 20.0, 3.0, 40.0)), 96, 64)
 
     ours, ((wxyz, position),) = camera(50.0), content.poses(camera(50 + math.degrees(turned)))
@@ -71,14 +73,14 @@ def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
     assert content.fields_of_view(ours)[0] == pytest.approx(math.radians(40))
 
 
-def test_the_color_mode_is_the_render_over_the_background():
+def test_the_color_mode_is_the_render_over_the_background() -> None:
     camera, blue = turntable(1, size=32), (0.0, 0.2, 1.0)
     shown = content.picture(gray(), camera, "color", blue, None)
     assert np.array_equal(shown, pictures.as_bytes(gray().render(camera).over(torch.tensor(blue))[0]))
     assert not np.array_equal(shown, content.picture(gray(), camera, "color", (1.0, 1.0, 1.0), None))
 
 
-def test_normals_of_a_sphere_point_away_from_its_center():
+def test_normals_of_a_sphere_point_away_from_its_center() -> None:
     render, camera = sphere_render()
     normals = geometry.normals(render, camera)[0]
     assert normals[32, 32] @ torch.tensor([1.0, 0.0, 0.0]) > 0.99, "the middle faces the camera at +x"
@@ -86,7 +88,7 @@ def test_normals_of_a_sphere_point_away_from_its_center():
     assert normals[24, 32, 2] > 0.2 and normals[40, 32, 2] < -0.2, "up is +z"
 
 
-def test_near_is_lighter_than_far():
+def test_near_is_lighter_than_far() -> None:
     render, _ = sphere_render()
     shades = content.shades(render)[0, :, :, 0]
     assert shades[32, 32] == shades[render.opacity[0, ..., 0] > 0].max() == pytest.approx(0.95)
@@ -94,11 +96,11 @@ def test_near_is_lighter_than_far():
 
 
 @pytest.mark.parametrize("mode", [mode for mode in content.MODES if mode != "splat"])
-def test_every_mode_shows_the_object_and_an_empty_splat(mode):
+def test_every_mode_shows_the_object_and_an_empty_splat(mode: str) -> None:
     config = parse(["--prompt", "a mug"])
     camera, white = turntable(1, size=48), (1.0, 1.0, 1.0)
 
-    def paint(cameras, render):
+    def paint(cameras: Cameras, render: Render) -> Tensor:
         return painted_noise(config, cameras, render)
 
     nothing = Gaussians(**{name: value[:0] for name, value in gray().tensors().items()})
@@ -108,7 +110,7 @@ def test_every_mode_shows_the_object_and_an_empty_splat(mode):
 
 
 @pytest.mark.parametrize("kind", ["surface", "radial", "world_map", "fixed"])
-def test_the_painted_noise_is_white_in_each_view(kind):
+def test_the_painted_noise_is_white_in_each_view(kind: str) -> None:
     config = parse(["--prompt", "a mug"])
     config = replace(config, noise=replace(config.noise, kind=kind), guidance="fsd" if kind == "world_map" else "cfd")
     camera = turntable(1, size=256)
@@ -117,7 +119,7 @@ def test_the_painted_noise_is_white_in_each_view(kind):
     assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
 
 
-def test_the_degree_is_cut_where_it_is_asked_for():
+def test_the_degree_is_cut_where_it_is_asked_for() -> None:
     gaussians = ball(40, radius=0.5, opacity=0.6, sh_degree=1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gaussians.params["shN"].normal_()
@@ -125,7 +127,7 @@ def test_the_degree_is_cut_where_it_is_asked_for():
     assert not np.array_equal(views[0], views[1]) and np.array_equal(views[1], views[2])
 
 
-def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them():
+def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them() -> None:
     left, right = gray(10), gray(20)
     both = content.side_by_side([left, right])
     assert len(both) == 30
@@ -133,7 +135,7 @@ def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them():
     assert torch.allclose(both.means[10:] - right.means, torch.tensor([0.0, 1.1, 0.0]))
 
 
-def test_plots_keep_the_last_step_however_many_there_are():
+def test_plots_keep_the_last_step_however_many_there_are() -> None:
     points = [Point(i, 2.0 * i, 100 + i) for i in range(5000)]
     steps, losses, counts = content.curves(points)
     assert len(steps) == content.MOST_POINTS and steps[0] == 0 and steps[-1] == 4999
@@ -142,11 +144,11 @@ def test_plots_keep_the_last_step_however_many_there_are():
 
 
 @pytest.mark.parametrize("seconds, text", [(0.4, "0:00"), (75, "1:15"), (3700, "1:01:40")])
-def test_times_are_read_as_clocks(seconds, text):
+def test_times_are_read_as_clocks(seconds: float, text: str) -> None:
     assert content.clock(seconds) == text
 
 
-def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more():
+def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more() -> None:
     pace = Pace(0.1, 2.0)
     assert pace.ready(0.0)
     pace.worked(1.0, 0.5, 1.0)
@@ -157,26 +159,26 @@ def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more():
 # The server.
 
 
-def test_the_page_is_served_to_this_machine_only():
+def test_the_page_is_served_to_this_machine_only() -> None:
     with viewing() as viewer:
         assert viewer.server.get_host() == "127.0.0.1"
         with urllib.request.urlopen(viewer.address) as page:
             assert b"<html" in page.read().lower()
 
 
-def test_a_busy_port_is_replaced_by_a_free_one():
+def test_a_busy_port_is_replaced_by_a_free_one() -> None:
     with viewing() as first, viewing() as second:
         assert first.server.get_port() != second.server.get_port()
         assert str(second.server.get_port()) in second.address
 
 
-def test_an_address_that_is_not_this_machines_is_one_clear_error():
+def test_an_address_that_is_not_this_machines_is_one_clear_error() -> None:
     for host in ("192.0.2.1", "no such host", "256.1.1.1"):
         with pytest.raises(UserError, match="host: expected an address of this machine, got"):
             server.serve(ServerConfig(host=host))
 
 
-def test_no_free_port_is_one_clear_error():
+def test_no_free_port_is_one_clear_error() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 65535))
         busy.listen()
@@ -184,7 +186,7 @@ def test_no_free_port_is_one_clear_error():
             server.serve(ServerConfig(port=65535))
 
 
-def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch):
+def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--prompt", "a mug"]
     assert not parse(arguments).viewer.on and parse([*arguments, "--viewer"]).viewer.on
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -194,7 +196,7 @@ def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch):
 # A run that is watched.
 
 
-def test_the_page_follows_the_run():
+def test_the_page_follows_the_run() -> None:
     with viewing() as viewer, browsing(viewer):
         run = Run(viewer, seconds=0.1)
         until(lambda: viewer.shown is not None)
@@ -208,7 +210,7 @@ def test_the_page_follows_the_run():
         assert len(viewer.panel.loss.data[0]) == STEPS
 
 
-def test_a_snapshot_does_not_change_when_the_run_goes_on():
+def test_a_snapshot_does_not_change_when_the_run_goes_on() -> None:
     with viewing() as viewer, browsing(viewer):
         run = Run(viewer, seconds=0.1)
         until(lambda: viewer.snapshot is not None)
@@ -220,7 +222,7 @@ def test_a_snapshot_does_not_change_when_the_run_goes_on():
         assert not torch.equal(before["means"][:20], run.gaussians.means[:20]), "control: the run went on"
 
 
-def test_the_viewer_makes_no_second_team_of_threads(monkeypatch):
+def test_the_viewer_makes_no_second_team_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads and the run's together would be more than the cores, and slow down the run's."""
     seen, before = [], torch.get_num_threads()
     monkeypatch.setattr("gscfd.viewer.live.LiveViewer.tick", lambda *_: seen.append(torch.get_num_threads()))
@@ -233,13 +235,13 @@ def test_the_viewer_makes_no_second_team_of_threads(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_a_run_that_nobody_watches_copies_nothing(monkeypatch):
+def test_a_run_that_nobody_watches_copies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gscfd.viewer.live.take", lambda *_: pytest.fail("a copy"))
     with viewing() as viewer:
         assert Run(viewer).finish() is not None
 
 
-def test_a_watched_run_gives_the_same_splat():
+def test_a_watched_run_gives_the_same_splat() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.display.mode.value = "normal"
         viewer.panel.show_target.value = True
@@ -251,7 +253,7 @@ def test_a_watched_run_gives_the_same_splat():
     assert all(torch.equal(value, alone.tensors()[name]) for name, value in watched.tensors().items())
 
 
-def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch):
+def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     picture = content.picture
     monkeypatch.setattr(content, "picture", lambda *arguments: sizes.append(arguments[1].width) or picture(*arguments))
@@ -268,7 +270,7 @@ def test_views_are_rendered_for_every_browser_and_only_when_something_changed(mo
         viewer.controls.pause(False)
 
 
-def test_the_teachers_images_are_decoded_only_while_they_are_asked_for():
+def test_the_teachers_images_are_decoded_only_while_they_are_asked_for() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -282,12 +284,12 @@ def test_the_teachers_images_are_decoded_only_while_they_are_asked_for():
         viewer.controls.pause(False)
 
 
-def test_images_that_do_not_fit_the_memory_are_turned_off():
+def test_images_that_do_not_fit_the_memory_are_turned_off() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.panel.show_target.value = True
         run = Run(viewer, seconds=0.1)
 
-        def full(z):
+        def full(z: Tensor) -> NoReturn:
             raise torch.OutOfMemoryError
 
         run.teacher.decode = full
@@ -299,7 +301,7 @@ def test_images_that_do_not_fit_the_memory_are_turned_off():
 # A run that is steered.
 
 
-def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on():
+def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on() -> None:
     with viewing() as viewer:
         run = Run(viewer, seconds=0.05)
         until(lambda: len(run.steps) >= 2)
@@ -316,7 +318,7 @@ def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on():
         assert run.finish() is not None and run.steps == list(range(STEPS))
 
 
-def test_the_button_says_what_it_does():
+def test_the_button_says_what_it_does() -> None:
     with viewing() as viewer, browsing(viewer):
         press(viewer.panel.pause)
         until(lambda: viewer.panel.pause.label == "Resume")
@@ -324,7 +326,7 @@ def test_the_button_says_what_it_does():
         until(lambda: viewer.panel.pause.label == "Pause")
 
 
-def test_stop_saves_the_step_and_ends_like_ctrl_c():
+def test_stop_saves_the_step_and_ends_like_ctrl_c() -> None:
     with viewing() as viewer:
         run = Run(viewer, seconds=0.05)
         until(lambda: len(run.steps) >= 2)
@@ -334,7 +336,7 @@ def test_stop_saves_the_step_and_ends_like_ctrl_c():
         assert run.saved == run.steps[-1:] and len(run.steps) < STEPS
 
 
-def test_a_paused_run_hears_a_signal():
+def test_a_paused_run_hears_a_signal() -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -344,14 +346,14 @@ def test_a_paused_run_hears_a_signal():
         assert run.ended is run.signal
 
 
-def change(viewer, **values):
+def change(viewer: LiveViewer, **values: object) -> None:
     """Type into the fields and apply."""
     for name, value in values.items():
         getattr(viewer.panel, name).value = value
     press(viewer.panel.apply)
 
 
-def test_an_edit_counts_from_the_next_step_on_and_is_recorded():
+def test_an_edit_counts_from_the_next_step_on_and_is_recorded() -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -368,7 +370,7 @@ def test_an_edit_counts_from_the_next_step_on_and_is_recorded():
         assert run.steps == list(range(STEPS))
 
 
-def test_the_fields_show_the_settings_after_an_edit():
+def test_the_fields_show_the_settings_after_an_edit() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -387,7 +389,7 @@ def test_the_fields_show_the_settings_after_an_edit():
         ({}, "Nothing to change"),
     ],
 )
-def test_a_bad_edit_is_answered_and_changes_nothing(values, words):
+def test_a_bad_edit_is_answered_and_changes_nothing(values: dict[str, object], words: str) -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -399,13 +401,13 @@ def test_a_bad_edit_is_answered_and_changes_nothing(values, words):
 
 
 @pytest.mark.parametrize("error", [UserError("text encoder: gone"), torch.OutOfMemoryError(), OSError(28, "No space")])
-def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error):
+def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error: Exception) -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
         until(lambda: run.steps)
 
-        def fails(*_):
+        def fails(*_: object) -> NoReturn:
             raise error
 
         if isinstance(error, OSError):
@@ -420,7 +422,7 @@ def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error):
         viewer.controls.pause(False)
 
 
-def test_an_edit_after_the_last_step_of_a_stage_is_refused():
+def test_an_edit_after_the_last_step_of_a_stage_is_refused() -> None:
     with viewing() as viewer:
         run = Run(viewer)
         run.finish()
@@ -433,8 +435,8 @@ def test_an_edit_after_the_last_step_of_a_stage_is_refused():
 # A viewer that is in trouble.
 
 
-def test_a_dead_viewer_does_not_stop_the_run(monkeypatch, caplog):
-    def broken(self):
+def test_a_dead_viewer_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(self: object) -> NoReturn:
         raise RuntimeError("connection lost")
 
     monkeypatch.setattr("gscfd.viewer.display.Display.refresh", broken)
@@ -446,10 +448,10 @@ def test_a_dead_viewer_does_not_stop_the_run(monkeypatch, caplog):
         assert not viewer.thread.is_alive() and "the run goes on" in caplog.text
 
 
-def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch):
+def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, free = threading.Event(), threading.Event()
 
-    def never_done(self):
+    def never_done(self: object) -> None:
         stuck.set()
         free.wait(120)
 
@@ -464,7 +466,7 @@ def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch):
     free.set()
 
 
-def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run():
+def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run() -> None:
     from viewer_client import join
 
     with viewing() as viewer:
@@ -472,7 +474,7 @@ def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run():
         until(lambda: len(viewer.server.get_clients()) == 2)
         leaving.close_socket()
 
-        def stuck():
+        def stuck() -> bool:
             viewer.server.gui.add_html(os.urandom(4_000_000).hex())
             time.sleep(0.2)
             connections = viewer.server._websock_server._live_connections.values()

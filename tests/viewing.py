@@ -80,7 +80,7 @@ def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
 class Run:
     """A tiny run on a thread of its own, as the training thread would be, steered by a viewer."""
 
-    def __init__(self, viewer: LiveViewer, config: Config | None = None, seconds: float = 0.0):
+    def __init__(self, viewer: LiveViewer, config: Config | None = None, seconds: float = 0.0) -> None:
         """seconds: that every step is made to last longer."""
         self.config, self.seconds = config or settings(), seconds
         self.teacher = ToldTeacher()
