@@ -2,7 +2,7 @@
 Diffusion's VAE and OpenCLIP's text tower. Plain and slow; what the converted networks are compared with."""
 
 import math
-from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        out: Tensor = self.skip_connection(x) + self.out_layers(h)
+        return out
 
 
 class Attention(nn.Module):
@@ -45,7 +46,8 @@ class Attention(nn.Module):
 
         q, k, v = split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
         scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-        return self.to_out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        out: Tensor = self.to_out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return out
 
 
 class GatedLinear(nn.Module):
@@ -55,7 +57,8 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, -1)
-        return value * F.gelu(gate)
+        out: Tensor = value * F.gelu(gate)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -64,7 +67,8 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GatedLinear(width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        out: Tensor = self.net(x)
+        return out
 
 
 class Block(nn.Module):
@@ -81,7 +85,8 @@ class Block(nn.Module):
         joint = self.norm1(x).reshape(len(x) // views, -1, x.shape[-1])
         x = x + self.attn1(joint, joint).reshape(x.shape)
         x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
 
 
 class SpatialTransformer(nn.Module):
@@ -95,7 +100,8 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor, views: int) -> Tensor:
         h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         h = self.proj_out(self.transformer_blocks[0](h, context, views))
-        return x + h.transpose(1, 2).reshape(x.shape)
+        out: Tensor = x + h.transpose(1, 2).reshape(x.shape)
+        return out
 
 
 class Downsample(nn.Module):
@@ -104,7 +110,8 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        out: Tensor = self.op(x)
+        return out
 
 
 class Upsample(nn.Module):
@@ -113,7 +120,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2))
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2))
+        return out
 
 
 class MultiviewUNet(nn.Module):
@@ -131,7 +139,8 @@ class MultiviewUNet(nn.Module):
             width = channels[level]
             return [SpatialTransformer(width, context, width // head_channels)] if level < last else []
 
-        blocks, skips, width = [[nn.Conv2d(latent, first, 3, padding=1)]], [first], first
+        blocks: list[list[nn.Module]] = [[nn.Conv2d(latent, first, 3, padding=1)]]
+        skips, width = [first], first
         for level, wanted in enumerate(channels):
             for _ in range(2):
                 blocks.append([Residual(width, wanted, emb), *attention(level)])
@@ -146,7 +155,7 @@ class MultiviewUNet(nn.Module):
         blocks = []
         for level in reversed(range(len(channels))):
             for i in range(3):
-                block = [Residual(width + skips.pop(), channels[level], emb), *attention(level)]
+                block: list[nn.Module] = [Residual(width + skips.pop(), channels[level], emb), *attention(level)]
                 width = channels[level]
                 blocks.append([*block, Upsample(width)] if level and i == 2 else block)
         self.output_blocks = nn.ModuleList(nn.ModuleList(b) for b in blocks)
@@ -155,8 +164,8 @@ class MultiviewUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor, camera: Tensor, views: int) -> Tensor:
         emb = self.time_embed(time_features(t, self.width).to(x.dtype)) + self.camera_embed(camera)
 
-        def run(block: Iterable[nn.Module], h: Tensor) -> Tensor:
-            for layer in block:
+        def run(block: nn.Module, h: Tensor) -> Tensor:
+            for layer in block.children():
                 if isinstance(layer, Residual):
                     h = layer(h, emb)
                 elif isinstance(layer, SpatialTransformer):
@@ -172,7 +181,8 @@ class MultiviewUNet(nn.Module):
         h = run(self.middle_block, h)
         for block in self.output_blocks:
             h = run(block, torch.cat([h, kept.pop()], 1))
-        return self.out(h)
+        out: Tensor = self.out(h)
+        return out
 
 
 # ----------------------------------------------------------------------------------------------------------------- VAE
@@ -192,7 +202,8 @@ class VaeResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        out: Tensor = h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return out
 
 
 class VaeAttention(nn.Module):
@@ -206,16 +217,21 @@ class VaeAttention(nn.Module):
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2) for layer in (self.q, self.k, self.v))
         weights = (q.transpose(1, 2) @ k / math.sqrt(x.shape[1])).softmax(-1)
-        return x + self.proj_out((v @ weights.transpose(1, 2)).reshape(x.shape))
+        out: Tensor = x + self.proj_out((v @ weights.transpose(1, 2)).reshape(x.shape))
+        return out
 
 
 class Part(nn.Module):
     """A named bag of layers."""
 
-    def __init__(self, **layers: int | nn.Module) -> None:
+    def __init__(self, **layers: nn.Module) -> None:
         super().__init__()
         for name, layer in layers.items():
             setattr(self, name, layer)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class VaeDown(nn.Module):
@@ -224,7 +240,8 @@ class VaeDown(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
 
 
 def vae_middle(width: int) -> Part:
@@ -232,11 +249,12 @@ def vae_middle(width: int) -> Part:
 
 
 def middle(part: Part, h: Tensor) -> Tensor:
-    return part.block_2(part.attn_1(part.block_1(h)))
+    out: Tensor = part.block_2(part.attn_1(part.block_1(h)))
+    return out
 
 
 class Encoder(nn.Module):
-    def __init__(self, channels: list[int], latent: int, layers: int | nn.Module) -> None:
+    def __init__(self, channels: list[int], latent: int, layers: int) -> None:
         super().__init__()
         self.conv_in, width, levels = nn.Conv2d(3, channels[0], 3, padding=1), channels[0], []
         for level, wanted in enumerate(channels):
@@ -244,7 +262,7 @@ class Encoder(nn.Module):
             for _ in range(layers):
                 blocks.append(VaeResidual(width, wanted))
                 width = wanted
-            parts = {"block": nn.ModuleList(blocks)}
+            parts: dict[str, nn.Module] = {"block": nn.ModuleList(blocks)}
             if level < len(channels) - 1:
                 parts["downsample"] = VaeDown(width)
             levels.append(Part(**parts))
@@ -255,17 +273,19 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
+            assert isinstance(level, Part)
             for block in level.block:
                 h = block(h)
             if hasattr(level, "downsample"):
                 h = level.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(middle(self.mid, h))))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(middle(self.mid, h))))
+        return out
 
 
 class Decoder(nn.Module):
-    def __init__(self, channels: list[int], latent: int, layers: int | nn.Module) -> None:
+    def __init__(self, channels: list[int], latent: int, layers: int) -> None:
         super().__init__()
-        width, levels = channels[-1], [None] * len(channels)
+        width, levels = channels[-1], []
         self.conv_in = nn.Conv2d(latent, width, 3, padding=1)
         self.mid = vae_middle(width)
         for level in reversed(range(len(channels))):
@@ -273,34 +293,38 @@ class Decoder(nn.Module):
             for _ in range(layers + 1):
                 blocks.append(VaeResidual(width, channels[level]))
                 width = channels[level]
-            parts = {"block": nn.ModuleList(blocks)}
+            parts: dict[str, nn.Module] = {"block": nn.ModuleList(blocks)}
             if level:
                 parts["upsample"] = Upsample(width)
-            levels[level] = Part(**parts)
-        self.up = nn.ModuleList(levels)
+            levels.append(Part(**parts))
+        self.up = nn.ModuleList(reversed(levels))
         self.norm_out, self.conv_out = norm(width), nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = middle(self.mid, self.conv_in(z))
         for level in reversed(self.up):
+            assert isinstance(level, Part)
             for block in level.block:
                 h = block(h)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
 
 
 class Vae(nn.Module):
-    def __init__(self, channels: list[int], latent: int = 4, layers: int | nn.Module = 2) -> None:
+    def __init__(self, channels: list[int], latent: int = 4, layers: int = 2) -> None:
         super().__init__()
         self.encoder, self.decoder = Encoder(channels, latent, layers), Decoder(channels, latent, layers)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1), nn.Conv2d(latent, latent, 1)
 
     def mean(self, x: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(x)).chunk(2, 1)[0]
+        out: Tensor = self.quant_conv(self.encoder(x)).chunk(2, 1)[0]
+        return out
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z))
+        out: Tensor = self.decoder(self.post_quant_conv(z))
+        return out
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -317,13 +341,14 @@ class TextBlock(nn.Module):
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
         h = self.ln_1(x)
         x = x + self.attn(h, h, h, attn_mask=later, need_weights=False)[0]
-        return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
+        out: Tensor = x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
+        return out
 
 
 class TextTower(nn.Module):
     """OpenCLIP's, whose last layer Stable Diffusion 2 does not use."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int | nn.Module, heads: int, length: int) -> None:
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.zeros(length, width))
@@ -336,4 +361,5 @@ class TextTower(nn.Module):
         x = self.token_embedding(ids) + self.positional_embedding
         for block in self.transformer.resblocks[:-1]:
             x = block(x)
-        return self.ln_final(x)
+        out: Tensor = self.ln_final(x)
+        return out

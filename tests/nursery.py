@@ -14,7 +14,9 @@ import torch
 
 from gscfd import train
 from gscfd.distil import preflight
+from gscfd.export.turntable import turntable_frames
 from gscfd.runs import folder as runs_folder
+from gscfd.teachers import load_teacher
 
 
 def live(arguments: list[str]) -> NoReturn:
@@ -27,11 +29,11 @@ def live(arguments: list[str]) -> NoReturn:
 def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    large = runs_folder.turntable_frames
-    runs_folder.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
-    preflight.load_teacher = functools.cache(preflight.load_teacher)
+    load = functools.cache(load_teacher)
+    vars(runs_folder)["turntable_frames"] = lambda gaussians, frames, size: turntable_frames(gaussians, frames, 32)
+    vars(preflight)["load_teacher"] = load
     for name in ("toybox/multiview", "toybox/singleview"):
-        preflight.load_teacher(name, device=torch.device("cpu"), dtype=torch.float32)
+        load(name, device=torch.device("cpu"), dtype=torch.float32)
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:

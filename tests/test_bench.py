@@ -10,10 +10,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from present import present
 
 import gscfd
 from gscfd import bench
 from gscfd.config import Config, flat, plain, to_yaml
+from gscfd.export.turntable import turntable_frames
 from gscfd.lab import claims as lab_claims
 from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
@@ -61,7 +63,7 @@ def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path: Path)
 
 def test_every_size_asks_for_prompts_that_the_teachers_never_saw() -> None:
     for size in SIZES.values():
-        said = [parse_caption(prompt) for prompt in size.prompts]
+        said = [present(parse_caption(prompt)) for prompt in size.prompts]
         withheld = [(caption.kind, caption.color) in WITHHELD for caption in said]
         assert any(withheld) and not all(withheld)
 
@@ -106,7 +108,7 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced() -> Non
     groups = {"cfd": planted(0.5), "sds": planted(0.0), "ism": planted(0.5)}
     rows = papers.claim_rows(experiment, groups, {})
     assert [cells[-1] for cells, _ in rows] == ["reproduced", "not reproduced", "not significant"]
-    assert rows[0][1].value == pytest.approx(0.5)
+    assert present(rows[0][1]).value == pytest.approx(0.5)
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_examine, "VIEWS", 12)
     monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
-    large = runs_folder.turntable_frames
+    large = turntable_frames
     monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
 
 
@@ -131,7 +133,8 @@ class OneProcess:
     failing: ClassVar[set[str]] = set()
 
     def __init__(self, journal: Path, device: str, **options: object) -> None:
-        self.worker, self.ended = Worker(Path.cwd(), journal, gscfd.__version__), {}
+        self.worker = Worker(Path.cwd(), journal, gscfd.__version__)
+        self.ended: dict[str, Outcome] = {}
 
     def free(self) -> bool:
         return True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from present import present
 from test_state import same
 
 from gscfd.distil.state import Checkpoint, StateDict
@@ -32,7 +33,7 @@ def two(tmp_path: Path) -> Checkpoints:
 
 
 def test_what_is_read_is_what_was_written(two: Checkpoints) -> None:
-    expected, got = checkpoint(2), two.newest()
+    expected, got = checkpoint(2), present(two.newest())
     assert same(got.state.tensors, expected.state.tensors) and got.state.numbers == expected.state.numbers
     assert {**vars(got), "state": 0} == {**vars(expected), "state": 0}
 
@@ -73,17 +74,17 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(
     two: Checkpoints, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(two.folder)
-    assert two.newest().state.numbers["step"] == 1
+    assert present(two.newest()).state.numbers["step"] == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "000002 is damaged" in error and "the checkpoint before it" in error
     two.save(checkpoint(3))
-    assert two.newest().state.numbers["step"] == 3 and capsys.readouterr().err == "", "the damaged one is gone"
+    assert present(two.newest()).state.numbers["step"] == 3 and capsys.readouterr().err == "", "the damaged one is gone"
     assert two.numbers() == [1, 2]
 
 
 def test_a_whole_newest_is_used_without_a_word(two: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
     """The control of the test above."""
-    assert two.newest().state.numbers["step"] == 2 and capsys.readouterr().err == ""
+    assert present(two.newest()).state.numbers["step"] == 2 and capsys.readouterr().err == ""
 
 
 def test_damage_everywhere_is_an_error_and_not_a_fresh_start(two: Checkpoints) -> None:
@@ -104,7 +105,7 @@ def test_another_format_is_refused_by_its_name(two: Checkpoints, other: object) 
 def test_what_a_killed_write_left_is_not_a_checkpoint(two: Checkpoints) -> None:
     (two.folder / "000003.safetensors").write_bytes(b"whole, but its .json was never written")
     (two.folder / ".000003.json.77.tmp").write_bytes(b"{")
-    assert two.newest().state.numbers["step"] == 2
+    assert present(two.newest()).state.numbers["step"] == 2
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_intact(two: Checkpoints) -> None:
@@ -118,7 +119,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_intact(two: Checkpoints) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in two.folder.iterdir()} == before
     two.save(checkpoint(3, size=400))
-    assert two.newest().state.numbers["step"] == 3
+    assert present(two.newest()).state.numbers["step"] == 3
 
 
 def test_a_lock_is_held_by_one_and_free_when_its_file_is_closed(tmp_path: Path) -> None:

@@ -167,7 +167,17 @@ def test_every_option_that_a_page_names_is_one_of_a_command(workplace: None, mon
 
 def build(config: Path, site: Path) -> tuple[int, str]:
     """mkdocs' exit code and what it says; warnings are errors."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", site]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(site),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 

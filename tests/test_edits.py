@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,21 @@ import pytest
 import yaml
 
 from gscfd import train
-from gscfd.config import CdsConfig, Config, Edit, load_preset, plain
+from gscfd.config import CdsConfig, Config, Edit, StageName, load_preset, plain
 from gscfd.distil.edits import LiveSettings, last_settings, settings_at, time_range, with_edit
 from gscfd.distil.stage import StepReport
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
 from gscfd.gaussians import Gaussians
 from gscfd.runs import folder as runs_folder
+from gscfd.runs.folder import RunFolder
 from gscfd.runs.names import read_run
 from gscfd.viewer import steer
 from gscfd.viewer.live import LiveViewer
 
 RUN = ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0", "--viewer.port", "8740"]
-EDITS = {
+EDITS: dict[tuple[StageName, int], Edit] = {
     ("coarse", 1): Edit(stage="coarse", prompt="a red duck", cfg=9.0, t_range=(0.3, 0.6)),
     ("refine", 0): Edit(stage="refine", cfg=6.0),
 }
@@ -87,7 +89,7 @@ def test_edits_are_read_from_the_config_as_they_are_written(tmp_path: Path) -> N
 
 
 def watched_run(
-    *arguments: str, edits: dict[tuple[str, int], Edit] = EDITS, stop: tuple[str, int] | None = None
+    *arguments: str, edits: Mapping[tuple[StageName, int], Edit] = EDITS, stop: tuple[str, int] | None = None
 ) -> int:
     """A run of the command line in which somebody makes these edits after the steps, and stops it after one."""
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -198,7 +200,12 @@ def test_words_that_the_teachers_do_not_know_are_answered_and_change_nothing(sto
     before = (again / "config.yaml").read_text()
     with pytest.MonkeyPatch.context() as monkeypatch:
         make_edit = steer.make_edit
-        monkeypatch.setattr(steer, "make_edit", lambda *args: answers.append(make_edit(*args)) or answers[-1])
+
+        def noted(live: LiveSettings, run: RunFolder, report: StepReport, edit: Edit) -> str:
+            answers.append(make_edit(live, run, report, edit))
+            return answers[-1]
+
+        monkeypatch.setattr(steer, "make_edit", noted)
         edits = {("coarse", 3): Edit(stage="coarse", cfg=1.0), ("refine", 0): Edit(stage="refine", prompt="a dragon")}
         watched_run("--resume", str(again), edits=edits, stop=("refine", 0))
     assert "the coarse stage has made its last step" in answers[0]

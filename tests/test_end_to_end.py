@@ -25,15 +25,15 @@ from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
-from gscfd.runs import make as runs_make
 from gscfd.runs import options as runs_options
+from gscfd.runs.folder import RunFolder
 from gscfd.types import Cameras, Render
 
 SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer"]
 FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
 
 
-def run(*arguments: str | Path) -> int:
+def run(*arguments: str | Path | int) -> int:
     return train.main([*SHORT, *map(str, arguments)])
 
 
@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_clear_line(
     def full(self: Densifier, gaussians: Gaussians) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs_make.RunFolder, "finish", full)
+    monkeypatch.setattr(RunFolder, "finish", full)
     assert run("--prompt", "a mug", "--out", tmp_path / "x") == 1
     assert "No space left" in capsys.readouterr().out
 

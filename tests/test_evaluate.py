@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from present import present
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from splats import write_run
@@ -66,7 +67,8 @@ def report(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def figures(report: Path) -> dict[str, Any]:
     """The estimates of the first table: by metric, then label."""
-    return json.loads((report / "report.json").read_text())["tables"][0]["estimates"]
+    found: dict[str, Any] = json.loads((report / "report.json").read_text())["tables"][0]["estimates"]
+    return found
 
 
 def test_what_was_asked_for_scores_better_than_something_else(report: Path) -> None:
@@ -239,14 +241,15 @@ def test_with_two_seeds_the_interval_of_the_diversity_is_over_prompts() -> None:
 
     prompts = [f"prompt {i}" for i in range(6)]
     wide, narrow = ([run for prompt in prompts for run in seen(prompt, spread)] for spread in (1.0, 0.1))
-    each = [estimate("diversity", wide[2 * i : 2 * i + 2], {}).value for i in range(6)]
-    found, apart = estimate("diversity", wide, {}), difference("diversity", wide, narrow, {})
+    each = [present(estimate("diversity", wide[2 * i : 2 * i + 2], {})).value for i in range(6)]
+    found = present(estimate("diversity", wide, {}))
+    apart = present(difference("diversity", wide, narrow, {}))
     assert found.value == pytest.approx(sum(each) / 6) and found.count == 12
     half = stats.t.ppf(0.975, 5) * np.std(each, ddof=1) / 6**0.5
     assert found.high - found.value == pytest.approx(half, rel=0.1)
     assert apart.low > 0, "six prompts agree"
-    assert difference("diversity", wide, wide, {}).value == 0
-    assert math.isnan(estimate("diversity", wide[:2], {}).low), "one pair says nothing of its spread"
+    assert present(difference("diversity", wide, wide, {})).value == 0
+    assert math.isnan(present(estimate("diversity", wide[:2], {})).low), "one pair says nothing of its spread"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "without a weight", "of another model"])
@@ -286,14 +289,14 @@ def examined(prompt: str, seed: int, **values: float) -> Examined:
 def test_differences_are_of_equal_prompts_and_seeds() -> None:
     ours = [examined("a mug", seed, clip=10.0 * seed + 1) for seed in range(6)]
     theirs = [examined("a mug", seed, clip=10.0 * seed) for seed in range(5, 0, -1)]
-    found = difference("clip", ours, theirs, {})
+    found = present(difference("clip", ours, theirs, {}))
     assert found.count == 5 and found.value == pytest.approx(1)
     assert (found.low, found.high) == pytest.approx((1, 1)), "paired, what the seeds have in common cancels"
     assert difference("clip", ours, [examined("a duck", 1, clip=1.0)], {}) is None
-    assert wins("clip", ours, theirs).value == 1 and wins("clip", theirs, ours).value == 0
-    assert math.isnan(wins("clip", ours, theirs).low), "five of five are not surely all"
+    assert present(wins("clip", ours, theirs)).value == 1 and present(wins("clip", theirs, ours)).value == 0
+    assert math.isnan(present(wins("clip", ours, theirs)).low), "five of five are not surely all"
     theirs[0].values["clip"] += 2
-    found = wins("clip", ours, theirs)
+    found = present(wins("clip", ours, theirs))
     assert found.value == 0.8 and found.low < 0.8 < found.high
 
 
@@ -305,7 +308,7 @@ def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads() 
         return [replace(examined(prompt, seed), sides=sides[seed]) for seed in seeds]
 
     ours, theirs = seen("a mug", range(4)), seen("a mug", range(4))
-    whole = difference("diversity", ours, theirs, {})
+    whole = present(difference("diversity", ours, theirs, {}))
     one_pair = difference("diversity", ours + seen("a duck", [0, 1]), theirs + seen("a duck", [1, 2]), {})
     assert one_pair == whole and whole.count == 4
     assert difference("diversity", seen("a duck", [0, 1]), seen("a duck", [1, 2]), {}) is None
@@ -313,14 +316,14 @@ def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads() 
 
 def test_a_metric_without_what_it_needs_has_no_estimate() -> None:
     runs = [examined("a mug", seed, clip=1.0) for seed in range(4)]
-    assert estimate("clip", runs, {}).value == 1
+    assert present(estimate("clip", runs, {})).value == 1
     assert all(estimate(name, runs, {}) is None for name in ("fid", "is", "diversity", "janus", "pickscore"))
 
 
 def test_runs_are_named_by_what_differs_between_them() -> None:
     from gscfd.config import Config, merged
 
-    changes = [
+    changes: list[dict[str, object]] = [
         {"guidance": "cfd"},
         {"guidance": "cfd", "noise": {"gamma": 0.01}},
         {"guidance": "sds"},

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from gscfd.gaussians import ball
-from gscfd.sweeps.make import Run
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 PUBLIC = ("gscfd", "gscfd.cameras", "gscfd.config", "gscfd.export", "gscfd.teachers")
@@ -36,7 +35,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
-        return image.size
+        width, height = image.size
+        return width, height
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -28,7 +28,7 @@ def points(render: Render, cameras: Cameras) -> Tensor:
     return torch.einsum("vhwj,vij->vhwi", rays * render.depth, poses[:, :3, :3]) + poses[:, None, None, :3, 3]
 
 
-def facing(found: Tensor, expected: Tensor, where: Tensor) -> Tensor:
+def facing(found: Tensor, expected: Tensor, where: Tensor | tuple[int | slice, ...]) -> Tensor:
     return (found * expected).sum(-1)[where]
 
 

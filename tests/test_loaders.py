@@ -18,6 +18,7 @@ from diffusers import (
 )
 from huggingface_hub import constants
 from ldm_reference import MultiviewUNet
+from present import as_a, present
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
@@ -27,17 +28,19 @@ from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.errors import UserError
 from gscfd.prompts import MVDREAM
 from gscfd.teachers import Prompt, ldm, load_teacher
-from gscfd.teachers.denoisers import Denoiser, pack, unpack
+from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, pack, unpack
 from gscfd.teachers.find import find_teacher, wanted
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.multiview import join_views
+from gscfd.teachers.schedules import Diffusion
+from gscfd.teachers.spaces import Latents
 from gscfd.teachers.texts import TextFeatures, read_text_model
 from gscfd.teachers.weights import build, fill
 
 CAMERAS = turntable(4, size=16)
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32) -> GuidedTeacher:
+def load(path: Path | str, dtype: torch.dtype = torch.float32) -> GuidedTeacher:
     return load_teacher(str(path), device="cpu", dtype=dtype, local_files_only=True)
 
 
@@ -47,7 +50,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Relative L2."""
-    return ((a - b).norm() / b.norm()).item()
+    return float((a - b).norm() / b.norm())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,8 @@ X, CONTEXT = normal(8, 4, 8, 8, dtype=torch.float64), normal(8, 5, tiny.WIDTH, s
 @torch.no_grad()
 def expected(reference: tiny.LdmMVDream) -> Tensor:
     camera = mvdream_matrices(CAMERAS).double().repeat(2, 1)
-    return copy.deepcopy(reference.unet).double()(X, torch.full((8,), 500), CONTEXT, camera, views=4)
+    found: Tensor = copy.deepcopy(reference.unet).double()(X, torch.full((8,), 500), CONTEXT, camera, views=4)
+    return found
 
 
 @torch.no_grad()
@@ -113,7 +117,8 @@ def test_mvdream_in_every_layout_equals_the_reference_network(
 def test_wrong_heads_processors_view_order_and_cameras_are_told_apart(plain: Path, reference: tiny.LdmMVDream) -> None:
     """The negative controls of the parity above: each loads without an error, and is wrong."""
     teacher, right = load(plain, torch.float64), expected(reference)
-    unet = teacher.denoiser.unet
+    denoiser = as_a(MultiviewDenoiser, teacher.denoiser)
+    unet = denoiser.unet
     assert distance(answer(teacher.denoiser), right) < 1e-10
     with torch.no_grad():
         camera = mvdream_matrices(CAMERAS).double()
@@ -125,7 +130,7 @@ def test_wrong_heads_processors_view_order_and_cameras_are_told_apart(plain: Pat
         assert distance(unet(X, 500, CONTEXT, class_labels=camera.repeat(2, 1)).sample, right) > 1e-3
     wrong = build(UNet2DConditionModel, {**unet.config, "attention_head_dim": [2, 2, 4, 4]})
     fill(wrong, unet.state_dict(), plain)
-    teacher.denoiser.unet, teacher.denoiser.views = wrong, 0
+    denoiser.unet, denoiser.views = wrong, 0
     assert distance(answer(teacher.denoiser), right) > 1e-2
 
 
@@ -150,7 +155,7 @@ def test_every_tensor_of_full_size_mvdream_has_its_place() -> None:
         state = MultiviewUNet([320, 640, 1280, 1280], 1024, 64).state_dict()
     config = ldm.unet_config(state, 64, 32)
     assert config["attention_head_dim"] == [5, 10, 20, 20] and config["cross_attention_dim"] == 1024
-    unet = ldm.build_unet(state, 64, 32, "full size")
+    unet = ldm.build_unet(state, 64, 32, Path("full size"))
     assert len(state) == len(unet.state_dict()) == 690
     assert sum(p.numel() for p in unet.parameters()) == 867_572_164
 
@@ -379,7 +384,7 @@ def test_a_cached_repository_loads_without_a_network(
 @pytest.mark.parametrize("act, prediction", [("quick_gelu", "epsilon"), ("gelu", "epsilon"), ("gelu", "v_prediction")])
 def test_stable_diffusion_1_and_2_load(act: str, prediction: str, tmp_path: Path) -> None:
     teacher = load(tiny.stable_diffusion(tmp_path, act=act, prediction=prediction))
-    assert teacher.schedule.prediction == prediction and not teacher.multiview
+    assert as_a(Diffusion, teacher.schedule).prediction == prediction and not teacher.multiview
     alpha, sigma = teacher.alpha_sigma(404)
     assert sigma / alpha == pytest.approx(1.18, abs=0.01)
     check_predictions(teacher)
@@ -392,7 +397,7 @@ def check_predictions(teacher: GuidedTeacher, negative: str | None = None, views
     z = teacher.encode(images)
     assert z.shape == (views, *teacher.latent_shape)
     z.sum().backward()
-    assert images.grad.abs().max() > 0
+    assert present(images.grad).abs().max() > 0
     found = []
     for text in ("a duck", "two mugs"):
         teacher.set_prompt(Prompt(text=text, negative=negative, cfg=5.0, perp_neg=not teacher.multiview))
@@ -411,8 +416,10 @@ def test_sdxl_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     tokens, empty, pooled, no_pooled = pipeline.encode_prompt("a duck, side view", device="cpu")
     teacher.set_prompt(Prompt(text="a duck", negative="", cfg=1.0))
     said, unsaid = teacher.known["a duck, side view"], teacher.known[""]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
-    assert torch.equal(unsaid.tokens, empty[0]) and torch.equal(unsaid.pooled, no_pooled[0])
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
+        present(said.pooled), pooled[0], atol=1e-6
+    )
+    assert torch.equal(unsaid.tokens, empty[0]) and torch.equal(present(unsaid.pooled), no_pooled[0])
     x, text = normal(2, 4, 8, 8, dtype=torch.float64), TextFeatures(tokens.repeat(2, 1, 1), pooled.repeat(2, 1))
     size = (teacher.image_size, teacher.image_size)
     ids = pipeline._get_add_time_ids(size, (0, 0), size, torch.float64, text_encoder_projection_dim=32).repeat(2, 1)
@@ -428,10 +435,12 @@ def test_sd3_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, **AS_LOADED)
     tokens, _, pooled, _ = pipeline.encode_prompt("a duck, side view", None, None, device="cpu")
     said = teacher.known["a duck, side view"]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
+        present(said.pooled), pooled[0], atol=1e-6
+    )
     assert teacher.alpha_sigma(400) == pytest.approx((0.6, 0.4))
     images = torch.rand(1, 3, 16, 16, dtype=torch.float64)
-    mean = teacher.space.vae.encode(images * 2 - 1).latent_dist.mean
+    mean = as_a(Latents, teacher.space).vae.encode(images * 2 - 1).latent_dist.mean
     assert torch.allclose(teacher.encode(images), ((mean - 0.0609) * 1.5305).float(), atol=1e-5)
 
 
@@ -444,7 +453,9 @@ def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance: bool,
     length = 512 if guidance else 256
     tokens, pooled, _ = pipeline.encode_prompt("a duck, side view", None, device="cpu", max_sequence_length=length)
     said = teacher.known["a duck, side view"]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
+        present(said.pooled), pooled[0], atol=1e-6
+    )
     x = normal(2, 16, 6, 8)
     assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 2, 16, 6, 8))
     assert torch.equal(unpack(pack(x), 6, 8), x)

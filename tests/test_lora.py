@@ -15,9 +15,10 @@ from torch import Tensor
 from gscfd import image, train
 from gscfd.cameras import turntable
 from gscfd.config import VsdConfig
-from gscfd.distil import lora, preflight, stage
+from gscfd.distil import lora, preflight
 from gscfd.distil.guidance import vsd
 from gscfd.distil.lora import Lora
+from gscfd.distil.state import StageState
 from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
 from gscfd.runs import plan
@@ -101,7 +102,7 @@ def test_a_lora_learns_a_render_and_one_that_does_not_step_does_not(shipped: dic
 
 @every_unet
 def test_training_leaves_the_teacher_bit_for_bit_as_it_was(teacher: GuidedTeacher) -> None:
-    unet, (_, x, cameras) = teacher.denoiser.unet, views_of(teacher)
+    unet, (_, x, cameras) = lora.unet_of(teacher, "teacher").unet, views_of(teacher)
     before, answer = {k: v.clone() for k, v in unet.state_dict().items()}, teacher.predict_eps(x, 300, cameras)
     learner = trained(teacher)
     after = unet.state_dict()
@@ -113,7 +114,7 @@ def test_training_leaves_the_teacher_bit_for_bit_as_it_was(teacher: GuidedTeache
 
 @every_unet
 def test_a_lora_takes_no_second_copy_of_the_teachers_weights(teacher: GuidedTeacher) -> None:
-    own = {id(value) for value in teacher.denoiser.unet.parameters()}
+    own = {id(value) for value in lora.unet_of(teacher, "teacher").unet.parameters()}
     network = trained(teacher, 0).denoiser.unet
     assert own < {id(value) for value in network.parameters()}
 
@@ -210,16 +211,14 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     """A run that was stopped after this many steps."""
     steps = []
 
-    def advance(
-        self: stage.StageState, original: Callable[[stage.StageState], None] = stage.StageState.advance
-    ) -> None:
+    def advance(self: StageState, original: Callable[[StageState], None] = StageState.advance) -> None:
         steps.append(0)
         if len(steps) == request.param:
             signal.raise_signal(signal.SIGINT)
         original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.StageState, "advance", advance)
+        patch.setattr(StageState, "advance", advance)
         assert train.main([*RUN, "--out", str(tmp_path / "mug")]) == 130
     return tmp_path / "mug"
 
@@ -296,7 +295,7 @@ def test_the_plan_counts_the_lora(folders: dict[str, Path]) -> None:
     settings = runs_options.parse(["--preset", "sd21"]).refine
     _, teacher = found = plan.meta_teacher(str(folders["sd"]), torch.float32)
     plain = plan.teacher_plan(found, settings, "a mug")
-    cost, count = plan.lora_costs(teacher, settings)
+    cost, count = plan.learner_costs(Lora(teacher, settings.vsd, seed=0), teacher, settings)
     # One question of the four that Perp-Neg asks, the same again, and its way back, without the frozen weights' part.
     assert 2.3 < 4 * cost.flops / plain.denoise.flops < 3.3
     assert plain.learn.flops == plain.trained == 0 and cost.peak > 0

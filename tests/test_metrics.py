@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Hashable, Sequence
 
+import numpy as np
 import pytest
 import torch
+from present import present
 from scenes import render_scene, sphere
 from scipy.linalg import sqrtm
 from splats import splat_of, two_faced
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation, turntable
 from gscfd.distil.state import scaled_gradient_variance
+from gscfd.gaussians import Gaussians
 from gscfd.lab.intervals import bootstrap
 from gscfd.lab.judges import SCORER, Judges, Scorer
 from gscfd.lab.metrics import (
@@ -139,9 +142,11 @@ def scorer() -> Scorer:
 
 def test_an_object_of_two_fronts_has_a_worse_janus_score_than_the_true_one(scorer: Scorer) -> None:
     cameras = turntable(12, size=64)
-    reference = true_reference("a yellow duck", 36, 64, Judges(scorers=[scorer]))
+    reference = present(true_reference("a yellow duck", 36, 64, Judges(scorers=[scorer])))
     scores = {}
-    for name, make in (("true", lambda splat: splat), ("two-faced", two_faced)):
+    kinds: list[tuple[str, Callable[[Gaussians], Gaussians]]]
+    kinds = [("true", lambda splat: splat), ("two-faced", two_faced)]
+    for name, make in kinds:
         splat = make(splat_of(sample_object(100, kind="duck", color="yellow", spacing=0.06)))
         views = splat.render(cameras).over(torch.tensor(0.75)).clamp(0, 1).permute(0, 3, 1, 2)
         features, azimuths = scorer.image_features(views), azimuth_elevation(cameras)[0]
@@ -261,7 +266,11 @@ def covered(
     hits = 0
     for trial in range(trials):
         values = draw(seeded(trial)).numpy()
-        found = bootstrap(lambda chosen, v=values: float(v[chosen].mean()), groups, draws=150, seed=trial)
+
+        def mean(chosen: np.ndarray, values: np.ndarray = values) -> float:
+            return float(values[chosen].mean())
+
+        found = bootstrap(mean, groups, draws=150, seed=trial)
         hits += abs(found.value - truth) <= shrink * (found.high - found.low) / 2
     return hits / trials
 

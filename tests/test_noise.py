@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,8 +219,8 @@ def test_smoothing_makes_views_of_a_rough_surface_agree() -> None:
 def test_smoothing_leaves_planes_as_they_are_up_to_their_edges(size: int) -> None:
     def kept(cameras: Cameras, render: Render) -> float:
         fields = (NoiseField(0, 1, size, size, smoothing=rounds) for rounds in (0, 2))
-        cells = [owner_views(field, cameras, render)[0].cells for field in fields]
-        return len(np.intersect1d(*cells)) / max(map(len, cells))
+        first, second = (owner_views(field, cameras, render)[0].cells for field in fields)
+        return len(np.intersect1d(first, second)) / max(len(first), len(second))
 
     cameras = views(20, size=128)
     x = (torch.arange(128) - 63.5) / cameras.Ks[0, 0, 0]
@@ -507,9 +508,9 @@ def test_counter_based_words_are_philox() -> None:
     + [("footprint", 0.0), ("span", 0), ("opacity_threshold", 1.0), ("normal_radius", 0), ("smoothing", -1)],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
-    arguments = {"seed": 0, "channels": 4, "height": 8, "width": 8, name: value}
+    arguments: dict[str, Any] = {"seed": 0, "channels": 4, "height": 8, "width": 8, name: value}
     with pytest.raises(ValueError, match=rf"{name}.*expected .* got"):
-        NoiseField(**arguments)  # pyright: ignore
+        NoiseField(**arguments)
 
 
 def test_sizes_that_disagree_are_named() -> None:
@@ -548,7 +549,8 @@ def _points(cameras: Cameras, render: Render) -> Tensor:
     rays = pixels @ torch.linalg.inv(cameras.Ks.double()).transpose(1, 2)
     depth = torch.where(render.opacity > 0, render.depth, math.nan).double().flatten(1, 2)
     pose = camera_to_world(cameras).double()
-    return (rays * depth) @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]
+    points: Tensor = (rays * depth) @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]
+    return points
 
 
 def test_a_coarse_render_has_noise_as_white_and_mostly_the_same_as_a_fine_one() -> None:

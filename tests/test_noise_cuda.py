@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ class EmulatedDriver(cuda.Driver):
     def index(self, device: torch.device) -> int:
         return 0
 
-    def guard(self, device: torch.device) -> contextlib.AbstractContextManager:
+    def guard(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
     def stream(self, device: torch.device) -> int:
@@ -97,7 +98,9 @@ class Device:
     monkeypatch: pytest.MonkeyPatch
     calls: int = 0
 
-    def __call__(self, function: Callable, field: NoiseField, cameras: Cameras, render: Render, step: int) -> Any:
+    def __call__(
+        self, function: Callable[..., Any], field: NoiseField, cameras: Cameras, render: Render, step: int
+    ) -> Any:
         if self.library is None:
             found = function(field, cameras.to("cuda"), render.to("cuda"), step)
             torch.cuda.synchronize()
@@ -259,7 +262,8 @@ def test_a_race_is_found_out(flag: str, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.requires_cuda
 @pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
 def test_nothing_waits_for_the_device(background: str) -> None:
-    cameras, render = (value.to("cuda") for value in scene("figure", 20, 80))
+    cameras, render = scene("figure", 20, 80)
+    cameras, render = cameras.to("cuda"), render.to("cuda")
     field = NoiseField(0, 4, 32, 32, background=background, beta=0.9)
     kinds.surface(field, cameras, render, 0)
     torch.cuda.set_sync_debug_mode("error")
@@ -271,7 +275,8 @@ def test_nothing_waits_for_the_device(background: str) -> None:
 
 @pytest.mark.requires_cuda
 def test_a_captured_graph_draws_the_noise_of_new_depths() -> None:
-    cameras, render = (value.to("cuda") for value in scene("figure", 20, 80))
+    cameras, render = scene("figure", 20, 80)
+    cameras, render = cameras.to("cuda"), render.to("cuda")
     other = scene("torus", 20, 80)[1].to("cuda")
     field = NoiseField(0, 4, 32, 32, background="direction", beta=0.9)
     expected = [kinds.surface(field, cameras, r, 3) for r in (render, other)]
@@ -347,7 +352,10 @@ def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatc
     ],
 )
 def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_large_teachers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, lacking: tuple[Any, str, Callable], words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lacking: tuple[ModuleType, str, Callable[..., object]],
+    words: str,
 ) -> None:
     toybox = Config(prompt="a yellow duck")
     large = merged(load_preset("mvdream-only"), {"prompt": "a corgi"})

@@ -20,7 +20,6 @@ from whiteness import View, assert_white_pixels, consistency, ks_normal, ks_unif
 
 from gscfd import native
 from gscfd.cameras import orbit
-from gscfd.distil.protocols import Noise
 from gscfd.noise import field as noise_field
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
@@ -51,7 +50,7 @@ def radial_views(name: str) -> list[View]:
 
 
 @every_kind
-def test_every_view_is_white(kind: Noise) -> None:
+def test_every_view_is_white(kind: kinds.Kind) -> None:
     field = NoiseField(1, T, 32, 32, gamma=0.0)
     fields = kind(field, *scene("figure", 20, size=128), 0)[0]
     assert_white_pixels(fields)
@@ -59,7 +58,7 @@ def test_every_view_is_white(kind: Noise) -> None:
 
 
 @every_kind
-def test_seeds_and_steps_are_white_images(kind: Noise) -> None:
+def test_seeds_and_steps_are_white_images(kind: kinds.Kind) -> None:
     cameras, render = scene("figure", 20, size=128)
     fields = torch.cat([kind(NoiseField(s, 4, 64, 64), cameras, render, 100 * s) for s in range(64)]).flatten(0, 1)
     value, p = morans_i(fields)
@@ -72,7 +71,7 @@ def test_seeds_and_steps_are_white_images(kind: Noise) -> None:
 
 @every_kind
 @pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
-def test_it_ages_exactly_once_per_step_and_blends(kind: Noise, background: str) -> None:
+def test_it_ages_exactly_once_per_step_and_blends(kind: kinds.Kind, background: str) -> None:
     """Lags 1 to 4 correlate by (1 - gamma)^(lag / 2), on the surface and off it; beta scales what lasts."""
     cameras, render = scene("figure", 20, size=64)
     field = NoiseField(7, 512, 16, 16, gamma=0.1, beta=0.8, background=background, span=8)
@@ -86,13 +85,13 @@ def test_it_ages_exactly_once_per_step_and_blends(kind: Noise, background: str) 
 
 
 @every_kind
-def test_without_injection_it_is_constant(kind: Noise) -> None:
+def test_without_injection_it_is_constant(kind: kinds.Kind) -> None:
     field = NoiseField(7, 4, 16, 16, gamma=0.0)
     assert torch.equal(kind(field, *scene("figure", 20, size=64), 1), kind(field, *scene("figure", 20, size=64), 999))
 
 
 @every_kind
-def test_it_depends_on_neither_batch_nor_threads_nor_instruction_set(kind: Noise) -> None:
+def test_it_depends_on_neither_batch_nor_threads_nor_instruction_set(kind: kinds.Kind) -> None:
     cameras, render = scene("figure", 20, 110, 200, 290, size=64)
     field = NoiseField(2, 5, 16, 16, background="direction", beta=0.9)
     together = kind(field, cameras, render, 3)
@@ -114,7 +113,7 @@ def test_it_depends_on_neither_batch_nor_threads_nor_instruction_set(kind: Noise
 
 @every_kind
 @pytest.mark.parametrize("latent, image", [((48, 80), (96, 160)), ((30, 48), (100, 160)), ((64, 64), (40, 40))])
-def test_any_shape_and_coverage_is_white(kind: Noise, latent: tuple[int, int], image: tuple[int, int]) -> None:
+def test_any_shape_and_coverage_is_white(kind: kinds.Kind, latent: tuple[int, int], image: tuple[int, int]) -> None:
     for hit in (figure(), EMPTY, sphere((0.0, 0.0, 0.0), 1.2)):
         cameras = views(20, size=image)
         fields = kind(NoiseField(4, 64, *latent), cameras, render_scene(hit, cameras), 0)[0]
@@ -124,7 +123,7 @@ def test_any_shape_and_coverage_is_white(kind: Noise, latent: tuple[int, int], i
 
 
 @every_kind
-def test_sizes_that_disagree_are_named(kind: Noise) -> None:
+def test_sizes_that_disagree_are_named(kind: kinds.Kind) -> None:
     cameras, render = scene("figure", 20, size=64)
     field = NoiseField(0, 4, 16, 16)
     with pytest.raises(ValueError, match=r"render.*: expected \[1, 32, 32, 1\].*cameras.resized"):

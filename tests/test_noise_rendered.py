@@ -35,9 +35,10 @@ AZIMUTHS = (20, 30, 80, 10, -40)
 def rendered(seed: int) -> tuple[Cameras, Render]:
     thing, cameras = sample_object(seed), views(*AZIMUTHS, size=128)
     cameras = Cameras(cameras.viewmats.float(), cameras.Ks.float(), 128, 128)
-    tensors = [torch.from_numpy(x) for x in (thing.means, thing.quats, thing.scales, thing.opacities, thing.colors)]
-    size = {"width": 128, "height": 128}
-    images, opacity, _ = rasterization(*tensors, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, render_mode="RGB+ED")
+    arrays = (thing.means, thing.quats, thing.scales, thing.opacities, thing.colors)
+    means, quats, scales, opacities, colors = (torch.from_numpy(array) for array in arrays)
+    matrices = (cameras.viewmats, cameras.Ks)
+    images, opacity, _ = rasterization(means, quats, scales, opacities, colors, *matrices, 128, 128)
     return cameras, Render(rgb=images[..., :3], depth=images[..., 3:], opacity=opacity)
 
 
@@ -97,7 +98,8 @@ def test_views_of_a_splat_correlate_as_their_shared_cells_say(seed: int) -> None
     cameras, render = rendered(seed)
     field = NoiseField(3, T, 32, 32, gamma=0.0)
     a, b = rendered_views(seed)[:2]
-    noise_a, noise_b = kinds.surface(field, cameras[:2], Render(*(x[:2] for x in _images(render))), 0).flatten(2)
+    two = Render(render.rgb[:2], render.depth[:2], render.opacity[:2])
+    noise_a, noise_b = kinds.surface(field, cameras[:2], two, 0).flatten(2)
     alpha_a, alpha_b = (np.where(v.counts > 0, v.coverage, 0) for v in (a, b))
     on_surface = sparse.diags(np.sqrt(alpha_a)) @ shared(a, b) @ sparse.diags(np.sqrt(alpha_b))
     pairs = (on_surface + sparse.diags(np.sqrt((1 - alpha_a) * (1 - alpha_b)))).tocoo()
@@ -108,7 +110,7 @@ def test_views_of_a_splat_correlate_as_their_shared_cells_say(seed: int) -> None
     assert abs(z.mean()) < 0.05 + 4 / math.sqrt(len(z)) and 0.95 <= z.std() <= 1.05 and np.abs(z).max() < bound
 
 
-def _images(render: Render) -> tuple[torch.Tensor, ...]:
+def _images(render: Render) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return render.rgb, render.depth, render.opacity
 
 
@@ -210,7 +212,7 @@ def test_owners_are_unique_and_views_uncorrelated_but_for_shared_cells_anywhere(
     turn: tuple[float, float],
     image: tuple[int, int],
     latent: tuple[int, int],
-    shapes: list[tuple[float, ...]],
+    shapes: list[tuple[float, float, float, float, float, float]],
     radial: bool,
 ) -> None:
     hit: Hit = union(*(capsule(s[:3], (s[3], s[4], s[2] + 0.3), s[5]) for s in shapes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def share_of_color(thing: ToyObject, name: str) -> float:
 
 def stated(thing: ToyObject) -> str:
     """The first color word of the most specific caption, read without the package's own parser."""
-    return next(word for word in re.findall(r"[a-z]+", thing.captions[0]) if word in COLORS)
+    words: list[str] = re.findall(r"[a-z]+", thing.captions[0])
+    return next(word for word in words if word in COLORS)
 
 
 def test_caption_and_object_agree_on_the_color() -> None:
@@ -299,6 +301,6 @@ def test_unknown_words_come_with_the_nearest_known_one() -> None:
         ({"spacing": float("nan")}, "spacing: expected a positive distance, got nan"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         sample_object(0, **arguments)

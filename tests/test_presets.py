@@ -11,13 +11,14 @@ import torch
 from huggingface_hub import constants
 
 from gscfd import train
-from gscfd.config import load_preset, presets
+from gscfd.config import StageName, load_preset, presets
 from gscfd.devices import DTYPES, choose_dtype
 from gscfd.distil import pipeline, preflight
-from gscfd.runs import make as runs_make
+from gscfd.distil.lora import unet_of
 from gscfd.runs import options as runs_options
 from gscfd.runs import plan
 from gscfd.runs.cost import Cost
+from gscfd.runs.folder import RunFolder
 from gscfd.teachers.load import is_here
 
 LARGE = sorted(set(presets()) - {"toybox"})
@@ -46,9 +47,7 @@ def options(preset: str, folders: dict[str, Path]) -> list[str]:
 def test_every_preset_runs_to_its_end_with_folders_alone(
     preset: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        runs_make.RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply")
-    )
+    monkeypatch.setattr(RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply"))
     steps = [word for stage in stages_of(preset) for word in (f"--{stage}.steps", "2")]
     assert train.main([*options(preset, folders), *steps, "--out", str(tmp_path / "run")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
@@ -148,7 +147,8 @@ def test_the_precision_follows_the_device_unless_it_is_set(
 
 @pytest.mark.parametrize("start", [[], ["--init", "scan.ply"]])
 def test_the_advice_against_too_little_memory_can_be_followed(start: list[str]) -> None:
-    for preset, name in (("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")):
+    cases: list[tuple[str, StageName]] = [("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")]
+    for preset, name in cases:
         options = ["--preset", preset, "--dtype", "float32", *start]
         advice = pipeline.memory_advice(runs_options.parse(options), name).split(", ")
         assert len(advice) == 3
@@ -160,7 +160,7 @@ def test_the_advice_against_too_little_memory_can_be_followed(start: list[str]) 
 def test_the_precision_reaches_the_networks(folders: dict[str, Path]) -> None:
     for name, dtype in DTYPES.items():
         config = runs_options.parse([*options("sd21", folders), "--dtype", name])
-        assert preflight.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
+        assert unet_of(preflight.load_teachers(config)["refine"], "teacher").unet.dtype == dtype
 
 
 def test_what_is_advised_when_memory_is_short_can_be_given() -> None:

@@ -9,34 +9,40 @@ import pytest
 import tiny_teachers as tiny
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny import TinyTeacher
+from tiny import PixelTeacher, TinyTeacher
 from torch import Tensor
 
 from gscfd import preview
+from gscfd.cameras import turntable
 from gscfd.distil import sampling
 from gscfd.distil.sampling import ddim
 from gscfd.teachers.schedules import Diffusion, Flow, Schedule
 from gscfd.types import Cameras
 
 
-def make(folder: Path, *arguments: str | Path, prompt: str = "a yellow duck") -> int:
+def make(folder: Path, *arguments: str | int, prompt: str = "a yellow duck") -> int:
     options = ["--prompt", prompt, "--steps", "2", "--device", "cpu"]
     return preview.main([*options, "--out", str(folder / "x.png"), *map(str, arguments)])
 
 
-class Blob:
+class Blob(PixelTeacher):
     """Data drawn from N(0, spread^2): the best answer is known, and the flow takes the noise x to spread * x."""
 
     spread = 0.4
+    image_size, latent_shape = 8, (4, 8, 8)
 
     def __init__(self, schedule: Schedule) -> None:
-        self.alpha_sigma, self.timesteps = schedule.alpha_sigma, schedule.timesteps
+        self.schedule, self.timesteps = schedule, schedule.timesteps
 
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        return self.schedule.alpha_sigma(t)
+
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
         return sigma * x_t / ((alpha * self.spread) ** 2 + sigma**2)
 
 
+CAMERAS = turntable(2, size=8)
 BETAS = torch.linspace(0.0001, 0.02, 1000)
 CASES = {
     "diffusion": (sampling.trailing_times, Blob(Diffusion((1 - BETAS).cumprod(0), "epsilon"))),
@@ -52,7 +58,7 @@ def start() -> Tensor:
 def test_samples_follow_the_flow_to_the_data(name: str) -> None:
     times, teacher = CASES[name]
     x = start()
-    pictures = [ddim(teacher, x, times(steps, 1000), None) for steps in (1, 20, 200)]
+    pictures = [ddim(teacher, x, times(steps, 1000), CAMERAS) for steps in (1, 20, 200)]
     errors = [(picture / x - teacher.spread).abs().max().item() for picture in pictures]
     assert errors[2] < 0.01
     assert errors[0] > 0.3 and errors[0] > errors[1] > errors[2], "the control: one step gives the mean of the data"
@@ -70,7 +76,7 @@ def diffusers_sample(name: str, steps: int) -> Tensor:
         scheduler.set_timesteps(sigmas=[t / 1000 for t in times(steps, 1000)])
     x = start()
     for t, now in zip(times(steps, 1000), scheduler.timesteps, strict=True):
-        eps = teacher.predict_eps(x, t, None)
+        eps = teacher.predict_eps(x, t, CAMERAS)
         alpha, _ = teacher.alpha_sigma(t)
         x = scheduler.step(eps if name == "diffusion" else (eps - x) / alpha, now, x).prev_sample
     return x
@@ -82,14 +88,14 @@ def test_samples_are_those_of_diffusers(name: str) -> None:
     times, teacher = CASES[name]
     for steps in (8, 50):
         expected = diffusers_sample(name, steps)
-        assert (ddim(teacher, start(), times(steps, 1000), None) - expected).abs().max() < 1e-5
-        assert (ddim(teacher, start(), times(steps + 1, 1000), None) - expected).abs().max() > 1e-4, "the control"
+        assert (ddim(teacher, start(), times(steps, 1000), CAMERAS) - expected).abs().max() < 1e-5
+        assert (ddim(teacher, start(), times(steps + 1, 1000), CAMERAS) - expected).abs().max() > 1e-4, "the control"
 
 
 def test_a_teacher_of_one_picture_gives_that_picture() -> None:
     teacher = TinyTeacher()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    picture = ddim(teacher, x, sampling.trailing_times(20, teacher.timesteps), None)
+    picture = ddim(teacher, x, sampling.trailing_times(20, teacher.timesteps), CAMERAS)
     assert torch.allclose(picture, teacher.target.expand(2, -1, -1, -1), atol=1e-4)
 
 

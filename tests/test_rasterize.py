@@ -42,7 +42,7 @@ def make_cameras(views: int = 2, width: int = 45, height: int = 37) -> Cameras:
 
 
 def render(scene: Any, cameras: Cameras, **settings: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    size = {"width": cameras.width, "height": cameras.height}
+    size: dict[str, Any] = {"width": cameras.width, "height": cameras.height}
     return rasterization(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
 
 
@@ -437,7 +437,7 @@ def test_rasterize_reads_stored_parameters() -> None:
     assert gaussians.means.grad is not None and gaussians.params["shN"].grad is not None
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "means": ({"means": torch.zeros(150, 2)}, r"means: expected \[N, 3\], got \[150, 2\]"),
     "quats": ({"quats": torch.zeros(150, 3)}, r"quats: expected \[150, 4\]"),
     "scales": ({"scales": torch.zeros(149, 3)}, r"scales: expected \[150, 3\]"),
@@ -466,7 +466,13 @@ WRONG = {
 def test_wrong_arguments_are_named(case: str) -> None:
     changed, message = WRONG[case]
     cameras = make_cameras()
-    arguments = make_scene() | {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": 45, "height": 37}
+    arguments: dict[str, Any] = {
+        **make_scene(),
+        "viewmats": cameras.viewmats,
+        "Ks": cameras.Ks,
+        "width": 45,
+        "height": 37,
+    }
     with pytest.raises(ValueError, match=message):
         rasterization(**(arguments | changed))
 

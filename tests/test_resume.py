@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 import pytest
 import torch
 import yaml
+from present import present
 
 from gscfd import train
-from gscfd.distil import stage
 from gscfd.distil.densify import Densifier
+from gscfd.distil.state import StageState
 from gscfd.gaussians import Gaussians
 from gscfd.runs import options as runs_options
 from gscfd.runs.checkpoint import canonical, digest
@@ -57,14 +58,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], obje
     calls = []
 
     def after_backward(
-        self: stage.StageState, *args: Any, original: Callable[..., None] = stage.StageState.advance, **kwargs: Any
+        self: StageState, *args: Any, original: Callable[..., None] = StageState.advance, **kwargs: Any
     ) -> None:
         calls.append(0)
         if len(calls) == number + 1:
             act()
         original(self, *args, **kwargs)
 
-    monkeypatch.setattr(stage.StageState, "advance", after_backward)
+    monkeypatch.setattr(StageState, "advance", after_backward)
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +119,16 @@ def test_a_run_resumed_with_other_moments_gives_another_file(
     finished: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: the test above would notice Adam's moments missing."""
-    load = stage.StageState.load
+    load = StageState.load
     monkeypatch.setattr(
-        stage.StageState,
+        StageState,
         "load",
         lambda self, step, tensors: load(self, step, {k: v for k, v in tensors.items() if "exp_avg" not in k}),
     )
     with pytest.raises(KeyError):
         resume(stopped)
     monkeypatch.setattr(
-        stage.StageState,
+        StageState,
         "load",
         lambda self, step, tensors: load(self, step, {k: v for k, v in tensors.items() if "adam" not in k}),
     )
@@ -283,19 +284,19 @@ class Nursery:
     def run(self, arguments: list[str], kill_after: float | None = None) -> int:
         """The exit status of a run; -SIGKILL when it was killed after so many seconds."""
         print(json.dumps(arguments), file=self.process.stdin, flush=True)
-        child = int(self.process.stdout.readline())
+        child = int(present(self.process.stdout).readline())
         if kill_after is not None:
             time.sleep(kill_after)
             os.kill(child, signal.SIGKILL)
         print(file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+        return int(present(self.process.stdout).readline())
 
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
     nursery = Nursery()
     yield nursery
-    nursery.process.stdin.close()
+    present(nursery.process.stdin).close()
     nursery.process.wait()
 
 

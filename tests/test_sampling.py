@@ -28,7 +28,7 @@ class MixtureTeacher(GaussianTeacher):
         ]
         chosen = torch.softmax(torch.stack(logits), 0)
         kinds = [m + alpha * self.variance / spread * (x_t - alpha * m) for m in self.means]
-        x0 = sum(c * k for c, k in zip(chosen, kinds, strict=True))
+        x0: Tensor = sum((c * k for c, k in zip(chosen, kinds, strict=True)), torch.zeros_like(x_t))
         return (x_t - alpha * x0) / sigma
 
 

@@ -5,16 +5,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 import torch
+from present import present
 from test_state import same
 from tiny import stage_config, tiny_stage
 
 from gscfd.config import CheckpointConfig, Config
 from gscfd.distil.stage import StepReport
 from gscfd.distil.state import Checkpoint, StageState, StateDict
+from gscfd.export.turntable import turntable_frames
 from gscfd.files import Background
 from gscfd.gaussians import ball
 from gscfd.runs import folder as runs_folder
@@ -81,7 +83,7 @@ def test_a_save_in_flight_holds_the_state_of_its_step(
     gate.set()
     run.saving.wait()
     assert run.checkpoints.numbers() == [1], "while one was written, no other was begun"
-    saved = run.checkpoints.newest().state
+    saved = present(run.checkpoints.newest()).state
     assert saved.numbers["step"] == 4 and same(saved.tensors, states[4]) == copied
 
 
@@ -104,7 +106,7 @@ def test_a_write_that_fails_ends_the_run_at_the_next_step_that_knows(
     with pytest.raises(OSError, match="No space left"):
         tiny_stage(on_step=on_step)
     assert steps == list(range(8))
-    rows = run.checkpoints.newest().rows
+    rows = present(run.checkpoints.newest()).rows
     assert run.checkpoints.numbers() == [1] and rows == 4, "the one before it is whole"
     assert "the splat so far is in" in str(run.stopped("could not write", code=1))
     written = [json.loads(line)["step"] for line in (run.path / "stats.jsonl").read_text().splitlines()]
@@ -138,7 +140,7 @@ def test_a_save_to_its_end_comes_after_the_one_in_flight(run: RunFolder, monkeyp
         run.on_step(report)
         if report.step in (3, 8):
             run.save(report)
-            last.append(run.checkpoints.newest().state.numbers["step"])
+            last.append(present(run.checkpoints.newest()).state.numbers["step"])
 
     tiny_stage(on_step=on_step)
     assert last == [4, 9], "what was saved to its end is there"
@@ -162,7 +164,7 @@ def test_leaving_the_folder_waits_for_the_save(tmp_path: Path, monkeypatch: pyte
                 raise KeyboardInterrupt
 
         tiny_stage(on_step=on_step)
-    assert run.checkpoints.newest().state.numbers["step"] == 4
+    assert present(run.checkpoints.newest()).state.numbers["step"] == 4
 
 
 def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
@@ -170,7 +172,7 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
 ) -> None:
     gate = threading.Event()
     before_saving(monkeypatch, gate.wait)
-    large = runs_folder.turntable_frames
+    large = turntable_frames
     monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 16))
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     threading.Timer(0.1, gate.set).start()
@@ -179,8 +181,14 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
 
 
 def test_work_in_the_background_is_done_one_by_one_and_in_order(background: Background) -> None:
-    gate, done = threading.Event(), []
-    background.start(lambda: (gate.wait(), done.append(1)))
+    gate = threading.Event()
+    done: list[int] = []
+
+    def wait_first() -> None:
+        gate.wait()
+        done.append(1)
+
+    background.start(wait_first)
     assert background.busy() and done == []
     threading.Timer(0.05, gate.set).start()
     background.start(lambda: done.append(2))
@@ -194,7 +202,7 @@ def test_what_work_in_the_background_raises_is_raised_once(
     background: Background, ask: Callable[[Background], object]
 ) -> None:
     background.start(full)
-    background.last.exception()
+    present(background.last).exception()
     with pytest.raises(OSError, match="No space left"):
         ask(background)
     assert not background.busy()
@@ -221,10 +229,10 @@ def test_a_save_waits_for_copies_that_a_device_still_makes(tmp_path: Path, waite
             copy.fill_(7)
 
     numbers = {"step": 4, "rollbacks": 0, "good_step": 4}
-    state = StateDict({"now/params/means": copy}, numbers, Arrival() if waited else None)
+    state = StateDict({"now/params/means": copy}, numbers, cast(torch.cuda.Event, Arrival()) if waited else None)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.save(Checkpoint("coarse", state, rows=4, device="cuda", config={}))
-    assert (checkpoints.newest().state.tensors["now/params/means"] == 7).all() == waited
+    assert (present(checkpoints.newest()).state.tensors["now/params/means"] == 7).all() == waited
 
 
 @pytest.mark.requires_cuda
@@ -235,7 +243,7 @@ def test_a_copy_of_a_cuda_state_is_in_pinned_memory_and_does_not_change() -> Non
     expected = gaussians.means.detach().cpu()
     torch.cuda._sleep(100_000_000)
     saved = state.state_dict()
-    assert not saved.arrival.query(), "nobody waited for the device"
+    assert not present(saved.arrival).query(), "nobody waited for the device"
     with torch.no_grad():
         gaussians.params["means"].add_(1)
     saved.wait()

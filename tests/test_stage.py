@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_normal_maps_are_shown_in_their_share_of_the_steps(monkeypatch: pytest.M
     empty = torch.zeros(1, 2, 2, 3)
     render = Render(empty, empty[..., :1], empty[..., :1])
     for _ in range(1000):
-        pictures(render, None, stage_config(normal_prob=0.2), generator)
+        pictures(render, turntable(1, size=2), stage_config(normal_prob=0.2), generator)
     assert abs(len(shown) - 200) < 4 * math.sqrt(1000 * 0.2 * 0.8)
 
 
@@ -139,7 +139,7 @@ class Asked(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names = []
+        self.names: list[tuple[str, str]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -176,7 +176,8 @@ def test_what_was_measured_is_read_when_the_device_has_come_so_far(monkeypatch: 
     """With stand-ins for CUDA's events, whose times are the numbers of their records."""
 
     class Event:
-        made, waited = 0, []
+        made = 0
+        waited: ClassVar[list[int]] = []
 
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
@@ -188,7 +189,7 @@ def test_what_was_measured_is_read_when_the_device_has_come_so_far(monkeypatch: 
         def synchronize(self) -> None:
             Event.waited.append(self.time)
 
-        def elapsed_time(self, later: Event) -> float:
+        def elapsed_time(self, later: "Event") -> float:
             return 1e3 * (later.time - self.time)
 
     monkeypatch.setattr(torch.cuda, "Event", Event)

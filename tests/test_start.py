@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
+from present import present
 
 import gscfd
 from gscfd import train
 from gscfd.cameras import turntable
 from gscfd.config import InitConfig
-from gscfd.distil import stage
 from gscfd.distil.start import in_unit_ball, reach, read_start
+from gscfd.distil.state import StageState
 from gscfd.errors import UserError
 from gscfd.export.transform import with_degree
 from gscfd.gaussians import Gaussians, ball
@@ -39,7 +40,7 @@ def same(a: Gaussians, b: Gaussians) -> bool:
 
 def test_a_splat_that_fills_the_unit_ball_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splat(degree=1).save_ply(tmp_path / "x.ply")
-    assert same(read_start(InitConfig(ply=tmp_path / "x.ply", sh_degree=1)), splat(degree=1))
+    assert same(present(read_start(InitConfig(ply=tmp_path / "x.ply", sh_degree=1))), splat(degree=1))
     assert capsys.readouterr().err == "" and read_start(InitConfig()) is None
 
 
@@ -51,7 +52,7 @@ def test_a_splat_elsewhere_fills_the_unit_ball_and_is_the_same_object(
 ) -> None:
     there = splat(radius, center)
     there.save_ply(tmp_path / "x.ply")
-    here = read_start(InitConfig(ply=tmp_path / "x.ply"))
+    here = present(read_start(InitConfig(ply=tmp_path / "x.ply")))
     assert "x.ply is scaled by" in capsys.readouterr().err
     assert reach(here) == pytest.approx(1, abs=1e-3) and not 0.5 <= reach(there) <= 1.2
 
@@ -85,7 +86,7 @@ def test_one_gaussian_alone_becomes_as_large_as_the_ball() -> None:
 @pytest.mark.parametrize("degree", [0, 1, 3])
 def test_the_harmonics_are_those_that_the_run_optimizes(degree: int, tmp_path: Path) -> None:
     splat(degree=2).save_ply(tmp_path / "x.ply")
-    start = read_start(InitConfig(ply=tmp_path / "x.ply", sh_degree=degree))
+    start = present(read_start(InitConfig(ply=tmp_path / "x.ply", sh_degree=degree)))
     assert same(start, with_degree(splat(degree=2), degree)) and start.sh_degree == degree
 
 
@@ -148,16 +149,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert train.main([*options, "--out", str(folder / "whole")]) == 0
     calls = []
 
-    def advance(
-        self: stage.StageState, original: Callable[[stage.StageState], None] = stage.StageState.advance
-    ) -> None:
+    def advance(self: StageState, original: Callable[[StageState], None] = StageState.advance) -> None:
         calls.append(0)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage.StageState, "advance", advance)
+        patch.setattr(StageState, "advance", advance)
         assert train.main([*options, "--out", str(folder / "stopped")]) == 130
     (folder / "x.ply").unlink()
     return folder

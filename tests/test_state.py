@@ -8,6 +8,7 @@ import torch
 from tiny import TinyLearner, stage_config, tiny_stage
 from torch import Tensor
 
+from gscfd.cameras import turntable
 from gscfd.config import MethodName
 from gscfd.distil.state import StageState, StateDict
 from gscfd.distil.watchdog import all_finite
@@ -90,7 +91,7 @@ def test_going_back_takes_back_what_was_learned() -> None:
     gaussians = ball(5, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
     learner = TinyLearner()
     state = StageState(gaussians, stage_config(), seed=0, keep_every=4, learner=learner)
-    learner.learn(torch.ones(2, 3, 8, 8), None, state.generator)
+    learner.learn(torch.ones(2, 3, 8, 8), turntable(2, size=16), state.generator)
     assert all_finite(state.tensors() | {"loss": torch.zeros(())})["mean"] == 1
     learner.mean[0] = torch.nan
     assert all_finite(state.tensors() | {"loss": torch.zeros(())})["mean"] == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from present import present
 
 from gscfd import sweep
 from gscfd.config import Config
@@ -69,7 +70,7 @@ def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(
     planned: Callable[..., list[Run]], prompts: Path
 ) -> None:
     long = "a yellow duck on a brown table " * 3
-    names = {}
+    names: dict[str, list[str]] = {}
     for texts in (["a mug", "A mug", "a  mug", "a mug,", long + "a", long + "b"], ["A mug", long + "b"]):
         prompts.write_text("\n".join(texts))
         found = {run.config.prompt: run.name for run in planned("--coarse.steps", "0")}
@@ -118,7 +119,7 @@ def test_bad_input_is_named_before_anything_starts(
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
     try:
-        code = run_sweep(tmp_path / "prompts.txt", tmp_path / "out", *arguments)
+        code: object = run_sweep(tmp_path / "prompts.txt", tmp_path / "out", *arguments)
     except SystemExit as exited:  # by tyro, which frames its message
         code = exited.code
     error = " ".join(capsys.readouterr().err.split())
@@ -239,13 +240,14 @@ class FakePool:
 
     def __init__(self, size: int, outcomes: dict[str, list[OutcomeState]]) -> None:
         self.size, self.outcomes = size, outcomes
-        self.started, self.most, self.at_work = Counter(), 0, []
+        self.started, self.most = Counter[str](), 0
+        self.at_work: list[str] = []
 
     def free(self) -> bool:
         return len(self.at_work) < self.size
 
     def start(self, run: str, config: Config) -> Place:
-        assert config.out.name == run
+        assert present(config.out).name == run
         self.started[run] += 1
         self.at_work.append(run)
         self.most = max(self.most, len(self.at_work))
@@ -260,7 +262,8 @@ class FakePool:
 def carried_out(
     runs: list[Run], path: Path, outcomes: dict[str, list[OutcomeState]], size: int = 2, retries: int = 2
 ) -> tuple[FakePool, Progress, list[str]]:
-    pool, said = FakePool(size, outcomes), []
+    pool = FakePool(size, outcomes)
+    said: list[str] = []
     journal, progress = Journal(path), Progress(len(runs))
     carry_out(runs, pool, journal, progress, retries=retries, say=said.append, show=lambda: None)
     journal.close()
@@ -272,7 +275,12 @@ def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(
 ) -> None:
     runs = planned(seeds="0:3")
     bad, ill, lost, wrong, *_ = (run.name for run in runs)
-    outcomes = {bad: ["failed"] * 9, ill: ["failed"], lost: ["lost", "lost"], wrong: ["refused"]}
+    outcomes: dict[str, list[OutcomeState]] = {
+        bad: ["failed"] * 9,
+        ill: ["failed"],
+        lost: ["lost", "lost"],
+        wrong: ["refused"],
+    }
     pool, progress, said = carried_out(runs, tmp_path / JOURNAL, outcomes)
     assert pool.started == Counter({bad: 3, ill: 2, lost: 3, wrong: 1, runs[4].name: 1, runs[5].name: 1})
     assert pool.most == 2 and progress.finished == 4 and not progress.running

@@ -23,6 +23,7 @@ from gscfd.teachers.schedules import Diffusion, Flow, Schedule, diffusion, flow
 from gscfd.teachers.spaces import Latents
 from gscfd.teachers.texts import TextFeatures, encode_clip
 from gscfd.toybox import models
+from gscfd.toybox.words import vocabulary
 from gscfd.types import Cameras
 
 
@@ -36,7 +37,8 @@ def unet() -> UNet2DConditionModel:
 def ask(network: UNet2DConditionModel, x: Tensor, cameras: Tensor | None) -> Tensor:
     context = torch.randn(1, 5, models.TEXT_WIDTH, generator=torch.Generator().manual_seed(1)).expand(len(x), -1, -1)
     with torch.no_grad():
-        return network(x, 500, context, class_labels=cameras).sample
+        answer: Tensor = network(x, 500, context, class_labels=cameras).sample
+        return answer
 
 
 def batch(count: int, seed: int = 2) -> tuple[Tensor, Tensor]:
@@ -87,12 +89,12 @@ def test_only_self_attention_is_joined(unet: UNet2DConditionModel) -> None:
 class Echo:
     """A denoiser that answers with a fixed tensor, to check what is made of it."""
 
-    text_width = models.TEXT_WIDTH
+    text_width, pooled_width = models.TEXT_WIDTH, 0
 
     def __init__(self, answer: Tensor) -> None:
         self.answer = answer
 
-    def __call__(self, x: Tensor, t: Any, text: TextFeatures, cameras: Cameras) -> Any:
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         self.seen = (x, t, text.tokens, cameras)
         return self.answer
 
@@ -101,7 +103,8 @@ class EchoUNet:
     """A UNet that answers with zeros and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.config, self.dtype, self.attn_processors = {"cross_attention_dim": models.TEXT_WIDTH}, torch.float32, {}
+        self.config, self.dtype = {"cross_attention_dim": models.TEXT_WIDTH}, torch.float32
+        self.attn_processors: dict[str, object] = {}
 
     def set_attn_processor(self, processors: object) -> None:
         pass
@@ -141,7 +144,7 @@ def test_every_prediction_converts_to_the_same_noise(t: int) -> None:
         alpha, sigma = schedule.alpha_sigma(t)
         return schedule.to_eps(alpha * x0 + sigma * eps, output(alpha, sigma), t)
 
-    outputs = {
+    outputs: dict[str, tuple[Schedule, Callable[[float, float], Tensor]]] = {
         "epsilon": (Diffusion(ALPHAS, "epsilon"), lambda alpha, sigma: eps),
         "v": (Diffusion(ALPHAS, "v_prediction"), lambda alpha, sigma: alpha * eps - sigma * x0),
         "flow": (Flow(1000), lambda alpha, sigma: eps - x0),
@@ -289,9 +292,15 @@ def test_a_single_view_teacher_is_told_the_view() -> None:
 
 
 def test_texts_are_encoded_once() -> None:
-    asked, calls = teacher(Echo(normal(8, 3)), multiview=False), []
+    asked = teacher(Echo(normal(8, 3)), multiview=False)
+    calls: list[list[str]] = []
     encode = asked.encode_texts
-    asked.encode_texts = lambda texts: calls.append(texts) or encode(texts)
+
+    def noted(texts: list[str]) -> list[TextFeatures]:
+        calls.append(texts)
+        return encode(texts)
+
+    asked.encode_texts = noted
     for text in ("a duck", "a duck", "a mug"):
         asked.set_prompt(Prompt(text=text, cfg=5.0))
     assert [len(texts) for texts in calls] == [5, 4]
@@ -299,11 +308,11 @@ def test_texts_are_encoded_once() -> None:
 
 def test_a_prompt_that_is_too_long_is_refused() -> None:
     with pytest.raises(UserError, match="expected at most 24 tokens, got 32; shorten"):
-        teacher(Echo(None)).set_prompt(Prompt(text="duck " * 30, cfg=5.0))
+        teacher(Echo(torch.zeros(()))).set_prompt(Prompt(text="duck " * 30, cfg=5.0))
 
 
 def test_a_text_encoder_of_another_width_is_refused() -> None:
-    denoiser = Echo(None)
+    denoiser = Echo(torch.zeros(()))
     denoiser.text_width = 768
     with pytest.raises(UserError, match="expected 768 numbers per token"):
         teacher(denoiser).set_prompt(Prompt(text="a duck", cfg=5.0))
@@ -311,7 +320,7 @@ def test_a_text_encoder_of_another_width_is_refused() -> None:
 
 def test_asking_without_a_prompt_is_refused() -> None:
     with pytest.raises(RuntimeError, match="set_prompt"):
-        teacher(Echo(None)).predict_eps(normal(4, 4), 300, turntable(4, size=64))
+        teacher(Echo(torch.zeros(()))).predict_eps(normal(4, 4), 300, turntable(4, size=64))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +343,7 @@ def test_view_words_follow_the_camera(azimuth: int, elevation: int, words: str) 
 
 def test_every_word_of_the_toybox_is_one_token() -> None:
     tokenizer = models.build_tokenizer()
-    for word in models.vocabulary():
+    for word in vocabulary():
         assert len(tokenizer(word).input_ids) == 3, word
     assert len(tokenizer("zyx").input_ids) > 3
 

@@ -1,5 +1,6 @@
 """Compiled networks, and an encoder that keeps nothing for the way back: the same answers."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Stable Diffusion, and a multi-view teacher of two levels, which is compiled in seconds."""
-    few = {"block_out_channels": [8, 8], "attention_head_dim": [1, 1], "layers_per_block": 1}
+    few: dict[str, Any] = {"block_out_channels": [8, 8], "attention_head_dim": [1, 1], "layers_per_block": 1}
     few |= {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
     few |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
     few |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
@@ -106,8 +107,8 @@ def test_compiling_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyP
         preflight.check_compile(config)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = replace(config, device="cuda")
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="triton"):
         preflight.check_compile(config)
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     preflight.check_compile(config)

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 import torch
+from present import present
 from viewing import browsing, paint, until
 
 from gscfd import view
@@ -16,6 +17,7 @@ from gscfd.config import Config, ServerConfig, plain, to_yaml
 from gscfd.distil.state import Checkpoint, StageState
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.checkpoint import Checkpoints
+from gscfd.viewer.display import Display
 from gscfd.viewer.saved import SavedViewer, saved
 
 Show = Callable[..., SavedViewer]
@@ -23,6 +25,11 @@ Show = Callable[..., SavedViewer]
 
 def splat(seed: int = 0, count: int = 30) -> Gaussians:
     return ball(count, radius=0.6, opacity=0.5, generator=torch.Generator().manual_seed(seed))
+
+
+def ticked(viewer: SavedViewer) -> Display:
+    viewer.tick(time.monotonic())
+    return viewer.display
 
 
 def save_checkpoint(folder: Path, step: int, keep: int = 5) -> None:
@@ -61,7 +68,7 @@ def show() -> Iterator[Show]:
 def test_a_ply_is_shown_as_it_is(tmp_path: Path, show: Show) -> None:
     splat().save_ply(tmp_path / "duck.ply")
     viewer = show(tmp_path / "duck.ply")
-    assert torch.equal(viewer.display.gaussians.means, splat().means)
+    assert torch.equal(present(viewer.display.gaussians).means, splat().means)
     assert not viewer.sources[0].slider.visible and "duck.ply: 30 Gaussians" in viewer.sources[0].text.content
 
 
@@ -74,7 +81,7 @@ def test_a_run_has_its_checkpoints_and_then_its_splat(run: Path, show: Show) -> 
     for place in range(3):
         source.slider.value = place
         viewer.update()
-        counts.append(len(viewer.display.gaussians))
+        counts.append(len(present(viewer.display.gaussians)))
     assert counts == [30, 40, 7]
     source.slider.value = 0
     viewer.update()
@@ -86,12 +93,12 @@ def test_a_run_that_goes_on_is_followed(run: Path, show: Show) -> None:
     save_checkpoint(run, 30, keep=2)
     viewer.sources[0].look()
     viewer.update()
-    assert len(viewer.display.gaussians) == 50, "the newest was shown, and the newest is shown"
+    assert len(present(viewer.display.gaussians)) == 50, "the newest was shown, and the newest is shown"
     viewer.sources[0].slider.value = 0
     save_checkpoint(run, 40, keep=2)
     viewer.sources[0].look()
     viewer.update()
-    assert len(viewer.display.gaussians) == 50, "an older one stays where the slider is"
+    assert len(present(viewer.display.gaussians)) == 50, "an older one stays where the slider is"
 
 
 def test_a_checkpoint_that_is_gone_when_it_is_read_leaves_what_was_shown(run: Path, show: Show) -> None:
@@ -100,39 +107,43 @@ def test_a_checkpoint_that_is_gone_when_it_is_read_leaves_what_was_shown(run: Pa
     for path in (run / "checkpoints").glob("000001.*"):
         path.unlink()
     viewer.update()
-    assert len(viewer.display.gaussians) == 40
+    assert len(present(viewer.display.gaussians)) == 40
 
 
 def test_a_run_without_anything_saved_is_waited_for(run: Path, show: Show) -> None:
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     viewer = show(run)
-    assert viewer.display.gaussians is None and "nothing is saved yet" in viewer.sources[0].text.content
+    assert present(viewer.display.gaussians) is None and "nothing is saved yet" in viewer.sources[0].text.content
     with browsing(viewer):
         viewer.tick(time.monotonic())
         save_checkpoint(run, 10)
         viewer.looked = 0.0
-        until(lambda: viewer.tick(time.monotonic()) or viewer.display.splat is not None)
+        until(lambda: ticked(viewer).splat is not None)
 
 
 def test_two_are_side_by_side_each_with_its_own_slider(run: Path, tmp_path: Path, show: Show) -> None:
     splat(count=7).save_ply(tmp_path / "other.ply")
     viewer = show(run, tmp_path / "other.ply")
-    assert len(viewer.display.gaussians) == 47
-    assert viewer.display.gaussians.means[:40, 1].max() < 0 < viewer.display.gaussians.means[40:, 1].min()
+    assert len(present(viewer.display.gaussians)) == 47
+    assert (
+        present(viewer.display.gaussians).means[:40, 1].max()
+        < 0
+        < present(viewer.display.gaussians).means[40:, 1].min()
+    )
     viewer.sources[0].slider.value = 0
     viewer.update()
-    assert len(viewer.display.gaussians) == 37
+    assert len(present(viewer.display.gaussians)) == 37
 
 
 def test_a_browser_is_shown_the_splat_and_the_views(run: Path, show: Show) -> None:
     viewer = show(run)
     with browsing(viewer):
         viewer.tick(time.monotonic())
-        assert viewer.display.splat.buffer.shape == (40, 8)
+        assert present(viewer.display.splat).buffer.shape == (40, 8)
         viewer.display.mode.value = "opacity"
-        until(lambda: viewer.tick(time.monotonic()) or viewer.display.views)
-        assert not viewer.display.splat.visible
+        until(lambda: ticked(viewer).views)
+        assert not present(viewer.display.splat).visible
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,19 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from present import present
 from tiny import tiny_stage
 from torch import Tensor
-from viewing import STEPS, Run, browsing, press, settings, until, viewing
+from viewing import STEPS, Run, browsing, paint, press, settings, until, viewing
 
 from gscfd import geometry, pictures
 from gscfd.cameras import orbit, turntable
-from gscfd.config import Edit, ServerConfig
+from gscfd.config import Edit, NoiseKind, ServerConfig
 from gscfd.distil.pipeline import painted_noise
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
@@ -39,7 +40,8 @@ def gray(count: int = 40) -> Gaussians:
 
 def sphere_render(size: int = 64) -> tuple[Render, Cameras]:
     """Of the unit sphere from the front."""
-    camera = orbit(*(torch.tensor([x]) for x in (0.0, 0.0, 4.0, 40.0)), size, size)
+    azimuth, elevation, distance, fov = (torch.tensor([x]) for x in (0.0, 0.0, 4.0, 40.0))
+    camera = orbit(azimuth, elevation, distance, fov, size, size)
     rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     x, y = (columns - size / 2) / camera.Ks[0, 0, 0], (rows - size / 2) / camera.Ks[0, 1, 1]
     a = x * x + y * y + 1
@@ -63,7 +65,8 @@ def test_covariances_have_the_squared_scales_as_eigenvalues() -> None:
 @pytest.mark.parametrize("turned", [0.0, 0.7])
 def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned: float) -> None:
     def camera(azimuth: float) -> Cameras:
-        return orbit(*(torch.tensor([x]) for x in (azimuth, 20.0, 3.0, 40.0)), 96, 64)
+        place, elevation, distance, fov = (torch.tensor([x]) for x in (azimuth, 20.0, 3.0, 40.0))
+        return orbit(place, elevation, distance, fov, 96, 64)
 
     ours, ((wxyz, position),) = camera(50.0), content.poses(camera(50 + math.degrees(turned)))
     seen = content.camera_of(wxyz, position, math.radians(40), 1.5, 64, turned)
@@ -75,9 +78,9 @@ def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned: float) -> N
 
 def test_the_color_mode_is_the_render_over_the_background() -> None:
     camera, blue = turntable(1, size=32), (0.0, 0.2, 1.0)
-    shown = content.picture(gray(), camera, "color", blue, None)
+    shown = content.picture(gray(), camera, "color", blue, paint)
     assert np.array_equal(shown, pictures.as_bytes(gray().render(camera).over(torch.tensor(blue))[0]))
-    assert not np.array_equal(shown, content.picture(gray(), camera, "color", (1.0, 1.0, 1.0), None))
+    assert not np.array_equal(shown, content.picture(gray(), camera, "color", (1.0, 1.0, 1.0), paint))
 
 
 def test_normals_of_a_sphere_point_away_from_its_center() -> None:
@@ -110,7 +113,7 @@ def test_every_mode_shows_the_object_and_an_empty_splat(mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["surface", "radial", "world_map", "fixed"])
-def test_the_painted_noise_is_white_in_each_view(kind: str) -> None:
+def test_the_painted_noise_is_white_in_each_view(kind: NoiseKind) -> None:
     config = parse(["--prompt", "a mug"])
     config = replace(config, noise=replace(config.noise, kind=kind), guidance="fsd" if kind == "world_map" else "cfd")
     camera = turntable(1, size=256)
@@ -123,7 +126,7 @@ def test_the_degree_is_cut_where_it_is_asked_for() -> None:
     gaussians = ball(40, radius=0.5, opacity=0.6, sh_degree=1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gaussians.params["shN"].normal_()
-    views = [content.picture(gaussians, turntable(1, size=32), "color", (0, 0, 0), None, d) for d in (0, 1, 3)]
+    views = [content.picture(gaussians, turntable(1, size=32), "color", (0, 0, 0), paint, d) for d in (0, 1, 3)]
     assert not np.array_equal(views[0], views[1]) and np.array_equal(views[1], views[2])
 
 
@@ -201,12 +204,12 @@ def test_the_page_follows_the_run() -> None:
         run = Run(viewer, seconds=0.1)
         until(lambda: viewer.shown is not None)
         run.finish()
-        until(lambda: viewer.shown.step == STEPS - 1)
+        until(lambda: present(viewer.shown).step == STEPS - 1)
         until(lambda: f"step {STEPS} of {STEPS}" in viewer.panel.status.content)
         assert viewer.panel.progress.value == 100
         assert len(viewer.panel.frustums) == 2 and viewer.panel.frustums[0].image.std() > 0
-        assert torch.equal(viewer.newest().means, run.gaussians.means)
-        assert viewer.display.splat.buffer.shape == (len(run.gaussians), 8)
+        assert torch.equal(present(viewer.newest()).means, run.gaussians.means)
+        assert present(viewer.display.splat).buffer.shape == (len(run.gaussians), 8)
         assert len(viewer.panel.loss.data[0]) == STEPS
 
 
@@ -214,7 +217,7 @@ def test_a_snapshot_does_not_change_when_the_run_goes_on() -> None:
     with viewing() as viewer, browsing(viewer):
         run = Run(viewer, seconds=0.1)
         until(lambda: viewer.snapshot is not None)
-        first = viewer.snapshot
+        first = present(viewer.snapshot)
         before = first.gaussians.tensors()
         run.finish()
         assert viewer.snapshot is not first
@@ -256,7 +259,12 @@ def test_a_watched_run_gives_the_same_splat() -> None:
 def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     picture = content.picture
-    monkeypatch.setattr(content, "picture", lambda *arguments: sizes.append(arguments[1].width) or picture(*arguments))
+
+    def noted(gaussians: Gaussians, camera: Cameras, *arguments: Any) -> np.ndarray:
+        sizes.append(camera.width)
+        return picture(gaussians, camera, *arguments)
+
+    monkeypatch.setattr(content, "picture", noted)
     with viewing() as viewer, browsing(viewer), browsing(viewer, size=(480, 480)):
         viewer.controls.pause(True)
         viewer.display.mode.value = "depth"
@@ -279,7 +287,7 @@ def test_the_teachers_images_are_decoded_only_while_they_are_asked_for() -> None
         assert viewer.panel.decoded is None and not viewer.panel.target.visible
         viewer.panel.show_target.value = True
         until(lambda: viewer.panel.decoded is viewer.shown)
-        expected = run.teacher.decode(viewer.shown.target).permute(0, 2, 3, 1)
+        expected = run.teacher.decode(present(viewer.shown).target).permute(0, 2, 3, 1)
         assert np.array_equal(viewer.panel.target.image, content.row(expected, 128))
         viewer.controls.pause(False)
 
@@ -457,7 +465,7 @@ def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("gscfd.viewer.display.Display.refresh", never_done)
     monkeypatch.setattr("gscfd.viewer.live.CLOSING_SECONDS", 0.1)
-    viewer = LiveViewer(settings(), None)
+    viewer = LiveViewer(settings(), paint)
     with browsing(viewer):
         run = Run(viewer, seconds=0.02)
         until(stuck.is_set)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import rgb_to_sh0
 from gscfd.runs.signals import Interrupted
 from gscfd.viewer.live import LiveViewer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -104,7 +108,7 @@ def pixels(page: Page) -> np.ndarray:
 
 def patch(page: Page, x: int, y: int) -> np.ndarray:
     """[3] mean color of the page around a place."""
-    return pixels(page)[y - 8 : y + 8, x - 8 : x + 8].mean((0, 1))
+    return np.asarray(pixels(page)[y - 8 : y + 8, x - 8 : x + 8].mean((0, 1)))
 
 
 def soon(page: Page, true: Callable[[], object]) -> None:
@@ -132,7 +136,7 @@ def choose(page: Page, mode: str) -> None:
 
 
 def is_red(color: np.ndarray) -> bool:
-    return color[0] > 150 and color[1] < 90 and color[2] < 90
+    return bool(color[0] > 150 and color[1] < 90 and color[2] < 90)
 
 
 def test_the_page_shows_the_objects_colors_on_the_background(page: Page, viewer: LiveViewer) -> None:

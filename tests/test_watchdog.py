@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from present import present
 from test_state import continued, same, states_of
 from tiny import drawn, stage_config, tiny_stage
 from torch import Tensor
@@ -50,12 +51,12 @@ def test_a_sound_state_is_no_trouble() -> None:
 def test_a_value_that_is_not_finite_is_named(name: str, said: str, value: float) -> None:
     state = sound_state()
     spoil(state, name, value)
-    trouble = trouble_of(state)
+    trouble = present(trouble_of(state))
     assert trouble.what == f"{said} not finite" and "--coarse.lr.*" in trouble.advice
 
 
 def test_a_loss_that_is_not_finite_is_named() -> None:
-    assert trouble_of(sound_state(), loss=math.nan).what == "loss is not finite"
+    assert present(trouble_of(sound_state(), loss=math.nan)).what == "loss is not finite"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
 )
 def test_collapse_is_an_object_that_is_gone_or_fog_that_fills_one_view(opacity: Tensor, what: str | None) -> None:
     trouble = trouble_of(sound_state(), opacity)
-    assert (trouble is None) if what is None else (what in trouble.what)
+    assert (trouble is None) if what is None else (what in present(trouble).what)
 
 
 def test_an_exploding_size_is_trouble_and_one_large_gaussian_is_not() -> None:
@@ -78,9 +79,9 @@ def test_an_exploding_size_is_trouble_and_one_large_gaussian_is_not() -> None:
         state.gaussians.params["scales"][0] = math.log(5)
         assert trouble_of(state) is None
         state.gaussians.params["scales"][0] = 200.0
-        assert "mean size is inf" in trouble_of(state).what
+        assert "mean size is inf" in present(trouble_of(state)).what
         state.gaussians.params["scales"].fill_(math.log(5))
-        assert "mean size is 5" in trouble_of(state).what
+        assert "mean size is 5" in present(trouble_of(state)).what
 
 
 def test_an_exploding_count_is_trouble_unless_the_stage_began_with_as_many() -> None:
@@ -88,7 +89,7 @@ def test_an_exploding_count_is_trouble_unless_the_stage_began_with_as_many() -> 
     state.config.densify.max_count = 10
     assert trouble_of(state) is None, "20 at the last good state"
     state.good["params/means"] = state.good["params/means"][:10]
-    assert "20 Gaussians are more than 15" in trouble_of(state).what
+    assert "20 Gaussians are more than 15" in present(trouble_of(state)).what
     assert trouble_of(state, max_growth=2.0) is None
 
 
@@ -96,16 +97,16 @@ def test_no_gaussians_are_trouble() -> None:
     state = sound_state()
     for name, value in state.gaussians.params.items():
         state.gaussians.params[name] = torch.nn.Parameter(value.detach()[:0])
-    assert "no Gaussians are left" in trouble_of(state).what
+    assert "no Gaussians are left" in present(trouble_of(state)).what
 
 
-def poisoned(step: int, times: int) -> Noise:
-    """Noise that is NaN in its first `times` draws for this step."""
+def poisoned(bad: int, times: int) -> Noise:
+    """Noise that is NaN in its first `times` draws for the step `bad`."""
     left = [times]
 
-    def noise(cameras: Cameras, render: Render, at: int) -> Tensor:
-        left[0] -= at == step
-        return drawn(cameras, render, at) * (math.nan if at == step and left[0] >= 0 else 1)
+    def noise(cameras: Cameras, render: Render, step: int) -> Tensor:
+        left[0] -= step == bad
+        return drawn(cameras, render, step) * (math.nan if step == bad and left[0] >= 0 else 1)
 
     return noise
 

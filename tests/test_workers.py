@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 import torch
+from present import present
 
 from gscfd import train
 from gscfd.config import Config
@@ -27,7 +28,9 @@ from gscfd.sweeps import workers
 from gscfd.sweeps.journal import JOURNAL
 from gscfd.sweeps.make import last_row
 from gscfd.sweeps.workers import Worker
+from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.version import __version__
 
 T = TypeVar("T")
 
@@ -70,7 +73,7 @@ def at_work(out: Path) -> dict[str, Any] | None:
     return None
 
 
-def wait_for(condition: Callable[[], T], process: subprocess.Popen[str]) -> T:
+def wait_for(condition: Callable[[], T | None], process: subprocess.Popen[str]) -> T:
     end = time.monotonic() + 60 * MINUTES
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
@@ -165,13 +168,13 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """One without Ray, in this process."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.jsonl").write_text("")
-    return Worker(tmp_path, tmp_path / "sweep.jsonl", workers.__version__)
+    return Worker(tmp_path, tmp_path / "sweep.jsonl", __version__)
 
 
 def test_a_worker_loads_each_teacher_once(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, made = [], []
 
-    def load(name: str, original: Callable[..., GuidedTeacher] = preflight.load_teacher, **where: Any) -> GuidedTeacher:
+    def load(name: str, original: Callable[..., GuidedTeacher] = load_teacher, **where: Any) -> GuidedTeacher:
         loaded.append(name)
         return original(name, **where)
 
@@ -225,7 +228,7 @@ def test_a_worker_waits_for_a_run_that_another_process_still_holds(
     monkeypatch.setattr(time, "sleep", sleep)
     assert worker.make(config).state == "finished" and len(naps) == 3
     monkeypatch.setattr(workers, "LOCK_SECONDS", 0)
-    with RunFolder(next_config(config)):
+    with RunFolder(present(next_config(config))):
         outcome = worker.make(config)
     assert outcome.state == "refused" and "another process writes" in outcome.error
 
@@ -233,9 +236,9 @@ def test_a_worker_waits_for_a_run_that_another_process_still_holds(
 def test_a_worker_that_sees_other_files_or_has_another_version_refuses_to_start(worker: Worker, tmp_path: Path) -> None:
     assert worker.place().pid == os.getpid()
     for home, journal, version in (
-        (tmp_path / "nowhere", "sweep.jsonl", workers.__version__),
-        (tmp_path, "other.jsonl", workers.__version__),
-        (tmp_path, "sweep.jsonl", "0.0.1"),
+        (tmp_path / "nowhere", Path("sweep.jsonl"), __version__),
+        (tmp_path, Path("other.jsonl"), __version__),
+        (tmp_path, Path("sweep.jsonl"), "0.0.1"),
     ):
         with pytest.raises(UserError, match="expected (a folder that all|gscfd 0.0.1 on)"):
             Worker(home, journal, version).place()

@@ -14,19 +14,35 @@ from gscfd.distil.protocols import Noise
 from gscfd.distil.stage import StepReport, run_stage
 from gscfd.distil.state import StateDict
 from gscfd.gaussians import Gaussians, ball, rasterize
+from gscfd.teachers import Prompt
 from gscfd.types import Cameras, Render
 
 
-class TinyTeacher:
-    multiview, image_size, latent_shape, timesteps = False, 16, (3, 8, 8), 100
+class PixelTeacher:
+    """What a teacher has besides its times and its predictions. It has no VAE and reads no prompt."""
+
+    multiview = False
+    image_size: int
+    latent_shape: tuple[int, int, int]
+
+    def set_prompt(self, prompt: Prompt) -> None:
+        pass
+
+    def encode(self, images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(images, self.latent_shape[1:])
+
+    def decode(self, z: Tensor) -> Tensor:
+        factor = self.image_size // self.latent_shape[-1]
+        return z.repeat_interleave(factor, -1).repeat_interleave(factor, -2).clamp(0, 1)
+
+
+class TinyTeacher(PixelTeacher):
+    image_size, latent_shape, timesteps = 16, (3, 8, 8), 100
     target = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(9))
 
     def alpha_sigma(self, t: int) -> tuple[float, float]:
         angle = math.pi / 2 * t / self.timesteps
         return math.cos(angle), math.sin(angle)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(images, 8)
 
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
@@ -35,6 +51,8 @@ class TinyTeacher:
 
 class TinyLearner:
     """Knows the renders of the steps before by their mean, which it follows slower and slower."""
+
+    name, step_size = "tiny", "vsd.lr"
 
     def __init__(self) -> None:
         self.mean, self.count = torch.zeros(3, 8, 8), torch.zeros(())
@@ -81,7 +99,7 @@ def tiny_stage(
     *,
     guidance: MethodName = "cfd",
     resume: StateDict | None = None,
-    on_step: Callable[[StepReport], object] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
     noise: Noise = drawn,
     watchdog: WatchdogConfig | None = None,
     keep_every: int = 4,

@@ -1,6 +1,7 @@
 """Teachers of every kind with a few channels and random weights, written to disk in their real layouts."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,7 +114,7 @@ def save_vae(folder: Path, latent: int = 4, **settings: Any) -> None:
     randomized(vae).save_pretrained(folder / "vae")
 
 
-def save_index(folder: Path, name: str, parts: dict[str, object]) -> None:
+def save_index(folder: Path, name: str, parts: Mapping[str, object]) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name, "_diffusers_version": "0.36.0", **parts}))
 
 

@@ -17,6 +17,7 @@ from tiny import TinyTeacher, stage_config, tiny_stage
 
 from gscfd.config import Config, ViewerConfig
 from gscfd.distil.edits import LiveSettings
+from gscfd.teachers import Prompt
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.steer import steer
 
@@ -26,16 +27,13 @@ STEPS = 12
 
 
 class ToldTeacher(TinyTeacher):
-    """Remembers what it was told, and decodes."""
+    """Remembers what it was told."""
 
     def __init__(self) -> None:
-        self.prompts: list[Any] = []
+        self.prompts: list[Prompt] = []
 
-    def set_prompt(self, prompt: Any) -> None:
+    def set_prompt(self, prompt: Prompt) -> None:
         self.prompts.append(prompt)
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return z.repeat_interleave(2, -1).repeat_interleave(2, -2).clamp(0, 1)
 
 
 def settings(**changes: Any) -> Config:
