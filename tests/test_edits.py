@@ -167,7 +167,7 @@ def test_edits_after_the_checkpoint_are_made_again(edited: Path, stopped: Path, 
     again = Path(shutil.copytree(stopped, tmp_path / "run"))
     for path in sorted((again / "checkpoints").iterdir())[2:]:
         path.unlink()
-    later = {("refine", 0): EDITS["refine", 0]}
+    later: dict[tuple[StageName, int], Edit] = {("refine", 0): EDITS["refine", 0]}
     assert watched_run("--resume", str(again), edits=later) == 0
     assert splat(again) == splat(edited)
 
@@ -206,7 +206,10 @@ def test_words_that_the_teachers_do_not_know_are_answered_and_change_nothing(sto
             return answers[-1]
 
         monkeypatch.setattr(steer, "make_edit", noted)
-        edits = {("coarse", 3): Edit(stage="coarse", cfg=1.0), ("refine", 0): Edit(stage="refine", prompt="a dragon")}
+        edits: dict[tuple[StageName, int], Edit] = {
+            ("coarse", 3): Edit(stage="coarse", cfg=1.0),
+            ("refine", 0): Edit(stage="refine", prompt="a dragon"),
+        }
         watched_run("--resume", str(again), edits=edits, stop=("refine", 0))
     assert "the coarse stage has made its last step" in answers[0]
     assert "Not changed. prompt: the toybox teachers do not know 'dragon'" in answers[1]

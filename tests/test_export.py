@@ -24,12 +24,13 @@ import torch
 import trimesh
 from PIL import Image
 from plyfile import PlyData
+from present import as_a
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, Axes, mesh, sog, write
+from gscfd.export import FORMATS, Axes, Format, mesh, sog, write
 from gscfd.export.__main__ import main
 from gscfd.export.spz import fractional_bits
 from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
@@ -205,7 +206,7 @@ def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
     position = gltf.accessors[primitive.attributes.POSITION]
     assert len(position.min) == len(position.max) == 3
     assert all(view.byteOffset % 4 == 0 for view in gltf.bufferViews)
-    cloud = trimesh.load(source.with_suffix(".glb")).geometry
+    cloud = as_a(trimesh.Scene, trimesh.load(source.with_suffix(".glb"))).geometry
     assert sum(len(part.vertices) for part in cloud.values()) == position.count, "a reader of points sees points"
 
 
@@ -213,7 +214,7 @@ def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "at_least"), [("compressed.ply", 45.0), ("splat", 50.0), ("spz", 52.0), ("sog", 58.0)]
 )
-def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kind: str, at_least: float) -> None:
+def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kind: Format, at_least: float) -> None:
     assert main([str(source), "--to", kind]) == 0
     read = by_splat_transform(source.with_name(f"splat.{kind}"))
     assert len(read) == len(splat) and read.sh_degree == (0 if kind == "splat" else splat.sh_degree)
@@ -396,7 +397,7 @@ def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) ->
 def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     MESHES[kind](sphere, path)
-    read = trimesh.load(path, process=False, force="mesh")
+    read = as_a(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh"))
     assert np.allclose(read.vertices, sphere.vertices, atol=1e-6) and np.array_equal(read.faces, sphere.triangles)
     if kind == "mesh.glb":
         light = by_pygltflib(path)["COLOR_0"].astype(np.float64)
@@ -413,9 +414,9 @@ def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatc
     monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution: triangle)
     assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
     assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
-    turned = trimesh.load(source.with_suffix(".obj"), process=False, force="mesh")
+    turned = as_a(trimesh.Trimesh, trimesh.load(source.with_suffix(".obj"), process=False, force="mesh"))
     assert np.allclose(turned.vertices, [[0, 0, 0.1], [0.2, 0, 0], [0, 0.3, 0]]), "front to +z, up to +y"
-    as_it_is = trimesh.load(source.with_suffix(".mesh.ply"), process=False, force="mesh")
+    as_it_is = as_a(trimesh.Trimesh, trimesh.load(source.with_suffix(".mesh.ply"), process=False, force="mesh"))
     assert np.allclose(as_it_is.vertices, corners)
 
 

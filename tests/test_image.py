@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from gscfd import image
 from gscfd.cameras import turntable
@@ -84,6 +85,10 @@ def test_a_networks_clean_flow_is_diffusers_ddim_in_float32(teachers: dict[str, 
     scheduler.set_timesteps(5)
     times, noise = scheduler.timesteps.tolist(), torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     x = teacher.alpha_sigma(times[0])[1] * noise
+
+    def fresh(step: int) -> Tensor:
+        return torch.randn_like(noise)
+
     for t in times:
         x = scheduler.step(teacher.predict_eps(x, t, cameras), t, x).prev_sample
     assert (clean_flow(teacher, noise, fresh, times, cameras, gamma=0.0) - x).abs().max() <= 1e-4

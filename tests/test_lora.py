@@ -251,8 +251,11 @@ def test_a_run_that_loses_its_lora_or_its_moments_ends_in_another_file(
 
 def test_a_lora_that_is_not_finite_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def learn(
-        self: Lora, *arguments: Any, original: Callable[..., None] = Lora.learn, poison: list[bool] = [True]
-    ) -> None:  # noqa: B006
+        self: Lora,
+        *arguments: Any,
+        original: Callable[..., None] = Lora.learn,
+        poison: list[bool] = [True],  # noqa: B006
+    ) -> None:
         original(self, *arguments)
         if poison and poison.pop():
             next(iter(self.params.values())).data.fill_(torch.nan)

@@ -20,7 +20,7 @@ from gscfd.teachers.schedules import Diffusion, Flow, Schedule
 from gscfd.types import Cameras
 
 
-def make(folder: Path, *arguments: str | int, prompt: str = "a yellow duck") -> int:
+def make(folder: Path, *arguments: str | int | Path, prompt: str = "a yellow duck") -> int:
     options = ["--prompt", prompt, "--steps", "2", "--device", "cpu"]
     return preview.main([*options, "--out", str(folder / "x.png"), *map(str, arguments)])
 

@@ -70,7 +70,7 @@ def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(
     planned: Callable[..., list[Run]], prompts: Path
 ) -> None:
     long = "a yellow duck on a brown table " * 3
-    names: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     for texts in (["a mug", "A mug", "a  mug", "a mug,", long + "a", long + "b"], ["A mug", long + "b"]):
         prompts.write_text("\n".join(texts))
         found = {run.config.prompt: run.name for run in planned("--coarse.steps", "0")}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from present import present
 from tiny_teachers import randomized
 from torch import Tensor
 
@@ -109,7 +110,7 @@ class EchoUNet:
     def set_attn_processor(self, processors: object) -> None:
         pass
 
-    def __call__(self, x: Tensor, t: Any, context: Tensor, class_labels: Tensor | None) -> Any:
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None) -> Any:
         self.seen = (x, t, context, class_labels)
         return type("Output", (), {"sample": torch.zeros_like(x)})
 
@@ -277,7 +278,8 @@ def test_both_branches_get_the_same_cameras_and_their_own_text() -> None:
     asked = teacher(MultiviewDenoiser(unet))
     asked.set_prompt(Prompt(text="a duck", negative="a mug", cfg=5.0))
     asked.predict_eps(normal(4, 4), 300, turntable(4, size=64))
-    x, t, context, cameras = unet.seen
+    x, t, context, labels = unet.seen
+    cameras = present(labels)
     assert torch.equal(x[:4], x[4:]) and torch.equal(cameras[:4], cameras[4:]) and t.tolist() == [300] * 8
     assert torch.equal(context[0], context[3]) and not torch.equal(context[0], context[4])
 

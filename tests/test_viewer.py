@@ -292,7 +292,7 @@ def test_the_teachers_images_are_decoded_only_while_they_are_asked_for() -> None
         viewer.controls.pause(False)
 
 
-def test_images_that_do_not_fit_the_memory_are_turned_off() -> None:
+def test_images_that_do_not_fit_the_memory_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.panel.show_target.value = True
         run = Run(viewer, seconds=0.1)
@@ -300,7 +300,7 @@ def test_images_that_do_not_fit_the_memory_are_turned_off() -> None:
         def full(z: Tensor) -> NoReturn:
             raise torch.OutOfMemoryError
 
-        run.teacher.decode = full
+        monkeypatch.setattr(run.teacher, "decode", full)
         assert run.finish() is not None
         until(lambda: "no GPU memory" in viewer.controls.answer)
         assert not viewer.panel.show_target.value and viewer.thread.is_alive()
@@ -409,7 +409,7 @@ def test_a_bad_edit_is_answered_and_changes_nothing(values: dict[str, object], w
 
 
 @pytest.mark.parametrize("error", [UserError("text encoder: gone"), torch.OutOfMemoryError(), OSError(28, "No space")])
-def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error: Exception) -> None:
+def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -422,7 +422,9 @@ def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error: Exception) -
             run.kept.record = fails
         else:
             told = run.teacher.set_prompt
-            run.teacher.set_prompt = lambda prompt: told(prompt) if prompt.text == "a mug" else fails()
+            monkeypatch.setattr(
+                run.teacher, "set_prompt", lambda prompt: told(prompt) if prompt.text == "a mug" else fails()
+            )
         change(viewer, prompt="a red mug")
         until(lambda: "Not changed" in viewer.controls.answer)
         assert run.live.now == run.live.config == run.config

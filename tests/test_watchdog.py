@@ -2,7 +2,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -169,17 +169,16 @@ def test_a_stage_that_was_taken_back_continues_exactly_from_before_and_after_it(
 def test_on_cuda_the_watchdog_looks_every_tenth_step_before_it_keeps_a_state_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Stage:
-        keep_every, config = 4, stage_config(steps=13)
-        gaussians = SimpleNamespace(device=torch.device("cuda"))
+    gaussians = SimpleNamespace(device=torch.device("cuda"))
+    state = SimpleNamespace(keep_every=4, config=stage_config(steps=13), gaussians=gaussians)
 
     looks = []
-    for Stage.step in range(13):
-        looks.append(due(Stage))
+    for state.step in range(13):
+        looks.append(due(cast(StageState, state)))
     assert [step + 1 for step, look in enumerate(looks) if look] == [4, 8, 10, 12, 13]
-    Stage.gaussians = SimpleNamespace(device=torch.device("cpu"))
-    for Stage.step in range(13):
-        assert due(Stage)
+    gaussians.device = torch.device("cpu")
+    for state.step in range(13):
+        assert due(cast(StageState, state))
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tiny import TinyTeacher, stage_config, tiny_stage
 
 from gscfd.config import Config, ViewerConfig
 from gscfd.distil.edits import LiveSettings
+from gscfd.runs.folder import RunFolder
 from gscfd.teachers import Prompt
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.steer import steer
@@ -107,7 +108,7 @@ class Run:
     def on_step(self, report: Any) -> None:
         self.steps.append(report.step)
         time.sleep(self.seconds)
-        steer(self.viewer, self.live, self.kept, report, self.interrupt)
+        steer(self.viewer, self.live, cast(RunFolder, self.kept), report, self.interrupt)
 
     def work(self) -> None:
         try:
