@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from full_size import Size
 from present import as_a
 from torch import nn
 
@@ -21,6 +20,7 @@ from full_size import (
     SD21,
     SDXL,
     Case,
+    Size,
     TimeRow,
     build_teacher,
     cost_row,
