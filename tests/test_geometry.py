@@ -71,8 +71,8 @@ def scene(dtype):
 def shown(rasterize, inputs, cameras):
     """A number that depends on every pixel of the normal maps."""
     settings = {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": cameras.width, "height": cameras.height}
-    colors, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
-    images = normal_map(Render(colors[..., :3], colors[..., 3:], opacity), cameras)
+    rendered, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
+    images = normal_map(Render(rendered[..., :3], rendered[..., 3:], opacity), cameras)
     weights = torch.rand(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (images * weights.to(images)).sum()
 
@@ -102,8 +102,8 @@ def test_the_gradient_reaches_the_gaussians_through_depth():
     assert (without - found[0]).norm() > 0.1 * found[0].norm(), "the control: no gradient through depth"
 
 
-def cut_depth(colors, opacity, info):
-    return torch.cat([colors[..., :3], colors[..., 3:].detach()], -1), opacity, info
+def cut_depth(rendered, opacity, info):
+    return torch.cat([rendered[..., :3], rendered[..., 3:].detach()], -1), opacity, info
 
 
 def cost(opacity, image_size, **weights):

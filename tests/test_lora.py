@@ -274,7 +274,7 @@ def test_the_plan_counts_the_lora(folders):
     settings = runs_options.parse(["--preset", "sd21"]).refine
     _, teacher = found = plan.meta_teacher(str(folders["sd"]), torch.float32)
     plain = plan.teacher_plan(found, settings, "a mug")
-    cost, count = plan.lora_costs(teacher, settings)
+    cost, count = plan.learner_costs(Lora(teacher, settings.vsd, seed=0), teacher, settings)
     # One question of the four that Perp-Neg asks, the same again, and its way back, without the frozen weights' part.
     assert 2.3 < 4 * cost.flops / plain.denoise.flops < 3.3
     assert plain.learn.flops == plain.trained == 0 and cost.peak > 0
