@@ -8,7 +8,6 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -544,10 +543,16 @@ def merged(base: Any, changes: Any, where: str = "") -> Any:
     return dataclasses.replace(base, **values)
 
 
+def presets_folder() -> Path:
+    """Returns the folder of the presets: `configs/` of the checkout, or `gscfd/configs` of an installed wheel."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def presets() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files("gscfd.configs").iterdir() if p.name.endswith(".yaml")
-    )
+    """Returns the names of the presets that come with gscfd, sorted."""
+    return sorted(path.stem for path in presets_folder().glob("*.yaml"))
 
 
 def load_run(folder: Path) -> Config:
@@ -574,7 +579,7 @@ def load_preset(name: str) -> Config:
     name: one of `presets()`, or the path of a .yaml file.
     """
     if name in presets():
-        text = resources.files("gscfd.configs").joinpath(f"{name}.yaml").read_text()
+        text = (presets_folder() / f"{name}.yaml").read_text()
     elif name.endswith(".yaml") and Path(name).is_file():
         text = Path(name).read_text(errors="replace")
     else:

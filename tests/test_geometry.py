@@ -75,8 +75,8 @@ def scene(dtype: torch.dtype) -> dict[str, Tensor]:
 def shown(rasterize: Callable[..., Any], inputs: dict[str, Tensor], cameras: Cameras) -> Tensor:
     """A number that depends on every pixel of the normal maps."""
     settings = {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": cameras.width, "height": cameras.height}
-    colors, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
-    images = normal_map(Render(colors[..., :3], colors[..., 3:], opacity), cameras)
+    rendered, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
+    images = normal_map(Render(rendered[..., :3], rendered[..., 3:], opacity), cameras)
     weights = torch.rand(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (images * weights.to(images)).sum()
 
@@ -106,8 +106,8 @@ def test_the_gradient_reaches_the_gaussians_through_depth() -> None:
     assert (without - found[0]).norm() > 0.1 * found[0].norm(), "the control: no gradient through depth"
 
 
-def cut_depth(colors: Tensor, opacity: Tensor, info: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    return torch.cat([colors[..., :3], colors[..., 3:].detach()], -1), opacity, info
+def cut_depth(rendered: Tensor, opacity: Tensor, info: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    return torch.cat([rendered[..., :3], rendered[..., 3:].detach()], -1), opacity, info
 
 
 def cost(opacity: Tensor, image_size: int, **weights: Any) -> float:

@@ -295,7 +295,7 @@ def test_unknown_words_come_with_the_nearest_known_one() -> None:
     ("arguments", "message"),
     [
         ({"kind": "dack"}, "kind: 'dack' is not known; the nearest are duck"),
-        ({"color": "gray"}, "color: 'gray' is not known; the nearest are gray"),
+        ({"color": "grey"}, "color: 'grey' is not known; the nearest are gray"),
         ({"kind": "duck", "color": "purple"}, "withheld"),
         ({"spacing": 0.0}, "spacing: expected a positive distance, got 0.0"),
         ({"spacing": float("nan")}, "spacing: expected a positive distance, got nan"),

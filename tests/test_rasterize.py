@@ -55,16 +55,16 @@ def outputs_and_gradients(
         settings["backgrounds"] = leaves["backgrounds"] = settings["backgrounds"].to(dtype, copy=True).requires_grad_()
     tensors = [leaves[name] for name in NAMES]
     matrices = (cameras.viewmats.to(dtype), cameras.Ks.to(dtype))
-    colors, alphas, info = function(*tensors, *matrices, cameras.width, cameras.height, **settings)
+    rendered, alphas, info = function(*tensors, *matrices, cameras.width, cameras.height, **settings)
     info["means2d"].retain_grad()
     g = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=g) for t in (colors, alphas)]
-    loss = (colors * weights[0].to(dtype)).sum() + (alphas * weights[1].to(dtype)).sum()
+    weights = [torch.randn(t.shape, generator=g) for t in (rendered, alphas)]
+    loss = (rendered * weights[0].to(dtype)).sum() + (alphas * weights[1].to(dtype)).sum()
     loss.backward()
     gradients = {name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grad = info["means2d"].grad
     gradients["means2d"] = grad if grad is not None else torch.zeros_like(info["means2d"])
-    return {"colors": colors, "alphas": alphas, "median_depth": info["median_depth"]}, gradients
+    return {"colors": rendered, "alphas": alphas, "median_depth": info["median_depth"]}, gradients
 
 
 def relative_errors(scene: Scene, cameras: Cameras, **settings: Any) -> dict[str, float]:
@@ -237,10 +237,10 @@ def test_absgrad_is_the_sum_of_absolute_values_over_pixels() -> None:
     """Rendered one pixel at a time, the absolute values of the ordinary gradient must add up to it."""
     scene, cameras = make_scene(30), make_cameras(1, 12, 9)
     leaves = {name: value.requires_grad_() for name, value in scene.items()}
-    colors, _, info = render(leaves, cameras, absgrad=True, render_mode="RGB")
-    weights = torch.randn(colors.shape, generator=torch.Generator().manual_seed(6))
+    rendered, _, info = render(leaves, cameras, absgrad=True, render_mode="RGB")
+    weights = torch.randn(rendered.shape, generator=torch.Generator().manual_seed(6))
     expected = torch.zeros_like(info["means2d"])
-    per_pixel = (colors * weights).sum(-1).flatten()
+    per_pixel = (rendered * weights).sum(-1).flatten()
     for pixel in per_pixel:
         expected += torch.autograd.grad(pixel, info["means2d"], retain_graph=True)[0].abs()
     per_pixel.sum().backward()
@@ -287,11 +287,11 @@ def test_spherical_harmonics_match_gsplat(degree: int) -> None:
     g = torch.Generator().manual_seed(7)
     means, coefficients = torch.randn(300, 3, generator=g), torch.randn(300, 16, 3, generator=g)
     cameras = make_cameras(2)
-    colors = cpu.harmonics(means, coefficients, cameras.viewmats, degree)
+    rendered = cpu.harmonics(means, coefficients, cameras.viewmats, degree)
     centers = torch.linalg.inv(cameras.viewmats)[:, :3, 3]
     directions = (means - centers[:, None]).double()
     expected = _spherical_harmonics(degree, directions, coefficients.double().expand(2, -1, -1, -1))
-    assert torch.allclose(colors.double(), (expected + 0.5).clamp_min(0), atol=1e-5)
+    assert torch.allclose(rendered.double(), (expected + 0.5).clamp_min(0), atol=1e-5)
 
 
 def test_tile_lists_are_exact_and_sorted() -> None:
@@ -349,10 +349,10 @@ def test_default_type_of_torch_does_not_matter() -> None:
     scene, cameras = make_scene(), make_cameras()
     torch.set_default_dtype(torch.float64)
     try:
-        colors, _, _ = render(scene, cameras)
+        rendered, _, _ = render(scene, cameras)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(colors, expected["colors"])
+    assert torch.equal(rendered, expected["colors"])
 
 
 def test_tile_size_changes_only_rounding() -> None:
@@ -386,9 +386,9 @@ def test_default_strategy_densifies_unchanged(absgrad: bool) -> None:
     target = torch.rand(2, 48, 48, 3, generator=torch.Generator().manual_seed(8))
     for step in range(12):
         activated = dict(params) | {"scales": params["scales"].exp(), "opacities": params["opacities"].sigmoid()}
-        colors, _, info = render(activated, cameras, absgrad=absgrad)
+        rendered, _, info = render(activated, cameras, absgrad=absgrad)
         strategy.step_pre_backward(params, optimizers, state, step, info)
-        (colors[..., :3] - target).square().mean().backward()
+        (rendered[..., :3] - target).square().mean().backward()
         if step == 5:
             assert state["count"].max() > 2 and state["grad2d"].max() > 0
         strategy.step_post_backward(params, optimizers, state, step, info)
@@ -426,9 +426,9 @@ def test_rasterize_reads_stored_parameters() -> None:
     images, _ = outputs_and_gradients(
         reference.rasterization, scene | {"colors": sh}, cameras, torch.float64, sh_degree=1
     )
-    colors, alphas = images["colors"], images["alphas"]
-    assert torch.allclose(image.rgb.double(), colors[..., :3], atol=1e-5)
-    assert torch.allclose(image.depth.double(), colors[..., 3:], atol=1e-4)
+    rendered, alphas = images["colors"], images["alphas"]
+    assert torch.allclose(image.rgb.double(), rendered[..., :3], atol=1e-5)
+    assert torch.allclose(image.depth.double(), rendered[..., 3:], atol=1e-4)
     assert torch.allclose(image.opacity.double(), alphas, atol=1e-5)
     assert image.median_depth is not None and torch.allclose(
         image.median_depth.double(), images["median_depth"], atol=1e-4
@@ -482,11 +482,11 @@ def test_cpu_and_cuda_agree() -> None:
     scene, cameras = make_scene(), make_cameras()
     host, host_gradients = outputs_and_gradients(rasterization, scene, cameras, torch.float32)
     leaves = {name: value.cuda().requires_grad_() for name, value in scene.items()}
-    colors, alphas, _ = render(leaves, cameras.to("cuda"))
+    rendered, alphas, _ = render(leaves, cameras.to("cuda"))
     g = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=g).cuda() for t in (colors, alphas)]
-    ((colors * weights[0]).sum() + (alphas * weights[1]).sum()).backward()
-    assert torch.allclose(colors.cpu(), host["colors"], atol=1e-4)
+    weights = [torch.randn(t.shape, generator=g).cuda() for t in (rendered, alphas)]
+    ((rendered * weights[0]).sum() + (alphas * weights[1]).sum()).backward()
+    assert torch.allclose(rendered.cpu(), host["colors"], atol=1e-4)
     for name, leaf in leaves.items():
         assert leaf.grad is not None
         error = (leaf.grad.cpu() - host_gradients[name]).norm() / host_gradients[name].norm()

@@ -79,15 +79,15 @@ def rasterization(
         colors = means.new_empty(means.shape[0], 0)
     elif sh_degree is not None:
         colors = cpu.harmonics(means, colors, viewmats, sh_degree)
-    colors, alphas, info = cpu.rasterize_splats(
+    rendered, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
         far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size,
         depth_channel=wants_depth, expected="ED" in render_mode, absgrad=absgrad,
     )  # fmt: skip
     if backgrounds is not None and wants_color:
         behind = (1.0 - alphas) * backgrounds[:, None, None, :]
-        colors = torch.cat([colors[..., :channels] + behind, colors[..., channels:]], dim=-1)
-    return colors, alphas, info
+        rendered = torch.cat([rendered[..., :channels] + behind, rendered[..., channels:]], dim=-1)
+    return rendered, alphas, info
 
 
 def _check_geometry(

@@ -192,28 +192,28 @@ class _CompositeSplats(Function):
         arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
         _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
 
-        colors = depths.new_empty(views, grid.height, grid.width, channels)
+        rendered = depths.new_empty(views, grid.height, grid.width, channels)
         alphas, medians = (depths.new_empty(views, grid.height, grid.width, 1) for _ in range(2))
         transmittance = depths.new_empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
-        arrays = (records, tiles.offsets, tiles.entries, colors, alphas, medians, transmittance, last)
+        arrays = (records, tiles.offsets, tiles.entries, rendered, alphas, medians, transmittance, last)
         _run("composite", _Composite(grid, views, channels, expected, *_addresses(*arrays)))
-        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, colors, alphas, transmittance, last)
+        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, rendered, alphas, transmittance, last)
         ctx.tiles, ctx.color_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
-        return colors, alphas, medians
+        return rendered, alphas, medians
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colors, d_alphas, _medians):  # pyright: ignore[reportIncompatibleMethodOverride]
-        means2d, factors, opacities, records, colors, alphas, transmittance, last = ctx.saved_tensors
-        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colors.shape[-1]
-        d_colors, d_alphas = d_colors.contiguous(), d_alphas.contiguous()
+    def backward(ctx, d_rendered, d_alphas, _medians):  # pyright: ignore[reportIncompatibleMethodOverride]
+        means2d, factors, opacities, records, rendered, alphas, transmittance, last = ctx.saved_tensors
+        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], rendered.shape[-1]
+        d_rendered, d_alphas = d_rendered.contiguous(), d_alphas.contiguous()
         sums = means2d.new_empty(len(tiles.entries), _native("sums_stride")(channels))
         used = means2d.new_zeros(len(tiles.entries), dtype=torch.uint8)
-        arrays = (records, tiles.offsets, tiles.entries, colors, alphas, None, transmittance, last)
+        arrays = (records, tiles.offsets, tiles.entries, rendered, alphas, None, transmittance, last)
         composite = _Composite(tiles.grid, views, channels, ctx.expected, *_addresses(*arrays))
-        given = _addresses(d_colors, d_alphas)
+        given = _addresses(d_rendered, d_alphas)
         _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
         d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
@@ -273,7 +273,7 @@ def rasterize_splats(
     tile_size = tile_size or _faster_tile_size(radii)
     grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
     tiles = _make_tiles(means2d, factors, depths, radii, log_opacities, grid)
-    colors, alphas, medians = _CompositeSplats.apply(
+    rendered, alphas, medians = _CompositeSplats.apply(
         means2d, factors, depths, opacities, colors, radii, log_opacities, tiles, depth_channel, expected, absgrad
     )  # pyright: ignore
     info = {
@@ -297,4 +297,4 @@ def rasterize_splats(
         "n_cameras": views,
         "median_depth": medians,
     }
-    return colors, alphas, info
+    return rendered, alphas, info

@@ -93,14 +93,14 @@ def rasterization(
             depths[view, o],
         )
         images.append(_composite(*values, width, height))
-    colors, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
+    rendered, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
     if "ED" in render_mode:
-        colors = torch.cat([colors[..., :-1], colors[..., -1:] / alphas.clamp_min(1e-10)], -1)
+        rendered = torch.cat([rendered[..., :-1], rendered[..., -1:] / alphas.clamp_min(1e-10)], -1)
     if backgrounds is not None and "RGB" in render_mode:
         d = backgrounds.shape[-1]
         behind = (1 - alphas) * backgrounds[:, None, None]
-        colors = torch.cat([colors[..., :d] + behind, colors[..., d:]], -1)
-    return colors, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
+        rendered = torch.cat([rendered[..., :d] + behind, rendered[..., d:]], -1)
+    return rendered, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
 
 
 def _composite(
@@ -118,10 +118,10 @@ def _composite(
     alpha = torch.where(after > 1e-4, alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
     before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
-    colors = torch.einsum("hwn,nd->hwd", alpha * before, features)
+    rendered = torch.einsum("hwn,nd->hwd", alpha * before, features)
     alphas = (1 - after[..., -1:]) if depths.numel() else torch.zeros_like(pixels[..., :1])
     crosses = (before >= 0.5) & (after < 0.5)
-    return colors, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
+    return rendered, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
 
 
 def _rotation(quats: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from gscfd import __version__
 from gscfd.distil.state import Checkpoint, StateDict
 from gscfd.errors import UserError, warn
 from gscfd.files import atomic_write
+from gscfd.version import __version__
 
 FORMAT = 1
 """Raised by every change of what a checkpoint holds or means."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gscfd import __version__
 from gscfd.config import Config
 from gscfd.distil.preflight import KeptTeachers, load_teachers
 from gscfd.errors import UserError, warn
@@ -17,6 +16,7 @@ from gscfd.runs.folder import Busy, Stopped
 from gscfd.runs.make import make_run
 from gscfd.runs.names import check_folder, next_config
 from gscfd.teachers.weights import first_line
+from gscfd.version import __version__
 
 LOCK_SECONDS = 120
 """How long a run waits until a dead process's lock on its folder is released; on NFS the server decides, in 90 s."""
