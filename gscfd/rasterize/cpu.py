@@ -1,4 +1,4 @@
-"""The CPU rasterizer: autograd around the native code in csrc/. Callers have checked shapes, types and devices."""
+"""The CPU rasterizer: autograd around the native code in csrc/. Callers check shapes, types and devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.autograd.function import Function, once_differentiable
 
 from gscfd import native
 
-# The C structures of csrc/*.h: pairs of a type and the names of consecutive fields.
 _POINTER, _LONG, _INT, _BOOL, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_float
 
 
@@ -63,7 +62,8 @@ _Reduction = _structure(
 
 @functools.cache
 def _native(name: str) -> Any:
-    """The native function gscfd_<name>, which takes the number of threads and addresses of structures or arrays."""
+    """Returns the native function gscfd_<name>. Its arguments are the number of threads and addresses of structures or
+    arrays."""
     arguments: dict[str, list[type]] = {
         "tiles_finish": [_INT, *[_POINTER] * 3],
         "record_stride": [_INT],
@@ -81,14 +81,13 @@ def _run(name: str, *structures: ctypes.Structure) -> Any:
 
 
 def _addresses(*tensors: Tensor | None) -> list[int | None]:
-    """Addresses of contiguous tensors, which the caller keeps alive."""
+    """Returns addresses of contiguous tensors, which the caller must keep alive."""
     return [native.pointer(t) for t in tensors]
 
 
 class _Project(Function):
-    """Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N]; without gradient conics [V, N, 3],
-    radii [V, N, 2] and log2 of the opacities [N]. The factors are the Cholesky factors of the conics (csrc/splat.h).
-    """
+    """Projects Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N]; without gradient conics [V, N,
+    3], radii [V, N, 2] and log2 of the opacities [N]. Factors are the Cholesky factors of the conics (csrc/splat.h)."""
 
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, viewmats, Ks, image, limits):
@@ -119,7 +118,7 @@ class _Project(Function):
 
 
 class _EvaluateHarmonics(Function):
-    """SH coefficients [N, K, 3] or [V, N, K, 3] to colors [V, N, 3]."""
+    """Evaluates SH coefficients [N, K, 3] or [V, N, K, 3] to colors [V, N, 3]."""
 
     @staticmethod
     def forward(ctx, means, coefficients, centers, degree):
@@ -149,11 +148,11 @@ class Tiles:
     """Lists of splats per tile, nearest first."""
 
     grid: ctypes.Structure
-    """Sizes of the image and of its tiles."""
+    """Sizes of the image and its tiles."""
     offsets: Tensor
-    """[V * tiles + 1] int32: where the list of each tile starts."""
+    """[V * tiles + 1] int32: start of each tile's list."""
     entries: Tensor
-    """[P, 2] int32: flat id (view * N + Gaussian), and the entry's place when entries are ordered by splat."""
+    """[P, 2] int32: flat id (view * N + Gaussian), and index of the entry in splat order."""
     tiles_per_gauss: Tensor
     """[V, N] int32."""
     first_slot: Tensor
@@ -179,7 +178,7 @@ def _make_tiles(
 
 
 class _CompositeSplats(Function):
-    """Splats to images: colors [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
+    """Composites splats to images: colors [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
 
     @staticmethod
     def forward(
@@ -230,13 +229,14 @@ class _CompositeSplats(Function):
 
 
 def harmonics(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
-    """[V, N, 3] colors max(0, SH + 1/2) of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
+    """Returns colors max(0, SH + 1/2) [V, N, 3] of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
     centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
     return _EvaluateHarmonics.apply(means, coefficients, centers, degree)  # pyright: ignore
 
 
 def _faster_tile_size(radii: Tensor) -> int:
-    """16 where the mean radius of the visible splats is above 9 pixels, else 8 (measured: benchmarks/rasterize.md)."""
+    """Returns 16 if the mean radius of the visible splats exceeds 9 pixels, else 8 (measured:
+    benchmarks/rasterize.md)."""
     visible = int((radii > 0).sum())
     return 16 if int(radii.sum()) > 9 * visible else 8
 
@@ -261,9 +261,9 @@ def rasterize_splats(
     expected: bool,
     absgrad: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The native pipeline on checked float32 CPU tensors; `rasterization` in __init__.py says what it means.
+    """Runs the native pipeline on checked float32 CPU tensors; see `rasterization` in __init__.py.
 
-    colors: [N, D] or [V, N, D], D may be 0 if depth_channel is set.
+    colors: [N, D] or [V, N, D]; D may be 0 if depth_channel is set.
     """
     views, count = viewmats.shape[0], means.shape[0]
     limits = (eps2d, near_plane, far_plane, radius_clip)
