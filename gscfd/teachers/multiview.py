@@ -1,4 +1,4 @@
-"""Joint attention over the views of a group: what turns a Stable Diffusion UNet into MVDream's (Shi et al. 2023)."""
+"""Joint attention over the views of a group, which turns a Stable Diffusion UNet into MVDream's (Shi et al. 2023)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class JointViewsProcessor:
 
 
 def join_views(unet: UNet2DConditionModel, views: int) -> None:
-    """Attach joint attention to every self-attention (`attn1`) of the UNet; cross-attention stays as it is.
+    """Attaches joint attention to every self-attention (`attn1`) of the UNet; cross-attention is unchanged.
 
-    Processors are not part of a saved model: they are attached after every load.
+    Processors are not saved with a model, so they must be attached after every load.
     """
     processors = dict(unet.attn_processors)
     for name in processors:
