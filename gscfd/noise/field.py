@@ -114,8 +114,9 @@ class NoiseField:
         to 1.
 
         Samples an Ornstein-Uhlenbeck path in the time Lambda, exactly in law: the ends of the spans one after another,
-        then the span is halved by the bridge W_m = [r1 (1 - r2^2) W_a + r2 (1 - r1^2) W_b] / q + sqrt((1 - r1^2) (1 -
-        r2^2) / q) Z_m, r1 = exp(Lambda_a - Lambda_m), r2 = exp(Lambda_m - Lambda_b), q = 1 - r1^2 r2^2.
+        then the span is halved by the bridge
+        W_m = [r1 (1 - r2^2) W_a + r2 (1 - r1^2) W_b] / q + sqrt((1 - r1^2) (1 - r2^2) / q) Z_m,
+        r1 = exp(Lambda_a - Lambda_m), r2 = exp(Lambda_m - Lambda_b), q = 1 - r1^2 r2^2.
         """
         # Steps without injection count as the same time.
         step = bisect.bisect_left(range(step + 1), self.clock(step), key=self.clock)

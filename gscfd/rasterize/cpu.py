@@ -13,6 +13,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from gscfd import native
 
+# Types of the C structures of csrc/*.h, which are given as pairs of a type and the names of consecutive fields.
 _POINTER, _LONG, _INT, _BOOL, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_float
 
 
