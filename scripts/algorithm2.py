@@ -59,7 +59,8 @@ def _corners(camera: Cameras, depth: Tensor, opacity: Tensor, height: int, width
     pixels = torch.stack([columns * step_x, rows * step_y, torch.ones_like(rows)], -1)
     pose = camera_to_world(camera)[0].float()
     rays = pixels @ torch.linalg.inv(camera.Ks[0].float()).T
-    return (rays * z[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+    points: Tensor = (rays * z[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+    return points
 
 
 def _triangles(points: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -331,9 +331,7 @@ def sweep(arguments: argparse.Namespace) -> None:
                 f"| {kind} | {whole[workers]:.1f} | {first:.1f} | {whole[workers] / count:.1f} | {beside:.2f} |",
                 flush=True,
             )
-    print(
-        f"\nA run of the sweep: {(whole[1] - whole[0]) / count:+.2f} s against train alone, with its share of Ray's start;"
-    )
+    print(f"\nA run of the sweep: {(whole[1] - whole[0]) / count:+.2f} s against train, with a share of Ray's start;")
     print(f"two workers take {whole[2] / whole[0]:.2f} of the time of train, one run after another.")
 
 

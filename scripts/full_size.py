@@ -111,7 +111,8 @@ class Case:
         still = dict.fromkeys(("means", "quats", "scales", "opacities", "sh0", "shN"), 1e-9)
         stage = {"views": self.views, "render_sizes": [], "densify": {"start": 1.0, "stop": 1.0}, "lr": still}
         settings = {"prompt": "a corgi", "checkpoint": {"every": 1000}, other: {"steps": 0}, self.stage: stage}
-        return merged(merged(load_preset(self.preset), settings), changes)
+        config: Config = merged(merged(load_preset(self.preset), settings), changes)
+        return config
 
     def settings(self) -> StageConfig:
         return self.config().stage(self.stage)
@@ -168,7 +169,7 @@ class CostRow:
     def seconds(self, gpu: str) -> float:
         """Returns an estimate: products at `EFFICIENCY` of the GPU's peak rate, then bytes at full memory bandwidth."""
         rate, bandwidth = GPUS[gpu]
-        flops, traffic = (getattr(self.denoise, name) + getattr(self.encode, name) for name in ("flops", "traffic"))
+        flops, traffic = self.denoise.flops + self.encode.flops, self.denoise.traffic + self.encode.traffic
         return flops / (EFFICIENCY * rate) + traffic / bandwidth
 
 
