@@ -21,6 +21,8 @@ from gscfd import native
 from gscfd.noise_kernels.cells import SURFACE_ARGUMENTS, WHITE_ARGUMENTS, Grid, Nodes, Surface, geometry_of, node_arrays
 
 MAX_NORMAL_RADIUS = 15
+MAX_TABLES = 32
+"""Number of tables kept, besides those that CUDA graphs use."""
 
 
 class Driver:
@@ -29,7 +31,7 @@ class Driver:
     def index(self, device: torch.device) -> int:
         return torch.cuda.current_device() if device.index is None else device.index
 
-    def guard(self, device: torch.device) -> AbstractContextManager:
+    def guard(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.cuda.device(device)
 
     def stream(self, device: torch.device) -> int:
@@ -40,6 +42,9 @@ class Driver:
 
     def pinned(self, views: int) -> Tensor:
         return torch.zeros(views, dtype=torch.int64, pin_memory=True)
+
+    def wait(self, index: int | None) -> None:
+        torch.cuda.synchronize(index)
 
 
 driver = Driver()
@@ -54,6 +59,9 @@ class Table:
     needed: Tensor
     """[V] int64 in pinned memory: number of cells each view needed, as reported by a call the device has completed."""
 
+    captured: bool = False
+    """Whether a CUDA graph uses the table; its kernels write to `needed` at every replay."""
+
     @property
     def capacity(self) -> int:
         """Number of cells per view that the table holds."""
@@ -61,6 +69,7 @@ class Table:
 
 
 _tables: dict[tuple[int | None, int, int, int, int], Table] = {}
+"""Tables by device, stream, views, height and width; the least recently used first."""
 
 
 def check(device: torch.device) -> None:
@@ -210,12 +219,15 @@ def _white(
 def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
     """Returns the table for these views, enlarged if the device has reported that it was too small."""
     key = (device.index, stream, views, grid.height, grid.width)
+    capturing = driver.capturing()
     if key not in _tables:
-        if driver.capturing():
+        if capturing:
             raise RuntimeError("surface noise: call it once with these sizes before a CUDA graph is captured")
         cells = grid.cells_per_pixel * grid.height * grid.width
+        _evict(MAX_TABLES - 1)
         _tables[key] = Table(_slots(cells), driver.pinned(views))
-    table = _tables[key]
+    table = _tables[key] = _tables.pop(key)
+    table.captured |= capturing
     needed = int(table.needed.max()) if views else 0
     if needed > table.capacity:
         poor, capacity = int((table.needed > table.capacity).sum()), table.capacity
@@ -228,6 +240,15 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
             stacklevel=3,
         )
     return table
+
+
+def _evict(keep: int) -> None:
+    """Drops the least recently used tables beyond `keep`, except those that CUDA graphs use."""
+    loose = [key for key, table in _tables.items() if not table.captured]
+    if len(loose) > keep:
+        for key in loose[: len(loose) - keep]:
+            driver.wait(key[0])  # calls in flight still write to the table's pinned memory
+            del _tables[key]
 
 
 def _slots(cells: int) -> int:
