@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from gscfd.files import atomic_write
@@ -47,7 +48,8 @@ def fractional_bits(extent: float) -> int:
 def fixed_point(means: np.ndarray, bits: int) -> bytes:
     """Encodes each number in three bytes, least significant first."""
     whole = np.round(means * 2**bits).astype("<i4")
-    return whole.reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
+    columns: NDArray[np.uint8] = whole.reshape(-1, 1).view(np.uint8)[:, :3]
+    return columns.tobytes()
 
 
 def smallest_three(quats: np.ndarray) -> bytes:
@@ -61,8 +63,10 @@ def smallest_three(quats: np.ndarray) -> bytes:
         magnitude = np.round(511 * np.abs(xyzw[:, i]) * math.sqrt(2)).clip(0, 511).astype(np.uint32)
         shifted = (packed << np.uint32(10)) | ((xyzw[:, i] < 0).astype(np.uint32) << np.uint32(9)) | magnitude
         packed = np.where(largest == i, packed, shifted)
-    return packed.astype("<u4").tobytes()
+    words: NDArray[np.uint32] = packed.astype("<u4")
+    return words.tobytes()
 
 
 def _bytes(values: np.ndarray) -> bytes:
-    return values.round().clip(0, 255).astype(np.uint8).tobytes()
+    levels: NDArray[np.uint8] = values.round().clip(0, 255).astype(np.uint8)
+    return levels.tobytes()

@@ -49,7 +49,8 @@ def turned_harmonics(coefficients: Tensor, rotation: Tensor) -> Tensor:
         return coefficients
     directions = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=rotation.dtype)
     before, after = (harmonic_basis(degree, d)[:, 1:] for d in (directions, directions @ rotation.T))
-    return torch.linalg.lstsq(after, before).solution @ coefficients
+    turn: Tensor = torch.linalg.lstsq(after, before).solution
+    return turn @ coefficients
 
 
 def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:

@@ -8,7 +8,6 @@ states the algorithm.
 from __future__ import annotations
 
 import math
-from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from gscfd.cameras import azimuth_elevation
 from gscfd.noise.field import NoiseField, _check
 from gscfd.noise_kernels import cpu, cuda
-from gscfd.noise_kernels.cells import Grid, Surface
+from gscfd.noise_kernels.cells import Grid, Kernels, Surface
 from gscfd.types import Cameras, Render
 
 # Each use of random numbers has its own counter space, so they never coincide.
@@ -120,7 +119,7 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
     return _compose(field, surface_parts(field, cameras, render, step), cameras, render, step)
 
 
-def kernels(device: torch.device) -> ModuleType:
+def kernels(device: torch.device) -> Kernels:
     """Returns the module with the compiled noise of a device: noise_kernels.cpu or noise_kernels.cuda."""
     return cuda if device.type == "cuda" else cpu
 
@@ -270,7 +269,7 @@ def _nodes(field: NoiseField, step: int) -> list[tuple[int, float]]:
     return field.nodes(step)
 
 
-NOISES = {
+NOISES: dict[str, Kind] = {
     "surface": surface,
     "radial": radial,
     "world_map": world_map,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Nodes = Sequence[tuple[int, float]]
@@ -65,6 +67,52 @@ class Surface:
     """[V, h, w] int32, n: number of cells that the pixel owns."""
     coverage: Tensor
     """[V, h, w] share of the pixel's render samples that show the surface, in [0, 1]."""
+
+
+class Kernels(Protocol):
+    """The module of one device's kernels, such as noise_kernels.cpu."""
+
+    def surface(
+        self,
+        grid: Grid,
+        depth: Tensor,
+        opacity: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        *,
+        channels: int,
+        seed: int,
+        stream: int,
+        nodes: Nodes,
+    ) -> Surface: ...
+
+    def compose(self, surface: Surface, background: Tensor) -> Tensor: ...
+
+    def white(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        seed: int,
+        stream: int,
+        key: int,
+        nodes: Nodes,
+        device: torch.device,
+    ) -> Tensor: ...
+
+    def fresh(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        viewmats: Tensor,
+        Ks: Tensor,
+        *,
+        seed: int,
+        stream: int,
+        nodes: Nodes,
+    ) -> Tensor: ...
 
 
 WHITE_ARGUMENTS = (

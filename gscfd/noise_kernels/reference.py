@@ -320,15 +320,16 @@ def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple
 def _clamped_normal(ray: Floats, z: Floats, a: Floats, b: Floats) -> Floats:
     """Returns normals [N, 3] in the camera frame, pointing away from the camera, n . ray = 1/z, incidence cosine at
     least .1."""
-    normal = np.stack([a, b, 1 / z - a * ray[:, 0] - b * ray[:, 1]], -1)
+    normal: Floats = np.stack([a, b, 1 / z - a * ray[:, 0] - b * ray[:, 1]], -1)
     along = ray / (z * (ray**2).sum(1))[:, None]
     across = normal - along
     limit = MAX_TANGENT * np.linalg.norm(along, axis=1)
     factor = np.minimum(1.0, limit / np.maximum(np.linalg.norm(across, axis=1), 1e-30))
-    return along + factor[:, None] * across
+    normal = along + factor[:, None] * across
+    return normal
 
 
-def _pack(axis: Indices, outward: NDArray, layer: NDArray, iu: Floats, iv: Floats) -> Words:
+def _pack(axis: Indices, outward: Floats | Indices, layer: Floats | Indices, iu: Floats, iv: Floats) -> Words:
     """Cell key: axis (2 bits), sign (1), layer (19), column u (21), column v (21), most significant first."""
     fields = [(axis, 62), (outward > 0, 61), (layer + 2**18, 42), (iu + 2**20, 21), (iv + 2**20, 0)]
     key = np.zeros(len(axis), np.uint64)
@@ -341,4 +342,5 @@ def _mix(x: Words) -> Words:
     """The finalizer of splitmix64 (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: Words = x ^ (x >> np.uint64(31))
+    return mixed

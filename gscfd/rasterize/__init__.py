@@ -67,11 +67,12 @@ def rasterization(
     if means.is_cuda:
         import gsplat
 
-        return gsplat.rasterization(
+        drawn: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
             tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode, absgrad=absgrad,
         )  # fmt: skip
+        return drawn
 
     _check_cpu(means, tensors, packed)
     wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]

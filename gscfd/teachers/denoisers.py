@@ -66,7 +66,7 @@ class UNetDenoiser:
             added = {"text_embeds": text.pooled, "time_ids": moved(time_ids, x.device)}
         # None of these models reads a camera; the copy on which a LoRA is trained does, in the LoRA's precision.
         labels = None if self.unet.class_embedding is None else camera_labels(x, cameras, torch.float32)
-        output = self.unet(
+        output: Tensor = self.unet(
             x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels, added_cond_kwargs=added
         ).sample
         return output[:, : x.shape[1]]
@@ -88,7 +88,8 @@ class MultiviewDenoiser:
             self.views = len(cameras)
             join_views(self.unet, self.views)
         labels = camera_labels(x, cameras, self.unet.dtype)
-        return self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
+        output: Tensor = self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
+        return output
 
 
 class SD3Denoiser:
@@ -100,12 +101,13 @@ class SD3Denoiser:
         self.pooled_width: int = transformer.config["pooled_projection_dim"]
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
-        return self.transformer(
+        output: Tensor = self.transformer(
             hidden_states=x.to(self.transformer.dtype),
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,
             timestep=times(x, t),
         ).sample
+        return output
 
 
 def pack(x: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HTTPError
+
+# The hub's HTTP library depends on its version, so the error is imported from the hub.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from gscfd.errors import UserError
 from gscfd.teachers.weights import first_line

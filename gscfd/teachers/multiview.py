@@ -25,7 +25,8 @@ class JointViewsProcessor:
         if batch % self.views:
             raise ValueError(f"views: expected a multiple of {self.views} images in the batch, got {batch}")
         grouped = hidden_states.reshape(batch // self.views, self.views * length, channels)
-        return self.attend(attn, grouped, encoder_hidden_states, attention_mask).reshape(batch, length, channels)
+        attended: Tensor = self.attend(attn, grouped, encoder_hidden_states, attention_mask)
+        return attended.reshape(batch, length, channels)
 
 
 def join_views(unet: UNet2DConditionModel, views: int) -> None:

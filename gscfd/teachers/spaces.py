@@ -52,11 +52,12 @@ class Latents:
 
     def mean(self, images: Tensor) -> Tensor:
         """Returns the mean of the VAE's posterior for images in [-1, 1]."""
-        return self.vae.encode(images).latent_dist.mean
+        mean: Tensor = self.vae.encode(images).latent_dist.mean
+        return mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        decoded = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
+        decoded: Tensor = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 

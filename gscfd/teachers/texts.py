@@ -184,7 +184,9 @@ def t5(
     tokenizer = from_folder(T5Tokenizer, folder / f"tokenizer{number}")
     encoder = read_text_model(T5EncoderModel, folder / f"text_encoder{number}", dtype).to(device).eval()
     ids = token_ids(tokenizer, texts, length).to(device)
-    return encoder(ids.input_ids, attention_mask=ids.attention_mask if masked else None).last_hidden_state.to(dtype)
+    mask = ids.attention_mask if masked else None
+    hidden: Tensor = encoder(ids.input_ids, attention_mask=mask).last_hidden_state
+    return hidden.to(dtype)
 
 
 def encode_sdxl(

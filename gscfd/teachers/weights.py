@@ -125,7 +125,8 @@ def fill(network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
 def build(cls: type[Network], config: dict[str, Any]) -> Network:
     """Builds the network without memory for its weights; `fill` supplies them."""
     with torch.device("meta"):
-        return cls.from_config(config)
+        network: Network = cls.from_config(config)
+    return network
 
 
 def read_network(cls: type[Network], folder: Path) -> Network:

@@ -222,7 +222,8 @@ def _facing(normals: Array) -> Array:
     x, y, z = normals.T
     quats = np.stack([1 + z, -y, x, np.zeros_like(x)], 1)
     quats[z < 1e-9 - 1] = (0, 1, 0, 0)
-    return quats / np.sqrt(np.einsum("ij,ij->i", quats, quats))[:, None]
+    unit: Array = quats / np.sqrt(np.einsum("ij,ij->i", quats, quats))[:, None]
+    return unit
 
 
 # Light
@@ -236,7 +237,8 @@ AMBIENT, SKY, KEY_STRENGTH, WRAP = 0.68, 0.13, 0.28, 0.3
 def _light(normals: Array) -> Array:
     """Returns the light [N] on matte surfaces: a bright sky above pale ground, and a soft key light."""
     key = np.maximum(normals @ KEY + WRAP, 0) / (1 + WRAP)
-    return AMBIENT + SKY * normals[:, 2] + KEY_STRENGTH * key
+    light: Array = AMBIENT + SKY * normals[:, 2] + KEY_STRENGTH * key
+    return light
 
 
 def _openness(points: Array, normals: Array, spacing: float, cell: float = 0.1) -> Array:
@@ -247,4 +249,5 @@ def _openness(points: Array, normals: Array, spacing: float, cell: float = 0.1) 
     blurred = uniform_filter(density * (spacing / cell) ** 2, 3)
     above = (points + 1.6 * cell * normals) / cell + size // 2
     crowd = map_coordinates(blurred, above.T, order=1)
-    return np.clip(1.0 - 1.1 * np.maximum(crowd - 0.12, 0), 0.6, 1.0)
+    openness: Array = np.clip(1.0 - 1.1 * np.maximum(crowd - 0.12, 0), 0.6, 1.0)
+    return openness

@@ -72,7 +72,8 @@ class Lathe:
         height = points[:, 2]
         radius = np.hypot(points[:, 0] / self.stretch[0], points[:, 1] / self.stretch[1])
         bottom, top = self.outer[0, 1] + margin, self.outer[-1, 1] - margin
-        deep = (radius < np.interp(height, self.outer[:, 1], self.outer[:, 0]) - margin) & (height > bottom)
+        contour = np.interp(height, self.outer[:, 1], self.outer[:, 0])
+        deep: NDArray[np.bool_] = (radius < contour - margin) & (height > bottom)
         deep &= height < top
         if self.inner is not None:
             cavity = np.interp(height, self.inner[:, 1], self.inner[:, 0], left=-1, right=-1)
@@ -117,7 +118,8 @@ class Tube:
         return deep
 
     def hull(self) -> Array:
-        return (self.path[:, None] + self.radius[:, None, None] * _DIRECTIONS).reshape(-1, 3)
+        points: Array = self.path[:, None] + self.radius[:, None, None] * _DIRECTIONS
+        return points.reshape(-1, 3)
 
     def _with_ends(self) -> Array:
         """Returns path and radius [K, 4], including the quarter circles of the round ends."""
@@ -163,7 +165,8 @@ class Box:
 
     def inside(self, points: Array, margin: float) -> NDArray[np.bool_]:
         x, y, z = (np.abs(column) < half - margin for column, half in zip(points.T, self.half, strict=True))
-        return x & y & z
+        deep: NDArray[np.bool_] = x & y & z
+        return deep
 
     def hull(self) -> Array:
         inner = np.array(self.half) - 0.42 * self.rounding
@@ -224,7 +227,8 @@ class Extrusion:
         along = np.clip((x * edge_x + z * edge_z) / (edge_x**2 + edge_z**2), 0, 1)
         distance = ((x - along * edge_x) ** 2 + (z - along * edge_z) ** 2).min(0)
         crosses = ((z < 0) != (z < edge_z)) & ((x * edge_z < z * edge_x) == (edge_z > 0))
-        return (crosses.sum(0) % 2 == 1) & (distance > margin**2)
+        within: NDArray[np.bool_] = (crosses.sum(0) % 2 == 1) & (distance > margin**2)
+        return within
 
 
 @dataclass(frozen=True)
@@ -249,7 +253,8 @@ class Part:
         return self.shape.inside((points - self.at) @ self.turn / self.scale, margin / self.scale)
 
     def hull(self) -> Array:
-        return self.scale * self.shape.hull() @ self.turn.T + self.at
+        points: Array = self.scale * self.shape.hull() @ self.turn.T + self.at
+        return points
 
     def moved(self, offset: Array, scale: float) -> Part:
         """Returns the part scaled about the origin, then shifted."""
@@ -263,7 +268,8 @@ def turned(*, x: float = 0, y: float = 0, z: float = 0) -> Array:
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    rotation: Array = about_z @ about_y @ about_x
+    return rotation
 
 
 def resample(line: Array, spacing: float) -> tuple[Array, Array]:
@@ -308,7 +314,8 @@ def _plane_normal(path: Array) -> Array:
     normal = np.cross(steps[0], steps[np.abs(np.cross(steps[0], steps)).sum(1).argmax()])
     if np.abs(normal).sum() < 1e-9:
         normal = np.cross(steps[0], np.eye(3)[np.abs(steps[0]).argmin()])
-    return _unit(normal[None])[0]
+    unit: Array = _unit(normal[None])[0]
+    return unit
 
 
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)

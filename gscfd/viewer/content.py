@@ -44,7 +44,8 @@ def covariances(gaussians: Gaussians) -> Tensor:
         -1,
     ).unflatten(-1, (3, 3))
     scaled = rotation * gaussians.scales.exp()[:, None, :]
-    return scaled @ scaled.transpose(1, 2)
+    covariance: Tensor = scaled @ scaled.transpose(1, 2)
+    return covariance
 
 
 @torch.no_grad()

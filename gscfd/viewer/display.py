@@ -67,14 +67,14 @@ class Display:
         """Adds a button that sends `name`.ply to the browser that presses it."""
         button = self.server.gui.add_button(label, icon=viser.Icon.DOWNLOAD)
 
-        @button.on_click
-        def _(event: viser.GuiEvent) -> None:
+        def send(event: viser.GuiEvent) -> None:
             gaussians = splat()
             if gaussians is None:
                 event.client.add_notification("Nothing to download", "There is no splat yet.", auto_close_seconds=5)
                 return
             event.client.send_file_download(f"{name}.ply", ply_bytes(gaussians.tensors()), save_immediately=True)
 
+        button.on_click(send)
         return button
 
     def turn(self, now: float) -> None:

@@ -38,7 +38,8 @@ class Denoiser(nn.Module):
     def embed(self, texts: list[str]) -> Tensor:
         """[B, L, D] text embedding."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.unet.device)).last_hidden_state
+        features: Tensor = self.text_encoder(tokens.input_ids.to(self.unet.device)).last_hidden_state
+        return features
 
 
 @dataclass

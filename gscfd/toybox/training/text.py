@@ -31,7 +31,7 @@ def facts(caption: str) -> list[int]:
     return [choices.index(fact) for choices, fact in zip(FACTS, named, strict=True)]
 
 
-def fact_heads(*choices: tuple) -> nn.ModuleList:
+def fact_heads(*choices: tuple[str | None, ...]) -> nn.ModuleList:
     return nn.ModuleList([nn.Linear(models.TEXT_WIDTH, len(names)) for names in choices])
 
 

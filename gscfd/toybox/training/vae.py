@@ -43,7 +43,8 @@ def vae_loss(vae: AutoencoderKL, batch: list[Tensor], rng: np.random.Generator) 
         latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
     difference = vae.decode(latents).sample - images
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return difference.abs().mean() + 2 * difference.square().mean() + 1e-4 * kl
+    loss: Tensor = difference.abs().mean() + 2 * difference.square().mean() + 1e-4 * kl
+    return loss
 
 
 def train_vae(settings: TrainingOptions) -> AutoencoderKL:
