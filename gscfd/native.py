@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,12 +60,18 @@ def _load(name: str, kind: str, advice: str) -> ctypes.CDLL:
 
 def function(
     name: str, *argtypes: type, restype: type | None = None, of: Callable[[], ctypes.CDLL] = library
-) -> Callable:
-    """The C function `name` with its signature declared, so that ctypes converts and checks arguments.
+) -> Callable[..., Any]:
+    """Returns the C function `name` with its signature declared, so that ctypes converts and checks arguments.
 
     of: the library, `library` or `cuda_library`.
     """
-    result = getattr(of(), name)
+    return _declared(of(), name, argtypes, restype)
+
+
+@functools.cache
+def _declared(library: ctypes.CDLL, name: str, argtypes: tuple[type, ...], restype: type | None) -> Callable[..., Any]:
+    """Declares a signature once per library, which is part of the key: a library loaded anew gets its own."""
+    result = library[name]  # a new object, unlike getattr: other signatures of the same name stay as they are
     result.argtypes = argtypes
     result.restype = restype
     return result

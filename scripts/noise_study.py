@@ -1,13 +1,13 @@
-"""How well do views agree on splats as they are during a run? The study behind docs/noise.md. Prints a Markdown table.
+"""Agreement between views on splats during a run: the study behind docs/noise.md. Prints a Markdown table.
 
     python scripts/noise_study.py OUT [--prompts ...]
 
-Runs each prompt with the default settings and keeps the splat at five moments of each stage (OUT/PROMPT/*.ply; what is
-there is kept, so that the script can be stopped and started again). For each splat and each way to find its surface:
-E (the share of a pixel's noise that another view predicts) at 10 and 60 degrees of azimuth, the mean over prompts and
-both directions of turning, and the covered pixels without cells. Latents and renders have the sizes of the stage.
-OUT/stages.png shows each prompt's splats: the front, a view 10 degrees on, and E of the one towards the other as heat
-(black 0, white 1).
+Runs each prompt with the default settings and saves the splat at five moments of each stage (OUT/PROMPT/*.ply; existing
+files are reused, so the script can be interrupted and restarted). For each splat and each way to find its surface, the
+table shows E (the share of a pixel's noise that another view predicts) at 10 and 60 degrees of azimuth, the mean over
+prompts and both directions of rotation, and the share of covered pixels without cells. Latents and renders have the
+sizes of the stage. OUT/stages.png shows each prompt's splats: the front, a view 10 degrees away, and E of the first
+given the second as heat (black 0, white 1).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from gscfd.types import Cameras, Render
 
 PROMPTS = ("a yellow duck", "a green chair", "a white house with a red roof")
 MOMENTS = (0.1, 0.3, 0.5, 0.75, 1.0)
-"""Shares of a stage's steps after which the splat is kept."""
+"""Fractions of a stage's steps after which the splat is saved."""
 AZIMUTHS = (20.0, 30.0, 80.0, 10.0, -40.0)
-"""A first view, and views 10 and 60 degrees to either side of it."""
+"""The first view, and views 10 and 60 degrees to either side of it."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the surface is found, and how it is cut into cells."""
+    """Settings for finding the surface and dividing it into cells."""
 
     depth: str = "expected"
     normal_radius: int = 1
     pitch: float = 1 / 4
-    """In footprints."""
+    """Pitch of the cells in footprints."""
     layer: float = 8.0
     """Depth of a layer in footprints."""
     smoothing: int = 2
-    """Rounds of smoothing of the depth."""
+    """Rounds of depth smoothing."""
 
 
 WAYS = {
@@ -85,11 +85,11 @@ class Agreement:
     far: float
     """E at 60 degrees."""
     starved: float
-    """Share of the covered pixels that own no cell."""
+    """Share of the covered pixels without cells."""
 
 
 def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreement:
-    """Mean over both directions of turning."""
+    """Returns the mean over both directions of rotation."""
     cameras, field = views(size), NoiseField(0, 1, latent, latent, depth=way.depth)
     field.normal_radius, field.smoothing = way.normal_radius, way.smoothing
     render = gaussians.render(cameras)
@@ -112,7 +112,7 @@ def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreeme
 
 
 def snapshots(prompt: str, folder: Path) -> dict[str, Path]:
-    """The splat at each moment, by its name: "coarse 10 %", ..."""
+    """Returns the splat's path for each moment, by name: "coarse 10 %", ..."""
     config = parse(["--prompt", prompt, "--no-viewer"])
     stages = {"coarse": config.coarse.steps, "refine": config.refine.steps}
     wanted = {(s, max(round(m * steps), 1) - 1): f"{s} {m:.0%}" for s, steps in stages.items() for m in MOMENTS}
@@ -130,7 +130,7 @@ def snapshots(prompt: str, folder: Path) -> dict[str, Path]:
 
 
 SIZES = {"coarse": (16, 64), "refine": (32, 128)}
-"""Latents and render of each stage."""
+"""Size of latents and render of each stage."""
 PICTURE = 128
 
 
@@ -140,7 +140,7 @@ def mean_agreement(splats: list[Path], way: Way, latent: int, size: int) -> Agre
 
 
 def table(columns: dict[str, list[Path]]) -> str:
-    """A row for each way, a column for each moment's splats."""
+    """Returns a table with a row for each way and a column for each moment's splats."""
     lines = ["| surface | " + " | ".join(columns) + " | starved |", "|---" * (len(columns) + 2) + "|"]
     for name, way in WAYS.items():
         row = [mean_agreement(splats, way, *SIZES[moment.split()[0]]) for moment, splats in columns.items()]

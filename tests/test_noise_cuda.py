@@ -33,7 +33,7 @@ from gscfd.noise import field as noise_field
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cuda
-from gscfd.noise_kernels.cells import Surface
+from gscfd.noise_kernels.cells import Grid, Surface
 from gscfd.types import Cameras, Render
 
 SOURCE = Path(__file__).parents[1] / "gscfd/noise_kernels/csrc/noise_cuda.cu"
@@ -71,6 +71,9 @@ class EmulatedDriver(cuda.Driver):
 
     def pinned(self, views: int) -> Tensor:
         return torch.zeros(views, dtype=torch.int64)
+
+    def wait(self, index: int | None) -> None:
+        pass
 
 
 def emulate(folder: Path, *flags: str) -> ctypes.CDLL:
@@ -241,6 +244,29 @@ def test_a_view_with_too_small_a_table_is_background_once_and_says_so(
     composed = device(kinds.surface, field, cameras, render, 0)
     screen = device(kinds.fixed, field, cameras, render, 0)
     assert torch.equal(composed[0], screen[0]), "white noise of the screen, never zeros"
+
+
+def test_the_least_recently_used_table_makes_room_unless_a_graph_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Capturing(EmulatedDriver):
+        on = False
+
+        def capturing(self) -> bool:
+            return self.on
+
+    driver = Capturing()
+    monkeypatch.setattr(cuda, "_tables", {})
+    monkeypatch.setattr(cuda, "driver", driver)
+    where, grid = torch.device("cuda", 0), Grid(height=8, width=8, pitch=0.1, layer_depth=1.0)
+    tables = [cuda._table(where, 0, count, grid) for count in range(1, cuda.MAX_TABLES + 1)]
+    driver.on = True
+    assert cuda._table(where, 0, 2, grid) is tables[1], "captured"
+    driver.on = False
+    assert cuda._table(where, 0, 1, grid) is tables[0], "used again"
+    for count in range(100, 100 + cuda.MAX_TABLES - 1):
+        cuda._table(where, 0, count, grid)
+    assert cuda._table(where, 0, 2, grid) is tables[1] and cuda._table(where, 0, 1, grid) is tables[0]
+    assert len(cuda._tables) == cuda.MAX_TABLES + 1
+    assert cuda._table(where, 0, 3, grid) is not tables[2]
 
 
 # The emulation finds broken kernels

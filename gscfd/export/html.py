@@ -1,4 +1,4 @@
-"""One .html file that shows the splat in a browser, without a network."""
+"""A single .html file that shows the splat in a browser, offline."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ LEVELS = 65535
 
 
 def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[float]) -> None:
-    """The page (page.html) with 32 bytes for each Gaussian in base64; color does not depend on the view.
+    """Writes page.html with 32 bytes per Gaussian in base64; color does not depend on the view.
 
-    Sixteen 16-bit numbers each: mean, opacity, log scale, -, quaternion (wxyz), color, -. Means, scales and colors
-    run between their extremes, opacity over [0, 1], quaternions over [-1, 1]. background: three colors in [0, 1].
+    Each Gaussian is sixteen 16-bit numbers: mean, opacity, log scale, padding, quaternion (wxyz), color, padding.
+    Means, scales and colors are scaled to their own range, opacity to [0, 1], quaternions to [-1, 1]. background: RGB
+    in [0, 1].
     """
     values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
     unit = values["quats"] / np.linalg.norm(values["quats"], axis=1, keepdims=True)

@@ -13,32 +13,33 @@ from gscfd.export import Axes, Format
 
 @dataclass(kw_only=True)
 class ExportOptions:
-    """Write a splat for other programs: as Gaussians, as a page for a browser, as triangles, or as pictures."""
+    """Export a splat for other programs: as Gaussians, an HTML page, triangles or images."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run, or a 3DGS .ply of any program."""
+    """Run folder, or a 3DGS .ply from any program."""
     to: Format
-    """What to write. obj, mesh.glb and mesh.ply are triangles with colors (pip install 'gscfd[mesh]')."""
+    """Output format. obj, mesh.glb and mesh.ply are triangles with colors (pip install 'gscfd[mesh]')."""
     out: Path | None = None
-    """The file; unset: the source's name with the format's ending, beside it."""
+    """Output file; unset: next to the source, with its name and the format's extension."""
     overwrite: bool = False
-    """Replace the file if it exists."""
+    """Replace the output file if it exists."""
     axes: Axes | None = None
-    """Axes of the file; unset: z-up for ply, y-up for glb, spz and triangles, y-down for compressed.ply, splat, sog."""
+    """Axes of the output; unset: z-up for ply, y-up for glb, spz and triangles, y-down for compressed.ply, splat,
+    sog."""
     source_axes: Axes = "z-up"
-    """Axes of the source; captures by other programs are mostly y-down."""
+    """Axes of the source; captures from other programs are usually y-down."""
     scale: float = 1.0
-    """How long one unit of the source is in the file, say in meters; gscfd's objects have a radius of about 1. Pictures
-    and pages look at a ball of radius 1."""
+    """Length of one source unit in the output, for example in meters; gscfd's objects have a radius of about 1. Images
+    and pages show a ball of radius 1."""
     sh_degree: Literal[0, 1, 2, 3] | None = None
-    """Degree of the spherical harmonics in the file; unset: the source's. 3 is what some readers of .ply insist on."""
+    """Degree of the spherical harmonics in the output; unset: the source's. Some .ply readers require 3."""
     frames: int | None = None
-    """Pictures of one turn; unset: 96 for mp4, 8 for png, which shows them in rows of four."""
+    """Number of images of one turn; unset: 96 for mp4, 8 for png, which arranges them in rows of four."""
     size: int | None = None
-    """Pixels on each side of a picture; unset: 512."""
+    """Width and height of an image in pixels; unset: 512."""
     background: tuple[float, float, float] | None = None
     """Red, green and blue in [0, 1]; unset: white."""
     alpha: bool = False
-    """A transparent background."""
+    """Make the background transparent."""
     resolution: int | None = None
-    """Voxels along the ball of radius 1 from which triangles are made; unset: 192."""
+    """Voxels along the diameter of the ball of radius 1 from which triangles are extracted; unset: 192."""

@@ -1,4 +1,4 @@
-"""Pictures of the finished splat, going round it once."""
+"""Turntable images of a finished splat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gscfd.gaussians import Gaussians
 from gscfd.types import Render
 
 WHOLE_RADIUS = 1.3
-"""World units from the middle to the edge of a picture: objects fill what teachers see, and tips reach beyond."""
+"""Half the width of an image in world units. Objects fill the teachers' views, and their tips reach beyond."""
 
 
 def turntable_frames(
@@ -23,10 +23,10 @@ def turntable_frames(
     background: float | Sequence[float] | None = 1.0,
     radius: float = WHOLE_RADIUS,
 ) -> np.ndarray:
-    """[frames, size, size, 3] uint8, from the front, counter-clockwise from above.
+    """Renders one turn, [frames, size, size, 3] uint8, starting at the front, counter-clockwise seen from above.
 
-    background: a gray or three colors in [0, 1]; None: none, and a fourth channel for the opacity. radius: world units
-    from the middle to the edge of a picture.
+    background: a gray level or RGB in [0, 1]; None: transparent, with opacity as a fourth channel. radius: half the
+    width of an image in world units.
     """
     cameras = turntable(frames, size=size, radius=radius)
     chunks = [gaussians.render(cameras[i : i + 8]) for i in range(0, frames, 8)]
@@ -39,5 +39,5 @@ def _over(render: Render, background: float | Sequence[float]) -> Tensor:
 
 
 def _transparent(render: Render) -> Tensor:
-    """[V, H, W, 4] color not multiplied by opacity, as .png files have it, and opacity."""
+    """Returns straight (not premultiplied) color and opacity, [V, H, W, 4], as .png files store them."""
     return torch.cat([render.rgb / render.opacity.clamp_min(1e-6), render.opacity], -1)

@@ -1,4 +1,4 @@
-"""Writing a splat in any of the formats."""
+"""Writes a splat in any of the formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AXES: dict[Format, Axes] = {
     **dict.fromkeys(("glb", "spz", "obj", "mesh.glb", "mesh.ply"), "y-up"),
     **dict.fromkeys(("compressed.ply", "splat", "sog"), "y-down"),
 }
-"""What the programs that open a format expect, and gscfd's own for .ply."""
+"""Axes that the readers of a format expect; for .ply, gscfd's own."""
 APPLIES: dict[str, set[Format]] = {
     "axes": set(AXES),
     "sh_degree": {"ply", "compressed.ply", "spz", "sog", "glb"},
@@ -53,7 +53,7 @@ SHEET_COLUMNS = 4
 
 
 def check_settings(options: ExportOptions) -> None:
-    """Raise UserError for a value out of range, and for one that the format has no use for."""
+    """Raises UserError for a value out of range or one that the format does not use."""
     for name, formats in APPLIES.items():
         given = getattr(options, name) not in (None, False)
         option = name.replace("_", "-")
@@ -75,7 +75,8 @@ def check_settings(options: ExportOptions) -> None:
 
 
 def places(options: ExportOptions) -> tuple[Path, Path]:
-    """The .ply to read and the file to write. Raises UserError when one is missing and the other in the way."""
+    """Returns the .ply to read and the file to write. Raises UserError if the source is missing or the output already
+    exists."""
     source = options.source / "splat.ply" if options.source.is_dir() else options.source
     if not source.is_file():
         raise UserError(f"source: expected a run with a splat.ply, or a .ply file, but there is no {source}")
@@ -87,7 +88,7 @@ def places(options: ExportOptions) -> tuple[Path, Path]:
 
 
 def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
-    """Write the file; returns what it holds. gaussians: as read."""
+    """Writes the file; returns a summary of its contents. gaussians: as read from the source."""
     upright = change_of_axes(options.source_axes, "z-up")
     turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
     if options.to in MESHES:
@@ -111,7 +112,7 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
 
 
 def export(options: ExportOptions) -> None:
-    """Write the file and say so. Raises UserError for what the user can mend."""
+    """Writes the file and prints a summary. Raises UserError for errors the user can fix."""
     check_settings(options)
     source, out = places(options)
     gaussians = Gaussians.load_ply(source)
@@ -121,4 +122,4 @@ def export(options: ExportOptions) -> None:
         raise UserError(f"out: cannot write {out} ({error.strerror}); choose another --out") from None
     print(f"{out}  {what}, {out.stat().st_size / 1000:.0f} kB")
     if gaussians.sh_degree and (options.to in ("splat", "html") or options.sh_degree == 0):
-        print(f"the colors that depend on the view are left out of {out.name}")
+        print(f"view-dependent color is dropped from {out.name}")

@@ -1,1 +1,1 @@
-"""Measuring: figures of runs, statistics over runs, the papers' claims."""
+"""Measurements: metrics of runs, statistics over runs, and the papers' claims."""

@@ -1,4 +1,4 @@
-"""The metrics by name: title, direction, format and meaning."""
+"""Metrics by name: title, direction, format and meaning."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Name = Literal[
 
 @dataclass(frozen=True)
 class Metric:
-    """What the report says of a figure."""
+    """Presentation of a metric in the report."""
 
     title: str
     better: Literal["higher", "lower", ""]
     form: str
     """Format of a value."""
     meaning: str
-    needs: str = "runs that recorded it: make them again"
-    """Where no run has it: what it takes."""
+    needs: str = "runs that recorded it; make the runs again"
+    """Requirement, shown if no run has the metric."""
 
 
 CLIP_NEEDED = "--clip DIR, a CLIP model in transformers' layout, such as the folder of openai/clip-vit-base-patch32"
@@ -46,15 +46,15 @@ METRICS: dict[str, Metric] = {
         "lower",
         ".3f",
         "Fréchet distance between 60 views of every splat and the reference pictures of the same prompts (CFD App. B)",
-        "--teacher NAME, whose samples are the reference, for prompts of which there are no true toybox objects; "
-        f"and {CLIP_NEEDED}; --inception FILE besides gives the papers' features",
+        "--teacher NAME, whose samples are the reference, for prompts that have no true toybox objects; "
+        f"and {CLIP_NEEDED}; add --inception FILE for the papers' features",
     ),
     "is": Metric(
         "3D-IS",
         "higher",
         ".3f",
         "inception score of the front views over the seeds of a prompt, 2 splits, mean over prompts (CFD App. B)",
-        "at least 4 seeds of a prompt; and for prompts that are not the toybox's --clip DIR with --inception FILE, "
+        "at least 4 seeds of a prompt; for prompts outside the toybox also --clip DIR with --inception FILE, "
         "pt_inception-2015-12-05-6726825d.pth of the releases of toshas/torch-fidelity",
     ),
     "clip": Metric(
@@ -101,28 +101,29 @@ METRICS: dict[str, Metric] = {
         "Janus score",
         "lower",
         ".1%",
-        "share of the views from behind (105 degrees and more) whose most similar reference picture is one of the "
+        "share of the views from behind (105 degrees and more) whose most similar reference picture shows the "
         "front (up to 75 degrees)",
-        "--teacher NAME, whose samples are the reference, for prompts of which there are no true toybox objects; and "
+        "--teacher NAME, whose samples are the reference, for prompts that have no true toybox objects; and "
         + CLIP_NEEDED,
     ),
     "view_error": Metric(
         "reprojection error",
         "lower",
         ".4f",
-        "mean difference of color in [0, 1] between a view and its neighbor, 15 degrees on, by the rendered depth",
+        "mean color difference in [0, 1] between a view and its neighbor 15 degrees away, reprojected by "
+        "the rendered depth",
     ),
     "holes": Metric(
         "holes",
         "lower",
         ".2%",
-        "share of the object's pixels in narrow places where one sees through the surface (FSD)",
+        "share of the object's pixels in narrow places that can be seen through (FSD)",
     ),
     "haze": Metric(
         "haze",
         "lower",
         ".1%",
-        "sum of o (1 - o) over sum of o, of the opacities o of all pixels: how far it is from solid",
+        "sum of o (1 - o) over sum of o, over the opacities o of all pixels: distance from a solid object",
     ),
     "variance_means": Metric(
         "gradient variance, positions",
@@ -130,7 +131,7 @@ METRICS: dict[str, Metric] = {
         ".4f",
         "sqrt(sum(v - m^2) / sum(v)) of Adam's bias-corrected moments, mean over every tenth step (CFD Eq. 15)",
     ),
-    "variance_sh0": Metric("gradient variance, colors", "lower", ".4f", "the same of the colors"),
+    "variance_sh0": Metric("gradient variance, colors", "lower", ".4f", "the same for the colors"),
     "gaussians": Metric("Gaussians", "", ".0f", "in the splat"),
     "seconds": Metric("time", "lower", ".1f", "seconds of all steps"),
     "memory": Metric("peak memory", "lower", ".0f", "MiB: of the GPU, or of the process that made the run"),

@@ -11,26 +11,26 @@ from gscfd.lab.intervals import Estimate
 
 TEACHER = "toybox/multiview"
 PAPER_STEPS = 25_000
-"""Over which CFD's tables have its share of fresh noise per step."""
+"""Number of steps of CFD's tables, to which its share of fresh noise per step refers."""
 NEGATIVE = "gray"
-"""The toybox has no words for bad pictures; this one stands for washed-out colors."""
+"""Negative prompt. The toybox has no words for bad pictures; this one stands for washed-out colors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much of everything."""
+    """Amount of work of the experiments."""
 
     prompts: tuple[str, ...]
-    """Of the splats; some are pairs that the teacher never saw."""
+    """Prompts of the splats; some are pairs that the teacher never saw."""
     seeds: int
     steps: int
-    """Of the coarse stage; there is no other."""
+    """Steps of the coarse stage, the only stage."""
     picture_prompts: tuple[str, ...]
-    """Of the pictures, which leave the color open."""
+    """Prompts of the pictures; they leave the color open."""
     picture_seeds: int
     picture_steps: int
     samples: int
-    """Of the teacher, of each prompt, for 3D-FID and the Janus score."""
+    """Samples of the teacher per prompt, for 3D-FID and the Janus score."""
 
 
 SIZES = {
@@ -57,13 +57,13 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Claim:
-    """That one variant is better than the other by a metric; or, with `differs`, that it is another."""
+    """Claim that one variant is better than another by a metric or, with `differs`, that the two differ."""
 
     metric: str
     better: str
     worse: str
     paper: str
-    """What the paper says, in its numbers where it has some."""
+    """Statement of the paper, with its numbers if it gives any."""
     differs: bool = False
 
 
@@ -79,7 +79,7 @@ class Experiment:
 
 
 def variants(steps: int) -> dict[str, dict[str, Any]]:
-    """What differs between the runs, by name, as changes of the toybox preset."""
+    """Returns the variants by name, as changes of the toybox preset."""
     gamma = {"gamma": rescaled_gamma(CFD_GAMMA, PAPER_STEPS, steps)}
     return {
         "sds, random t": {"guidance": "sds", "coarse": {"t_schedule": "uniform"}},
@@ -103,7 +103,7 @@ def variants(steps: int) -> dict[str, dict[str, Any]]:
 
 
 GAMMAS = {"gamma 0": 0.0, "gamma 1e-4": 1e-4, "gamma 1e-3": 1e-3, "gamma 1e-2": 1e-2, "gamma 1": 1.0}
-"""Variants of the pictures."""
+"""Variants of the pictures and their gamma."""
 EXPERIMENTS = (
     Experiment(
         title="CFD Tab. 2",
@@ -122,7 +122,7 @@ EXPERIMENTS = (
     Experiment(
         title="CFD Tab. 4",
         note="In two dimensions: pictures of the teacher by the clean flow SDE, of prompts that leave the color open. "
-        f"gamma is per step of {PAPER_STEPS}, and rescaled to leave as much noise.",
+        f"gamma is per step of {PAPER_STEPS} steps, rescaled to give the same total noise.",
         variants=tuple(GAMMAS),
         metrics=("is", "diversity"),
         claims=(
@@ -135,7 +135,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         title="CFD Tab. 8",
-        note="Scaled gradient variance of Adam's moments; another scale than the paper's.",
+        note="Scaled gradient variance of Adam's moments; its scale differs from the paper's.",
         variants=("vsd", "sds", "fsd", "cfd, gamma 0"),
         metrics=("variance_means", "variance_sh0"),
         claims=(
@@ -149,7 +149,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         title="CFD Fig. 15",
-        note=f"The design step by step. The negative prompt is {NEGATIVE!r}, the teacher's words know no other.",
+        note=f"The design step by step. The negative prompt is {NEGATIVE!r}, the only one in the teacher's vocabulary.",
         variants=("sds, random t", "sds", "sds, negative prompt", "cfd, negative prompt"),
         metrics=("fid", "clip", "similarity", "r_precision", "diversity"),
         claims=(
@@ -161,7 +161,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         title="FSD: noise, beta and Theta",
-        note="beta 0 is sds, Theta 180 is fsd. The paper says that Theta matters, and not which way in the main text.",
+        note="beta 0 is sds, Theta 180 is fsd. The paper's main text says that Theta matters, not in which direction.",
         variants=("sds", "fsd, beta .5", "fsd", "fsd, Theta 45", "fsd, Theta 360", "fsd, one noise"),
         metrics=("diversity", "holes", "r_precision", "similarity", "view_error"),
         claims=(
@@ -173,7 +173,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         title="Consistent3D Tab. 2",
-        note="Two calls of the teacher per step. The paper's R-precision averages similarities, so both are here.",
+        note="Two teacher calls per step. The paper's R-precision averages similarities, so both metrics are shown.",
         variants=("cds, random t", "cds, fixed gap", "cds, fresh noise", "cds"),
         metrics=("similarity", "r_precision", "clip", "fid"),
         claims=tuple(
@@ -190,7 +190,8 @@ EXPERIMENTS = (
 
 
 def verdict(claim: Claim, found: Estimate | None) -> str:
-    """Reproduced, not reproduced or not significant, by the interval of better minus worse."""
+    """Returns "reproduced", "not reproduced" or "not significant" by the interval of better minus worse, or "too few
+    runs to say"."""
     if found is None or not found.low <= found.high or found.low == found.high != 0:
         return "too few runs to say"
     if found.low <= 0 <= found.high:

@@ -1,4 +1,4 @@
-"""Sets of runs: statistics, intervals, differences and win rates."""
+"""Comparison of sets of runs: statistics, intervals, differences and win rates."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gscfd.lab.metrics import diversity, frechet_distance, inception_score, mome
 from gscfd.lab.references import Reference
 
 SPLITS = 2
-"""Of the inception score."""
+"""Number of splits of the inception score."""
 FID_DRAWS = 200
-"""Bootstrap draws where each costs an eigenvalue problem."""
+"""Number of bootstrap draws if each requires solving an eigenvalue problem."""
 
 
 # ------------------------------------------------------------------------------------------------------ sets of runs
 
 
 def by_prompt(runs: list[Examined]) -> dict[str, list[int]]:
-    """Positions of the runs of each prompt."""
+    """Returns the indices of the runs of each prompt."""
     places: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
         places.setdefault(run.prompt, []).append(i)
@@ -32,7 +32,7 @@ def by_prompt(runs: list[Examined]) -> dict[str, list[int]]:
 
 
 def usable(name: str, runs: list[Examined], references: dict[str, Reference]) -> list[Examined]:
-    """The runs that have what the metric needs."""
+    """Returns the runs that have the data the metric needs."""
     if name == "fid":
         return [run for run in runs if run.pictures is not None and run.prompt in references]
     if name in ("is", "diversity"):
@@ -43,7 +43,7 @@ def usable(name: str, runs: list[Examined], references: dict[str, Reference]) ->
 
 
 def statistic(name: str, runs: list[Examined], references: dict[str, Reference]) -> Statistic:
-    """The metric as a function of which of these runs count, by their positions. runs: of `usable`."""
+    """Returns the metric as a function of the indices of the runs that count. runs: from `usable`."""
     if name == "fid":
         target = moments(torch.cat([references[prompt].pictures for prompt in by_prompt(runs)]))
         pictures = [run.pictures for run in runs if run.pictures is not None]
@@ -73,7 +73,7 @@ def draws_of(name: str) -> int:
 
 
 def estimate(name: str, runs: list[Examined], references: dict[str, Reference]) -> Estimate | None:
-    """The metric of the runs with its interval; None where none of them has what it needs."""
+    """Returns the metric of the runs with its interval; None if no run has the required data."""
     runs = usable(name, runs, references)
     if not runs:
         return None
@@ -81,8 +81,8 @@ def estimate(name: str, runs: list[Examined], references: dict[str, Reference]) 
 
 
 def bootstrapped(name: str, figure: Statistic, prompts: list[str]) -> Estimate:
-    """The figure of runs of these prompts with its interval: over the runs, or over the prompts, of the spread between
-    seeds where there are too few of them to draw from."""
+    """Returns the figure with its interval over the runs. For the diversity over too few seeds to resample, the
+    interval is over the prompts."""
     found = bootstrap(figure, prompts, draws=draws_of(name))
     if name != "diversity" or not math.isnan(found.low):
         return found
@@ -94,13 +94,15 @@ def bootstrapped(name: str, figure: Statistic, prompts: list[str]) -> Estimate:
 def difference(
     name: str, first: list[Examined], second: list[Examined], references: dict[str, Reference]
 ) -> Estimate | None:
-    """The first set's metric minus the second's, with its interval over pairs of equal prompt and seed.
+    """Returns the first set's metric minus the second's, with its interval over pairs of equal prompt and seed.
 
     None: there are no pairs.
     """
     ones, others = ({pair(run): run for run in runs} for runs in (first, second))
     pairs: list[tuple[str, int]] = []
-    while not list(ones) == list(others) == pairs:  # a prompt that loses pairs may have too few runs for the metric
+    while (
+        not list(ones) == list(others) == pairs
+    ):  # a prompt that loses pairs may then have too few runs for the metric
         pairs = [key for key in ones if key in others]
         ones, others = (
             {pair(run): run for run in usable(name, [runs[key] for key in pairs], references)}
@@ -117,7 +119,8 @@ def pair(run: Examined) -> tuple[str, int]:
 
 
 def wins(name: str, ours: list[Examined], theirs: list[Examined]) -> Estimate | None:
-    """Share of pairs of equal prompt and seed in which ours scores higher (CFD Tab. 3); None: no pairs."""
+    """Returns the share of pairs of equal prompt and seed in which ours scores higher (CFD Tab. 3); None if there are
+    no pairs."""
     other = {pair(run): run.values.get(name) for run in theirs}
     scored = [(run, run.values.get(name), other.get(pair(run))) for run in ours]
     both = [(run, a, b) for run, a, b in scored if a is not None and b is not None]
@@ -126,5 +129,5 @@ def wins(name: str, ours: list[Examined], theirs: list[Examined]) -> Estimate | 
     mine, yours = (torch.tensor([row[i] for row in both], dtype=torch.float64) for i in (1, 2))
     share: Callable[[np.ndarray], float] = lambda chosen: win_rate(mine[chosen], yours[chosen])  # noqa: E731
     found = bootstrap(share, [run.prompt for run, _, _ in both])
-    # All won, or all lost: the draws are all alike, which says nothing of how sure that is.
+    # If all pairs are won or all are lost, the draws are identical and say nothing about the uncertainty.
     return found if found.low < found.high else replace(found, low=math.nan, high=math.nan)

@@ -1,4 +1,4 @@
-"""Finished runs, scored by the metrics of the papers."""
+"""Scores finished runs by the metrics of the papers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gscfd.toybox.words import check_words, unknown_words
 
 
 def check_settings(options: EvaluateOptions) -> None:
-    """Raise UserError for what cannot be, before anything is rendered."""
+    """Raises UserError for invalid options, before anything is rendered."""
     if not options.runs:
         raise UserError("runs: expected at least one folder of a finished run, got none")
     check(options.samples >= 2, "samples", "at least 2", options.samples)
@@ -41,7 +41,8 @@ def check_settings(options: EvaluateOptions) -> None:
 
 
 def read_runs(folders: tuple[Path, ...]) -> tuple[dict[Path, Config], list[str]]:
-    """The settings of the finished runs, and what is wrong with the others. Raises UserError where none is finished."""
+    """Returns the settings of the finished runs, and the errors of the others. Raises UserError if no run is
+    finished."""
     configs, left_out = {}, []
     for folder in folders:
         try:
@@ -55,7 +56,7 @@ def read_runs(folders: tuple[Path, ...]) -> tuple[dict[Path, Config], list[str]]
 
 
 def load_judges(options: EvaluateOptions, prompts: list[str], device: torch.device) -> Judges:
-    """The networks that there are weights for. The toybox scorer judges the toybox's prompts where no CLIP is given."""
+    """Loads the networks whose weights were given. Without a CLIP model, the toybox scorer judges toybox prompts."""
     folders = options.clip
     if not folders and not any(unknown_words(prompt) for prompt in prompts):
         folders = (SCORER,)
@@ -76,7 +77,7 @@ def load_judges(options: EvaluateOptions, prompts: list[str], device: torch.devi
 def load_references(
     options: EvaluateOptions, configs: list[Config], judges: Judges, size: int, device: torch.device
 ) -> dict[str, Reference]:
-    """What FID and the Janus score compare with, by prompt; prompts without it are missing."""
+    """Returns the references of FID and the Janus score by prompt; prompts without one are missing."""
     if not judges.scorers or not {"fid", "janus"} & set(options.metrics):
         return {}
     first = {config.prompt: config for config in reversed(configs)}
@@ -97,17 +98,17 @@ def load_references(
 def judged_by(
     options: EvaluateOptions, judges: Judges, references: dict[str, Reference], prompts: list[str]
 ) -> list[str]:
-    """The networks and pictures behind the figures, in sentences."""
+    """Returns sentences on the networks and reference pictures behind the figures."""
     if not judges.scorers:
-        return ["No CLIP model was given, and the prompts are not the toybox's: nothing looked at the pictures."]
+        return ["No CLIP model was given and the prompts are outside the toybox: the pictures were not judged."]
     sampled = f"samples of {options.teacher} ({SAMPLER_STEPS} steps, guidance up to {MOST_CFG})"
     source = sampled if options.teacher else "true objects of the toybox"
     return [
         f"3D-CLIP: {', '.join(scorer.name for scorer in judges.scorers)}. R-precision, similarity, diversity and Janus "
         f"score: {judges.scorers[0].name}. 3D-FID: features of {judges.features_of}.",
-        f"Reference of 3D-FID and Janus score: {source}, at least {options.samples} pictures of each of "
-        f"{len(references)} of {len(prompts)} prompts. Figures of different feature networks or references do not "
-        "compare.",
+        f"Reference of 3D-FID and Janus score: {source}, at least {options.samples} pictures for each of "
+        f"{len(references)} of {len(prompts)} prompts. Figures of different feature networks or references are "
+        "not comparable.",
     ]
 
 
@@ -118,7 +119,7 @@ def make_report(
     judges: Judges,
     left_out: list[str],
 ) -> Report:
-    """All that the page shows. Metrics that no run has what it takes for are named with what that is."""
+    """Builds the report. Metrics that no run supports are listed with their requirements."""
     groups, names = grouped(runs), list[str](options.metrics)
     summary = summary_table(groups, references, names)
     skipped = [name for name in names if name not in summary.estimates]
@@ -135,7 +136,7 @@ def make_report(
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Print the figures, and write them where options.report says. Raises UserError for what the user can mend."""
+    """Prints the figures, and writes them to options.report if set. Raises UserError for errors the user can fix."""
     check_settings(options)
     configs, left_out = read_runs(options.runs)
     prompts, labels = list(dict.fromkeys(c.prompt for c in configs.values())), labels_of(list(configs.values()))

@@ -1,4 +1,4 @@
-"""From finished runs to figures: what one run scores, and what a set of them does, with its interval."""
+"""Scores of a finished run."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from gscfd.types import Render
 
 VIEWS = 120
 FID_EVERY = 2
-"""Every how many of the 120 views go into FID: 60."""
+"""Step between the views used for FID: 60 of the 120 views."""
 SIDES = 12
-"""Views that two objects are compared from."""
+"""Number of views from which two objects are compared."""
 SHEET_VIEWS = 6
 DEPTH_VIEWS = 24
-"""Views for what needs depth, 15 degrees apart."""
+"""Number of views for depth metrics, 15 degrees apart."""
 
 
 @dataclass(kw_only=True)
 class Examined:
-    """What is known of one run."""
+    """Data and scores of one run."""
 
     run: str
     prompt: str
     seed: int
     label: str = ""
-    """Which of the compared settings it has."""
+    """Its setting among those compared."""
     values: dict[str, float]
-    """The figures of this run alone."""
+    """Metrics of this run alone."""
     pictures: Tensor | None = None
     """[60, D] features for FID."""
     sides: Tensor | None = None
-    """[12, D] features of unit length, from the front round the object."""
+    """[12, D] unit-length features of views around the object, starting at the front."""
     front: Tensor | None = None
-    """[classes] probabilities of the front view."""
+    """[classes] class probabilities of the front view."""
     frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.uint8))
-    """[6, H, W, 3] uint8, for the sheet."""
+    """[6, H, W, 3] uint8 frames of the contact sheet."""
 
 
 def examine(
     folder: Path, judges: Judges, prompts: list[str], *, size: int = 128, references: dict[str, Reference] | None = None
 ) -> Examined:
-    """Look at a finished run from all sides, as the papers do (CFD App. B).
+    """Scores a finished run from views on all sides, as the papers do (CFD App. B).
 
-    prompts: what its own is retrieved among. size: pixels of the views, both ways. references: by prompt. Raises
-    UserError when the run is not finished.
+    prompts: candidates of the prompt retrieval. size: width and height of the views in pixels. references: by prompt.
+    Raises UserError if the run is not finished.
     """
     config, gaussians = read_run(folder)
     views = turntable_frames(gaussians, VIEWS, size=size, background=BACKGROUND, radius=RADIUS)
@@ -84,7 +84,7 @@ def examine(
 def judge_pictures(
     found: Examined, images: Tensor, judges: Judges, prompts: list[str], reference: Reference | None
 ) -> None:
-    """Fill in what CLIP, Inception and the reference say of the 120 views [120, 3, H, W]."""
+    """Adds the scores from CLIP, Inception and the reference for the 120 views [120, 3, H, W]."""
     features = [scorer.image_features(images) for scorer in judges.scorers]
     fits = [seen @ scorer.text_features(prompts).T for seen, scorer in zip(features, judges.scorers, strict=True)]
     truth = prompts.index(found.prompt)
@@ -102,7 +102,7 @@ def judge_pictures(
 
 
 def shape_values(gaussians: Gaussians, size: int) -> dict[str, float]:
-    """What the depth says."""
+    """Returns the metrics computed from depth and opacity."""
     cameras = turntable(DEPTH_VIEWS, size=size)
     chunks = [gaussians.render(cameras[i : i + 8]) for i in range(0, DEPTH_VIEWS, 8)]
     rgb, depth, opacity = (torch.cat([getattr(c, name) for c in chunks]) for name in ("rgb", "depth", "opacity"))
@@ -112,7 +112,7 @@ def shape_values(gaussians: Gaussians, size: int) -> dict[str, float]:
 
 
 def recorded(folder: Path) -> dict[str, float]:
-    """What stats.jsonl says, as far as the run has recorded it."""
+    """Returns the metrics recorded in stats.jsonl."""
     path = folder / "stats.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     rows = [row for row in rows if "trouble" not in row]
@@ -135,7 +135,8 @@ def mean(values: Iterable[float]) -> float:
 
 
 def labels_of(configs: list[Config]) -> list[str]:
-    """A name for each run by what differs between them, besides prompt and seed; the guidance where nothing does."""
+    """Returns a label for each run: its guidance, and the settings besides prompt and seed that differ between the
+    runs."""
     settings = [chosen_settings(config) for config in configs]
     differing = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
     told = [k for k in differing if k != "guidance"]
@@ -146,7 +147,7 @@ def labels_of(configs: list[Config]) -> list[str]:
 
 
 def chosen_settings(config: Config) -> dict[str, object]:
-    """All settings that make a difference, flat; the guidance's own kind of noise is None."""
+    """Returns all settings that affect the result, flat; noise.kind is None for the guidance's default kind."""
     ignored = FREE_SETTINGS | {"prompt", "seed", "preset"}
     settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
     kind = None if config.noise_kind == Config(guidance=config.guidance).noise_kind else config.noise_kind

@@ -1,4 +1,4 @@
-"""How sure is a figure? Bootstrap intervals over runs."""
+"""Bootstrap confidence intervals over runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy import stats
 LEVEL = 0.95
 DRAWS = 1000
 Statistic = Callable[[NDArray[np.int64]], float]
-"""A figure of the runs with these indices, in which copies are allowed."""
+"""A figure of the runs with these indices, which may repeat."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of `count` runs and its 95 % interval, NaN where there are too few runs to say."""
+    """A figure of `count` runs and its 95 % interval, NaN if there are too few runs for one."""
 
     value: float
     low: float
@@ -27,12 +27,12 @@ class Estimate:
 
 
 def bootstrap(statistic: Statistic, groups: Sequence[Hashable], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The statistic of all runs, give or take t times its bootstrap standard error, which for a mean is the t interval
-    (Hesterberg 2015, section 5).
+    """Returns the statistic of all runs, plus or minus t times its bootstrap standard error; for a mean this is the t
+    interval (Hesterberg 2015, section 5).
 
-    groups: one for each run, its prompt. Runs are drawn within their group, so that prompts are taken as given and
-    seeds as a sample; where a group has one run, all are drawn from all. No interval where a fourth of the draws says
-    nothing.
+    groups: the prompt of each run. Runs are resampled within their group, so that prompts are fixed and seeds are a
+    sample; if any group has one run only, all runs are resampled together. No interval is given if more than a quarter
+    of the draws are not finite.
     """
     everything = np.arange(len(groups))
     members = [everything[[g == group for g in groups]] for group in dict.fromkeys(groups)]

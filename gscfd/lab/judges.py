@@ -1,4 +1,4 @@
-"""The networks that look at pictures for `gscfd.evaluate`: from local folders, or the toybox's own scorer."""
+"""Networks that judge pictures for `gscfd.evaluate`, from local folders, and the toybox's own scorer."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ BATCH = 32
 
 
 class Scorer:
-    """A CLIP model as judge of how well pictures fit captions. folder: model and tokenizer in transformers' layout.
+    """A CLIP model that scores how well pictures fit captions. folder: model and tokenizer in transformers' layout.
 
-    Pictures are scaled to the model's size and normalized as preprocessor_config.json says, to [-1, 1] without one. So
-    it reads PickScore, too. option: what names the folder. Raises UserError for a folder that cannot be read.
+    Pictures are scaled to the model's size and normalized according to preprocessor_config.json, or to [-1, 1] without
+    one. PickScore has the same layout. option: names the folder in errors. Raises UserError if the folder cannot be
+    read.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", option: str = "clip"):
@@ -54,17 +55,17 @@ class Scorer:
 
     @torch.no_grad()
     def similarity(self, images: Tensor, captions: list[str]) -> Tensor:
-        """[V, P] cosine similarities of images [V, 3, H, W] in [0, 1] and P captions."""
+        """Returns the cosine similarities [V, P] of images [V, 3, H, W] in [0, 1] and P captions."""
         return self.image_features(images) @ self.text_features(captions).T
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """[V, D] of unit length, of images [V, 3, H, W] in [0, 1]."""
+        """Returns unit-length features [V, D] of images [V, 3, H, W] in [0, 1]."""
         return torch.cat([self._embedded(batch) for batch in images.split(BATCH)])
 
     @torch.no_grad()
     def text_features(self, captions: list[str]) -> Tensor:
-        """[P, D] of unit length. Each caption is read once."""
+        """Returns unit-length features [P, D] of captions. Each caption is encoded once."""
         if new := [caption for caption in dict.fromkeys(captions) if caption not in self.read]:
             tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt")
             pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
@@ -81,11 +82,11 @@ class Scorer:
 
 
 class Inception:
-    """The Inception network of FID and IS, the one of torchmetrics.
+    """The Inception network of FID and IS, as used by torchmetrics.
 
     file: its weights, pt_inception-2015-12-05-6726825d.pth.
 
-    Raises UserError when torch-fidelity is not installed, or the file is not the network's.
+    Raises UserError if torch-fidelity is not installed or the file does not fit the network.
     """
 
     name = "Inception v3"
@@ -98,7 +99,7 @@ class Inception:
                 "inception: expected torch-fidelity, which is not installed: pip install 'gscfd[eval]'"
             ) from error
         self.device = device
-        read_state(file)  # tensors alone, or a UserError: torch-fidelity would run what else is in it
+        read_state(file)  # raises UserError for anything but tensors: torch-fidelity would run code in the file
         try:
             self.network: nn.Module = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
@@ -110,7 +111,7 @@ class Inception:
         self.network.eval().to(device)
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[V, 2048] features and [V, 1008] probabilities of the classes, of images [V, 3, H, W] in [0, 1]."""
+        """Returns features [V, 2048] and class probabilities [V, 1008] of images [V, 3, H, W] in [0, 1]."""
         features, logits = [], []
         with torch.no_grad():
             for batch in images.split(BATCH):
@@ -121,10 +122,10 @@ class Inception:
 
 
 class Aesthetic:
-    """LAION's aesthetic predictor, a stack of linear layers on CLIP's picture features (about 1 to 10).
+    """LAION's aesthetic predictor, a stack of linear layers on CLIP's image features (about 1 to 10).
 
-    file: sac+logos+ava1-l14-linearMSE.pth. scorers: CLIP models, one of which must be the ViT-L/14 that it was trained
-    on. Raises UserError for another file, and without that model.
+    file: sac+logos+ava1-l14-linearMSE.pth. scorers: CLIP models, which must include the ViT-L/14 that it was trained
+    on. Raises UserError for another file or if that model is missing.
     """
 
     def __init__(self, file: Path, scorers: list[Scorer]):
@@ -146,7 +147,7 @@ class Aesthetic:
         self.scorer = fitting[0]
 
     def scores(self, images: Tensor) -> Tensor:
-        """[V] of images [V, 3, H, W] in [0, 1]."""
+        """Returns the scores [V] of images [V, 3, H, W] in [0, 1]."""
         x = self.scorer.image_features(images)
         for weight, bias in self.layers:
             x = F.linear(x, weight, bias)
@@ -154,7 +155,7 @@ class Aesthetic:
 
 
 def toybox_captions() -> list[str]:
-    """Every color of every kind: the classes of the toybox's inception score."""
+    """Returns captions of every color of every kind: the classes of the toybox's inception score."""
     return [write_caption(Caption(kind=kind, color=color)) for kind in KINDS for color in COLORS]
 
 
@@ -163,14 +164,14 @@ class Judges:
     """The networks of one evaluation."""
 
     scorers: list[Scorer] = field(default_factory=list)
-    """CLIP backbones. The first one retrieves prompts and compares objects and sides."""
+    """CLIP backbones. The first one retrieves prompts and compares objects and views."""
     inception: Inception | None = None
     aesthetic: Aesthetic | None = None
     pickscore: Scorer | None = None
 
     @property
     def features_of(self) -> str:
-        """Whose features FID compares."""
+        """Name of the network whose features FID compares."""
         return self.inception.name if self.inception else self.scorers[0].name
 
     @property
@@ -179,11 +180,11 @@ class Judges:
         return bool(self.scorers) and self.scorers[0].name == "the toybox scorer"
 
     def features(self, images: Tensor) -> Tensor:
-        """[V, D] what FID compares: Inception's features where it is there, else the first scorer's."""
+        """Returns the features [V, D] that FID compares: Inception's if available, else the first scorer's."""
         return self.inception.look(images)[0] if self.inception else self.scorers[0].image_features(images)
 
     def classes(self, images: Tensor) -> Tensor:
-        """[V, classes] probabilities: Inception's 1008 classes, or the toybox's 432 captions by its scorer."""
+        """Returns class probabilities [V, classes]: Inception's 1008 classes, or the toybox scorer's 432 captions."""
         if self.inception:
             return self.inception.look(images)[1]
         scorer = self.scorers[0]

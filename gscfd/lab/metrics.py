@@ -1,4 +1,4 @@
-"""How good are splats? The figures of the papers (docs/metrics.md), as functions of tensors: no network, no file."""
+"""Quality metrics of the papers (docs/metrics.md), as functions of tensors: no networks, no files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from gscfd.types import Cameras, Render
 
 FRONT, AWAY = 75.0, 105.0
-"""Degrees from the front: up to here a view shows the front, from there on it shows the other side."""
+"""Degrees from the front: views up to FRONT show the front, views from AWAY on show the other side."""
 OPAQUE = 0.5
 """Opacity above which a pixel shows the object."""
 
 
 def r_precision(similarity: Tensor, truth: int) -> float:
-    """Share of views [V, P] whose most similar caption is number `truth` (Consistent3D's CLIP R-precision)."""
+    """Returns the share of views [V, P] whose most similar caption is number `truth` (Consistent3D's CLIP
+    R-precision)."""
     return (similarity.argmax(1) == truth).double().mean().item()
 
 
@@ -34,28 +35,31 @@ class Moments:
     def root(self) -> Tensor:
         """[D, D] symmetric square root of the covariance."""
         values, vectors = torch.linalg.eigh(self.covariance)
-        return vectors * values.clamp_min(0).sqrt() @ vectors.T
+        root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
+        return root
 
 
 def moments(features: Tensor) -> Moments:
-    """Of features [N, D], N >= 2; the covariance divides by N - 1."""
+    """Returns the moments of features [N, D], N >= 2; the covariance divides by N - 1."""
     features = features.double()
     return Moments(features.mean(0), features.T.cov())
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C2^1/2 C1 C2^1/2)^1/2): FID, where the features are Inception's (Heusel et al.
+    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C2^1/2 C1 C2^1/2)^1/2), which is FID for Inception features (Heusel et al.
     2017, Eq. 6)."""
     product = other.root @ one.covariance @ other.root
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
     spread = one.covariance.trace() + other.covariance.trace() - 2 * cross
-    return ((one.mean - other.mean).square().sum() + spread).item()
+    distance: Tensor = (one.mean - other.mean).square().sum() + spread
+    return distance.item()
 
 
 def inception_score(probabilities: Tensor, splits: int) -> float:
-    """exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016), mean over the splits.
+    """Returns exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016), averaged over the splits.
 
-    probabilities: [N, classes], N >= splits, each row summing to 1. 1: all alike, or all unsure; at most N / splits.
+    probabilities: [N, classes], N >= splits, each row summing to 1. The result is 1 if all rows are equal or all are
+    uniform, and at most N / splits.
     """
     scores = []
     for part in probabilities.double().tensor_split(splits):
@@ -66,10 +70,10 @@ def inception_score(probabilities: Tensor, splits: int) -> float:
 
 
 def diversity(features: Tensor, counts: Tensor | None = None) -> float:
-    """How much objects differ: mean of 1 - cosine similarity over all pairs of objects, seen from the same side.
+    """Returns the mean of 1 - cosine similarity over all pairs of objects seen from the same side.
 
-    features: [S, V, D] of S >= 2 objects from V sides, of unit length. counts: [S] how often each object counts; copies
-    of one object make no pair. 0: all alike. NaN: the counts leave no pair.
+    features: [S, V, D] of S >= 2 objects from V sides, of unit length. counts: [S] multiplicity of each object; copies
+    of one object form no pair. 0 means that all objects are equal. NaN: the counts leave no pair.
     """
     if len(features) < 2:
         raise ValueError(f"features: expected at least 2 objects, got {len(features)}")
@@ -82,11 +86,12 @@ def diversity(features: Tensor, counts: Tensor | None = None) -> float:
 
 
 def janus(features: Tensor, azimuths: Tensor, true_features: Tensor, true_azimuths: Tensor) -> float:
-    """Share of the views from behind that look like the front: whose most similar true view is one of the front.
+    """Returns the share of the views from behind that look like the front, whose most similar true view shows the
+    front.
 
     features: [V, D] of unit length, azimuths: [V] degrees from the front; true_features: [N, D], true_azimuths: [N] of
-    objects that are what they should be. Behind: at least 105 degrees from the front; front: at most 75. An object that
-    looks alike from both sides has no side to get wrong: compare with true objects' own share. NaN: no view is behind.
+    correct objects. Behind: at least 105 degrees from the front; front: at most 75. An object with two similar sides
+    cannot be wrong: compare with the share for true objects. NaN: no view is behind.
     """
     behind = turned(azimuths) >= AWAY
     nearest = (features @ true_features.T).argmax(1)
@@ -94,16 +99,16 @@ def janus(features: Tensor, azimuths: Tensor, true_features: Tensor, true_azimut
 
 
 def turned(azimuths: Tensor) -> Tensor:
-    """Degrees away from the front, in [0, 180]."""
+    """Returns degrees away from the front, in [0, 180]."""
     return ((azimuths + 180) % 360 - 180).abs()
 
 
 def reprojection_error(render: Render, cameras: Cameras, *, background: float, tolerance: float = 0.05) -> float:
-    """How much the views of a splat contradict each other: mean difference of color, in [0, 1], between the pixels of
-    each view and where the next one shows their points, by the rendered depth (the last view's next is the first).
+    """Returns the mean color difference, in [0, 1], between the pixels of each view and the same points in the next
+    view, reprojected by the rendered depth (the last view's next is the first).
 
-    Only pixels that show the object count, and of these not what the next view has hidden behind something nearer, by
-    more than `tolerance` world units, or outside. background: the gray behind both. NaN: nothing to compare.
+    Only pixels that show the object count, except points that the next view hides behind something nearer, by more than
+    `tolerance` world units, or that lie outside it. background: gray level behind both. NaN: nothing to compare.
     """
     images, opacity, depth = render.over(torch.tensor(background)), render.opacity[..., 0], render.depth[..., 0]
     nexts = torch.arange(1, len(cameras) + 1) % len(cameras)
@@ -118,7 +123,7 @@ def reprojection_error(render: Render, cameras: Cameras, *, background: float, t
 
 
 def reprojected(depth: Tensor, cameras: Cameras, nexts: Tensor) -> Tensor:
-    """[V, H, W, 3]: the column, row and depth in camera nexts[v] of what view v shows at each pixel.
+    """Returns the column, row and depth in camera nexts[v] of the point at each pixel of view v, [V, H, W, 3].
 
     depth: [V, H, W] of the views.
     """
@@ -133,16 +138,16 @@ def reprojected(depth: Tensor, cameras: Cameras, nexts: Tensor) -> Tensor:
 
 
 def sampled(images: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """[V, C, H, W] images [V, C, h, w] read at grid [V, H, W, 2] in [-1, 1]."""
+    """Samples images [V, C, h, w] at grid [V, H, W, 2] in [-1, 1]; returns [V, C, H, W]."""
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def hole_share(render: Render, *, width: float = 0.07, step: float = 0.1) -> float:
-    """Share of the object's pixels in holes: narrow places where one looks through the surface, on to the background or
-    to what lies at least `step` world units deeper (FSD Fig. 6).
+    """Returns the share of the object's pixels in holes: narrow places where the surface is open to the background or
+    to a point at least `step` world units deeper (FSD Fig. 6).
 
-    It is the white top-hat of the depth: what a square of `width` image widths does not fit into. True openings and
-    gaps of this width count too: compare with true objects' own share. NaN: an empty picture.
+    It is the white top-hat of the depth: places too narrow for a square of `width` image widths. True openings and gaps
+    of this width count too: compare with the share for true objects. NaN: an empty picture.
     """
     shown = render.opacity[..., 0] > OPAQUE
     far = render.depth.max() + 2 * step
@@ -155,12 +160,12 @@ def hole_share(render: Render, *, width: float = 0.07, step: float = 0.1) -> flo
 
 
 def haze(opacity: Tensor) -> float:
-    """sum(o (1 - o)) / sum(o) over all pixels of opacities in [0, 1] of any shape: 0 where everything is solid or not
-    there, 1 - o for fog of opacity o. The soft edge of a solid object counts too. NaN: an empty picture."""
+    """Returns sum(o (1 - o)) / sum(o) over all pixels of opacities in [0, 1] of any shape: 0 if every pixel is solid or
+    empty, 1 - o for fog of opacity o. The soft edge of a solid object counts too. NaN: an empty picture."""
     opacity = opacity.double()
     return ((opacity * (1 - opacity)).sum() / opacity.sum()).item()
 
 
 def win_rate(ours: Tensor, theirs: Tensor) -> float:
-    """Share of pairs [N] in which ours is the higher score; ties count half."""
+    """Returns the share of pairs [N] in which ours has the higher score; ties count half."""
     return ((ours > theirs).double() + 0.5 * (ours == theirs).double()).mean().item()

@@ -1,4 +1,4 @@
-"""A finished run's noise, painted on its splat."""
+"""Pictures of a finished run's noise, painted on its splat."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from gscfd.runs.names import read_run
 from gscfd.types import Cameras, Render
 
 SAMPLES = 4
-"""Render samples on each side of a noise pixel."""
+"""Render samples per noise pixel in each direction."""
 TURN = 10.0
 """Degrees between the two views of the correlation map."""
 SHEET_FRAMES = 8
 
 
 def check_settings(options: ShowNoiseOptions) -> None:
-    """Raise UserError for a value out of range."""
+    """Raises UserError for a value out of range."""
     check(options.frames >= 2, "frames", "at least 2", options.frames)
     check(
         options.size >= 16 and options.size % SAMPLES == 0,
@@ -41,25 +41,27 @@ def check_settings(options: ShowNoiseOptions) -> None:
 
 
 def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, frames: int, size: int) -> np.ndarray:
-    """[frames, size, 2 size, 3] uint8: the splat, and beside it the noise of that view, three channels as colors.
+    """Returns frames [frames, size, 2 size, 3] uint8 with the splat and, beside it, the noise of that view, three
+    channels as colors.
 
     field: three channels, size / 4 noise pixels on each side. kind "iid" is new in every frame.
     """
-    cameras, pictures = turntable(frames, size=size), []
+    cameras, noise, pictures = turntable(frames, size=size), NOISES[kind], []
     for i in range(frames):
         view = cameras[i : i + 1]
         render = gaussians.render(view).to("cpu")
         image = render.over(torch.ones(3))[0].clamp(0, 1)
-        colors = (0.5 + NOISES[kind](field, view, render, i)[0] / 5).clamp(0, 1).permute(1, 2, 0)
+        colors = (0.5 + noise(field, view, render, i)[0] / 5).clamp(0, 1).permute(1, 2, 0)
         pictures.append(as_bytes(torch.cat([image, _enlarged(colors)], 1)))
     return np.stack(pictures)
 
 
 def predicted_share(field: NoiseField, cells: cells.Grid, cameras: Cameras, render: Render) -> Tensor:
-    """[h, w] E(p) = sum over q of R_pq^2: the share of the first view's noise that the second predicts, in [0, 1].
+    """Returns E(p) = sum over q of R_pq^2, [h, w]: the share of the first view's noise that the second predicts, in [0,
+    1].
 
-    R_pq = N_pq / sqrt(n_p n_q), N_pq the cells that pixel p owns in the first view and q in the second. cells:
-    `noise.grid(field)` or `noise.radial_grid(field)`. cameras, render: of two views.
+    R_pq = N_pq / sqrt(n_p n_q), where N_pq is the number of cells owned by pixel p in the first view and by q in the
+    second. cells: `noise.grid(field)` or `noise.radial_grid(field)`. cameras, render: of two views.
     """
     depth, opacity = kinds.surface_images(field, cameras, render)
     first, second = (cpu.owners(cells, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v]) for v in (0, 1))
@@ -74,8 +76,11 @@ def predicted_share(field: NoiseField, cells: cells.Grid, cameras: Cameras, rend
 
 
 def correlation_picture(gaussians: Gaussians, field: NoiseField, radial: bool, size: int) -> tuple[np.ndarray, float]:
-    """([1, size, 3 size, 3] uint8, mean): the front, the view TURN degrees on, and E of the first towards the second
-    as heat, black 0 over red and yellow to white 1; the mean is over the pixels that the object fills."""
+    """Returns a picture [1, size, 3 size, 3] uint8 and the mean of E.
+
+    The picture shows the front, the view TURN degrees away, and E of the first given the second as heat: black 0, red,
+    yellow, white 1. The mean is over the pixels that the object fills.
+    """
     both = turntable(round(360 / TURN), size=size)[:2]
     render = gaussians.render(both).to("cpu")
     share = predicted_share(field, (kinds.radial_grid if radial else kinds.grid)(field), both, render)
@@ -92,7 +97,7 @@ def _enlarged(image: Tensor) -> Tensor:
 
 
 def show(options: ShowNoiseOptions) -> None:
-    """Write the files. Raises UserError for what the user can mend."""
+    """Writes the files. Raises UserError for errors the user can fix."""
     check_settings(options)
     config, gaussians = read_run(options.run)
     kind = options.noise or config.noise_kind

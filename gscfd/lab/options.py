@@ -1,4 +1,4 @@
-"""Options of the laboratory's commands."""
+"""Options of the evaluation commands."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from gscfd.sweeps.options import Workers
 
 @dataclass(kw_only=True)
 class BenchOptions(Workers):
-    """Measure the papers' claims on the toybox, and say which orderings are reproduced."""
+    """Test the papers' claims on the toybox and report which orderings are reproduced."""
 
     what: Annotated[Literal["papers"], tyro.conf.Positional]
     out: Path
-    """Folder of the runs, pictures and report.html, report.md, report.json and runs.csv. The same command continues."""
+    """Folder for the runs, the pictures and report.html, report.md, report.json and runs.csv. The same command
+    resumes."""
     size: Literal["smoke", "full"] = "smoke"
-    """smoke: whether it works, in minutes; too little for most verdicts. full: hours on a CPU."""
+    """smoke: a test that everything works, in minutes, too small for most verdicts. full: hours on a CPU."""
     seeds: int | None = None
-    """Of the splats; the same command with more goes on. Unset: those of the size."""
+    """Seeds of the splats; repeat the command with a larger number to add seeds. Unset: the default of the size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,39 +36,41 @@ class EvaluateOptions:
     """Score finished runs by the metrics of the papers."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of finished runs; every prompt is retrieved among the prompts of all of them. Runs that differ in other
-    settings than prompt and seed are compared."""
+    """Folders of finished runs; prompts are retrieved among the prompts of all runs. Runs whose settings besides prompt
+    and seed differ are compared."""
     report: Path | None = None
-    """Folder for report.html, runs.csv, report.json, scores.md and sheet.png. Needs the extra `eval`."""
+    """Folder for report.html, runs.csv, report.json, scores.md and sheet.png. Requires the extra `eval`."""
     metrics: tuple[Name, ...] = NAMES
-    """Which figures to show."""
+    """Metrics to show."""
     teacher: str | None = None
-    """Whose samples 3D-FID and the Janus score compare with: a folder, OWNER/REPO of the hub, or toybox/multiview.
-    Unset: true objects of the toybox, for its prompts."""
+    """Teacher whose samples are the reference of 3D-FID and the Janus score: a folder, OWNER/REPO of the hub, or
+    toybox/multiview. Unset: true toybox objects, for toybox prompts."""
     samples: int = 120
-    """Pictures of each prompt to compare with (the papers: 5000)."""
+    """Reference pictures per prompt (the papers: 5000)."""
     clip: tuple[Path, ...] = ()
-    """Folders of CLIP models in transformers' layout. Unset: the toybox scorer, for the toybox's prompts."""
+    """Folders of CLIP models in transformers' layout. Unset: the toybox scorer, for toybox prompts."""
     inception: Path | None = None
     """Weights of FID's Inception network, pt_inception-2015-12-05-6726825d.pth. Unset: the first CLIP's features."""
     aesthetic: Path | None = None
-    """Weights of LAION's aesthetic predictor, sac+logos+ava1-l14-linearMSE.pth; --clip must hold its ViT-L/14."""
+    """Weights of LAION's aesthetic predictor, sac+logos+ava1-l14-linearMSE.pth; --clip must include its ViT-L/14."""
     pickscore: Path | None = None
-    """Folder of PickScore_v1 with its tokenizer."""
+    """Folder of PickScore_v1, including its tokenizer."""
 
 
 @dataclass(kw_only=True)
 class ShowNoiseOptions:
-    """Paint the noise on a finished run's splat and turn it: a still frame is white noise; moving, it sticks to the
-    object. Beside the video: a sheet of frames, and a map of how much of one view's noise another view predicts."""
+    """Paint the noise on a finished run's splat and rotate it: a still frame is white noise; in motion, the noise
+    sticks to the object. Also writes a sheet of frames, and a map of how much of one view's noise another view
+    predicts."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run."""
     out: Path | None = None
-    """The video; unset: noise.mp4 in the run's folder. Pictures stand beside it: noise.png, noise-correlation.png."""
+    """Output video; unset: noise.mp4 in the run folder. Images are written next to it: noise.png,
+    noise-correlation.png."""
     frames: int = 96
-    """Frames of one turn."""
+    """Number of frames in one turn."""
     size: int = 256
-    """Pixels on each side of a frame; a noise pixel is 4 x 4 of them."""
+    """Width and height of a frame in pixels; a noise pixel is 4 x 4 of them."""
     noise: NoiseKind | None = None
-    """Another noise than the run's own."""
+    """Kind of noise; unset: the run's own."""

@@ -1,4 +1,4 @@
-"""The papers' claims, measured again on the toybox."""
+"""Tests the papers' claims on the toybox."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
 
 
 def plan_runs(out: Path, size: Size) -> dict[str, list[Run]]:
-    """The runs of every variant: the coarse stage alone, the first seed of all prompts first."""
+    """Returns the runs of every variant: the coarse stage only, ordered by seed, then prompt."""
     base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}})
     return {
         variant: [
@@ -52,7 +52,7 @@ def plan_run(out: Path, variant: str, config: Config) -> Run:
 
 
 def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, teacher: GuidedTeacher) -> None:
-    """Four views of the clean flow's picture, unless they are there already."""
+    """Draws four views of the clean flow's picture, unless the file exists."""
     if path.exists():
         return
     gamma = rescaled_gamma(gamma, PAPER_STEPS, size.picture_steps)
@@ -63,7 +63,7 @@ def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, t
 
 
 def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges) -> dict[str, list[Examined]]:
-    """The pictures of every gamma, as the judges see them."""
+    """Draws and judges the pictures of every gamma."""
     found: dict[str, list[Examined]] = {}
     for prompt in size.picture_prompts:
         teacher.set_prompt(stage_prompt(prompt, coarse(size)))
@@ -76,7 +76,7 @@ def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges)
 
 
 def examine_picture(path: Path, label: str, prompt: str, seed: int, judges: Judges) -> Examined:
-    """What the scorer sees in a picture of `make_picture`."""
+    """Returns the judged views of a picture from `make_picture`."""
     frames = np.stack(np.split(iio.imread(path), GROUP, axis=1))
     views = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     return Examined(
@@ -101,7 +101,7 @@ def coarse(size: Size) -> StageConfig:
 def claim_rows(
     experiment: Experiment, groups: dict[str, list[Examined]], references: dict[str, Reference]
 ) -> list[tuple[list[str], Estimate | None]]:
-    """The claims of one experiment as rows of the table of orderings, with the differences behind them."""
+    """Returns the claims of one experiment as rows of the table of orderings, with the differences behind them."""
     rows = []
     for claim in experiment.claims:
         found = difference(claim.metric, groups[claim.better], groups[claim.worse], references)
@@ -114,7 +114,7 @@ def claim_rows(
 
 
 def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) -> Sheet:
-    """A row for each variant: the first runs of it, as many as fit into two turns."""
+    """Returns a sheet with one row per variant: its first runs, up to two turns."""
     columns = 2 * SHEET_VIEWS
     rows = [[frame for run in groups[name] for frame in run.frames][:columns] for name in experiment.variants]
     shown = min(len(row) for row in rows)
@@ -125,7 +125,7 @@ def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) 
 def make_report(
     size: Size, command: str, groups: dict[str, list[Examined]], references: dict[str, Reference], failed: list[str]
 ) -> Report:
-    """The page: orderings first, then every experiment's figures."""
+    """Builds the report: orderings first, then the figures of every experiment."""
     claims, tables, plots, sheets = [], [], [], []
     estimates: dict[str, Estimate] = {}
     for experiment in EXPERIMENTS:
@@ -160,27 +160,28 @@ def make_report(
 
 
 def budget(size: Size, command: str) -> list[str]:
-    """What was made, in sentences."""
+    """Returns sentences on the runs and their settings."""
     return [
         f"{command}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
-        f"steps of the coarse stage with {TEACHER}, equal for all, other settings the defaults. Equal seeds begin with "
-        "equal Gaussians and see equal cameras, but for vsd, cds and random t, which draw more numbers.",
+        f"steps of the coarse stage with {TEACHER}, equal for all variants, other settings at their defaults. Equal "
+        "seeds start with equal Gaussians and see equal cameras, except vsd, cds and random t, which draw more random "
+        "numbers.",
         f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
-        f"3D-FID and Janus score: {size.samples} samples of the teacher of each prompt, DDIM, {SAMPLER_STEPS} steps.",
-        f"cfd has gamma {CFD_GAMMA:g} of {PAPER_STEPS} steps, which is "
+        f"3D-FID and Janus score: {size.samples} samples of the teacher per prompt, DDIM, {SAMPLER_STEPS} steps.",
+        f"cfd has gamma {CFD_GAMMA:g} per step of {PAPER_STEPS} steps, which is "
         f"{rescaled_gamma(CFD_GAMMA, PAPER_STEPS, size.steps):.2g} per step here.",
     ]
 
 
 def papers(options: BenchOptions) -> Report:
-    """Make what is not there yet, look at everything, and write the report. Raises UserError."""
+    """Makes missing runs and pictures, judges everything and writes the report. Raises UserError."""
     out, size = options.out, SIZES[options.size]
     command = f"python -m gscfd.bench papers --size {options.size}"
     if options.seeds is not None:
         size, command = replace(size, seeds=options.seeds), f"{command} --seeds {options.seeds}"
     check_report(out, "out")
     planned = plan_runs(out, size)
-    # A seed of every variant before the next seed: a bench that is stopped has compared all of them.
+    # Ordered by seed, so that a bench that is stopped early has compared all variants.
     runs = [run for equals in zip(*planned.values(), strict=True) for run in equals]
     print(f"{len(runs)} runs of {size.steps} steps, then pictures, then the report in {out}")
     progress = make_runs(out, runs, options)

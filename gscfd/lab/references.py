@@ -1,4 +1,4 @@
-"""What runs are compared with: the teacher's own samples of a prompt, or true objects of the toybox."""
+"""Reference pictures: the teacher's own samples of a prompt, or true objects of the toybox."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import true_objects
 
 BACKGROUND = 0.75
-"""The gray behind everything that is judged."""
+"""Gray level of the background of everything that is judged."""
 VIEWS = 4
-"""Of a teacher's sample, 90 degrees apart."""
+"""Views per teacher sample, 90 degrees apart."""
 SAMPLER_STEPS = 30
 TURN_VIEWS = 12
-"""Views of a true object, from all sides."""
+"""Views per true object, from all sides."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Pictures of one prompt, as the judges see them."""
+    """Features of the reference pictures of one prompt."""
 
     pictures: Tensor
-    """[N, D] for FID."""
+    """[N, D] features for FID."""
     features: Tensor
-    """[N, D] of the first scorer, of unit length."""
+    """[N, D] unit-length features of the first scorer."""
     azimuths: Tensor
     """[N] degrees from the front."""
 
 
 def seen(images: Tensor, azimuths: Tensor, judges: Judges) -> Reference:
-    """images [N, 3, H, W] in [0, 1], azimuths [N]."""
+    """Returns the reference for images [N, 3, H, W] in [0, 1] and azimuths [N]."""
     return Reference(judges.features(images), judges.scorers[0].image_features(images), azimuths)
 
 
 def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Reference | None:
-    """At least `count` views of true toybox objects of the prompt, over the same gray as runs; None: there are none.
+    """Returns at least `count` views of true toybox objects of the prompt on the runs' gray background; None if there
+    are none.
 
-    size: pixels, both ways.
+    size: width and height in pixels.
     """
     cameras = turntable(TURN_VIEWS, size=size)
     things = true_objects(prompt, -(-count // TURN_VIEWS))
@@ -58,8 +59,9 @@ def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Refere
 def teacher_reference(
     prompt: str, count: int, teacher: GuidedTeacher, stage: StageConfig, device: torch.device, judges: Judges
 ) -> Reference:
-    """At least `count` pictures that the teacher samples of the prompt (CFD App. B), by DDIM or along the flow, with
-    the stage's guidance up to a sampler's most: four views 90 degrees apart from a random start, as high as the runs'.
+    """Returns at least `count` pictures sampled by the teacher for the prompt (CFD App. B), with DDIM or along the flow
+    and the stage's guidance up to a sampler's maximum: four views 90 degrees apart from a random azimuth, at the runs'
+    elevation.
 
     device: the teacher's.
     """

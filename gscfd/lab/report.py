@@ -1,4 +1,4 @@
-"""Reports as one page that needs nothing else: tables, plots and pictures inside. And their numbers as csv and json."""
+"""Reports as a self-contained page with tables, plots and pictures, and their numbers as csv and json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gscfd.files import atomic_write
 from gscfd.lab.intervals import Estimate
 
 QUALITY = 85
-"""Of the pictures in the page."""
+"""JPEG quality of the pictures in the page."""
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    """The numbers behind the cells, by column and row, where they have intervals."""
+    """Numbers behind the cells, by column and row, for cells with intervals."""
 
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
@@ -62,14 +62,15 @@ class Report:
     title: str
     notes: list[str]
     warnings: list[str]
-    """What is missing, and how to get it."""
+    """Missing parts, and how to get them."""
     tables: list[Table]
     plots: list[Plot]
     sheets: list[Sheet]
 
 
 def check_report(folder: Path, option: str) -> None:
-    """Make the folder of the page. Raises UserError when that, or the page, cannot be made. option: which names it."""
+    """Creates the folder of the report. Raises UserError if the folder or the page cannot be created. option: the
+    option that names the folder."""
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{option}: expected {' and '.join(missing)}, not installed: pip install 'gscfd[eval]'")
@@ -85,7 +86,7 @@ def check_report(folder: Path, option: str) -> None:
 
 
 def figure(estimate: Estimate | None, form: str) -> str:
-    """A value and its interval, as the tables show them."""
+    """Formats a value and its interval."""
     if estimate is None or math.isnan(estimate.value):
         return "n/a"
     if math.isnan(estimate.low):
@@ -94,7 +95,7 @@ def figure(estimate: Estimate | None, form: str) -> str:
 
 
 def draw_plot(plot: Plot) -> bytes:
-    """The .png of a plot: a dot and a bar for each label."""
+    """Returns the plot as .png: a dot and a bar for each label."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -112,13 +113,13 @@ def draw_plot(plot: Plot) -> bytes:
 
 
 def padded(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """[F, H, W, 3] frames filled up with white to whole rows."""
+    """Returns the frames [F, H, W, 3], padded with white to complete rows."""
     blank = [np.full_like(frames[0], 255)] * (-len(frames) % columns)
     return np.stack([*frames, *blank])
 
 
 def draw_sheet(sheet: Sheet) -> bytes:
-    """The .jpg of a contact sheet."""
+    """Returns a contact sheet as .jpg."""
     frames = padded(sheet.frames, sheet.columns)
     rows = frames.reshape(-1, sheet.columns, *frames.shape[1:]).transpose(0, 2, 1, 3, 4)
     file = io.BytesIO()
@@ -131,7 +132,7 @@ def embedded(data: bytes, kind: str) -> str:
 
 
 def write_page(report: Report, path: Path) -> None:
-    """The page, from report.html beside this file. It refers to nothing outside itself."""
+    """Writes the page from the template report.html. It refers to no other files."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -145,14 +146,14 @@ def write_page(report: Report, path: Path) -> None:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """All but the pictures; what is not a number is null."""
+    """Writes everything except the pictures; non-finite numbers become null."""
     tables = [asdict(table) for table in report.tables]
     content = finite({"notes": report.notes, "warnings": report.warnings, "tables": tables})
     write_text(json.dumps(content, indent=1, ensure_ascii=False), path)
 
 
 def finite(value: object) -> object:
-    """The same with None for NaN and infinities, which JSON does not have."""
+    """Returns the value with NaN and infinities replaced by None, because JSON lacks them."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -161,7 +162,7 @@ def finite(value: object) -> object:
 
 
 def write_rows(rows: list[dict[str, object]], path: Path) -> None:
-    """A csv file with a column for every key."""
+    """Writes a csv file with a column for every key."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

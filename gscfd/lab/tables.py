@@ -9,13 +9,13 @@ from gscfd.lab.references import Reference
 from gscfd.lab.report import Plot, Sheet, Table, figure
 
 RANKERS = ("aesthetic", "pickscore")
-"""The metrics of which win rates are told (CFD Tab. 3)."""
+"""Metrics with win rates (CFD Tab. 3)."""
 SHEET_RUNS = 12
-"""Runs of each label that the page shows."""
+"""Maximum number of runs per label shown in the page."""
 
 
 def grouped(runs: list[Examined]) -> dict[str, list[Examined]]:
-    """The runs of each label, in the order of their first."""
+    """Groups the runs by label, in order of first occurrence."""
     groups: dict[str, list[Examined]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
@@ -23,7 +23,7 @@ def grouped(runs: list[Examined]) -> dict[str, list[Examined]]:
 
 
 def run_rows(runs: list[Examined], names: list[str]) -> list[dict[str, object]]:
-    """One row for each run, for the csv file."""
+    """Returns one row per run, for the csv file."""
     return [
         {"run": r.run, "label": r.label, "prompt": r.prompt, "seed": r.seed}
         | {name: r.values[name] for name in names if name in r.values}
@@ -32,7 +32,7 @@ def run_rows(runs: list[Examined], names: list[str]) -> list[dict[str, object]]:
 
 
 def summary_table(groups: dict[str, list[Examined]], references: dict[str, Reference], names: list[str]) -> Table:
-    """Every metric of every label, with its interval."""
+    """Returns the table of every metric of every label, with intervals."""
     cells = {label: {name: estimate(name, runs, references) for name in names} for label, runs in groups.items()}
     shown = [name for name in names if any(cells[label][name] is not None for label in groups)]
     better = {"higher": " ↑", "lower": " ↓", "": ""}
@@ -49,7 +49,7 @@ def summary_table(groups: dict[str, list[Examined]], references: dict[str, Refer
 
 
 def run_table(runs: list[Examined], names: list[str]) -> Table:
-    """Every run's own figures, and their mean."""
+    """Returns the table of each run's own figures, and their mean."""
     shown = [name for name in names if any(name in run.values for run in runs)]
     rows = [
         [r.prompt, str(r.seed), r.label, *(format_value(r.values.get(name), METRICS[name].form) for name in shown)]
@@ -70,7 +70,7 @@ def format_value(value: float | None, form: str) -> str:
 
 
 def win_tables(groups: dict[str, list[Examined]]) -> list[Table]:
-    """For each ranker that looked: how often one label's run beats the other's of equal prompt and seed."""
+    """Returns, for each ranker used, how often one label's run beats the other's of equal prompt and seed."""
     tables = []
     for name in RANKERS:
         shares = {(a, b): wins(name, groups[a], groups[b]) for a in groups for b in groups}
@@ -93,7 +93,7 @@ def sheets(groups: dict[str, list[Examined]]) -> list[Sheet]:
 
 
 def plots_of(table: Table) -> list[Plot]:
-    """One for each metric that compares labels."""
+    """Returns a plot for each metric that compares labels."""
     compared = {name: found for name, found in table.estimates.items() if len(found) > 1}
     return [Plot(title=METRICS[name].title, estimates=found) for name, found in compared.items()]
 

@@ -1,4 +1,4 @@
-"""The noise field: the settings that every kind of noise shares."""
+"""The noise field: settings shared by all kinds of noise."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ DEPTHS = ("expected", "median")
 
 
 class NoiseField:
-    """Settings of one run's noise, and its clock.
+    """Settings of a run's noise, and its clock.
 
-    Injection of fresh noise (the clean flow SDE, CFD Eq. 10-11): at step i every value is multiplied by
-    sqrt(1 - gamma_i) and gains sqrt(gamma_i) of fresh noise, so that steps s < t correlate by
-    prod sqrt(1 - gamma_i) over s < i <= t. gamma = 0 keeps the noise bitwise constant; gamma = 1 renews it each step.
+    Injection of fresh noise (the clean flow SDE, CFD Eq. 10-11): step i multiplies every value by sqrt(1 - gamma_i) and
+    adds sqrt(gamma_i) of fresh noise, so that steps s < t correlate by prod sqrt(1 - gamma_i) over s < i <= t. gamma =
+    0 keeps the noise bitwise constant; gamma = 1 renews it each step.
     """
 
     def __init__(
@@ -40,19 +40,19 @@ class NoiseField:
     ) -> None:
         """A field of latents with `channels` x `height` x `width`.
 
-        seed: in [0, 2^64). gamma: in [0, 1], one value or one per step 1, 2, ... (the last one continues).
-        beta: in [0, 1], share of variance that is consistent; the rest is fresh each step (FSD).
-        background: where no surface is, "screen" (one image fixed to the screen, aging with gamma), "direction"
-        (fixed to the viewing direction, aging with gamma), or "fresh" (new in every view and step).
-        depth: which of the render's depths is the surface, "expected" or "median". On rendered Gaussians the expected
-        depth makes views agree better (docs/noise.md): the median is the depth of a splat's center, constant per splat.
-        footprint: size of a latent pixel on the object, world units; 2 / height by default: the unit ball fills the
-        latents. Cells have the pitch footprint / 4 and the depth 8 footprint. span: expected number of steps; it
-        belongs to the seed (another span, other noise) and sets the cost: about 2 + log2(span) draws per cell, and one
-        more for every further span. opacity_threshold: in [0, 1); samples at or below it show no surface.
-        normal_radius: render samples on each side that take part in a normal. smoothing: rounds of smoothing of the
-        depth before that; planes stay as they are. theta: in (0, 360], degrees of camera
-        azimuth after which `world_map` has moved by one latent width (FSD's Theta).
+        seed: in [0, 2^64). gamma: in [0, 1], one value or one per step 1, 2, ... (the last one continues). beta: in [0,
+        1], share of the variance that is consistent; the rest is fresh each step (FSD). background: noise where there
+        is no surface: "screen" (one image fixed to the screen, aging with gamma), "direction" (fixed to the viewing
+        direction, aging with gamma), or "fresh" (new in every view and step). depth: depth of the render used as the
+        surface, "expected" or "median". On rendered Gaussians, views agree better with the expected depth
+        (docs/noise.md): the median is the depth of a splat's center, constant per splat. footprint: size of a latent
+        pixel on the object, world units; 2 / height by default, so that the unit ball fills the latents. Cells have
+        pitch footprint / 4 and depth 8 footprint. span: expected number of steps; it belongs to the seed (another span
+        gives other noise) and sets the cost: about 2 + log2(span) draws per cell, and one more for every further span.
+        opacity_threshold: in [0, 1); samples at or below it show no surface. normal_radius: number of render samples on
+        each side that contribute to a normal. smoothing: rounds of depth smoothing before the normals are computed;
+        planes are unchanged. theta: in (0, 360], degrees of camera azimuth over which `world_map` moves by one latent
+        width (FSD's Theta).
 
         Raises ValueError for a value out of range.
         """
@@ -78,7 +78,7 @@ class NoiseField:
         self._last_rate, self._clock = rates[-1], list(accumulate(rates, initial=0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the noise depends on, as plain numbers and strings."""
+        """Returns everything the noise depends on, as plain numbers and strings."""
         return {
             "seed": self.seed,
             "channels": self.channels,
@@ -97,26 +97,28 @@ class NoiseField:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the field that state_dict() described. Raises ValueError where the latents' shape differs."""
+        """Restores the field described by state_dict(). Raises ValueError if the shape of the latents differs."""
         saved = tuple(state[name] for name in ("channels", "height", "width"))
         shape = (self.channels, self.height, self.width)
         _check(saved == shape, "state", f"noise of channels, height, width {shape}, as this run's teacher has", saved)
         vars(self).update(vars(NoiseField(**state)))
 
     def clock(self, step: int) -> float:
-        """Lambda(step) = -1/2 sum of log(1 - gamma_i), i <= step: s < t correlate by exp(Lambda(s) - Lambda(t))."""
+        """Returns Lambda(step) = -1/2 sum of log(1 - gamma_i), i <= step: s < t correlate by exp(Lambda(s) -
+        Lambda(t))."""
         known = min(step, len(self._clock) - 1)
         return self._clock[known] + (step - known) * self._last_rate
 
     def nodes(self, step: int) -> list[tuple[int, float]]:
-        """A value at `step` as a weighted sum of independent draws: [(draw, weight)], the weights' squares sum to 1.
+        """Returns a value at `step` as a weighted sum of independent draws, [(draw, weight)]; the squared weights sum
+        to 1.
 
-        An Ornstein-Uhlenbeck path in the time Lambda, exact in law: the ends of each span one after another, then the
-        span is halved by the bridge
+        Samples an Ornstein-Uhlenbeck path in the time Lambda, exactly in law: the ends of the spans one after another,
+        then the span is halved by the bridge
         W_m = [r1 (1 - r2^2) W_a + r2 (1 - r1^2) W_b] / q + sqrt((1 - r1^2) (1 - r2^2) / q) Z_m,
         r1 = exp(Lambda_a - Lambda_m), r2 = exp(Lambda_m - Lambda_b), q = 1 - r1^2 r2^2.
         """
-        # Steps without injection are the same moment.
+        # Steps without injection count as the same time.
         step = bisect.bisect_left(range(step + 1), self.clock(step), key=self.clock)
         a, value_a = 0, {0: 1.0}
         b, value_b = a, value_a
@@ -149,7 +151,7 @@ class NoiseField:
 def _combine(
     weight_a: float, a: dict[int, float], weight_b: float, b: dict[int, float], node: int, weight: float
 ) -> dict[int, float]:
-    """weight_a a + weight_b b + weight Z(node), as weights of draws."""
+    """Returns weight_a a + weight_b b + weight Z(node), as weights of draws."""
     total = {n: weight_a * a.get(n, 0.0) + weight_b * b.get(n, 0.0) for n in a | b}
     return total | {node: weight}
 

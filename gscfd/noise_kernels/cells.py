@@ -1,11 +1,13 @@
-"""Types that the noise kernels of every device share, and their C layout."""
+"""Types shared by the noise kernels of all devices, and their C layout."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Nodes = Sequence[tuple[int, float]]
@@ -29,7 +31,7 @@ class _Geometry(ctypes.Structure):
 
 @dataclass(kw_only=True)
 class Grid:
-    """How the surface is cut into cells and the image into latent pixels."""
+    """Division of the surface into cells and of the image into latent pixels."""
 
     height: int
     """Latent rows."""
@@ -40,30 +42,77 @@ class Grid:
     layer_depth: float
     """Extent of a cell along its column, world units; surfaces farther apart share no cell."""
     opacity_threshold: float = 0.5
-    """Samples at or below it show no surface."""
+    """Samples with opacity at or below this value show no surface."""
     near: float = 0.01
     """Samples at or before this depth are rejected, world units."""
     normal_radius: int = 1
-    """Samples on each side of the center that take part in its normal."""
+    """Number of samples on each side of the center that contribute to its normal."""
     smoothing: int = 0
-    """Rounds of smoothing of the depth."""
+    """Rounds of depth smoothing."""
     radial: int = 0
-    """0: cells stand in columns along the axes (`surface`). Else cells are squares of the radial map, this many along
+    """0: cells form columns along the axes (`surface`). Otherwise cells are squares of the radial map, this many along
     each side of its two squares (`radial`)."""
     cells_per_pixel: int = 24
-    """What the first table on CUDA holds, mean over the latents; an object that fills them takes about 20."""
+    """Capacity of the first table on CUDA, in cells per latent pixel; an object that fills the latents needs about
+    20."""
 
 
 @dataclass
 class Surface:
-    """What the kernel returns for a batch of views."""
+    """Result of the kernel for a batch of views."""
 
     noise: Tensor
-    """[V, C, h, w] n^-1/2 times the sum of the cells that the pixel owns; 0 where it owns none."""
+    """[V, C, h, w] n^-1/2 times the sum of the pixel's own cells; 0 for a pixel without cells."""
     counts: Tensor
-    """[V, h, w] int32, n: the cells that the pixel owns."""
+    """[V, h, w] int32, n: number of cells that the pixel owns."""
     coverage: Tensor
     """[V, h, w] share of the pixel's render samples that show the surface, in [0, 1]."""
+
+
+class Kernels(Protocol):
+    """The module of one device's kernels, such as noise_kernels.cpu."""
+
+    def surface(
+        self,
+        grid: Grid,
+        depth: Tensor,
+        opacity: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        *,
+        channels: int,
+        seed: int,
+        stream: int,
+        nodes: Nodes,
+    ) -> Surface: ...
+
+    def compose(self, surface: Surface, background: Tensor) -> Tensor: ...
+
+    def white(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        seed: int,
+        stream: int,
+        key: int,
+        nodes: Nodes,
+        device: torch.device,
+    ) -> Tensor: ...
+
+    def fresh(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        viewmats: Tensor,
+        Ks: Tensor,
+        *,
+        seed: int,
+        stream: int,
+        nodes: Nodes,
+    ) -> Tensor: ...
 
 
 WHITE_ARGUMENTS = (
@@ -86,7 +135,7 @@ SURFACE_ARGUMENTS = (
 
 
 def geometry_of(grid: Grid, depth: Tensor) -> _Geometry:
-    """The C struct of a grid and [V, H, W] images."""
+    """Returns the C struct for a grid and images [V, H, W]."""
     return _Geometry(
         depth.shape[2],
         depth.shape[1],
@@ -102,6 +151,6 @@ def geometry_of(grid: Grid, depth: Tensor) -> _Geometry:
 
 
 def node_arrays(nodes: Nodes) -> tuple[ctypes.Array[ctypes.c_uint32], ctypes.Array[ctypes.c_float]]:
-    """Draws and weights as C arrays."""
+    """Returns draws and weights as C arrays."""
     indices, weights = zip(*nodes, strict=True)
     return (ctypes.c_uint32 * len(nodes))(*indices), (ctypes.c_float * len(nodes))(*weights)

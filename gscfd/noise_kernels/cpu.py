@@ -1,4 +1,4 @@
-"""Calls of the compiled CPU noise (csrc/): shapes, types and memory, and nothing else."""
+"""Calls of the compiled CPU noise (csrc/): handles only shapes, types and memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def surface(
     stream: int,
     nodes: Nodes,
 ) -> Surface:
-    """Foreground noise of a batch of views.
+    """Returns the foreground noise of a batch of views.
 
-    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on the CPU.
-    Raises MemoryError.
+    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on the CPU. Raises
+    MemoryError if memory runs out.
     """
     views, geometry = len(depth), geometry_of(grid, depth)
     depth, opacity, viewmats, Ks = (t.detach().float().contiguous() for t in (depth, opacity, viewmats, Ks))
@@ -60,9 +60,10 @@ def surface(
 
 
 def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
-    """([M] int64 cell keys, [M] int64 row-major latent pixel that owns each) of one view, for tests and pictures.
+    """Returns cell keys [M] and, for each, its row-major owning latent pixel [M], both int64; one view, for tests and
+    images.
 
-    depth, opacity: [H, W]; viewmat: [4, 4]; K: [3, 3]. Raises MemoryError.
+    depth, opacity: [H, W]; viewmat: [4, 4]; K: [3, 3]. Raises MemoryError if memory runs out.
     """
     geometry = geometry_of(grid, depth[None])
     depth, opacity, viewmat, K = (t.detach().float().contiguous() for t in (depth, opacity, viewmat, K))
@@ -90,7 +91,8 @@ def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tenso
 
 
 def compose(surface: Surface, background: Tensor) -> Tensor:
-    """[V, C, h, w] sqrt(a) noise + sqrt(1 - a) background, a the coverage; a pixel without cells is background.
+    """Returns sqrt(a) noise + sqrt(1 - a) background with coverage a, [V, C, h, w]; a pixel without cells is all
+    background.
 
     background: [V, C, h, w], or [C, h, w] for all views.
     """
@@ -109,9 +111,9 @@ def white(
     nodes: Nodes,
     device: torch.device | None = None,
 ) -> Tensor:
-    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel).
+    """Returns noise of the image plane [C, h, w]: a pure function of (seed, stream, key, draws, channel, pixel).
 
-    device: the CPU; there so that the signature is that of the other devices.
+    device: the CPU; part of the signature shared with other devices.
     """
     noise = torch.empty(1, channels, height, width)
     _white(noise, seed, stream, key, None, None, nodes)
@@ -121,7 +123,8 @@ def white(
 def fresh(
     channels: int, height: int, width: int, viewmats: Tensor, Ks: Tensor, *, seed: int, stream: int, nodes: Nodes
 ) -> Tensor:
-    """[V, C, h, w] as `white`, with a key of the bits of each view's matrices: its place in the batch does not count.
+    """Returns noise [V, C, h, w] like `white`, keyed by the bits of each view's matrices, not by its index in the
+    batch.
 
     viewmats: [V, 4, 4]; Ks: [V, 3, 3].
     """

@@ -1,9 +1,9 @@
 """Calls of the compiled CUDA noise (csrc/noise_cuda.cu), with the signatures of cpu.py: all views at once, on torch's
 current stream, without waiting for the device.
 
-The cells of a view are found in a table. How large it must be is known only on the device: a view with more cells than
-its table holds has none in that call, so that all its pixels are background (white as ever, counts 0). The device
-reports the need to pinned memory; the next call that finds the report warns, and takes a table that holds them.
+The cells of a view are looked up in a table whose required size is known only on the device. A view with more cells
+than its table holds gets no cells in that call: all its pixels are background (still white, counts 0). The device
+reports the required size to pinned memory; the next call that finds the report warns and enlarges the table.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from gscfd import native
 from gscfd.noise_kernels.cells import SURFACE_ARGUMENTS, WHITE_ARGUMENTS, Grid, Nodes, Surface, geometry_of, node_arrays
 
 MAX_NORMAL_RADIUS = 15
+MAX_TABLES = 32
+"""Number of tables kept, besides those that CUDA graphs use."""
 
 
 class Driver:
-    """What is asked of torch about its device; tests put another one here."""
+    """Queries about torch's device; tests replace it."""
 
     def index(self, device: torch.device) -> int:
         return torch.cuda.current_device() if device.index is None else device.index
 
-    def guard(self, device: torch.device) -> AbstractContextManager:
+    def guard(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.cuda.device(device)
 
     def stream(self, device: torch.device) -> int:
@@ -41,30 +43,37 @@ class Driver:
     def pinned(self, views: int) -> Tensor:
         return torch.zeros(views, dtype=torch.int64, pin_memory=True)
 
+    def wait(self, index: int | None) -> None:
+        torch.cuda.synchronize(index)
+
 
 driver = Driver()
 
 
 @dataclass
 class Table:
-    """The table of one use of noise: the same field, latents and number of views."""
+    """Table for one use of noise: the same field, latents and number of views."""
 
     slots: int
-    """Per view, a power of two."""
+    """Slots per view, a power of two."""
     needed: Tensor
-    """[V] int64 in pinned memory: how many cells each view wanted, in a call that the device has done."""
+    """[V] int64 in pinned memory: number of cells each view needed, as reported by a call the device has completed."""
+
+    captured: bool = False
+    """Whether a CUDA graph uses the table; its kernels write to `needed` at every replay."""
 
     @property
     def capacity(self) -> int:
-        """Cells of a view that it holds."""
+        """Number of cells per view that the table holds."""
         return self.slots // 4 * 3
 
 
 _tables: dict[tuple[int | None, int, int, int, int], Table] = {}
+"""Tables by device, stream, views, height and width; the least recently used first."""
 
 
 def check(device: torch.device) -> None:
-    """Raise ImportError where the library is missing, RuntimeError where it cannot run on this device."""
+    """Raises ImportError if the library is missing, RuntimeError if it cannot run on this device."""
     _call("gscfd_cuda_check", ctypes.c_int)(driver.index(device))
 
 
@@ -80,10 +89,10 @@ def surface(
     stream: int,
     nodes: Nodes,
 ) -> Surface:
-    """Foreground noise of a batch of views.
+    """Returns the foreground noise of a batch of views.
 
-    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on one CUDA device.
-    Raises ValueError for a normal radius above 15 and for the radial map, RuntimeError for what the device reports.
+    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on one CUDA device. Raises
+    ValueError for a normal radius above 15 and for the radial map, RuntimeError for errors reported by the device.
     """
     if grid.radial:
         raise ValueError("radial: has no CUDA kernel; pass cameras.to('cpu') and render.to('cpu')")
@@ -135,7 +144,8 @@ def surface(
 
 
 def compose(surface: Surface, background: Tensor) -> Tensor:
-    """[V, C, h, w] sqrt(a) noise + sqrt(1 - a) background, a the coverage; a pixel without cells is background.
+    """Returns sqrt(a) noise + sqrt(1 - a) background with coverage a, [V, C, h, w]; a pixel without cells is all
+    background.
 
     background: [V, C, h, w], or [C, h, w] for all views.
     """
@@ -175,7 +185,7 @@ def white(
     nodes: Nodes,
     device: torch.device,
 ) -> Tensor:
-    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel)."""
+    """Returns noise of the image plane [C, h, w]: a pure function of (seed, stream, key, draws, channel, pixel)."""
     noise = torch.empty(1, channels, height, width, device=device)
     _white(noise, seed, stream, key, None, None, nodes)
     return noise[0]
@@ -184,7 +194,8 @@ def white(
 def fresh(
     channels: int, height: int, width: int, viewmats: Tensor, Ks: Tensor, *, seed: int, stream: int, nodes: Nodes
 ) -> Tensor:
-    """[V, C, h, w] as `white`, with a key of the bits of each view's matrices: its place in the batch does not count.
+    """Returns noise [V, C, h, w] like `white`, keyed by the bits of each view's matrices, not by its index in the
+    batch.
 
     viewmats: [V, 4, 4]; Ks: [V, 3, 3].
     """
@@ -206,14 +217,17 @@ def _white(
 
 
 def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
-    """The table for these views, larger than in the call before if the device has reported that it was too small."""
+    """Returns the table for these views, enlarged if the device has reported that it was too small."""
     key = (device.index, stream, views, grid.height, grid.width)
+    capturing = driver.capturing()
     if key not in _tables:
-        if driver.capturing():
+        if capturing:
             raise RuntimeError("surface noise: call it once with these sizes before a CUDA graph is captured")
         cells = grid.cells_per_pixel * grid.height * grid.width
+        _evict(MAX_TABLES - 1)
         _tables[key] = Table(_slots(cells), driver.pinned(views))
-    table = _tables[key]
+    table = _tables[key] = _tables.pop(key)
+    table.captured |= capturing
     needed = int(table.needed.max()) if views else 0
     if needed > table.capacity:
         poor, capacity = int((table.needed > table.capacity).sum()), table.capacity
@@ -228,13 +242,22 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
     return table
 
 
+def _evict(keep: int) -> None:
+    """Drops the least recently used tables beyond `keep`, except those that CUDA graphs use."""
+    loose = [key for key, table in _tables.items() if not table.captured]
+    if len(loose) > keep:
+        for key in loose[: len(loose) - keep]:
+            driver.wait(key[0])  # calls in flight still write to the table's pinned memory
+            del _tables[key]
+
+
 def _slots(cells: int) -> int:
-    """The smallest power of two of which three quarters hold so many cells."""
+    """Returns the smallest power of two whose three quarters hold `cells` cells."""
     return max(1024, 1 << (-(-4 * cells // 3) - 1).bit_length())
 
 
 def _call(name: str, *argtypes: type) -> Callable[..., None]:
-    """The C function `name`; raises RuntimeError with CUDA's own words for an error code that is not 0."""
+    """Returns the C function `name`, which raises RuntimeError with CUDA's message for a nonzero error code."""
     function = native.function(name, *argtypes, restype=ctypes.c_int, of=native.cuda_library)
 
     def call(*arguments: object) -> None:

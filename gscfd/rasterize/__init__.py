@@ -1,4 +1,4 @@
-"""Gaussians to images: gsplat on CUDA, gscfd's own native rasterizer on the CPU, behind gsplat's signature."""
+"""Renders Gaussians: gsplat on CUDA, gscfd's own native rasterizer on the CPU, behind gsplat's signature."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def rasterization(
     render_mode: RenderMode = "RGB+ED",
     absgrad: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Render N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
+    """Renders N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
 
-    The names, meanings and info entries are those of gsplat.rasterization; on CUDA tensors this is that function.
+    Names, meanings and info entries are those of gsplat.rasterization, which handles CUDA tensors.
 
     means: [N, 3] world positions. quats: [N, 4] wxyz, normalized here. scales: [N, 3] standard deviations, linear.
-    opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or
-    [V, N, K, 3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels.
-    near_plane, far_plane: depths outside are left out. radius_clip: splats whose radius in pixels is at most this are
-    left out. eps2d: added to the 2D covariance, in square pixels. tile_size: 8 or 16 pixels; None takes the one that
-    is expected to be faster, on CUDA always 16. backgrounds: [V, D], added where the Gaussians leave transmittance;
-    depth has none.
-    render_mode: "RGB" color, "D" depth accumulated with the compositing weights, "ED" that divided by alpha.
-    absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after backward.
+    opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or [V, N, K,
+    3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels. near_plane, far_plane:
+    Gaussians at depths outside this range are dropped. radius_clip: splats with a radius of at most this many pixels
+    are dropped. eps2d: added to the 2D covariance, square pixels. tile_size: 8 or 16 pixels; None chooses the size
+    expected to be faster, always 16 on CUDA. backgrounds: [V, D], weighted by the remaining transmittance; depth has no
+    background. render_mode: "RGB" is color, "D" is depth accumulated with the compositing weights, "ED" is that depth
+    divided by alpha. absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after
+    backward.
 
     Returns colors [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
-    gradient), radii [V, N, 2] int32 (0 where culled), depths, conics (no gradient), opacities, tile_width, tile_height,
-    tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also
-    median_depth [V, H, W, 1], the depth at which transmittance falls below one half, 0 where it never does. On the CPU
-    the tile lists hold only the tiles where a splat's alpha reaches 1/255, gsplat's those of its bounding box.
+    gradient), radii [V, N, 2] int32 (0 if culled), depths, conics (no gradient), opacities, tile_width, tile_height,
+    tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also median_depth [V,
+    H, W, 1], the depth at which transmittance falls below one half, or 0 if it never does. On the CPU the tile lists
+    hold only the tiles where a splat's alpha reaches 1/255; gsplat's hold those of its bounding box.
 
-    Gradients flow to means, quats, scales, opacities, colors and backgrounds; on the CPU not to viewmats and Ks.
-    Raises ValueError for arguments of a wrong shape, type, device or range.
+    Gradients flow to means, quats, scales, opacities, colors and backgrounds; on the CPU not to viewmats and Ks. Raises
+    ValueError for arguments of a wrong shape, type, device or range.
     """
     _check_geometry(means, quats, scales, opacities, viewmats, Ks)
     channels = _check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])
@@ -67,11 +67,12 @@ def rasterization(
     if means.is_cuda:
         import gsplat
 
-        return gsplat.rasterization(
+        drawn: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
             tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode, absgrad=absgrad,
         )  # fmt: skip
+        return drawn
 
     _check_cpu(means, tensors, packed)
     wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
@@ -107,7 +108,7 @@ def _check_geometry(
 
 
 def _check_colors(colors: Tensor, sh_degree: int | None, n: int, views: int) -> int:
-    """The number of color channels."""
+    """Returns the number of color channels."""
     shape = tuple(colors.shape)
     if sh_degree is None:
         if shape[:-1] not in {(n,), (views, n)} or shape[-1] < 1:

@@ -1,7 +1,7 @@
-"""Plain torch rasterizer with autograd in any float type: the oracle that the native one is tested against.
+"""Plain torch rasterizer with autograd in any float type: the reference for tests of the native one.
 
-Slow and memory-hungry (every Gaussian meets every pixel); small images only. Formulas: EWA splatting (Zwicker et al.
-2001) and 3DGS (Kerbl et al. 2023), with gsplat's constants.
+Slow and memory-hungry (every Gaussian is evaluated at every pixel); small images only. Formulas: EWA splatting (Zwicker
+et al. 2001) and 3DGS (Kerbl et al. 2023), with gsplat's constants.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def project(
     far_plane: float = 1e10,
     eps2d: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """means2d [V, N, 2], conics [V, N, 3], depths [V, N] and whether the depth is inside the planes [V, N]."""
+    """Returns means2d [V, N, 2], conics [V, N, 3], depths [V, N] and whether each depth is between the planes [V,
+    N]."""
     position = torch.einsum("vij,nj->vni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
     depths = position[..., 2]
     visible = (depths >= near_plane) & (depths <= far_plane)
@@ -64,7 +65,7 @@ def rasterization(
     backgrounds: Tensor | None = None,
     render_mode: str = "RGB+ED",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """As gscfd.rasterize.rasterization, on the CPU, in the type of its arguments.
+    """Same as gscfd.rasterize.rasterization, on the CPU, in the type of its arguments.
 
     info holds means2d, conics, depths and median_depth.
     """
@@ -106,7 +107,7 @@ def rasterization(
 def _composite(
     means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, depths: Tensor, width: int, height: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One view, Gaussians nearest first: [H, W, D] features, [H, W, 1] alpha, [H, W, 1] median depth."""
+    """Composites one view, Gaussians nearest first: [H, W, D] features, [H, W, 1] alpha, [H, W, 1] median depth."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pixels = torch.stack([x, y], -1).to(means2d) + 0.5
     dx, dy = (pixels[:, :, None] - means2d).unbind(-1)
@@ -114,7 +115,7 @@ def _composite(
     alpha = torch.clamp_max(opacities * torch.exp(-sigma), 0.999)
     alpha = torch.where((alpha >= 1.0 / 255.0) & (sigma >= 0), alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
-    # The Gaussian that would take transmittance to 1e-4, and all behind it, are left out.
+    # Drop the Gaussian that would reduce transmittance to 1e-4, and all behind it.
     alpha = torch.where(after > 1e-4, alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
     before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
@@ -125,7 +126,7 @@ def _composite(
 
 
 def _rotation(quats: Tensor) -> Tensor:
-    """[N, 3, 3] rotation matrices of wxyz quaternions of any length."""
+    """Returns the rotation matrices [N, 3, 3] of wxyz quaternions of any length."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

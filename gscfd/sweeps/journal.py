@@ -1,4 +1,4 @@
-"""The journal of a sweep: a row for every begin and end of an attempt at a run."""
+"""Journal of a sweep: a row for every start and end of an attempt at a run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from gscfd.errors import UserError
 from gscfd.files import lock
 
 JOURNAL = "sweep.jsonl"
-"""In the sweep's folder: a row for every begin and end of an attempt at a run."""
+"""File in the sweep's folder with a row for every start and end of an attempt at a run."""
 
 
 def last_failures(journal: Path) -> dict[str, str]:
-    """Why, by the names of the runs whose last attempt did not end well."""
+    """Returns the error of each run whose last attempt failed, by run name."""
     failures: dict[str, str] = {}
     for line in journal.read_text().splitlines() if journal.is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # cut short by a kill
+            continue  # incomplete: the process was killed
         failures.pop(row["run"], None)
         if "error" in row:
             failures[row["run"]] = row["error"]
@@ -30,7 +30,7 @@ def last_failures(journal: Path) -> dict[str, str]:
 
 
 class Journal:
-    """The sweep's rows, written by one process at a time. Raises UserError when another one is at it, or the folder
+    """Writes the sweep's rows, one process at a time. Raises UserError if another sweep holds the journal or the folder
     cannot be written."""
 
     def __init__(self, path: Path):
@@ -46,14 +46,14 @@ class Journal:
             ) from None
         if not alone:
             self.file.close()
-            raise UserError(f"out: another sweep writes to {path.parent}; wait for its end, or choose another --out")
+            raise UserError(f"out: another sweep writes to {path.parent}; wait until it ends, or choose another --out")
 
     def write(self, run: str, event: str, **facts: Any) -> None:
         row = {"time": round(time.time(), 3), "run": run, "event": event, **facts}
         self.file.write(b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n")
 
     def cut_short(self) -> bool:
-        """Whether a kill left half a row at the end."""
+        """Returns whether the last row is incomplete because the process was killed."""
         with open(self.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))

@@ -1,4 +1,4 @@
-"""Many runs, several at a time: their states, the workers, the progress."""
+"""Makes many runs, several at a time: run states, workers and progress."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 REFRESH = 1.0
-"""Seconds between two looks at the workers."""
+"""Interval at which workers are polled, seconds."""
 SHOWN_RUNS = 20
-"""Most rows of the table of running runs."""
+"""Maximum number of rows in the table of running runs."""
 TAIL_BYTES = 4096
-"""Bytes at the end of stats.jsonl that hold its last row."""
+"""Number of bytes at the end of stats.jsonl that contain its last row."""
 State = Literal["new", "stopped", "failed", "running", "finished"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One of the sweep's."""
+    """A run of the sweep."""
 
     folder: Path
     config: Config
-    """With this folder as `out`."""
+    """Settings, with this folder as `out`."""
 
     @property
     def name(self) -> str:
@@ -48,7 +48,8 @@ class Run:
 
 
 def state_of(run: Run, failures: dict[str, str]) -> State:
-    """What the run's folder says. failures: of `last_failures`. Raises UserError for a run with other settings."""
+    """Returns the state of a run, from its folder. failures: from `last_failures`. Raises UserError for a run with
+    other settings."""
     if not (run.folder / "config.yaml").is_file():
         return "failed" if run.name in failures else "new"
     if changed := changed_settings(run.config, plain(load_run(run.folder))):
@@ -61,7 +62,7 @@ def state_of(run: Run, failures: dict[str, str]) -> State:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process writes to the file."""
+    """Returns whether a process is writing to the file."""
     if not path.is_file():
         return False
     with open(path, "rb+") as file:
@@ -69,7 +70,7 @@ def is_locked(path: Path) -> bool:
 
 
 class Pool(Protocol):
-    """Workers that make runs; `gscfd.sweeps.workers.RayPool`."""
+    """Workers that make runs, such as `gscfd.sweeps.workers.RayPool`."""
 
     def free(self) -> bool: ...
     def start(self, run: str, config: Config) -> Place: ...
@@ -78,14 +79,14 @@ class Pool(Protocol):
 
 @dataclass
 class Progress:
-    """Of a sweep."""
+    """Progress of a sweep."""
 
     total: int
     running: dict[str, tuple[Run, Place, float]] = field(default_factory=dict)
-    """By name: the run, where, and since when (time.monotonic)."""
+    """Run, place and start time (time.monotonic) by run name."""
     finished: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    """Why, by the names of the runs that were given up."""
+    """Error of each run that was given up, by run name."""
 
     def __str__(self) -> str:
         text = f"{self.finished} of {self.total} runs finished"
@@ -102,8 +103,8 @@ def carry_out(
     say: Callable[[str], None],
     show: Callable[[], None],
 ) -> None:
-    """Make the runs; progress is kept up to date. A run that did not end well comes again after all others, but not
-    more often than `retries` says, and not when its input is wrong."""
+    """Makes the runs and keeps `progress` up to date. A run that did not finish is retried at the end of the queue, at
+    most `retries` times, unless its input is wrong."""
     waiting, attempts = deque(todo), Counter[str]()
     while waiting or progress.running:
         while waiting and pool.free():
@@ -121,7 +122,7 @@ def carry_out(
                 progress.finished += 1
                 say(f"{run.folder}  finished in {outcome.seconds:.0f} s; {progress}")
             elif again:
-                say(f"{run.folder}  {outcome.state}: {outcome.error}; comes again")
+                say(f"{run.folder}  {outcome.state}: {outcome.error}; will be retried at the end of the queue")
                 waiting.append(run)
             else:
                 progress.failed[name] = outcome.error
@@ -130,7 +131,7 @@ def carry_out(
 
 
 def last_row(stats: Path) -> dict[str, Any]:
-    """The last whole row of a run's stats.jsonl; empty when there is none."""
+    """Returns the last complete row of a run's stats.jsonl, or an empty dict."""
     if not stats.is_file():
         return {}
     with open(stats, "rb") as file:
@@ -140,13 +141,13 @@ def last_row(stats: Path) -> dict[str, Any]:
 
 
 def reached(folder: Path) -> str:
-    """Where a run is, in words."""
+    """Returns the stage and step a run has reached, as text."""
     row = last_row(folder / "stats.jsonl")
     return f"{row['stage']}, step {row['step'] + 1}" if row else ""
 
 
 def table(progress: Progress) -> Table:
-    """What runs now, and how far it is."""
+    """Returns a table of the running runs and their progress."""
     from rich.table import Table
 
     shown = Table(title=str(progress), title_justify="left", box=None)
@@ -162,12 +163,12 @@ def table(progress: Progress) -> Table:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_threads(settings: Workers) -> int:
-    """Threads of each worker on this machine; warns when workers have to share cores."""
+    """Returns the number of threads per worker on this machine; warns if workers have to share cores."""
     threads = settings.threads or max(1, cores() // settings.workers)
     if settings.workers * threads > cores():
         warn(
@@ -178,7 +179,7 @@ def local_threads(settings: Workers) -> int:
 
 
 def make_runs(out: Path, runs: list[Run], settings: Workers) -> Progress:
-    """Make the runs that are not finished. out: folder of the journal. Raises UserError."""
+    """Makes the runs that are not finished. out: folder of the journal. Raises UserError."""
     states = states_of(runs, last_failures(out / JOURNAL))
     todo = [run for run in runs if states[run.name] != "finished"]
     progress = Progress(len(runs), finished=len(runs) - len(todo))
@@ -188,7 +189,7 @@ def make_runs(out: Path, runs: list[Run], settings: Workers) -> Progress:
 
 
 def hand_out(out: Path, todo: list[Run], settings: Workers, progress: Progress) -> None:
-    """Make the runs by workers, with a table of what they do."""
+    """Makes the runs with workers and shows a table of their progress."""
     from rich.console import Console
     from rich.live import Live
 
@@ -225,5 +226,5 @@ def hand_out(out: Path, todo: list[Run], settings: Workers, progress: Progress) 
 
 
 def states_of(runs: list[Run], failures: dict[str, str]) -> dict[str, State]:
-    """By name. Raises UserError."""
+    """Returns the state of each run by name. Raises UserError for a run with other settings."""
     return {run.name: state_of(run, failures) for run in runs}

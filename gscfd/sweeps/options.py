@@ -10,18 +10,18 @@ from gscfd.config import check
 
 @dataclass(kw_only=True)
 class Workers:
-    """Who makes the runs."""
+    """Worker settings."""
 
     workers: int = 1
-    """Runs at a time."""
+    """Number of runs made at the same time."""
     threads: int | None = None
-    """CPU threads of each worker. Unset: all cores shared out."""
+    """CPU threads per worker. Unset: the cores divided among the workers."""
     gpus: float | None = None
-    """GPUs of each worker; 0.5 puts two on one. Unset: one where there are any, but none for runs on the CPU."""
+    """GPUs per worker; 0.5 puts two workers on one. Unset: one if the machine has any, but none for runs on the CPU."""
     address: str | None = None
-    """Of a Ray cluster: auto, or HOST:PORT. Unset: this machine alone."""
+    """Address of a Ray cluster: auto, or HOST:PORT. Unset: this machine only."""
     retries: int = 2
-    """How often a run that failed, or whose worker died, is tried again."""
+    """Number of retries for a run that failed or lost its worker."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 1, "workers", "at least 1", self.workers)
@@ -32,15 +32,16 @@ class Workers:
 
 @dataclass(kw_only=True)
 class SweepOptions(Workers):
-    """Make a run for every prompt, method and seed. All other options are those of gscfd.train, for every run."""
+    """Make a run for every prompt, method and seed. All other options are those of gscfd.train and apply to every
+    run."""
 
     prompts: Path
-    """A text file with one prompt per line; empty lines, and those that start with #, are skipped."""
+    """Text file with one prompt per line; empty lines and lines that start with # are skipped."""
     seeds: str = "0"
     """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8."""
     guidance: str | None = None
-    """Methods, as in cfd,sds. Unset: the one of the preset."""
+    """Methods separated by commas, such as cfd,sds. Unset: the preset's method."""
     out: Path = Path("sweep")
-    """Folder of the runs' folders."""
+    """Folder in which the run folders are created."""
     dry_run: bool = False
-    """List the runs and what state each is in, and stop."""
+    """List the runs and their states, then exit."""

@@ -20,13 +20,13 @@ from gscfd.sweeps.options import SweepOptions
 
 MOST_SEEDS = 100_000
 PER_RUN = ("prompt", "seed", "resume", "overwrite", "viewer")
-"""SweepOptions of a run that a sweep sets itself."""
+"""Options of a run that a sweep sets itself."""
 
 
 def read_prompts(path: Path) -> dict[str, int]:
-    """The prompts of the file and the lines they stand in, from 1, in order.
+    """Returns the prompts of the file with their line numbers, counted from 1, in order.
 
-    Raises UserError when it cannot be read, is empty, or says one twice.
+    Raises UserError if the file cannot be read, is empty or contains a prompt twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -47,7 +47,7 @@ def read_prompts(path: Path) -> dict[str, int]:
 
 
 def read_seeds(text: str) -> list[int]:
-    """The numbers of seeds and ranges, whose end is not in them: "0,3,7:9" is 0, 3, 7, 8. Raises UserError."""
+    """Parses seeds and ranges, whose end is excluded: "0,3,7:9" is 0, 3, 7, 8. Raises UserError."""
     expected = "seeds and ranges, each seed once, such as 0:8 (0 to 7) or 0,3,7"
     seeds: list[int] = []
     for part in text.split(","):
@@ -64,7 +64,8 @@ def read_seeds(text: str) -> list[int]:
 
 
 def read_methods(text: str | None) -> list[str | None]:
-    """The names of --guidance; None for the preset's own. Raises UserError for one that is not known."""
+    """Returns the method names of --guidance; None stands for the preset's method. Raises UserError for an unknown
+    name."""
     if text is None:
         return [None]
     names: list[str | None] = [name.strip() for name in text.split(",")]
@@ -83,9 +84,9 @@ def run_name(config: Config) -> str:
 
 
 def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
-    """All runs of the sweep, those of one prompt together, whose text is encoded once.
+    """Returns all runs of the sweep, grouped by prompt so that each text is encoded once.
 
-    arguments: for gscfd.train. Raises UserError for what can be known to be wrong before the first run begins.
+    arguments: for gscfd.train. Raises UserError for errors that can be detected before the first run.
     """
     for name in PER_RUN:
         if any(re.split("[=.]", a)[0] in (f"--{name}", f"--no-{name}") for a in arguments):
@@ -105,7 +106,7 @@ def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
 
 
 def check_prompts(prompts: dict[str, int], path: Path, config: Config) -> None:
-    """Raise UserError that names every line with words that a toybox teacher never saw."""
+    """Raises a UserError that names every line with words unknown to the toybox teachers."""
     errors = []
     for prompt, line in prompts.items():
         try:

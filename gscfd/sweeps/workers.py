@@ -1,4 +1,4 @@
-"""Processes that make runs, kept by Ray: on this machine, or on a cluster."""
+"""Worker processes that make runs, managed by Ray, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from gscfd.teachers.weights import first_line
 from gscfd.version import __version__
 
 LOCK_SECONDS = 120
-"""How long a run waits until a dead process's lock on its folder is released; on NFS the server decides, in 90 s."""
+"""Seconds a run waits for the release of a dead process's lock on its folder; on NFS the server releases it after 90
+s."""
 STORE_BYTES = 100 * 2**20
-"""Of Ray's object store on this machine: settings and results go through it, nothing large."""
+"""Size of Ray's object store on this machine; it only holds settings and results, which are small."""
 QUIET_RAY: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 ANSWER_SECONDS = 10
-"""How long a cluster has for its first answer."""
+"""Timeout for a cluster's first answer, seconds."""
 LOCAL_STARTS = 3
-"""How often Ray is started on this machine: it gives itself 30 s, too few on a busy one."""
+"""Number of attempts to start Ray on this machine: its own limit of 30 s is too short on a busy one."""
 FAILED_STARTS = 3
-"""Per worker: when more workers than this died before they were ready, the sweep ends."""
+"""Failed starts tolerated per worker. If more workers die before they are ready, the sweep ends."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker is."""
+    """Host and process of a worker."""
 
     host: str
     pid: int
@@ -41,25 +42,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt at a run ended."""
+    """Result of an attempt at a run."""
 
     state: Literal["finished", "failed", "refused", "lost"]
-    """refused: by a UserError, which the next attempt would meet again. lost: with its worker."""
+    """refused: a UserError, which a retry would raise again. lost: the worker died."""
     error: str = ""
     seconds: float = 0.0
-    """In the worker."""
+    """Time spent in the worker."""
 
 
 class Worker:
-    """Makes runs one after the other, with teachers that stay loaded."""
+    """Makes runs one after another and keeps teachers loaded."""
 
     def __init__(self, home: Path, journal: Path, version: str):
-        """home: the folder that relative paths start from. journal: of the sweep. version: of the sweep's gscfd."""
+        """home: base of relative paths. journal: the sweep's. version: the sweep's gscfd version."""
         self.home, self.journal, self.version = home, journal, version
         self.teachers: KeptTeachers = {}
 
     def place(self) -> Place:
-        """Go home. Raises UserError when this machine does not see the same files, or has another gscfd."""
+        """Changes to the home folder. Raises UserError if this machine does not see the same files or has another gscfd
+        version."""
         host = socket.gethostname()
         if __version__ != self.version:
             raise UserError(f"address: expected gscfd {self.version} on every machine, got {__version__} on {host}")
@@ -72,7 +74,8 @@ class Worker:
         return Place(host, os.getpid())
 
     def make(self, config: Config) -> Outcome:
-        """Begin or continue the run in `config.out`. Waits while the worker of an earlier sweep lets go of it."""
+        """Starts or continues the run in `config.out`, after waiting for the worker of an earlier sweep to release
+        it."""
         began = time.monotonic()
         state: Literal["finished", "failed", "refused"] = "finished"
         error = ""
@@ -86,7 +89,8 @@ class Worker:
         return Outcome(state, error, time.monotonic() - began)
 
     def made(self, config: Config, *, patient: bool) -> bool:
-        """Whether the run is finished now; not where it is Busy, which is raised unless patient."""
+        """Returns whether the run is finished. Returns False if it is Busy and `patient` is set; otherwise raises
+        Busy."""
         todo = next_config(config)
         if todo is None:
             return True
@@ -102,7 +106,7 @@ class Worker:
 
 
 def import_ray() -> Any:
-    """Raises UserError when it is not installed."""
+    """Imports Ray. Raises UserError if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -115,24 +119,24 @@ def import_ray() -> Any:
 
 
 def start_here(ray: Any, cpus: int) -> None:
-    """Start Ray on this machine, with room for workers on so many cores. Raises UserError."""
+    """Starts Ray on this machine with the given number of cores. Raises UserError if it does not start."""
     reason = ""
     for _ in range(LOCAL_STARTS):
         try:
             ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **QUIET_RAY)
             return
-        except Exception as error:  # of this very class, where Ray is not up in time
+        except Exception as error:  # Ray raises a bare Exception on a timeout
             ray.shutdown()
             reason = first_line(error)
     raise UserError(f"sweep: expected Ray to start on this machine, got: {reason}; its logs are in /tmp/ray")
 
 
 def join(ray: Any, address: str) -> None:
-    """Connect to a cluster. Raises UserError."""
+    """Connects to a cluster. Raises UserError if that fails."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if port.isdigit():
-            # Ray itself would try for many minutes.
+            # Without this check, Ray would retry for many minutes.
             socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(address, **QUIET_RAY)
     except Exception as error:  # of any class
@@ -144,25 +148,25 @@ def join(ray: Any, address: str) -> None:
 
 @dataclass
 class Slot:
-    """A worker, and what it does."""
+    """A worker and its current task."""
 
     actor: Any
     reference: Any
-    """Of the answer that is awaited; None when it is idle."""
+    """Reference of the pending answer; None if the worker is idle."""
     place: Place | None = None
-    """None until it is ready."""
+    """None until the worker is ready."""
     run: str | None = None
 
 
 class RayPool:
-    """Workers as actors of Ray. One that dies is replaced; what it was making is reported as lost."""
+    """Workers as Ray actors. A worker that dies is replaced, and its run is reported as lost."""
 
     def __init__(
         self, journal: Path, device: str, *, workers: int, threads: int | None, gpus: float | None, address: str | None
     ):
-        """journal: of the sweep, there already. device: of the runs. threads: of each worker; None shares out the cores
-        of the nodes. gpus: of each; None is one where there are any and the device is not cpu. address: of a cluster;
-        None starts Ray on this machine, with room for all workers."""
+        """journal: of the sweep; must exist. device: of the runs. threads: per worker; None divides the nodes' cores.
+        gpus: per worker; None is one if the cluster has any and the device is not cpu. address: of a cluster; None
+        starts Ray on this machine with room for all workers."""
         self.ray = import_ray()
         if address is None:
             start_here(self.ray, workers * (threads or 1))
@@ -176,7 +180,8 @@ class RayPool:
             self.make_actor = self.ray.remote(Worker).options(
                 num_cpus=threads,
                 num_gpus=gpus,
-                # Before the worker starts: OpenMP reads it once. A worker's bars would only fill Ray's logs.
+                # Set before the worker starts, because OpenMP reads it once. Progress bars of workers would only fill
+                # Ray's logs.
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}},
             )
             self.arguments = (Path.cwd(), journal, __version__)
@@ -187,23 +192,24 @@ class RayPool:
             raise
 
     def new_actor(self) -> tuple[Any, Any]:
-        """A worker, and the reference of its place."""
+        """Starts a worker; returns it and the reference of its place."""
         actor = self.make_actor.remote(*self.arguments)
         return actor, actor.place.remote()
 
     def free(self) -> bool:
-        """Whether a worker is idle."""
+        """Returns whether a worker is idle."""
         return any(slot.reference is None for slot in self.slots)
 
     def start(self, run: str, config: Config) -> Place:
-        """Give the run to an idle worker."""
+        """Assigns the run to an idle worker."""
         slot = next(slot for slot in self.slots if slot.reference is None)
         slot.run, slot.reference = run, slot.actor.make.remote(config)
         assert slot.place is not None
         return slot.place
 
     def wait(self, seconds: float) -> dict[str, Outcome]:
-        """The runs that have ended, after at most so many seconds. Raises UserError when no worker can be started."""
+        """Waits at most `seconds`; returns the outcomes of the runs that ended. Raises UserError if workers cannot be
+        started."""
         busy = {slot.reference: slot for slot in self.slots if slot.reference is not None}
         self.ray.wait(list(busy), timeout=seconds)
         done, _ = self.ray.wait(list(busy), num_returns=len(busy), timeout=0)
@@ -216,7 +222,7 @@ class RayPool:
         return outcomes
 
     def collect(self, slot: Slot) -> Outcome | None:
-        """What the slot's worker has answered; None when it has just become ready."""
+        """Returns the answer of the slot's worker; None if the worker has just become ready."""
         try:
             answer: Place | Outcome = self.ray.get(slot.reference)
         except self.ray.exceptions.RayError as error:
@@ -228,7 +234,7 @@ class RayPool:
         return answer
 
     def replace(self, slot: Slot, error: Exception) -> Outcome:
-        """Put a new worker in the place of one that died, or met an error that it does not know."""
+        """Replaces a worker that died or raised an unknown error."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             raise cause from None
@@ -245,18 +251,19 @@ class RayPool:
         return outcome
 
     def stop(self) -> None:
-        """End the workers, whatever they do."""
+        """Stops the workers, including busy ones."""
         for slot in self.slots:
             self.ray.kill(slot.actor)
         self.ray.shutdown()
 
 
 Node = dict[str, float]
-"""What Ray knows of a machine: "CPU" and "GPU", where it has any."""
+"""Resources of a machine according to Ray: "CPU" and, if present, "GPU"."""
 
 
 def gpus_per_run(gpus: float | None, device: str, there: float) -> float:
-    """As asked, or one where runs on `device` find any. Raises UserError when there are none to give."""
+    """Returns the requested GPUs per run, by default one if runs on `device` can use one. Raises UserError if Ray has
+    too few."""
     if gpus is None:
         gpus = float(device == "cuda" or (device == "auto" and there > 0))
     if gpus > there:
@@ -265,7 +272,8 @@ def gpus_per_run(gpus: float | None, device: str, there: float) -> float:
 
 
 def room(nodes: list[Node], threads: int, gpus: float) -> int:
-    """How many workers fit at a time; a worker stays on one machine, and a share of a GPU on one GPU."""
+    """Returns the number of workers that fit at the same time; a worker stays on one machine, and a share of a GPU on
+    one GPU."""
 
     def fit(node: Node) -> int:
         fit = int(node.get("CPU", 0) // threads)
@@ -278,14 +286,15 @@ def room(nodes: list[Node], threads: int, gpus: float) -> int:
 
 
 def threads_per_worker(nodes: list[Node], workers: int, gpus: float) -> int:
-    """The most with which all workers fit at a time, or else as many workers as can."""
+    """Returns the largest thread count with which all workers fit at the same time, or else as many workers as
+    possible."""
     most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
     possible = [(min(room(nodes, threads, gpus), workers), threads) for threads in range(1, most + 1)]
     return max(possible, default=(0, 1))[1]
 
 
 def check_room(nodes: list[Node], workers: int, threads: int, gpus: float) -> None:
-    """Say so when not all workers fit at a time: the others wait for room. Raises UserError when none ever fits."""
+    """Warns if not all workers fit at the same time (the others wait). Raises UserError if none ever fits."""
     fitting = room(nodes, threads, gpus)
     machines = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes[:8])
     wanted = f"{threads} threads and {gpus:g} GPUs"

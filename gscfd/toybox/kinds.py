@@ -1,7 +1,7 @@
-"""The catalogue of the toybox world: its colors and its kinds of object, each a short recipe of colored parts.
+"""Catalogue of the toybox world: its colors and its kinds of object, each a short recipe of colored parts.
 
-A recipe takes a random generator, the main color and the color of the nameable second part, and returns parts in
-any convenient size; z is up and the front faces +x. Proportions vary freely, caption-relevant facts do not.
+A recipe maps a random generator, the main color and the color of the nameable second part to parts of any convenient
+size; z is up and the front faces +x. Proportions vary freely; facts stated in captions do not.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Recipe = Callable[[np.random.Generator, Array, Array], list[Part]]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of object: how it is built and what may be said of it."""
+    """One kind of object: its recipe and the phrases that can describe it."""
 
     build: Recipe
     natural: tuple[str, ...]
@@ -70,7 +70,7 @@ class Kind:
     """Colors that the second part has more often than others."""
 
 
-# Things of the household
+# Household objects
 
 
 def mug(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
@@ -240,7 +240,7 @@ def ball(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     return [sphere(main, 1.0, (0, 0, 0)), lathe(second, outer, turn=tilt)]
 
 
-# Things to wear
+# Clothing
 
 
 def hat(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
@@ -742,8 +742,8 @@ CATALOGUE: dict[str, Kind] = {
                      part="with a {} handle", part_natural=("brown", "black")),
 }
 # fmt: on
-"""Every kind by its noun."""
+"""Kinds by noun."""
 CARRIED = ("apple", "ball", "bottle", "cactus", "crown", "donut", "duck", "hat", "mug", "penguin", "robot", "teapot")
-"""Kinds that may stand on another object."""
+"""Kinds that can stand on another object."""
 SUPPORTS = ("barrel", "car", "chair", "table")
-"""Kinds on which another object may stand: on top of the first part of their recipe."""
+"""Kinds on which another object can stand, on top of the first part of their recipe."""

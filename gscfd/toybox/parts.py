@@ -1,4 +1,4 @@
-"""Parts that the kinds of object are made of."""
+"""Building blocks of the kinds of object."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def cylinder(
 
 
 def wheel(color: Array, radius: float, width: float, at: tuple[float, float, float]) -> list[Part]:
-    """A wheel about the y axis, centered at `at`, with a pale hub."""
+    """Returns a wheel about the y axis, centered at `at`, with a pale hub."""
     axle = turned(x=90)
     x, y, z = at
     bevel = 0.25 * width
@@ -113,7 +113,7 @@ def arc(
     plane: str = "yz",
     steps: int = 13,
 ) -> Array:
-    """[steps, 3] points of an arc, degrees counted from the first axis of the plane to the second."""
+    """Returns the points [steps, 3] of an arc; degrees run from the first axis of the plane to the second."""
     angle = np.radians(np.linspace(start, end, steps))
     across, up = np.broadcast_to(radius, 2)
     path = np.tile(np.array(center, float), (steps, 1))
@@ -123,7 +123,7 @@ def arc(
 
 
 def eyes(x: float, y: float, z: float, radius: float) -> list[Part]:
-    """A pair of round eyes that look forward and a little outward, centered at (x, +-y, z)."""
+    """Returns a pair of round eyes centered at (x, +-y, z) that look forward and slightly outward."""
     pair = []
     for side in (-1, 1):
         pair.append(sphere(EYE_WHITE, radius, (x, side * y, z), solid=False))
@@ -132,7 +132,7 @@ def eyes(x: float, y: float, z: float, radius: float) -> list[Part]:
 
 
 def pot(rng: np.random.Generator, color: Array, radius: float, height: float) -> list[Part]:
-    """A flower pot with a rim, filled with soil, standing on the origin."""
+    """Returns a flower pot with a rim, filled with soil, standing on the origin."""
     foot, rim = radius * _vary(rng, 0.72, 0.12), 0.24 * height
     wall = [(0, 0), (foot, 0), (0.93 * radius, height - rim), (1.06 * radius, height - rim), (1.06 * radius, height)]
     soil = [(0, 0.9 * height), (0.9 * radius, 0.9 * height), (0.9 * radius, height)]
@@ -148,7 +148,7 @@ def _vary(rng: np.random.Generator, value: float, amount: float = 0.2) -> float:
 
 
 def _dome(radius: float, bottom: float, top: float, steps: int = 13) -> list[tuple[float, float]]:
-    """Quarter ellipse from the rim at `bottom` to the axis at `top`."""
+    """Returns a quarter ellipse from the rim at `bottom` to the axis at `top`."""
     angle = np.linspace(0, math.pi / 2, steps)
     line = [(radius * math.cos(a), bottom + (top - bottom) * math.sin(a)) for a in angle]
     return [*line[:-1], (0.0, top)]

@@ -1,8 +1,8 @@
 """Train the toybox teachers: `python -m gscfd.toybox.train_teachers --out DIR`.
 
-Six parts in order: the VAE; the text encoder; the multi-view teacher; the single-view teacher, which starts from it;
-the scorer; and the export in diffusers' folder layout. Every part saves as it goes; the same command continues where it
-stopped.
+Six parts in order: the VAE; the text encoder; the multi-view teacher; the single-view teacher, initialized from it; the
+scorer; and the export in diffusers' folder layout. Every part saves its progress; the same command resumes an
+interrupted training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gscfd.toybox.training.vae import train_vae
 
 
 def export_teacher(denoiser: Denoiser, vae: AutoencoderKL, folder: Path) -> None:
-    """Write one teacher as a diffusers folder in float16."""
+    """Writes one teacher as a diffusers folder in float16."""
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
         text_encoder=copy.deepcopy(denoiser.text_encoder).half(),

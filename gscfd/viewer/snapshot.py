@@ -1,4 +1,4 @@
-"""What the training thread leaves for the viewer: copies, made between two steps, in which nothing changes any more."""
+"""Immutable copies that the training thread makes between two steps for the viewer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from gscfd.gaussians import Gaussians
 from gscfd.types import Cameras
 
 RATE_STEPS = 20
-"""Last steps that the speed is the mean of."""
+"""Number of recent steps over which the speed is averaged."""
 
 
 class Point(NamedTuple):
-    """Of the plots."""
+    """A point of the plots."""
 
     step: int
-    """Of the run: the refine stage goes on where the coarse one ended."""
+    """Step of the run; the refine stage continues counting where the coarse stage ended."""
     loss: SupportsFloat
-    """float() may wait for a CUDA device: not on the training thread."""
+    """float() may wait for a CUDA device, so do not call it on the training thread."""
     gaussians: int
 
 
 class History:
-    """What is plotted, and how fast the run goes. The training thread alone touches it."""
+    """Plot data and speed of the run. Used only on the training thread."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -45,8 +45,8 @@ class History:
 
     @property
     def rate(self) -> float:
-        """Steps per second without pauses, of the steps before the last, which a CUDA device may still work on; 0
-        before there are any."""
+        """Steps per second, excluding pauses and the last step, which a CUDA device may still be computing; 0 at the
+        start."""
         done = list(self.clocks)[:-1]
         total = sum(sum(clock.values()) for clock in done)
         return len(done) / total if total else 0.0
@@ -54,7 +54,7 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One step; the names are StepReport's."""
+    """State after one step; field names match StepReport."""
 
     stage: StageName
     step: int
@@ -69,15 +69,16 @@ class Snapshot:
     noise: Tensor
     target: Tensor
     decode: Callable[[Tensor], Tensor]
-    """The teacher's: [V, C, h, w] to [V, 3, H, W] in [0, 1]."""
+    """The teacher's decoder: [V, C, h, w] to [V, 3, H, W] in [0, 1]."""
     config: Config
-    """The settings of the next step."""
+    """Settings of the next step."""
     points: tuple[Point, ...]
     rate: float
 
 
 def take(report: StepReport, live: LiveSettings, history: History) -> Snapshot:
-    """Copies the Gaussians, which the next step changes in place; the rest is made anew by every step."""
+    """Makes a snapshot. Copies the Gaussians, which the next step changes in place; every step creates the rest
+    anew."""
     return Snapshot(
         stage=report.stage,
         step=report.step,

@@ -1,4 +1,4 @@
-"""What the page asks of a run between two steps."""
+"""Carries out requests from the page between two steps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def steer(
     report: StepReport,
     interrupt: Interrupt,
 ) -> None:
-    """Show a step in the browser, and do what is asked there until the next one may begin. Raises Interrupted, as
-    Ctrl-C does, when that is to stop."""
+    """Shows a step in the browser and carries out requests until the next step may begin.
+
+    Raises Interrupted, as Ctrl-C does, if the page asks the run to stop.
+    """
     controls = viewer.controls
     viewer.on_step(report, live)
     while True:
@@ -44,7 +46,7 @@ def steer(
 
 
 def make_edit(live: LiveSettings, run: RunFolder, report: StepReport, edit: Edit) -> str:
-    """Make an edit of the page before the next step, or not; returns what the page says of it."""
+    """Applies an edit from the page before the next step if it is valid; returns the message for the page."""
     edit = replace(edit, rollbacks=report.state.rollbacks, step=report.state.step)
     try:
         if edit.stage != report.stage or edit.step == report.steps:

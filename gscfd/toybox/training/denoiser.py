@@ -1,4 +1,4 @@
-"""Training of the multi-view and the single-view denoiser."""
+"""Training of the multi-view and single-view denoisers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gscfd.toybox.training.fit import TrainingOptions, fit, tile
 
 
 class Denoiser(nn.Module):
-    """A UNet and the frozen text encoder that it listens to."""
+    """A UNet and its frozen text encoder."""
 
     def __init__(self, multiview: bool, text_encoder: CLIPTextModel):
         super().__init__()
@@ -38,7 +38,8 @@ class Denoiser(nn.Module):
     def embed(self, texts: list[str]) -> Tensor:
         """[B, L, D] text embedding."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.unet.device)).last_hidden_state
+        features: Tensor = self.text_encoder(tokens.input_ids.to(self.unet.device)).last_hidden_state
+        return features
 
 
 @dataclass
@@ -46,7 +47,7 @@ class LatentGroup:
     latents: Tensor
     """[V, 4, h, w] scaled VAE latents."""
     group: Group
-    """Cameras and captions; its images are dropped."""
+    """Cameras and captions, without images."""
 
 
 def latent_example(seed: int, vae: AutoencoderKL, *, size: int, grouped: bool) -> LatentGroup:
@@ -58,7 +59,8 @@ def latent_example(seed: int, vae: AutoencoderKL, *, size: int, grouped: bool) -
 
 
 def choose_caption(captions: tuple[str, ...], rng: np.random.Generator) -> str:
-    """The most specific caption three times in four, else any; one in ten is empty, for classifier-free guidance."""
+    """Draws a caption: the most specific one three times in four, otherwise any; one in ten is empty, for
+    classifier-free guidance."""
     if rng.random() < 0.1:
         return ""
     return captions[0] if rng.random() < 0.75 else captions[rng.integers(len(captions))]
@@ -72,7 +74,7 @@ def denoising_loss(
     scheduler: DDIMScheduler,
     multiview: bool,
 ) -> Tensor:
-    """Squared error of the v-prediction (Salimans & Ho 2022), one time per group of views."""
+    """Squared error of the v-prediction (Salimans & Ho 2022), with one time per group of views."""
     device, views = denoiser.unet.device, models.VIEWS
     z = torch.cat([item.latents for item in batch]).to(device)
     captions = [choose_caption(item.group.captions, rng) for item in batch for _ in range(1 if multiview else views)]
@@ -94,11 +96,11 @@ def denoising_loss(
 
 COARSE_TIMES = ((0.0, 0.0), (0.05, 200.0), (0.35, 600.0), (1.0, 1000.0))
 REFINE_TIMES = ((0.0, 0.0), (0.05, 50.0), (0.75, 500.0), (1.0, 1000.0))
-"""(share of the draws, t below which they lie): most where the stage that the teacher serves spends its steps."""
+"""(share of the draws, upper bound of t): most draws lie where the stage that uses the teacher spends its steps."""
 
 
 def draw_times(count: int, rng: np.random.Generator, shares: tuple[tuple[float, float], ...]) -> Tensor:
-    """[count] int64 times in [0, 1000), one in each of `count` equal shares of the distribution."""
+    """Returns times [count] int64 in [0, 1000), one in each of `count` equal shares of the distribution."""
     strata = (np.arange(count) + rng.random(count)) / count
     return torch.from_numpy(np.interp(strata, [share for share, _ in shares], [t for _, t in shares])).long()
 
@@ -117,7 +119,7 @@ SHEET_PROMPTS = (
 
 @torch.no_grad()
 def ddim(denoiser: Denoiser, texts: list[str], cameras: Tensor | None, *, cfg: float, steps: int, seed: int) -> Tensor:
-    """[B, 4, h, w] latents sampled with DDIM and classifier-free guidance."""
+    """Samples latents [B, 4, h, w] with DDIM and classifier-free guidance."""
     scheduler = models.build_scheduler()
     scheduler.set_timesteps(steps)
     device, size = denoiser.unet.device, denoiser.unet.config["sample_size"]
@@ -132,7 +134,7 @@ def ddim(denoiser: Denoiser, texts: list[str], cameras: Tensor | None, *, cfg: f
 
 
 def sample_sheet(denoiser: Denoiser, vae: AutoencoderKL, *, multiview: bool) -> Image.Image:
-    """Four views of each of the prompts above."""
+    """Draws four views of each of the prompts above."""
     cameras = turntable(models.VIEWS, size=64)
     repeated = [prompt for prompt in SHEET_PROMPTS for _ in range(models.VIEWS)]
     if multiview:
@@ -149,7 +151,7 @@ def sample_sheet(denoiser: Denoiser, vae: AutoencoderKL, *, multiview: bool) -> 
 def train_denoiser(
     settings: TrainingOptions, vae: AutoencoderKL, text_encoder: CLIPTextModel, start_from: Denoiser | None
 ) -> Denoiser:
-    """The multi-view teacher, or (given one to start from) the single-view teacher."""
+    """Trains the multi-view teacher or, given one to start from, the single-view teacher."""
     multiview = start_from is None
     name, size = ("multiview", models.MULTIVIEW_SIZE) if multiview else ("singleview", models.SINGLEVIEW_SIZE)
     denoiser, scheduler = Denoiser(multiview, text_encoder), models.build_scheduler()

@@ -1,4 +1,4 @@
-"""One training loop for all parts: pool of examples, schedule, averaged weights, resume."""
+"""The training loop of all parts: example pool, schedule, averaged weights, resuming."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = ("vae", "text", "multiview", "singleview", "scorer", "export")
 
 @dataclass(kw_only=True)
 class Recipe:
-    """How one part is trained."""
+    """Training settings of one part."""
 
     steps: int
     """Optimizer steps."""
@@ -33,22 +33,22 @@ class Recipe:
     lr: float = 8e-4
     """Peak learning rate of AdamW; warms up over 100 steps, then falls to zero along a cosine."""
     reuse: float = 3.0
-    """How many times an example is seen before it leaves the pool, on average."""
+    """Average number of times an example is used before it leaves the pool."""
     pool: int = 4096
-    """Examples kept in memory."""
+    """Number of examples kept in memory."""
     ema: float = 0.999
-    """Decay of the averaged weights, which are the ones exported."""
+    """Decay of the averaged weights, which are exported."""
 
 
 @dataclass(kw_only=True)
 class TrainingOptions:
     out: Path
-    """Where checkpoints, sample sheets and the exported teachers go."""
+    """Folder for checkpoints, sample sheets and the exported teachers."""
     parts: tuple[str, ...] = PARTS
-    """Which parts to train; what they need is loaded, or trained before them."""
+    """Parts to train; parts they depend on are loaded, or trained first."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     bf16: bool = torch.cuda.is_available()
-    """Autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
+    """Use autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
     text: Recipe = field(default_factory=lambda: Recipe(steps=1000, batch=128, lr=1e-3, pool=8192, reuse=50.0, ema=0.9))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=1e-3, pool=16384, reuse=6.0))
@@ -63,7 +63,7 @@ class TrainingOptions:
 
 
 class Pool(Generic[Example]):
-    """A ring of recent examples, so that making data costs a fraction of a step."""
+    """A ring buffer of recent examples, so that generating data takes only a fraction of a step."""
 
     def __init__(self, make: Callable[[int], Example], recipe: Recipe, next_seed: int):
         self.make, self.size, self.next_seed = make, recipe.pool, next_seed
@@ -93,7 +93,7 @@ def fit(
     recipe: Recipe,
     settings: TrainingOptions,
 ) -> Model:
-    """Train `module`, resuming from `settings.out / name / state.pt` when it is there; returns the averaged weights."""
+    """Trains `module`, resuming from `settings.out / name / state.pt` if it exists; returns the averaged weights."""
     folder = settings.out / name
     folder.mkdir(parents=True, exist_ok=True)
     module.to(settings.device).train()
@@ -141,7 +141,7 @@ def fit(
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        # Average the weights, over a window that grows with the run.
+        # Average the weights over a window that grows during the run.
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for kept, new in zip(average.parameters(), module.parameters(), strict=True):
@@ -161,7 +161,7 @@ def fit(
 
 
 def tile(images: Tensor, columns: int) -> Image.Image:
-    """A contact sheet of images [B, 3, H, W] in [0, 1]."""
+    """Returns a contact sheet of images [B, 3, H, W] in [0, 1]."""
     rows = images.float().cpu().clamp(0, 1).unflatten(0, (-1, columns))
     sheet = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     return Image.fromarray((sheet.numpy() * 255).round().astype(np.uint8))

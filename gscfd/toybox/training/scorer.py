@@ -20,7 +20,7 @@ from gscfd.toybox.training.text import FACTS, fact_heads, facts, facts_loss
 
 
 class Clip(nn.Module):
-    """A CLIP and its tokenizer; its text tower starts as one that can read."""
+    """A CLIP and its tokenizer; its text tower starts from the trained text encoder."""
 
     def __init__(self, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class Clip(nn.Module):
         self.heads = fact_heads(*FACTS)
 
     def compare(self, images: Tensor, texts: list[str]) -> CLIPOutput:
-        """CLIP's output for images [B, 3, 64, 64] in [0, 1] and P texts; its logits_per_image are [B, P]."""
+        """Returns CLIP's output for images [B, 3, 64, 64] in [0, 1] and P texts; its logits_per_image are [B, P]."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return self.clip(input_ids=tokens.input_ids.to(images.device), pixel_values=images * 2 - 1)
 
 
 def scorer_example(seed: int) -> Group:
-    """Views of any object: the judge knows also the (kind, color) pairs that the teachers never see."""
+    """Returns views of any object, including the (kind, color) pairs that the teachers never see."""
     group = make_group(seed, views=2, size=models.CLIP_SIZE, grouped=False, allow_withheld=True)
     group.images = (group.images * 255).round().to(torch.uint8)
     return group
 
 
 def degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur, noise and contrast changes, so that the scorer judges the object and not the renderer."""
+    """Applies blur, noise and contrast changes, so that the scorer judges the object and not the renderer."""
     if rng.random() < 0.5:
         small = int(rng.integers(28, 60))
         images = F.interpolate(images, size=(small, small), mode="bilinear", antialias=True)
@@ -54,8 +54,9 @@ def degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator) -> Tensor:
-    """CLIP's symmetric cross-entropy, where images of equal captions are all right answers (SupCon); and what is in the
-    picture must be read linearly from its features, which teaches far more per picture than telling a few apart."""
+    """CLIP's symmetric cross-entropy, in which all images with equal captions are correct (SupCon), plus the loss of
+    reading the image's content linearly from its features, which teaches far more per image than telling a few
+    apart."""
     device = module.clip.device
     texts = [g.captions[0] if rng.random() < 0.7 else g.captions[rng.integers(len(g.captions))] for g in batch]
     images = torch.stack([g.images[rng.integers(len(g.images))] for g in batch]).to(device).float() / 255
@@ -69,11 +70,11 @@ def contrastive_loss(module: Clip, batch: list[Group], rng: np.random.Generator)
 
 
 def train_scorer(settings: TrainingOptions, text_encoder: CLIPTextModel) -> Clip:
-    """A CLIP over all (kind, color) pairs."""
+    """Trains a CLIP over all (kind, color) pairs."""
     held = [scorer_example(seed) for seed in range(64)]
 
     def sheet(average: Clip) -> Image.Image:
-        """Held-out retrieval goes to the console; the sheet shows the pictures it was measured on."""
+        """Prints held-out retrieval to the console; the sheet shows the images it was measured on."""
         texts = [g.captions[0] for g in held]
         images = torch.stack([g.images[0] for g in held]).to(average.clip.device).float() / 255
         with torch.no_grad():

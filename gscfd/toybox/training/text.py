@@ -1,4 +1,4 @@
-"""Training of the text encoder to say what a caption says."""
+"""Training of the text encoder, whose features must encode the content of a caption."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gscfd.toybox.words import parse_caption
 
 
 FACTS = ((None, *KINDS), (None, *COLORS), (None, *COLORS), (None, *KINDS), (None, *COLORS))
-"""What a caption can say: kind, color, part's color; kind and color of what the object stands on."""
+"""Facts in a caption: kind, color, part's color; kind and color of the supporting object."""
 
 
 def facts(caption: str) -> list[int]:
-    """The caption's choice of each of FACTS."""
+    """Returns the index of the caption's choice for each of FACTS."""
     said = parse_caption(caption)
     if said is None:
         return [0] * len(FACTS)
@@ -31,22 +31,22 @@ def facts(caption: str) -> list[int]:
     return [choices.index(fact) for choices, fact in zip(FACTS, named, strict=True)]
 
 
-def fact_heads(*choices: tuple) -> nn.ModuleList:
+def fact_heads(*choices: tuple[str | None, ...]) -> nn.ModuleList:
     return nn.ModuleList([nn.Linear(models.TEXT_WIDTH, len(names)) for names in choices])
 
 
 def facts_loss(heads: nn.ModuleList, features: Tensor, truth: list[list[int]]) -> Tensor:
-    """Sum of the cross-entropies of all that is read linearly from features [B, D]; truth: [B][heads] choices."""
+    """Sums the cross-entropies of all facts read linearly from features [B, D]; truth: [B][heads] choices."""
     targets = torch.tensor(truth, device=features.device).T
     losses = [F.cross_entropy(head(features), target) for head, target in zip(heads, targets, strict=True)]
     return torch.stack(losses).sum()
 
 
 class TextReader(nn.Module):
-    """A text encoder whose end tokens say what the caption says: kind, colors, view words.
+    """A text encoder whose end tokens encode the caption's content: kind, colors, view words.
 
-    The UNets hear a caption best through its many end tokens. A small CLIP's tell colors apart far better than kinds,
-    and so did the UNets that listened to one: the right colors on shapeless blobs.
+    The UNets attend to a caption mainly through its many end tokens. Those of a small CLIP separate colors far better
+    than kinds, and so did the UNets trained with one: the right colors on shapeless blobs.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ def caption_example(seed: int) -> tuple[str, ...]:
 
 
 def reading_loss(module: TextReader, batch: list[tuple[str, ...]], rng: np.random.Generator) -> Tensor:
-    """Cross-entropy of each answer, read linearly from a random one of the caption's end tokens."""
+    """Cross-entropy of each fact, read linearly from a random one of the caption's end tokens."""
     device = module.text_encoder.device
     texts, truth = [], []
     for captions in batch:

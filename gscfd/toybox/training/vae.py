@@ -17,7 +17,7 @@ from gscfd.toybox.training.fit import TrainingOptions, fit, tile
 
 
 def image_example(seed: int, views: int) -> Tensor:
-    """[V, 3, 64, 64] uint8: views at 64 px, or crops of views at 128 px."""
+    """Returns [V, 3, 64, 64] uint8: views at 64 px, or crops of views at 128 px."""
     if seed % 3:
         images = make_group(seed, views=views, size=64, grouped=False).images
     else:
@@ -28,11 +28,11 @@ def image_example(seed: int, views: int) -> Tensor:
 
 
 def vae_loss(vae: AutoencoderKL, batch: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """L1 and squared error of the reconstruction, and a light pull of the posterior towards N(0, I).
+    """L1 and squared error of the reconstruction, and a weak pull of the posterior toward N(0, I).
 
-    Most steps see crops of 32 x 32: a quarter of the cost, and nearly the same progress per step. Some decode the
-    latents at half their resolution, and must find the picture at half its own (EQ-VAE, Kouzelis et al. 2025): that
-    keeps the latents smooth, which is what makes them easy to denoise.
+    Most steps use crops of 32 x 32, which cost a quarter and make nearly the same progress per step. Some decode the
+    latents at half resolution and must reconstruct the image at half resolution (EQ-VAE, Kouzelis et al. 2025): this
+    keeps the latents smooth and thus easy to denoise.
     """
     size = 32 if rng.random() < 0.75 else 64
     y, x = rng.integers(64 - size + 1, size=2)
@@ -43,7 +43,8 @@ def vae_loss(vae: AutoencoderKL, batch: list[Tensor], rng: np.random.Generator) 
         latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
     difference = vae.decode(latents).sample - images
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return difference.abs().mean() + 2 * difference.square().mean() + 1e-4 * kl
+    loss: Tensor = difference.abs().mean() + 2 * difference.square().mean() + 1e-4 * kl
+    return loss
 
 
 def train_vae(settings: TrainingOptions) -> AutoencoderKL:
