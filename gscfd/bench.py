@@ -1,7 +1,7 @@
-"""The papers' claims, measured again on the toybox: `python -m gscfd.bench papers --size smoke --out DIR`.
+"""Reproduces the papers' claims on the toybox: `python -m gscfd.bench papers --size smoke --out DIR`.
 
-Every method has the same prompts, seeds, teacher and number of steps. The runs are a sweep (`gscfd.sweep`). Runs and
-pictures that are there are kept, and half-done ones continued: the same command goes on where it was stopped.
+All methods share the same prompts, seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). Finished
+runs and images are kept and unfinished ones resumed, so repeating the command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gscfd.lab.options import BenchOptions
 
 
 def bench(options: BenchOptions) -> int:
-    """Measures the claims and prints their table. Returns the exit code: 1 if runs failed."""
+    """Measures the claims and prints the table. Returns the exit code: 1 if any run failed."""
     from gscfd.lab.papers import papers
 
     report = papers(options)

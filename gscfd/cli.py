@@ -1,4 +1,4 @@
-"""What all commands of the shell share."""
+"""Code shared by all commands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gscfd.errors import UserError
 
 
 def exit_code(command: Callable[[], int | None], *, interrupted: str | None = None) -> int:
-    """Runs a command of the shell and returns its exit code: 2 after the one line of a UserError, 1 when the GPU's
-    memory is full, else what the command returns, where None is 0.
+    """Runs a command and returns its exit code: 2 after printing a UserError as one line, 1 if the GPU runs out of
+    memory, otherwise the command's result, with None as 0.
 
-    interrupted: printed after Ctrl-C, with exit code 130; unset: Ctrl-C is not caught.
+    interrupted: message printed on Ctrl-C, with exit code 130. None: Ctrl-C is not caught.
     """
     try:
         return command() or 0
@@ -26,7 +26,7 @@ def exit_code(command: Callable[[], int | None], *, interrupted: str | None = No
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing it here
+        if type(error).__name__ != "OutOfMemoryError":  # torch.OutOfMemoryError, without importing torch
             raise
         print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
         return 1
@@ -35,12 +35,12 @@ def exit_code(command: Callable[[], int | None], *, interrupted: str | None = No
 def check_out(out: Path, ending: str, overwrite: bool, *, make_folder: bool = False) -> None:
     """Raises UserError unless a file may be written to `out`.
 
-    ending: of its name. make_folder: whether its folder is made if it is missing.
+    ending: required end of the file name. make_folder: whether the caller creates a missing folder.
     """
     if not out.name.endswith(ending):
         raise UserError(f"out: expected a name that ends in {ending}, got {out}")
     if not make_folder and not out.parent.is_dir():
-        raise UserError(f"out: expected a file in an existing folder, got {out}; make {out.parent} first")
+        raise UserError(f"out: expected a file in an existing folder, got {out}; create {out.parent} first")
     if out.is_dir():
         raise UserError(f"out: {out} exists and is a folder; choose another --out")
     if out.exists() and not overwrite:

@@ -1,6 +1,6 @@
-"""Numbers that a CUDA device still works on: asked for at once they would hold the program up, later they are there.
+"""Scalars that a CUDA device is still computing. Reading one now would stall the host; a step later it is free.
 
-On the CPU they are there at once.
+On the CPU they are available immediately.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on the device, without waiting for what that device still does. Only a way back from it waits."""
+    """Returns the tensor on the device. Copying from the CPU does not wait for the device; copying back does."""
     return tensor.to(device, non_blocking=tensor.device.type == "cpu")
 
 
 def event() -> torch.cuda.Event:
-    """Where the device's current stream is now."""
+    """Records and returns an event at the current position of the device's stream."""
     mark = torch.cuda.Event(enable_timing=True)
     mark.record()
     return mark
 
 
 class Deferred:
-    """A number of the device: float() waits until it has come that far. value: a tensor of one element."""
+    """A number computed on a device; float() waits until it is available. value: tensor with one element."""
 
     def __init__(self, value: Tensor):
         self.value = value.detach().to("cpu", non_blocking=True)
@@ -38,10 +38,10 @@ class Deferred:
 
 
 class DeferredNumbers(Mapping[str, float]):
-    """Numbers of the device by name. Reading one waits until the device has come that far."""
+    """Numbers computed on a device, by name; reading one waits until it is available."""
 
     def __init__(self, values: Mapping[str, Tensor]):
-        """values: tensors of one element."""
+        """values: tensors with one element."""
         self.numbers = {name: Deferred(value) for name, value in values.items()}
 
     def __getitem__(self, name: str) -> float:
@@ -55,8 +55,8 @@ class DeferredNumbers(Mapping[str, float]):
 
 
 class Clock(Mapping[str, float]):
-    """Splits a step into named parts, and is the seconds of each: of the device, where it is CUDA. Reading waits until
-    the device has come that far."""
+    """Times the named parts of a step: a mapping from name to seconds, measured on the device if it is CUDA. Reading a
+    value waits until the device has finished that part."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -72,7 +72,7 @@ class Clock(Mapping[str, float]):
             self.times.append(time.perf_counter())
 
     def lap(self, name: str) -> None:
-        """The part `name` ends here, and the next one begins."""
+        """Ends the part `name` and begins the next one."""
         self.names.append(name)
         self.mark()
 
@@ -81,7 +81,8 @@ class Clock(Mapping[str, float]):
         if not self.cuda:
             return self.times[i + 1] - self.times[i]
         self.events[i + 1].synchronize()
-        return self.events[i].elapsed_time(self.events[i + 1]) / 1e3
+        milliseconds: float = self.events[i].elapsed_time(self.events[i + 1])
+        return milliseconds / 1e3
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

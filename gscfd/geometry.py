@@ -1,4 +1,4 @@
-"""The surface of a render, and regularizers on the splat and on its renders."""
+"""Surface normals of a render."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from gscfd.types import Cameras, Render
 
 SURFACE_OPACITY = 0.5
-"""Pixels that cover less show no surface, as in the noise."""
+"""Opacity above which a pixel shows a surface, as in the noise."""
 MAX_TANGENT = 99.0**0.5
-"""Neighboring pixels whose depths differ by a steeper slope than this are of two surfaces, as in the noise."""
+"""Slope above which neighboring pixels belong to different surfaces, as in the noise."""
 
 
 def normal_map(render: Render, cameras: Cameras) -> Tensor:
-    """[V, H, W, 3] in [0, 1]: the surface's normals as colors, (n + 1) / 2 over black (CFD's code), differentiable by
-    depth and opacity."""
+    """Returns the surface normals as colors [V, H, W, 3] in [0, 1]: (n + 1) / 2 over black, as in CFD's code.
+    Differentiable with respect to depth and opacity."""
     return (normals(render, cameras) + 1) / 2 * render.opacity
 
 
 def normals(render: Render, cameras: Cameras) -> Tensor:
-    """[V, H, W, 3] unit normals in the world's axes, towards the camera; 0 where there is no surface.
+    """Returns unit normals [V, H, W, 3] in world axes, facing the camera; 0 where there is no surface.
 
-    On a plane 1 / z = a x + b y + c is linear in the ray (x, y, 1), and (a, b, c) is normal to it (docs/noise.md). The
-    gradient reaches render.depth.
+    On a plane, 1 / z = a x + b y + c is linear in the ray (x, y, 1), and (a, b, c) is its normal (docs/noise.md). The
+    gradient flows to render.depth.
     """
     surface = render.opacity.detach()[..., 0] > SURFACE_OPACITY
     inverse = 1 / torch.where(surface, render.depth[..., 0], 1.0)
@@ -38,10 +38,10 @@ def normals(render: Render, cameras: Cameras) -> Tensor:
 
 
 def slope(inverse: Tensor, surface: Tensor, focal: Tensor, dim: int) -> Tensor:
-    """[V, H, W] change of 1 / depth along the ray's x (dim 2) or y (dim 1): the mean over the two neighbors, of those
-    on the same surface; 0 without any.
+    """Returns the derivative [V, H, W] of 1 / depth with respect to the ray's x (dim 2) or y (dim 1): the mean over
+    those of the two neighbors that are on the same surface, or 0 if neither is.
 
-    inverse: [V, H, W] 1 / depth. surface: [V, H, W] where there is one. focal: [V, 1, 1] pixels.
+    inverse: [V, H, W] 1 / depth. surface: [V, H, W] surface mask. focal: [V, 1, 1] focal length in pixels.
     """
     count = inverse.shape[dim] - 1
     change = focal * inverse.diff(dim=dim)

@@ -10,7 +10,7 @@ SH_C0 = 0.28209479177387814
 
 
 def rgb_to_sh0(rgb: Tensor) -> Tensor:
-    """Color in [0, 1] to the constant SH coefficient."""
+    """Returns the constant SH coefficients of colors in [0, 1]."""
     return (rgb - 0.5) / SH_C0
 
 
@@ -18,7 +18,8 @@ _SH_C1 = 0.4886025119029199
 
 
 def harmonic_basis(degree: int, directions: Tensor) -> Tensor:
-    """[..., (degree + 1)^2] Y_k in the order and with the signs of 3DGS, for directions [..., 3] of any length."""
+    """Returns the basis functions Y_k [..., (degree + 1)^2] for directions [..., 3] of any length, in the order and
+    with the signs of 3DGS."""
     x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
     bases = [torch.full_like(x, SH_C0)]
     if degree > 0:
@@ -45,6 +46,7 @@ def harmonic_basis(degree: int, directions: Tensor) -> Tensor:
 
 
 def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -> Tensor:
-    """[..., 3] color max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
+    """Returns the colors max(0, sum_k Y_k c_k + 1/2) [..., 3] for directions [..., 3] of any length and coefficients
+    [..., K, 3]."""
     basis = harmonic_basis(degree, directions)
     return ((basis[..., None] * coefficients[..., : basis.shape[-1], :]).sum(-2) + 0.5).clamp_min(0.0)

@@ -1,6 +1,6 @@
-"""Distil a teacher into a picture: `python -m gscfd.image --prompt "a yellow duck" --out duck.png`.
+"""Distills a teacher into an image: `python -m gscfd.image --prompt "a yellow duck" --out duck.png`.
 
-The methods of distillation in two dimensions, without Gaussians between, beside the samplers that they come from.
+Runs the distillation methods in two dimensions, without Gaussians, or the samplers from which they derive.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from gscfd.errors import UserError
 
 @dataclass(kw_only=True)
 class ImageOptions(Drawing):
-    """Turn a text prompt into a picture, by distillation or by sampling."""
+    """Turn a text prompt into an image, by distillation or by sampling."""
 
     prompt: str
-    """What to make, in the words of the teacher."""
+    """Description of the object, in the teacher's vocabulary."""
     out: Path
-    """A .png in an existing folder. A multi-view teacher draws four views side by side."""
+    """Output .png, in an existing folder. A multi-view teacher draws four views side by side."""
     teacher: str = "toybox/singleview"
-    """A diffusers folder, MVDream's single file, OWNER/REPO of the hub, or toybox/multiview, toybox/singleview."""
+    """Diffusers folder, MVDream's single file, OWNER/REPO on the Hugging Face Hub, toybox/multiview or
+    toybox/singleview."""
     cfg: float = 4.0
-    """Classifier-free guidance: eps_neg + cfg (eps_text - eps_neg)."""
+    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.5
-    """Share of the guided prediction that is scaled back to the unguided standard deviation, in [0, 1]."""
+    """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]."""
     negative_prompt: str | None = None
-    """Text of the unconditional branch. Unset: the one that the teacher's authors use; none for the toybox."""
+    """Text of the unconditional branch. Unset: the text that the teacher's authors use; empty for the toybox."""
     dtype: Dtype = "auto"
-    """Precision of the teacher. auto: bfloat16 on CUDA and on a CPU that has instructions for it, else float32."""
+    """Precision of the teacher. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     overwrite: bool = False
     """Replace the file if it exists."""
 
 
 def check_settings(options: ImageOptions) -> None:
-    """Raise UserError for a value out of range, and for one that the method has no use for."""
+    """Raises UserError for a value that is out of range or that the method does not use."""
     method, gamma, churn = options.method, options.gamma, options.churn
     check(options.steps >= 1, "steps", "at least 1", options.steps)
     check(0 <= options.cfg_rescale <= 1, "cfg-rescale", "a value in [0, 1]", options.cfg_rescale)
@@ -52,7 +53,7 @@ def check_settings(options: ImageOptions) -> None:
 
 
 def check_texts(options: ImageOptions) -> None:
-    """Raise UserError for an empty prompt, or words that a toybox teacher never saw."""
+    """Raises UserError for an empty prompt or words that a toybox teacher does not know."""
     from gscfd.teachers.load import known_words
     from gscfd.toybox.words import check_words
 
@@ -64,7 +65,7 @@ def check_texts(options: ImageOptions) -> None:
 
 
 def make(options: ImageOptions) -> None:
-    """Write the picture and say so. Raises UserError for what the user can mend."""
+    """Generates the image, writes it and prints its path. Raises UserError for bad input."""
     from gscfd.devices import choose_device, choose_dtype
     from gscfd.distil.picture import draw_picture
     from gscfd.pictures import as_bytes, write_contact_sheet

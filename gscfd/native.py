@@ -1,4 +1,4 @@
-"""Loads the compiled libraries. Importing this module loads nothing and never builds anything."""
+"""Loads the compiled libraries on first use. Importing this module loads and builds nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The CPU library, loaded at the first call.
+    """Returns the CPU library, loaded at the first call.
 
-    Raises ImportError that lists every path tried with its cause, and what to do.
+    Raises ImportError, listing every path tried with the reason it failed and the next step to take.
     """
     return _load(
         "libgscfd_cpu.so",
@@ -31,9 +31,9 @@ def library() -> ctypes.CDLL:
 
 @functools.cache
 def cuda_library() -> ctypes.CDLL:
-    """The CUDA library, loaded at the first call.
+    """Returns the CUDA library, loaded at the first call.
 
-    Raises ImportError that lists every path tried with its cause, and what to do.
+    Raises ImportError, listing every path tried with the reason it failed and the next step to take.
     """
     return _load(
         "libgscfd_cuda.so",
@@ -63,7 +63,7 @@ def function(
 ) -> Callable[..., Any]:
     """Returns the C function `name` with its signature declared, so that ctypes converts and checks arguments.
 
-    of: the library, `library` or `cuda_library`.
+    of: loader of the library, `library` or `cuda_library`.
     """
     return _declared(of(), name, argtypes, restype)
 
@@ -71,36 +71,38 @@ def function(
 @functools.cache
 def _declared(library: ctypes.CDLL, name: str, argtypes: tuple[type, ...], restype: type | None) -> Callable[..., Any]:
     """Declares a signature once per library, which is part of the key: a library loaded anew gets its own."""
-    result = library[name]  # a new object, unlike getattr: other signatures of the same name stay as they are
+    result: Callable[..., Any] = library[
+        name
+    ]  # a new object, unlike getattr: other signatures of the same name stay as they are
     result.argtypes = argtypes
     result.restype = restype
     return result
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Address of the first element for a `c_void_p` argument; None stays the null pointer.
+    """Returns the address of the first element, for a `c_void_p` argument; None is the null pointer.
 
-    The caller keeps the tensor alive, contiguous and of the type that the C function reads.
+    The caller ensures that the tensor stays alive, is contiguous and has the dtype that the C function expects.
     """
     return None if tensor is None else tensor.data_ptr()
 
 
 def threads() -> int:
-    """Threads a native call uses: torch's own setting (`torch.set_num_threads`)."""
+    """Returns the number of threads of a native call, which is torch's setting (`torch.set_num_threads`)."""
     return torch.get_num_threads()
 
 
 def instruction_set() -> str:
-    """The instruction set ("baseline", "avx2" or "avx512") that the library runs with on this CPU."""
+    """Returns the instruction set that the library uses on this CPU: "baseline", "avx2" or "avx512"."""
     return _INSTRUCTION_SETS[function("gscfd_isa", restype=ctypes.c_int)()]
 
 
 def set_instruction_set(name: str) -> None:
-    """Choose a narrower instruction set than the CPU's widest, to test or compare.
+    """Selects an instruction set narrower than the CPU's widest, for tests and comparisons.
 
-    Raises ValueError where this CPU or this build lacks it.
+    Raises ValueError if the name is unknown, or if this CPU or build lacks the instruction set.
     """
     if name not in _INSTRUCTION_SETS:
         raise ValueError(f"name: expected one of {_INSTRUCTION_SETS}, got {name!r}")
     if function("gscfd_set_isa", ctypes.c_int, restype=ctypes.c_int)(_INSTRUCTION_SETS.index(name)):
-        raise ValueError(f"name: this CPU or this build has no {name!r}; the widest it has was chosen at the start")
+        raise ValueError(f"name: this CPU or build has no {name!r}; the widest available is selected at load time")

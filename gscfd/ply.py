@@ -1,4 +1,4 @@
-"""The 3DGS .ply: what viewers, engines and editors read."""
+"""The 3DGS .ply, the format that viewers, engines and editors read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gscfd.files import atomic_write
 from gscfd.harmonics import rgb_to_sh0
 
 HEADER_LIMIT = 1 << 16
-"""Bytes; the header of a 3DGS .ply has about 2000."""
+"""Maximum header size in bytes; that of a 3DGS .ply is about 2000 bytes."""
 TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
@@ -27,24 +27,25 @@ TYPES = {
 }
 BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 MOST_COEFFICIENTS = {0, 9, 24, 45}
-"""Numbers of f_rest properties: spherical harmonics of degree 0 to 3, three colors."""
+"""Possible numbers of f_rest properties: three channels of spherical harmonics of degree 0 to 3."""
 LARGEST_POSITION = 1e6
 LARGEST_LOG_SCALE = 20.0
 SATURATED = 20.0
-"""Stands for the infinite logit of an opacity, its negative for the log of a size of 0; some programs write these."""
+"""Replaces the infinite logit of an opacity of 1; its negative replaces the infinite logit of an opacity of 0 and the
+infinite log of a size of 0. Some programs write such values."""
 EXPORT_AGAIN = "export it again from the program it comes from"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write the file of `ply_bytes`, in one piece or not at all. Raises OSError."""
+    """Writes `ply_bytes` to the file, completely or not at all. Raises OSError on failure."""
     content = ply_bytes(tensors)
     with atomic_write(path) as file:
         file.write(content)
 
 
 def ply_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Binary little-endian .ply with the properties and order of the 3DGS reference program (Kerbl et al. 2023):
-    x y z nx ny nz f_dc_* f_rest_* opacity (logit) scale_* (log) rot_* (wxyz). f_rest is ordered by channel first.
+    """Returns a binary little-endian .ply with the properties of the 3DGS reference program (Kerbl et al. 2023), in its
+    order: x y z nx ny nz f_dc_* f_rest_* opacity (logit) scale_* (log) rot_* (wxyz). f_rest is channel-major.
 
     tensors: the parameters of `Gaussians`, by name.
     """
@@ -72,12 +73,14 @@ def ply_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Returns the parameters of `Gaussians` by name, from a 3DGS .ply: ascii or binary, in any order, with or
-    without f_rest, with red, green and blue in place of f_dc. Other properties are ignored.
+    """Returns the parameters of `Gaussians`, by name, from a 3DGS .ply.
 
-    An opacity of exactly 0 or 1 and a size of exactly 0 become 20 steps of the logit or the logarithm. Raises UserError
-    when the file cannot be read, is not such a .ply, holds less than its header says, or values that cannot be drawn.
-    Allocates no more than a few times the size of the file.
+    The file may be ascii or binary, with properties in any order, without f_rest, and with red, green and blue instead
+    of f_dc. Other properties are ignored. Opacities of exactly 0 or 1 become logits of -20 or 20, and sizes of exactly
+    0 become logs of -20. Allocates at most a few times the size of the file.
+
+    Raises UserError if the file cannot be read, is not a 3DGS .ply, is shorter than its header declares, or contains
+    values that cannot be drawn.
     """
     try:
         with open(path, "rb") as file:
@@ -89,7 +92,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Malformed(Exception):
-    """What is wrong, as the rest of a sentence that begins with the file's name."""
+    """A malformed file. The message completes a sentence that begins with the file name."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +100,21 @@ class _Element:
     name: str
     count: int
     properties: tuple[tuple[str, str], ...]
-    """Names and numpy types; a list's type is "list"."""
+    """(name, numpy type) of each property; "list" for a list."""
 
 
 def _vertices(file: IO[bytes]) -> np.ndarray:
-    """The rows of the element "vertex", as a structured array."""
+    """Returns the rows of the element "vertex" as a structured array."""
     order, elements = _header(file)
     names = [element.name for element in elements]
     if "chunk" in names:
-        raise _Malformed(f"is a compressed one; turn it into a plain .ply first, or {EXPORT_AGAIN} as .ply")
+        raise _Malformed(f"is a compressed one; convert it to a plain .ply first, or {EXPORT_AGAIN} as .ply")
     if "vertex" not in names:
         raise _Malformed(f"has no element vertex; {EXPORT_AGAIN}")
     position = names.index("vertex")
     vertex = elements[position]
     if any(kind == "list" for _, kind in vertex.properties):
-        raise _Malformed("has a list among the properties of its vertices: it is a mesh, not a splat")
+        raise _Malformed("has a list property in its vertices: it is a mesh, not a splat")
     if not vertex.properties or vertex.count == 0:
         raise _Malformed(f"has no Gaussians; {EXPORT_AGAIN}")
     read = _ascii_rows if order == "" else _binary_rows
@@ -119,12 +122,12 @@ def _vertices(file: IO[bytes]) -> np.ndarray:
 
 
 def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
-    """The byte order ("" for ascii) and the elements; leaves the file at the first byte after the header."""
+    """Returns the byte order ("" for ascii) and the elements; the file is then at the first byte after the header."""
     lines: list[str] = []
     while not lines or lines[-1] != "end_header":
         line = file.readline(HEADER_LIMIT - file.tell())
         if not line.endswith(b"\n") or (not lines and line.strip() != b"ply"):
-            raise _Malformed(f"cannot be read: it does not begin with the header of one; {EXPORT_AGAIN}")
+            raise _Malformed(f"cannot be read: it does not begin with the header of a .ply; {EXPORT_AGAIN}")
         lines.append(line.decode("latin-1").strip())
     order, elements = None, list[_Element]()
     for words in (line.split() for line in lines[1:-1]):
@@ -141,7 +144,7 @@ def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
                 pass
             case _:
                 raise _Malformed(
-                    f"has the header line {' '.join(words)[:60]!r}, which is not one of a .ply; {EXPORT_AGAIN}"
+                    f"has the header line {' '.join(words)[:60]!r}, which is not valid in a .ply; {EXPORT_AGAIN}"
                 )
     if order is None:
         raise _Malformed(f"does not say its format; {EXPORT_AGAIN}")
@@ -150,13 +153,13 @@ def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
 
 def _with_property(element: _Element, name: str, kind: str) -> _Element:
     if name in (known for known, _ in element.properties):
-        raise _Malformed(f"has two properties {name[:60]!r}; {EXPORT_AGAIN}")
+        raise _Malformed(f"has two properties named {name[:60]!r}; {EXPORT_AGAIN}")
     return _Element(element.name, element.count, (*element.properties, (name, kind)))
 
 
 def _binary_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _Element) -> np.ndarray:
     if any(kind == "list" for element in before for _, kind in element.properties):
-        raise _Malformed(f"has a list before its vertices, which no splat has; {EXPORT_AGAIN}")
+        raise _Malformed(f"has a list before its vertices, unlike any splat; {EXPORT_AGAIN}")
     dtype = np.dtype([(name, order + kind) for name, kind in vertex.properties])
     start = file.tell() + sum(e.count * np.dtype([(n, k) for n, k in e.properties]).itemsize for e in before)
     size = os.fstat(file.fileno()).st_size
@@ -170,7 +173,7 @@ def _ascii_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _El
     skipped = sum(element.count for element in before)
     lines = file.read().splitlines()[skipped : skipped + vertex.count]
     if len(lines) < vertex.count:
-        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {len(lines)} lines of them; {EXPORT_AGAIN}")
+        raise _Malformed(f"declares {vertex.count} Gaussians, but has only {len(lines)} lines; {EXPORT_AGAIN}")
     dtype = np.dtype([(name, "f8") for name, _ in vertex.properties])
     try:
         values = np.array(b" ".join(lines).split(), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What a teacher makes of a prompt by itself, before a run: `python -m gscfd.preview --prompt "a yellow duck"`."""
+"""Samples a teacher directly, without a run: `python -m gscfd.preview --prompt "a yellow duck"`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,39 @@ from gscfd.config import Config, Dtype, StageConfig, StageName, check, load_pres
 from gscfd.errors import UserError
 
 VIEWS = 4
-"""Of a single-view teacher: front, side, back, side."""
+"""Number of views of a single-view teacher: front, side, back, side."""
 
 
 @dataclass(kw_only=True)
 class PreviewOptions:
-    """Sample a stage's teacher and put the views side by side: what the teacher cannot draw, no run will make."""
+    """Sample a stage's teacher and show the views side by side. A run cannot make an object that its teacher cannot
+    draw."""
 
     prompt: str
-    """What to make, in the words of the teacher."""
+    """Description of the object, in the teacher's vocabulary."""
     preset: str | None = None
-    """Whose teacher, views and precision: a preset's name, or the path of a .yaml file. Unset: as gscfd.train."""
+    """Name or .yaml path of the preset that supplies the teacher and the views. Unset: the default preset of
+    gscfd.train."""
     stage: StageName | None = None
-    """Unset: coarse, or refine where the preset has no coarse stage."""
+    """Stage that supplies the teacher. Unset: coarse, or refine if the preset has no coarse stage."""
     teacher: str | None = None
-    """Another teacher than the stage's own: a folder, a checkpoint file or OWNER/REPO."""
+    """Teacher to use instead of the stage's: a folder, a checkpoint file or OWNER/REPO."""
     out: Path | None = None
-    """The picture, a .png; unset: outputs/<prompt>-<seed>-<stage>.png."""
+    """Output .png. Unset: outputs/<prompt>-<seed>-<stage>.png."""
     overwrite: bool = False
-    """Replace the picture if it is there."""
+    """Replace the file if it exists."""
     steps: int = 50
-    """Of the sampler."""
+    """Number of sampling steps, 1 to 1000."""
     seed: int = 0
+    """Seed of all random draws, in [0, 2^63)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: CUDA if torch finds a CUDA device."""
     dtype: Dtype = "auto"
-    """Precision of the teacher. auto: bfloat16 on CUDA and on a CPU that has instructions for it, else float32."""
+    """Precision of the teacher. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
 
 
 def check_settings(options: PreviewOptions) -> None:
-    """Raise UserError for a value out of range."""
+    """Raises UserError for a value out of range."""
     check(options.prompt.strip() != "", "prompt", 'a description such as "a yellow duck"', options.prompt)
     check(1 <= options.steps <= 1000, "steps", "1 to 1000", options.steps)
     check(0 <= options.seed < 2**63, "seed", "a value in [0, 2^63)", options.seed)
@@ -50,7 +54,10 @@ def check_settings(options: PreviewOptions) -> None:
 
 
 def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, StageConfig]:
-    """Its name and options, with the guidance of a sampler. Raises UserError for words a toybox teacher never saw."""
+    """Returns the stage's name and its settings, with cfg limited to a sampler's range.
+
+    Raises UserError for words that a toybox teacher does not know.
+    """
     from gscfd.distil.sampling import MOST_CFG
     from gscfd.teachers.load import known_words
     from gscfd.toybox.words import check_words
@@ -64,7 +71,7 @@ def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, St
 
 
 def preview(options: PreviewOptions) -> None:
-    """Write the picture and say so. Raises UserError for what the user can mend."""
+    """Samples the views, writes the image and prints its path. Raises UserError for bad input."""
     import torch
 
     from gscfd.cameras import turntable

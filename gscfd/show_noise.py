@@ -1,4 +1,4 @@
-"""See the noise of a finished run: `python -m gscfd.show_noise RUN_DIR`."""
+"""Shows the noise of a finished run: `python -m gscfd.show_noise RUN_DIR`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A run for every prompt, method and seed, several at a time: `python -m gscfd.sweep --prompts FILE --seeds 0:8`.
+"""Makes a run for every prompt, method and seed, in parallel: `python -m gscfd.sweep --prompts FILE --seeds 0:8`.
 
-What is to be done is read from the runs' folders alone, so that the same command continues a sweep that was stopped.
+The run folders alone determine the remaining work, so repeating the command continues a stopped sweep.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gscfd.sweeps.options import SweepOptions
 
 
 def sweep(options: SweepOptions, arguments: list[str]) -> int:
-    """Makes the runs, or lists them. Returns the exit code: 1 if runs failed."""
+    """Makes the runs, or lists them. Returns the exit code: 1 if any run failed."""
     from gscfd.sweeps.make import make_runs
     from gscfd.sweeps.plan import list_runs, plan_runs
 

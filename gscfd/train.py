@@ -1,4 +1,4 @@
-"""The command `python -m gscfd.train --prompt "a yellow duck"`: prompt in, run folder out."""
+"""Makes a run, prompt in, run folder out: `python -m gscfd.train --prompt "a yellow duck"`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train(config: Config) -> int:
 
 
 def show_plan(config: Config) -> None:
-    """Prints what a run would do; makes nothing."""
+    """Prints the plan of a run without making it."""
     from gscfd.devices import choose_dtype, run_device
     from gscfd.distil.preflight import check_settings
     from gscfd.distil.start import read_start
@@ -67,7 +67,10 @@ def list_words() -> None:
 
 @contextmanager
 def watched(config: Config) -> Iterator[Steer | None]:
-    """Serves the viewer, if it is wanted; yields what steers the run. Raises UserError when it cannot be served."""
+    """Serves the viewer if it is enabled, and yields the callable that steers the run, or None.
+
+    Raises UserError if the viewer cannot be served.
+    """
     if not config.viewer.on:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Look at what runs have made: `python -m gscfd.view RUN_DIR|PLY [RUN_DIR2|PLY2]`."""
+"""Shows one or two splats in the browser: `python -m gscfd.view RUN_DIR|PLY [RUN_DIR2|PLY2]`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gscfd.errors import UserError
 
 @dataclass(kw_only=True)
 class ViewOptions(ServerConfig):
-    """Show a splat in the browser, or two side by side; of a run that still goes on, also its saved steps as they come.
-    Ctrl-C ends it."""
+    """Show a splat in the browser, or two side by side. A run in progress is shown at its saved steps, as they appear.
+    Ctrl-C quits."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """One or two: the folder of a run, or a 3DGS .ply of any program."""
+    """One or two paths, each a run folder or a 3DGS .ply from any program."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,7 +29,10 @@ class ViewOptions(ServerConfig):
 
 
 def settings_of(path: Path) -> Config | None:
-    """Of the run there, if it is one. Raises UserError when there is nothing to show, now or later."""
+    """Returns the settings of the run at the path, or None for a splat without settings.
+
+    Raises UserError if the path is neither a run nor a splat.
+    """
     if (path / "config.yaml").is_file():
         return load_run(path)
     if not path.is_file() and not (path / "splat.ply").is_file():
@@ -38,7 +41,7 @@ def settings_of(path: Path) -> Config | None:
 
 
 def view(options: ViewOptions) -> None:
-    """Raises UserError for what the user can mend."""
+    """Serves the viewer until Ctrl-C. Raises UserError for bad input."""
     from gscfd.distil.pipeline import painted_noise
     from gscfd.viewer.saved import SavedViewer
 

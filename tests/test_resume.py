@@ -250,7 +250,7 @@ def test_a_full_disk_stops_the_run_and_room_continues_it(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr()
-    assert f"could not write: [Errno 27] File too large; make room and --resume {out}" in said.out
+    assert f"could not write: [Errno 27] File too large; free space and --resume {out}" in said.out
     assert "Traceback" not in said.err
     assert resume(out) == 0
     assert steps_of(out) == STEPS and splat_of(out) == splat_of(finished)

@@ -1,1 +1,1 @@
-"""The method in memory: stages, guidance, schedules, densification. It knows no disk and no page."""
+"""The method in memory: stages, guidance, schedules and densification, without files and without the viewer."""

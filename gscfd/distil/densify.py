@@ -1,4 +1,4 @@
-"""Growth and pruning of Gaussians: gsplat's strategies behind one signature."""
+"""Growth and pruning of Gaussians: gsplat's strategies behind one interface."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from gscfd.gaussians import Gaussians
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """The global generators, from which gsplat draws, start at `seed` in the block and go on as if it had not been."""
+    """Seeds the global generators, which gsplat uses, inside the block, and restores their state afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
+Optimizers = dict[str, torch.optim.Adam]
+"""Optimizers by parameter name."""
+
+
 class Densifier:
-    """gsplat's DefaultStrategy (Kerbl et al. 2023, section 5), fed by every view of the batch."""
+    """gsplat's DefaultStrategy (Kerbl et al. 2023, section 5), with the gradients of all views of the batch."""
 
     def __init__(self, config: DensifyConfig, steps: int):
         self.max_count = config.max_count
@@ -43,20 +47,21 @@ class Densifier:
         self.state: dict[str, Any] = self.strategy.initialize_state(scene_scale=1.0)
 
     def statistics(self) -> dict[str, Tensor]:
-        """[N] tensors gathered since the last round; none before the first step."""
+        """Returns the [N] tensors accumulated since the last round, by name; empty before the first step."""
         return {name: value for name, value in self.state.items() if isinstance(value, Tensor)}
 
     def load_statistics(self, statistics: dict[str, Tensor]) -> None:
-        """Continue from what statistics() gave."""
+        """Continues from the result of `statistics`."""
         self.state = {**self.strategy.initialize_state(scene_scale=1.0), **statistics}
 
-    def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
+    def before_backward(self, gaussians: Gaussians, optimizers: Optimizers, step: int, info: dict[str, Any]) -> None:
         self.strategy.step_pre_backward(gaussians.params, optimizers, self.state, step, info)
 
     def after_backward(
-        self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
+        self, gaussians: Gaussians, optimizers: Optimizers, step: int, info: dict[str, Any], seed: int
     ) -> None:
-        """Call after the optimizers' step. seed: of the positions of split Gaussians."""
+        """Runs a round if one is due; call it after the optimizers' step. seed: for the positions of split
+        Gaussians."""
         grow = self.strategy.grow_grad2d
         if len(gaussians) >= self.max_count:
             self.strategy.grow_grad2d = float("inf")
@@ -66,8 +71,11 @@ class Densifier:
 
 
 class MCMCDensifier:
-    """gsplat's MCMCStrategy (Kheradmand et al. 2024), on CUDA alone: Gaussians are samples that wander. The faint ones
-    move to where others are opaque, 5 % are added each round, and all positions get noise, the faint ones' the most."""
+    """gsplat's MCMCStrategy (Kheradmand et al. 2024), which treats the Gaussians as Markov chain samples. CUDA only.
+
+    Each round moves faint Gaussians to opaque ones and adds 5 %. Every step adds noise to all positions, most to those
+    of faint Gaussians.
+    """
 
     def __init__(self, config: DensifyConfig, steps: int):
         self.strategy = MCMCStrategy(
@@ -82,27 +90,27 @@ class MCMCDensifier:
         self.state: dict[str, Any] = self.strategy.initialize_state()
 
     def statistics(self) -> dict[str, Tensor]:
-        """None: what a round does depends on the Gaussians alone. (gsplat's own state is a table of constants.)"""
+        """Returns {}: a round depends only on the Gaussians, and gsplat's state is a table of constants."""
         return {}
 
     def load_statistics(self, statistics: dict[str, Tensor]) -> None:
-        """There are none to continue from."""
+        """Does nothing: there are no statistics."""
 
-    def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
-        """Nothing is gathered."""
+    def before_backward(self, gaussians: Gaussians, optimizers: Optimizers, step: int, info: dict[str, Any]) -> None:
+        """Does nothing: the strategy uses no gradients."""
 
     def after_backward(
-        self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
+        self, gaussians: Gaussians, optimizers: Optimizers, step: int, info: dict[str, Any], seed: int
     ) -> None:
-        """Call after the optimizers' step. seed: of the moves and the noise."""
+        """Moves, adds and perturbs Gaussians; call it after the optimizers' step. seed: for the moves and the noise."""
         moves = step % self.strategy.refine_every == 0
         if moves and not (gaussians.opacities.sigmoid() > self.strategy.min_opacity).any():
-            return  # gsplat has none to move the others to; the watchdog says so when nothing is seen any more
+            return  # gsplat has no target for the moves; the watchdog reports the empty views
         lr = optimizers["means"].param_groups[0]["lr"]
         with seeded(gaussians.device, seed):
             self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, lr=lr)
 
 
 def make_densifier(config: DensifyConfig, steps: int) -> Densifier | MCMCDensifier:
-    """What config.strategy names."""
+    """Returns the densifier for config.strategy. steps: number of steps of the stage."""
     return MCMCDensifier(config, steps) if config.strategy == "mcmc" else Densifier(config, steps)

@@ -1,8 +1,8 @@
-"""What is changed in the viewer while a run goes on: which settings a step has, and telling the teachers.
+"""Edits made in the viewer during a run: the settings of each step, and passing them to the teachers.
 
-An edit counts from its place in the run on, (stage, rollbacks, step), which only grows. So the settings of a step are
-a function of the config and that place: a run that is resumed from any checkpoint, or begun again with its own
-config.yaml, makes the same edits before the same steps.
+An edit takes effect at its place in the run, (stage, rollbacks, step), which only increases. The settings of a step are
+therefore a function of the config and the place: a run that resumes from any checkpoint, or restarts with its own
+config.yaml, applies the same edits before the same steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gscfd.teachers.base import stage_prompt
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Place = tuple[int, int, int]
-"""Index of the stage, rollbacks in it, step of it: where a run is, before the step."""
+"""Position in a run, before a step: index of the stage, rollbacks in the stage, step of the stage."""
 
 
 def place(stage: StageName, rollbacks: int, step: int) -> Place:
@@ -35,20 +35,20 @@ def place_of(edit: Edit) -> Place:
 
 
 def changes(edit: Edit) -> dict[str, Any]:
-    """What it changes, by name."""
+    """Returns the changed values by name."""
     values = {"prompt": edit.prompt, "cfg": edit.cfg, "t_range": edit.t_range}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def time_range(config: Config, stage: StageName) -> tuple[float, float]:
-    """(t_min, t_max) of a stage with the run's method."""
+    """Returns (t_min, t_max) of a stage for the run's method."""
     settings = config.stage(stage)
     times = settings.cds if config.guidance == "cds" else settings
     return times.t_min, times.t_max
 
 
 def edited(config: Config, edit: Edit) -> Config:
-    """The settings with one edit. Raises UserError for times out of range."""
+    """Returns the settings with one edit applied. Raises UserError for times out of range."""
     stage: dict[str, Any] = {} if edit.cfg is None else {"cfg": edit.cfg}
     if edit.t_range is not None:
         times = dict(zip(("t_min", "t_max"), edit.t_range, strict=True))
@@ -58,31 +58,31 @@ def edited(config: Config, edit: Edit) -> Config:
 
 
 def settings_at(config: Config, where: Place) -> Config:
-    """The run's settings with the edits made until then."""
+    """Returns the run's settings with all edits up to and including the place."""
     return reduce(edited, [edit for edit in config.edits if place_of(edit) <= where], config)
 
 
 def last_settings(config: Config) -> Config:
-    """The run's settings with all edits."""
+    """Returns the run's settings with all edits."""
     return reduce(edited, config.edits, config)
 
 
 def with_edit(config: Config, edit: Edit) -> Config:
-    """The config of a run in which this edit is made too, after those at the same place."""
+    """Returns the config with this edit added, after any others at the same place."""
     return replace(config, edits=tuple(sorted([*config.edits, edit], key=place_of)))
 
 
 class LiveSettings:
-    """The settings of the next step of a run, which its teachers have been told."""
+    """The settings of a run's next step, kept in sync with its teachers' prompts."""
 
     def __init__(self, config: Config, teachers: Mapping[StageName, Teacher]):
-        """teachers: of the stages, told config's own prompt."""
+        """teachers: teachers of the stages, already set to the prompt in config."""
         self.config, self.teachers = config, teachers
         self.now = config
         self.told = {name: stage_prompt(config.prompt, config.stage(name)) for name in teachers}
 
     def move_to(self, where: Place) -> None:
-        """Take the settings of the step there. Raises UserError when a teacher does not take them."""
+        """Switches to the settings of the step at the place. Raises UserError if a teacher rejects them."""
         self.tell(settings_at(self.config, where))
 
     def tell(self, settings: Config) -> None:
@@ -94,9 +94,10 @@ class LiveSettings:
                 teacher.set_prompt(asked)
 
     def edit(self, edit: Edit, save: Callable[[Config], None]) -> None:
-        """Make an edit before the next step, which is at its place. save: keeps the config with it, for a resume.
+        """Applies an edit before the next step, which must be at the edit's place.
 
-        Raises UserError, with everything as it was, when a teacher does not take it or it cannot be saved.
+        save: stores the config with the edit, for a resume. Raises UserError, leaving everything unchanged, if a
+        teacher rejects the edit or it cannot be saved.
         """
         before, config = self.now, with_edit(self.config, edit)
         try:
@@ -108,7 +109,7 @@ class LiveSettings:
         self.config = config
 
     def method(self, stage: StageName, learner: Learner | None = None) -> Method:
-        """The run's method with the stage's settings of each step. learner: as `gscfd.distil.methods.method`."""
+        """Returns the run's method, which uses the stage's settings at each step. learner: as for `methods.method`."""
 
         def of_now(done: float, generator: torch.Generator) -> tuple[float, Guidance]:
             now: Config = self.now
@@ -119,9 +120,9 @@ class LiveSettings:
 
 
 def refusal(error: Exception) -> UserError:
-    """Why an edit was not made, for the page."""
+    """Returns the reason that an edit was rejected, for display on the page."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):
-        return UserError(f"the edit could not be saved: {error.strerror}; make room and try again")
-    return UserError("prompt: there is no GPU memory left to read another one")
+        return UserError(f"the edit could not be saved: {error.strerror}; free some space and try again")
+    return UserError("prompt: not enough GPU memory left to encode another prompt")

@@ -1,4 +1,4 @@
-"""The methods by their names: when each asks the teacher, and in which of the ways of `guidance`."""
+"""The methods by name: each chooses the diffusion time of a step and a function of `guidance`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from gscfd.distil.schedule import anneal, sqrt_anneal, time_index, uniform
 from gscfd.teachers.guided import GuidedTeacher
 
 LEARNERS = {"vsd": Lora}
-"""What a method trains beside the Gaussians, by the method's name."""
+"""Class of the network that a method trains beside the Gaussians, by the method's name."""
 
 
 def make_learner(name: MethodName, teacher: GuidedTeacher, stage: StageConfig, *, seed: int) -> Lora | None:
-    """Returns what the method trains, None for most methods. seed: of its first weights. Raises UserError as
-    `check_learner`."""
+    """Returns the learner of the method, or None for most methods. seed: for its initial weights.
+
+    Raises UserError as `check_learner` does.
+    """
     return LEARNERS[name](teacher, stage.vsd, seed=seed) if name in LEARNERS else None
 
 
 def check_learner(name: MethodName, teacher: GuidedTeacher, argument: str) -> None:
-    """Raises UserError if the method trains something that the teacher has no place for. argument: that chose the
-    teacher."""
+    """Raises UserError if the method has a learner that the teacher does not support.
+
+    argument: argument that selected the teacher, for the error message.
+    """
     if name in LEARNERS:
         unet_of(teacher, argument)
 
 
 def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
-    """The method with the stage's settings, for a teacher with this many times. docs/methods.md is their table.
+    """Returns the method with the stage's settings (docs/methods.md has a table of all methods).
 
-    learner: of vsd; the others have none.
+    timesteps: number of the teacher's times. learner: required by vsd; other methods have none.
     """
     if name == "cds":
         return partial(consistency, stage, timesteps)
@@ -55,15 +59,15 @@ def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learne
 
 
 def draw_time(stage: StageConfig, done: float, generator: torch.Generator) -> float:
-    """Diffusion time of a step as a fraction of T."""
+    """Returns the diffusion time of a step as a fraction of T. done: share of the stage's steps done, in [0, 1)."""
     if stage.t_schedule == "uniform":
         return uniform(stage.t_min, stage.t_max, generator)
     return anneal(done, stage.t_points, stage.t_min, stage.t_max)
 
 
 def consistency(stage: StageConfig, timesteps: int, done: float, generator: torch.Generator) -> tuple[float, Guidance]:
-    """Consistent3D: t2 on its curve, or drawn every step (C3D Tab. 2a), t1 drawn above it (C3D Eq. 12), and a guidance
-    that falls (C3D appendix B.1)."""
+    """Consistent3D: t2 follows its curve or is drawn every step (C3D Tab. 2a), t1 is drawn above t2 (C3D Eq. 12), and
+    the guidance scale falls (C3D appendix B.1)."""
     if stage.t_schedule == "uniform":
         target = uniform(stage.cds.t_min, stage.cds.t_max, generator)
     else:

@@ -1,4 +1,4 @@
-"""Distillation of a teacher into a picture, without Gaussians between."""
+"""Distillation of a teacher directly into an image, without Gaussians."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from gscfd.distil.lora import Lora
 from gscfd.teachers.guided import GuidedTeacher
 
 GAMMA_OF = {"cfd": 1e-4, "fsd": 0.0, "sds": 1.0}
-"""Share of fresh noise per step of the methods that follow the clean flow."""
+"""Default share of fresh noise per step for the methods that follow the clean flow."""
 GROUP = 4
-"""Views of a multi-view teacher's picture, from the front round the object."""
+"""Number of views drawn with a multi-view teacher: a full turn, starting at the front."""
 
 
 def draw_picture(drawing: Drawing, teacher: GuidedTeacher) -> Tensor:
-    """[V, C, h, w] what the method makes of the seed's noise. teacher: told the prompt. Raises UserError for more steps
-    than it has times."""
+    """Returns the image [V, C, h, w] that the method makes from the seed's noise, in the teacher's own space.
+
+    teacher: with its prompt set. Raises UserError if there are more steps than the teacher has times.
+    """
     most = int((sampling.T_MAX - sampling.T_MIN) * teacher.timesteps)
-    check(drawing.steps <= most, "steps", f"at most {most}, a time of the teacher for each", drawing.steps)
+    check(drawing.steps <= most, "steps", f"at most {most}, one per time of the teacher", drawing.steps)
     times = sampling.falling_times(drawing.steps, teacher.timesteps)
     device, views = choose_device(drawing.device), GROUP if teacher.multiview else 1
     cameras = turntable(views, size=teacher.image_size).to(device)

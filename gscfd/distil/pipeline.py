@@ -1,4 +1,4 @@
-"""Prompt in, splat out, in memory: the coarse stage, then the refine stage."""
+"""The pipeline in memory, prompt in, splat out: the coarse stage, then the refine stage."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from gscfd.types import Cameras, Render
 
 
 def stage_noise(config: Config, stage: StageName, shape: tuple[int, int, int], seed: int) -> Noise:
-    """The noise of one stage, bound to its state, drawn where the render is or, as config.noise.device says, on the
-    CPU: then what it needs of the render is copied there, and the noise back."""
+    """Returns the noise of one stage, which keeps its own state.
+
+    The noise is drawn on the render's device or, with config.noise.device "cpu", on the CPU; the render is then copied
+    to the CPU and the noise back. shape: (C, h, w) of the teacher's input. seed: for the noise field.
+    """
     channels, height, width = shape
     field = NoiseField(
         seed,
@@ -50,13 +53,13 @@ def stage_noise(config: Config, stage: StageName, shape: tuple[int, int, int], s
 
 
 NOISE_SAMPLES = 4
-"""Pixels of a render, both ways, under one pixel of the noise that is painted for people."""
+"""Render pixels per pixel of the displayed noise, along each axis."""
 
 
 def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
-    """[V, 3, H / 4, W / 4] the run's kind of noise for any views, to look at.
+    """Returns the run's kind of noise for any views as colors [V, 3, H / 4, W / 4], for display.
 
-    cameras, render: of sizes that NOISE_SAMPLES divides.
+    cameras, render: with sizes that are multiples of NOISE_SAMPLES.
     """
     height, width = cameras.height // NOISE_SAMPLES, cameras.width // NOISE_SAMPLES
     field = NoiseField(
@@ -66,11 +69,11 @@ def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
 
 
 class OutOfMemory(RuntimeError):
-    """A step did not fit the GPU's memory: the message says what helps."""
+    """A step did not fit in GPU memory. The message names settings that help."""
 
 
 def memory_advice(config: Config, name: StageName) -> str:
-    """The three settings of the stage that save the most memory, of those that can still be changed."""
+    """Returns the three settings that save the most memory in the stage, among those that can still be lowered."""
     stage = config.stage(name)
     settings = [
         f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
@@ -92,10 +95,13 @@ def distil(
     live: LiveSettings | None = None,
     start: Gaussians | None = None,
 ) -> Gaussians:
-    """Prompt in, splat out: the coarse stage, then the refine stage.
+    """Runs the coarse stage, then the refine stage, and returns the splat.
 
-    teachers: of `load_teachers`. resume: where to continue. live: of this config and these teachers, for an `on_step`
-    that makes edits. start: of `read_start`, in place of the ball; it is changed.
+    teachers: from `load_teachers`. on_step: called after every optimization step. resume: checkpoint to continue from.
+    live: settings of this config and these teachers, for an `on_step` that makes edits. start: initial splat from
+    `read_start`, instead of the ball; modified in place.
+
+    Raises StageError if the watchdog gives up, and OutOfMemory if a step does not fit in GPU memory.
     """
     live = live or LiveSettings(config, teachers)
 
@@ -104,7 +110,7 @@ def distil(
         live.move_to(place(report.stage, report.state.rollbacks, report.state.step))
 
     device = run_device(config)
-    # One seed, one independent stream for each part.
+    # One seed gives each part an independent stream.
     seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.seed)).tolist()
     if start is None:
         start = ball(
@@ -161,18 +167,18 @@ def generate(
     init: str | Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Gaussians:
-    """Make a splat from a prompt, in Python; nothing is written to disk.
+    """Makes a splat from a prompt without writing to disk.
 
-    prompt: in the words of the teachers; the toybox's are listed by `python -m gscfd.train --list-words`.
+    prompt: description in the teachers' vocabulary; `python -m gscfd.train --list-words` prints that of the toybox.
     seed: in [0, 2^63); the same seed on the same device gives the same splat, bit for bit on the CPU.
-    preset: a name of `gscfd.config.presets()`, or the path of a .yaml file.
-    config: every setting, instead of `preset`; its prompt and seed are replaced by these.
-    init: path of a 3DGS .ply to start from, in place of the ball, as --init.
-    on_step: called after every optimization step; reads the report and changes nothing.
+    preset: a name from `gscfd.config.presets()`, or the path of a .yaml file.
+    config: all settings, instead of `preset`; its prompt and seed are replaced by the arguments.
+    init: path of a 3DGS .ply to start from instead of the ball, as with --init.
+    on_step: called after every optimization step; it may read the report but must not change anything.
 
-    Returns the Gaussians on the run's device: world z up, front at +x, in about the unit ball (docs/methods.md has the
-    equations). Raises UserError for bad input, StageError when the watchdog gives up, and OutOfMemory for a step that
-    does not fit the GPU.
+    Returns the Gaussians on the run's device: world z up, front at +x, roughly in the unit ball (docs/methods.md has
+    the equations). Raises UserError for bad input, StageError if the watchdog gives up, and OutOfMemory if a step does
+    not fit in GPU memory.
     """
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
     if init is not None:

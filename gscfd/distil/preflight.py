@@ -1,4 +1,4 @@
-"""Checks before a run, and the teachers it needs."""
+"""Checks before a run, and loading of its teachers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from gscfd.toybox.words import check_words
 
 
 def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
-    """Raise UserError for what can be known to fail before anything is made: device, noise, prompt, teachers that are
-    not kept."""
+    """Raises UserError for problems that are detectable before the run: device, noise, prompt and teachers.
+
+    kept: teachers that are already loaded, which are not checked again.
+    """
     check_settings(config)
     for name, stage in config.stages().items():
         if teacher_key(config, name) not in (kept or {}):
@@ -28,7 +30,7 @@ def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Raise UserError for settings that cannot be, whatever the teachers are."""
+    """Raises UserError for settings that cannot work, without checking the teachers' files."""
     check_kernels(config)
     check_densify(config)
     check_compile(config)
@@ -39,24 +41,27 @@ def check_settings(config: Config) -> None:
 
 
 def check_kernels(config: Config) -> None:
-    """Raise UserError where the run lacks compiled code for the device that it needs."""
+    """Raises UserError if compiled code for the run's device is missing.
+
+    A run with --device auto and toybox teachers may fall back to the CPU; with other teachers that would be too slow.
+    """
     on_cuda = run_device(config).type == "cuda"
     if on_cuda and config.noise_kind == "radial" and config.noise.device == "render":
         raise UserError("noise.kind: radial has no CUDA kernel; use --noise.kind surface, or --noise.device cpu")
     small = all(known_words(stage.teacher) for stage in config.stages().values())
     missing = missing_kernels(config) if on_cuda else left_alone(config)
     if missing and (on_cuda or not small):
-        raise UserError(f"{missing}\nOr leave the GPU alone, and wait: --device cpu")
+        raise UserError(f"{missing}\nOr run on the CPU, which is slow: --device cpu")
 
 
 def warn_of_left_gpu(config: Config) -> None:
-    """Say so when the run takes the CPU although there is a GPU."""
+    """Warns if the run uses the CPU although a GPU is present."""
     if missing := left_alone(config):
-        warn(f"device: the CPU is used, although there is a GPU, for want of compiled code.\n{missing}")
+        warn(f"device: using the CPU: a GPU is present, but compiled code for it is missing.\n{missing}")
 
 
 def check_densify(config: Config) -> None:
-    """Raise UserError where the device of the run cannot densify as a stage asks."""
+    """Raises UserError if the run's device does not support the densification strategy of a stage."""
     for name, stage in config.stages().items():
         if stage.densify.strategy == "mcmc" and run_device(config).type != "cuda":
             raise UserError(
@@ -66,20 +71,20 @@ def check_densify(config: Config) -> None:
 
 
 def check_compile(config: Config) -> None:
-    """Raise UserError where the networks cannot be compiled on the device of the run."""
+    """Raises UserError if the networks are to be compiled but the run's device does not support it."""
     if not config.compile:
         return
     if run_device(config).type != "cuda":
         raise UserError("compile: expected a CUDA device, got the CPU, where compiling gains nothing; use --no-compile")
     if importlib.util.find_spec("triton") is None:
         raise UserError(
-            "compile: expected the package triton, which torch compiles with on CUDA, got none; use "
-            "--no-compile, or install a build of torch that brings it"
+            "compile: expected the package triton, which torch.compile needs on CUDA, got none; use --no-compile, or "
+            "install a build of torch that includes it"
         )
 
 
 def check_prompt(config: Config) -> None:
-    """Raise UserError for an empty prompt, or words that a toybox teacher never saw."""
+    """Raises UserError for an empty prompt or words that a toybox teacher does not know."""
     if not config.prompt.strip():
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if any(known_words(stage.teacher) for stage in config.stages().values()):
@@ -87,19 +92,22 @@ def check_prompt(config: Config) -> None:
 
 
 KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], GuidedTeacher]
-"""Teachers by `teacher_key`. A stage's teacher is its own, because it is told the stage's prompt."""
+"""Teachers by `teacher_key`. Stages do not share a teacher because each sets its own prompt."""
 
 
 def teacher_key(config: Config, name: StageName) -> tuple[str, str, torch.device, torch.dtype]:
-    """What tells the teacher of the stage `name` from others."""
+    """Returns the key of a stage's teacher: stage, teacher, device and precision."""
     device = run_device(config)
     return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
 
 
 def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[StageName, GuidedTeacher]:
-    """The teachers of the stages that have steps, told the prompt: all that can fail fails before the first step.
+    """Returns the teachers of the stages that have steps, with their prompts set, so that errors occur before the first
+    step.
 
-    kept: those of earlier calls, which are used again; those that are loaded now are added."""
+    kept: teachers from earlier calls, which are reused; newly loaded teachers are added. Raises UserError if a check
+    fails or a teacher cannot be loaded or does not fit in GPU memory.
+    """
     kept = {} if kept is None else kept
     preflight(config, kept)
     teachers: dict[StageName, GuidedTeacher] = {}
@@ -117,7 +125,7 @@ def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[Stag
             teachers[name].set_prompt(stage_prompt(config.prompt, stage))
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{name}.teacher: expected one that fits the GPU's memory, got {stage.teacher}; try --dtype bfloat16, "
-                "a smaller teacher, or end other programs on the GPU (--dry-run shows what is needed)"
+                f"{name}.teacher: expected one that fits in GPU memory, got {stage.teacher}; try --dtype bfloat16, a "
+                "smaller teacher, or end other programs on the GPU (--dry-run estimates the memory needed)"
             ) from error
     return teachers

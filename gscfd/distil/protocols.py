@@ -1,4 +1,4 @@
-"""Callables that the optimization loop receives, by what it expects of them."""
+"""Interfaces of the parts that the optimization loop receives."""
 
 from __future__ import annotations
 
@@ -15,51 +15,56 @@ if TYPE_CHECKING:
 
 
 class Rasterize(Protocol):
+    """Renders the Gaussians from V cameras, differentiably."""
+
     def __call__(self, gaussians: Gaussians, cameras: Cameras) -> Render: ...
 
 
 class Noise(Protocol):
-    """The noise of these views, [V, C, h, w], N(0, 1) in every view."""
+    """Returns the noise [V, C, h, w] for the views, N(0, 1) in each view."""
 
     def __call__(self, cameras: Cameras, render: Render, step: int) -> Tensor: ...
 
 
 class Guidance(Protocol):
-    """z, noise and the returned gradient: [V, C, h, w]; t: the teacher's integer time."""
+    """Returns the gradient for z at the teacher's integer time t. z, noise and the gradient are [V, C, h, w]."""
 
     def __call__(self, teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor: ...
 
 
 class Method(Protocol):
-    """The time of a step, as a fraction of T in [0, 1), and which way to go there.
+    """Returns the diffusion time of a step, as a fraction of T in [0, 1), and the guidance to apply.
 
-    done: share of the stage's steps that are done, in [0, 1). generator: the stage's own; a method has no other state,
-    but for what its `Learner` has.
+    done: share of the stage's steps done, in [0, 1). generator: the stage's generator, the only state of a method
+    besides its `Learner`.
     """
 
     def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...
 
 
 class Learner(Protocol):
-    """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
+    """A network that a method trains beside the Gaussians. Its tensors are part of the stage's state."""
 
     name: str
-    """First part of the names of its tensors."""
+    """Prefix of its tensors' names."""
     step_size: str
-    """Setting of a stage that holds its step size."""
+    """Name of the stage setting that holds its step size."""
 
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """[V, C, h, w] the noise in x_t, as far as it is learned; without gradient."""
+        """Returns the predicted noise [V, C, h, w] in x_t, without gradient."""
         ...
 
     def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
-        """One step of training, on what the teacher sees of the renders [V, C, h, w]. generator: the stage's own."""
+        """Makes one training step on z [V, C, h, w], the renders as the teacher sees them.
+
+        generator: the stage's generator.
+        """
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on, detached, not copied."""
+        """Returns all tensors on which the next step depends, detached but not copied."""
         ...
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Become a copy of what had these tensors."""
+        """Restores the state from the result of `tensors`, copying it."""
         ...

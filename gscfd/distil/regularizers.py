@@ -10,9 +10,10 @@ from gscfd.types import Render
 
 
 def regularizers(gaussians: Gaussians, render: Render, config: StageConfig, *, image_size: int) -> Tensor:
-    """The weighted sum of the stage's regularizers, a scalar; per view, as the distillation loss is.
+    """Returns the weighted sum of the stage's regularizers, a scalar per view like the distillation loss.
 
-    image_size: pixels, both ways, of the image whose sums over pixels the weights are for, whatever was rendered.
+    image_size: width and height in pixels of the image to which the weights of sums over pixels refer, regardless of
+    the render size.
     """
     views, height, width, _ = render.opacity.shape
     pixels = image_size**2 / (height * width)

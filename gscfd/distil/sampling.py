@@ -1,8 +1,8 @@
-"""The clean flow on a picture: distillation in two dimensions, which is sampling (CFD section 3 and appendix G).
+"""The clean flow of an image: distillation in two dimensions, which is sampling (CFD section 3 and appendix G).
 
-The picture z starts at 0 and has no noise in it; x_t = alpha z + sigma eps is what the teacher sees. Throughout, times
-are the teacher's integers, falling, without 0: the last step goes from the last one to the clean picture. `fresh(step)`
-draws noise, [V, C, h, w] like `noise`, which is what the flow starts with: x_T = sigma_T noise.
+The image z starts at 0 and contains no noise; the teacher sees x_t = alpha z + sigma eps. Throughout, `times` are the
+teacher's integer times, decreasing and excluding 0; the last step goes from the last time to the clean image. `noise`
+[V, C, h, w] is the initial noise, x_T = sigma_T noise, and `fresh(step)` draws new noise of the same shape.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ T_MAX, T_MIN = 0.98, 0.02
 
 
 def falling_times(steps: int, timesteps: int) -> list[int]:
-    """From 0.98 T towards 0.02 T at equal distances: the annealing of CFD's public 2D configuration."""
+    """Returns equally spaced times from 0.98 T toward 0.02 T, the annealing of CFD's public 2D configuration."""
     return [time_index(anneal(i / steps, ((0.0, 0.0), (1.0, 1.0)), T_MIN, T_MAX), timesteps) for i in range(steps)]
 
 
 def noise_level(teacher: Teacher, t: int) -> float:
-    """sigma / alpha: the time of the clean flow, and EDM's sigma."""
+    """Returns sigma / alpha, which is the clean flow's time and EDM's sigma."""
     alpha, sigma = teacher.alpha_sigma(t)
     return sigma / alpha
 
 
 def noise_levels(teacher: Teacher, times: Sequence[int]) -> list[float]:
-    """Those of the times, and 0 at the end."""
+    """Returns the noise levels of the times, followed by 0."""
     return [*(noise_level(teacher, t) for t in times), 0.0]
 
 
 def refreshed(noise: Tensor, fresh: Tensor, gamma: float) -> Tensor:
-    """sqrt(1 - gamma) noise + sqrt(gamma) fresh, of the same variance (CFD Eq. 10)."""
+    """Returns sqrt(1 - gamma) noise + sqrt(gamma) fresh, which has the same variance (CFD Eq. 10)."""
     return math.sqrt(1 - gamma) * noise + math.sqrt(gamma) * fresh
 
 
@@ -55,10 +55,11 @@ def clean_flow(
     *,
     gamma: float,
 ) -> Tensor:
-    """[V, C, h, w] the picture at the end of the clean flow: descent along `cfd` with Euler steps in sigma / alpha.
+    """Returns the image [V, C, h, w] at the end of the clean flow, by descent along `cfd` with Euler steps in
+    sigma / alpha.
 
-    gamma, share of fresh noise per step: 0 is the ODE, which is DDIM (CFD Eq. 8); in between the SDE (CFD Eq. 10-11); 1
-    is SDS with falling times.
+    gamma: share of fresh noise per step. 0 is the ODE, which is DDIM (CFD Eq. 8); values in between are the SDE (CFD
+    Eq. 10-11); 1 is SDS with decreasing times.
     """
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
     for step, t in enumerate(times):
@@ -77,8 +78,8 @@ def variational(
     cameras: Cameras,
     generator: torch.Generator,
 ) -> Tensor:
-    """[V, C, h, w] the picture of descent along `vsd`: the steps of `clean_flow` with fresh noise in each, after which
-    the learner learns from the picture. generator: of what it draws."""
+    """Returns the image [V, C, h, w] of descent along `vsd`: the steps of `clean_flow` with fresh noise, each followed
+    by a training step of the learner on the image. generator: for the learner's draws."""
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
     for step, t in enumerate(times):
         eps = fresh(step) if step > 0 else noise
@@ -88,10 +89,10 @@ def variational(
 
 
 def ddim(teacher: Teacher, x: Tensor, times: Sequence[int], cameras: Cameras) -> Tensor:
-    """[V, C, h, w] the picture of DDIM with eta = 0, in the noisy variable (Song et al. 2021, Eq. 12); for a flow, of
-    Euler steps along v = eps - x0.
+    """Returns the image [V, C, h, w] sampled by DDIM with eta = 0, in the noisy variable (Song et al. 2021, Eq. 12).
+    For a flow, its steps are Euler steps along v = eps - x0.
 
-    x: [V, C, h, w] at times[0].
+    x: [V, C, h, w] noisy image at times[0].
     """
     for t, later in zip(times, times[1:], strict=False):
         x = ddim_step(teacher, x, teacher.predict_eps(x, t, cameras), t, later)
@@ -108,10 +109,10 @@ def edm(
     *,
     churn: float,
 ) -> Tensor:
-    """[V, C, h, w] the picture of EDM's stochastic sampler, in the clean variable (CFD Alg. 3, EDM Alg. 2).
+    """Returns the image [V, C, h, w] of EDM's stochastic sampler, in the clean variable (CFD Alg. 3, EDM Alg. 2).
 
-    Each step first goes back to a higher noise level, by the factor 1 + min(churn / steps, sqrt(2) - 1) rounded to one
-    of the teacher's times, and then makes a Heun step to the next one. churn = 0: no fresh noise.
+    Each step first raises the noise level by the factor 1 + min(churn / steps, sqrt(2) - 1), rounded to one of the
+    teacher's times, and then makes a Heun step to the next time. churn: 0 adds no fresh noise.
     """
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
     factor = 1 + min(churn / len(times), math.sqrt(2) - 1)
@@ -130,32 +131,34 @@ def edm(
 
 
 def nearest_time(teacher: Teacher, level: float) -> int:
-    """The time whose noise level is nearest to this one."""
+    """Returns the time with the nearest noise level."""
     return min(range(teacher.timesteps), key=lambda t: abs(noise_level(teacher, t) - level))
 
 
 MOST_CFG = 7.5
-"""Distillation's guidance of 50 and more would saturate a sampler."""
+"""Maximum guidance scale for sampling; distillation's scales of 50 and more would saturate the image."""
 FLOW_SHIFT = 3.0
-"""How far a flow sampler's times lean towards noise (Esser et al. 2024, section 5.3.2)."""
+"""Shift of a flow sampler's times toward noise (Esser et al. 2024, section 5.3.2)."""
 
 
 def sample(teacher: GuidedTeacher, cameras: Cameras, *, steps: int, generator: torch.Generator) -> Tensor:
-    """[V, 3, H, W] in [0, 1]: the teacher's sample of these views, by DDIM, which for a flow are its Euler steps."""
+    """Returns the teacher's samples of the views [V, 3, H, W] in [0, 1], by DDIM, or Euler steps for a flow."""
     x = torch.randn(len(cameras), *teacher.latent_shape, generator=generator).to(cameras.viewmats.device)
     times = shifted_times if isinstance(teacher.schedule, Flow) else trailing_times
     return teacher.decode(ddim(teacher, x, times(steps, teacher.timesteps), cameras))
 
 
 def trailing_times(steps: int, timesteps: int) -> list[int]:
-    """Of a diffusion: at equal distances, from the last one down (Lin et al. 2023, section 3.3). At most `steps`."""
+    """Returns at most `steps` equally spaced times of a diffusion model, from the last one down (Lin et al. 2023,
+    section 3.3)."""
     steps = min(steps, timesteps)
     return [round(timesteps * (1 - i / steps)) - 1 for i in range(steps)]
 
 
 def shifted_times(steps: int, timesteps: int) -> list[int]:
-    """Of a flow: FLOW_SHIFT closer to noise than at equal distances, and below pure noise, where eps says nothing of
-    x0. At most `steps`."""
+    """Returns at most `steps` times of a flow model: equally spaced times shifted toward noise by FLOW_SHIFT, excluding
+    pure noise, where eps does not determine x0."""
     even = np.linspace(1, 1 / steps, steps)
     shifted = FLOW_SHIFT * even / (1 + (FLOW_SHIFT - 1) * even)
-    return np.unique(np.clip(np.round(shifted * timesteps), 1, timesteps - 1).astype(int))[::-1].tolist()
+    times: list[int] = np.unique(np.clip(np.round(shifted * timesteps), 1, timesteps - 1).astype(int))[::-1].tolist()
+    return times

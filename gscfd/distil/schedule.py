@@ -1,4 +1,4 @@
-"""t(tau): which diffusion time belongs to which optimization step. Times are fractions of T, in [0, 1)."""
+"""Schedules t(tau): the diffusion time of each optimization step. Times are fractions of T, in [0, 1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def anneal(fraction: float, points: tuple[tuple[float, float], ...], t_min: float, t_max: float) -> float:
-    """t / T = t_min + (t_max - t_min)(1 - p), p piecewise linear through the points, clamped at both ends.
+    """Returns t / T = t_min + (t_max - t_min)(1 - p), with p piecewise linear through the points and clamped at both
+    ends (CFD section 5 and its public configuration; the public code extrapolates past the last point instead).
 
-    fraction: of the stage's steps that are done, in [0, 1]. points: (fraction, p) with rising fractions.
-    CFD section 5 and its public configuration; the public code extrapolates past the last point, this does not.
+    fraction: share of the stage's steps done, in [0, 1]. points: (fraction, p) with rising fractions.
     """
     xs = [x for x, _ in points]
     i = bisect_right(xs, fraction)
@@ -25,24 +25,27 @@ def anneal(fraction: float, points: tuple[tuple[float, float], ...], t_min: floa
 
 
 def sqrt_anneal(fraction: float, t_min: float, t_max: float) -> float:
-    """t / T = t_max - (t_max - t_min) sqrt(fraction of the steps done): t2 of Consistent3D Eq. 12."""
+    """Returns t / T = t_max - (t_max - t_min) sqrt(fraction), t2 of Consistent3D Eq. 12.
+
+    fraction: share of the stage's steps done, in [0, 1].
+    """
     return t_max - (t_max - t_min) * math.sqrt(fraction)
 
 
 def uniform(t_min: float, t_max: float, generator: torch.Generator) -> float:
-    """One uniform draw from [t_min, t_max): the time of plain SDS (Poole et al. 2022)."""
+    """Returns a uniform draw from [t_min, t_max), the time of plain SDS (Poole et al. 2022)."""
     return t_min + (t_max - t_min) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
 def render_size(fraction: float, sizes: tuple[tuple[float, int], ...], default: int) -> int:
-    """Pixels of the renders: the size of the last (fraction, pixels) that is reached, `default` without any.
+    """Returns the render size in pixels: that of the last (fraction, pixels) reached, or `default` if none is.
 
-    fraction: of the stage's steps that are done, in [0, 1].
+    fraction: share of the stage's steps done, in [0, 1].
     """
     reached = bisect_right([share for share, _ in sizes], fraction)
     return sizes[reached - 1][1] if reached else default
 
 
 def time_index(t: float, timesteps: int) -> int:
-    """The teacher's integer time for t in [0, 1)."""
+    """Returns the teacher's integer time for t in [0, 1). timesteps: number of the teacher's times."""
     return min(max(round(t * timesteps), 0), timesteps - 1)

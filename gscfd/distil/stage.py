@@ -1,4 +1,4 @@
-"""The one optimization loop. It reads like the paper's Algorithm 1 and receives every part it uses."""
+"""The optimization loop. It follows the paper's Algorithm 1 and receives every part that it uses."""
 
 from __future__ import annotations
 
@@ -27,48 +27,48 @@ from gscfd.types import Cameras, Render
 PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimize", "densify", "watch")
 """The parts of a step, in order."""
 TEACHER_PARTS = ("encode", "teacher", "encode_backward")
-"""Those that run the teacher's networks."""
+"""The parts that run the teacher's networks."""
 
 
 @dataclass
 class StepReport:
-    """What a step did; callbacks read it and change nothing."""
+    """Results of a step. Callbacks may read them but must not change anything."""
 
     stage: StageName
 
     step: int
-    """From 0."""
+    """Index of the step, from 0."""
     steps: int
-    """Of the stage."""
+    """Number of steps of the stage."""
     t: float
     """Diffusion time as a fraction of T."""
     loss: SupportsFloat
-    """Half the squared length of dL/dz, per view. Read by float(), which waits for a CUDA device that has not come so
-    far. So do `regularizer` and `seconds`."""
+    """Half the squared length of dL/dz, per view. float() reads the value; on CUDA, reading this, `regularizer` or
+    `seconds` waits until the device has computed it."""
     regularizer: SupportsFloat
     """Weighted sum of the regularizers."""
     count: int
-    """Gaussians after the step."""
+    """Number of Gaussians after the step."""
     seconds: Mapping[str, float]
-    """Time of each part, by the names in PARTS; on CUDA the device's."""
+    """Seconds per part, by the names in PARTS; on CUDA, measured on the device."""
     gaussians: Gaussians
-    """After the step; the run's own, not a copy."""
+    """The run's Gaussians after the step, not a copy."""
     cameras: Cameras
-    """Of the views of the step."""
+    """Cameras of the step's views."""
     images: Tensor
-    """[V, H, W, 3] what the teacher was shown, detached."""
+    """[V, H, W, 3] images shown to the teacher, detached."""
     noise: Tensor
-    """[V, C, h, w] what it was given to denoise them with."""
+    """[V, C, h, w] noise added to the images for the teacher."""
     target: Tensor
-    """[V, C, h, w] where the guidance leads: its denoised images z0_hat for cfd, sds and fsd (CFD Eq. 9)."""
+    """[V, C, h, w] target of the guidance; for cfd, sds and fsd, the denoised images z0_hat (CFD Eq. 9)."""
     state: StageState
-    """After the step, or after going back."""
+    """State of the stage after the step, or after the rollback."""
     trouble: str = ""
-    """Why the step was taken back; empty for a step that counts."""
+    """Reason that the step was rolled back; empty if it was not."""
 
 
 class StageError(RuntimeError):
-    """The run cannot go on: the message says why, and what to try."""
+    """The run cannot continue. The message says why and suggests settings to try."""
 
 
 def run_stage(
@@ -87,14 +87,15 @@ def run_stage(
     learner: Learner | None = None,
     resume: StateDict | None = None,
 ) -> None:
-    """Distil the teacher into the Gaussians, in place.
+    """Distills the teacher into the Gaussians, in place.
 
-    keep_every: steps between two good states. learner: what the method trains, if it trains something. resume: where to
-    continue. Raises StageError when the watchdog has gone back too often; the Gaussians are then those of the last good
-    state. What `on_step` raises ends the stage.
+    name: stage, for messages and reports. seed: for the views and densification. keep_every: steps between two good
+    states. learner: network that the method trains, if any. resume: state to continue from.
 
-    On CUDA nothing here waits for the device but gsplat, for the number of tiles and of the Gaussians seen, and the
-    watchdog when it looks.
+    Raises StageError after too many rollbacks; the Gaussians are then those of the last good state. Exceptions from
+    `on_step` end the stage.
+
+    On CUDA, only gsplat, for the number of tiles and visible Gaussians, and the watchdog's checks wait for the device.
     """
     state = StageState(gaussians, config, seed=seed, keep_every=keep_every, learner=learner)
     if resume is not None:
@@ -119,23 +120,23 @@ def run_stage(
         images = pictures(render, cameras, config, generator)
         clock.lap("render")
 
-        # Show them to the teacher.
+        # Encode them for the teacher.
         shown = images.detach().requires_grad_()
         z = teacher.encode(shown.permute(0, 3, 1, 2))
         clock.lap("encode")
 
-        # Draw the noise on the surface that is there now.
+        # Draw the noise on the current surface.
         eps = noise(cameras, detached(render), step)
         clock.lap("noise")
 
-        # Ask which way to go, then let the method learn from what was shown.
+        # Query the guidance, then train the method's learner on the same images.
         t, guidance = method(done, generator)
         grad = guidance(teacher, z.detach(), eps, time_index(t, teacher.timesteps), group)
         if learner is not None:
             learner.learn(z.detach(), group, generator)
         clock.lap("teacher")
 
-        # Carry the answer back to the pixels, and from there to the Gaussians.
+        # Backpropagate to the pixels, and from there to the Gaussians.
         loss = distillation_loss(z, grad)
         (pixel_grad,) = torch.autograd.grad(loss, shown)
         clock.lap("encode_backward")
@@ -144,7 +145,7 @@ def run_stage(
         torch.autograd.backward([images, regularizer], [pixel_grad, torch.ones_like(regularizer)])
         clock.lap("render_backward")
 
-        # Step, then grow and prune.
+        # Update the Gaussians, then grow and prune.
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -153,7 +154,7 @@ def run_stage(
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
 
-        # Go on from a sound splat, back from any other.
+        # Advance if the splat is sound, otherwise roll back.
         trouble = find_trouble(state, render.opacity, loss, name=name, limits=watchdog)
         if trouble:
             state.roll_back()
@@ -182,13 +183,13 @@ def run_stage(
         if trouble and state.rollbacks > watchdog.rollbacks:
             raise StageError(
                 f"{name}: {trouble.what} at step {step}; {trouble.advice} "
-                f"(went back {watchdog.rollbacks} times, each time with half the step size)"
+                f"(went back {watchdog.rollbacks} times, halving the step size each time)"
             )
 
 
 def pictures(render: Render, cameras: Cameras, config: StageConfig, generator: torch.Generator) -> Tensor:
-    """[V, H, W, 3] what the teacher is shown: the views over one background or, in a share of the steps, their normal
-    maps."""
+    """Returns the images [V, H, W, 3] for the teacher: the views over one random background or, with probability
+    normal_prob, their normal maps."""
     background = random_background(generator)
     if config.normal_prob and torch.rand((), generator=generator).item() < config.normal_prob:
         return normal_map(render, cameras)
@@ -196,7 +197,7 @@ def pictures(render: Render, cameras: Cameras, config: StageConfig, generator: t
 
 
 def straight_through_clamp(images: Tensor) -> Tensor:
-    """Images as they would be shown, in [0, 1]; the gradient passes, so that colors outside find their way back."""
+    """Clamps images to [0, 1] but passes the gradient through, which brings colors outside that range back into it."""
     return images + (images.clamp(0, 1) - images).detach()
 
 

@@ -1,4 +1,4 @@
-"""A splat that is there already as the start of a run: `--init PLY`."""
+"""Starting a run from an existing splat: `--init PLY`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from gscfd.export.transform import with_degree
 from gscfd.gaussians import Gaussians
 
 INSIDE_SHARE = 0.99
-"""Share of the Gaussians that must lie in the unit ball; the others may be the floaters of a capture."""
+"""Share of the Gaussians that must lie in the unit ball; the rest may be floaters of a capture."""
 FITTING_RADII = (0.5, 1.2)
-"""Radii at which a splat stays as it is: gscfd's own have about 0.9."""
+"""Range of radii at which a splat is left unchanged; gscfd's splats have a radius of about 0.9."""
 
 
 def read_start(config: InitConfig) -> Gaussians | None:
-    """The splat of config.ply, in the unit ball and with harmonics of degree config.sh_degree; None where it is unset.
+    """Returns the splat in config.ply, fitted to the unit ball, with spherical harmonics of degree config.sh_degree, or
+    None if config.ply is unset.
 
-    Says so where it had to be moved. Raises UserError when the file is not a 3DGS .ply.
+    Warns if the splat had to be moved and scaled. Raises UserError if the file is not a 3DGS .ply.
     """
     if config.ply is None:
         return None
@@ -33,7 +34,7 @@ def read_start(config: InitConfig) -> Gaussians | None:
 
 
 def read_splat(path: Path) -> Gaussians:
-    """The splat of a 3DGS .ply. Raises UserError when it is not one."""
+    """Returns the splat in a 3DGS .ply. Raises UserError, naming init, if the file is not one."""
     try:
         return Gaussians.load_ply(path)
     except UserError as error:
@@ -41,10 +42,10 @@ def read_splat(path: Path) -> Gaussians:
 
 
 def in_unit_ball(gaussians: Gaussians) -> tuple[Gaussians, list[float], float]:
-    """The splat, what of it has gone to the origin, and how many times as large it is now.
+    """Returns the splat, the point moved to the origin, and the scale factor.
 
-    Scale 1: it fills the unit ball as it is. Otherwise the median position goes to the origin, and the ball holds 99 %
-    of the Gaussians, each with one standard deviation.
+    A splat that already fills the unit ball is unchanged, with a scale factor of 1. Otherwise the median position moves
+    to the origin, and the unit ball contains 99 % of the Gaussians, each extended by one standard deviation.
     """
     if FITTING_RADII[0] <= reach(gaussians) <= FITTING_RADII[1]:
         return gaussians, [0.0, 0.0, 0.0], 1.0
@@ -58,7 +59,8 @@ def in_unit_ball(gaussians: Gaussians) -> tuple[Gaussians, list[float], float]:
 
 
 def reach(gaussians: Gaussians) -> float:
-    """Radius of the ball about the origin that holds 99 % of the Gaussians, each with one standard deviation."""
+    """Returns the radius of the ball about the origin that contains 99 % of the Gaussians, each extended by its largest
+    standard deviation."""
     values = {name: value.double() for name, value in gaussians.tensors().items()}
     distance = values["means"].norm(dim=1) + values["scales"].amax(1).exp()
     return float(np.quantile(distance.numpy(), INSIDE_SHARE))

@@ -1,7 +1,8 @@
-"""A stage between two steps: all that the next step depends on, so that a copy of it continues the stage exactly.
+"""State of a stage between two steps. It holds everything on which the next step depends, so a copy continues the stage
+exactly.
 
-The noise and the time t are functions of the step, the cameras and the settings, and no part draws from the global
-random generators: there is nothing else to keep.
+Nothing else needs to be saved: the noise and the time t are functions of the step, the cameras, the settings and this
+state, and no part draws from the global random generators.
 """
 
 from __future__ import annotations
@@ -22,25 +23,26 @@ from gscfd.gaussians import Gaussians
 
 @dataclass(frozen=True)
 class StateDict:
-    """A StageState as what a file can hold."""
+    """A StageState in a form that can be written to a file."""
 
     tensors: dict[str, Tensor]
-    """In main memory; those of a CUDA device are there after `wait`."""
+    """Tensors in main memory. Copies from a CUDA device are complete only after `wait`."""
     numbers: dict[str, int]
+    """step, rollbacks and good_step."""
     arrival: torch.cuda.Event | None = None
-    """Of the tensors, where a CUDA device copies them."""
+    """Event that marks the end of the copies from a CUDA device."""
 
     def wait(self) -> None:
-        """Until the tensors are there."""
+        """Waits until the tensors are complete."""
         if self.arrival is not None:
             self.arrival.synchronize()
 
 
 class StageState:
-    """The Gaussians, Adam's moments, the densifier's statistics, what the method trains, the random generator and the
-    step; and the last good state, which the watchdog goes back to.
+    """The Gaussians, Adam's moments, the densifier's statistics, the method's learner, the random generator and the
+    step, and a copy of the last good state for rollbacks.
 
-    Tensors go by name: params/means, adam/means/exp_avg, densify/grad2d, learner/..., generator.
+    Tensors have names such as params/means, adam/means/exp_avg, densify/grad2d, learner/... and generator.
     """
 
     def __init__(
@@ -52,45 +54,46 @@ class StageState:
         keep_every: int,
         learner: Learner | None = None,
     ):
-        """keep_every: steps between two good states. learner: of the method, if it trains something."""
+        """seed: for the random generator. keep_every: steps between two good states. learner: the method's learner, if
+        it has one."""
         self.gaussians, self.config, self.seed, self.keep_every = gaussians, config, seed, keep_every
         self.learner = learner
         self.optimizers = make_optimizers(gaussians, {name: getattr(config.lr, name) for name in gaussians.params})
         self.densifier = make_densifier(config.densify, config.steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.step = 0
-        """Of the next step, from 0: as many are done."""
+        """Index of the next step, from 0, which is also the number of steps done."""
         self.rollbacks = 0
-        """How often the watchdog went back."""
+        """Number of rollbacks so far."""
         self.keep()
 
     def set_step_sizes(self) -> None:
-        """Adam's step sizes for the next step: they fall exponentially, and each rollback halves them."""
+        """Sets Adam's step sizes for the next step: they decay exponentially, and each rollback halves them."""
         lr = self.config.lr
         left = lr.end ** (self.step / self.config.steps) * 0.5**self.rollbacks
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = getattr(lr, name) * left
 
     def advance(self) -> None:
-        """The step is done and sound."""
+        """Moves to the next step, after a sound one; keeps the state as good every keep_every steps."""
         self.step += 1
         if self.step % self.keep_every == 0:
             self.keep()
 
     def roll_back(self) -> None:
-        """Return to the last good state, from there with half the step size and other views."""
+        """Returns to the last good state, to continue with half the step size and other views."""
         rollbacks = self.rollbacks + 1
         self.load(self.good_step, self.good)
         self.rollbacks = rollbacks
         self.generator.manual_seed(self.seed + rollbacks)
 
     def keep(self) -> None:
-        """Make this the last good state."""
+        """Makes the current state the last good one."""
         self.good_step = self.step
         self.good = {name: value.clone() for name, value in self.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state's own tensors, detached, not copied."""
+        """Returns the state's tensors by name, detached but not copied."""
         named = {f"params/{name}": value.detach() for name, value in self.gaussians.params.items()}
         for name, optimizer in self.optimizers.items():
             moments = optimizer.state.get(self.gaussians.params[name], {})
@@ -101,7 +104,7 @@ class StageState:
         return named | {"generator": self.generator.get_state()}
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Become a copy of the tensors that a state had before `step`."""
+        """Restores the state before `step` from the result of `tensors`, copying it."""
         self.step = step
         for name, optimizer in self.optimizers.items():
             parameter = Parameter(tensors[f"params/{name}"].to(self.gaussians.device, copy=True))
@@ -116,17 +119,17 @@ class StageState:
         self.generator.set_state(tensors["generator"].cpu())
 
     def state_dict(self) -> StateDict:
-        """A copy of the state and, where it is another, of the last good one. A CUDA device is not waited for."""
-        # From CUDA without waiting, the copies are in pinned memory.
+        """Returns a copy of the state and of the last good one, if different, without waiting for a CUDA device."""
+        # Copies from CUDA with non_blocking go to pinned memory.
         tensors = {f"now/{name}": v.to("cpu", non_blocking=True, copy=True) for name, v in self.tensors().items()}
         if self.good_step != self.step:
-            # Never changed, only replaced: on the CPU no copy is needed.
+            # These tensors are replaced but never modified: on the CPU no copy is needed.
             tensors |= {f"good/{name}": v.to("cpu", non_blocking=True) for name, v in self.good.items()}
         numbers = {"step": self.step, "rollbacks": self.rollbacks, "good_step": self.good_step}
         return StateDict(tensors, numbers, event() if self.gaussians.device.type == "cuda" else None)
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Continue where state_dict() was taken."""
+        """Restores the state from the result of `state_dict`."""
         step, good_step = saved.numbers["step"], saved.numbers["good_step"]
         self.load(good_step, part(saved.tensors, "now/" if good_step == step else "good/"))
         self.keep()
@@ -135,34 +138,37 @@ class StageState:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
-    """Give the optimizer, which has none, a copy of Adam's moments of a parameter; there are none before its first
-    step."""
+    """Copies Adam's moments of a parameter to the optimizer, which has no state. Before the first step, `moments` is
+    empty."""
     if moments:
-        # On the CPU and by one kernel on CUDA, Adam counts its steps where the moments are.
+        # On the CPU, and in the fused version on CUDA, Adam's step counter is on the same device as the moments.
         optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in moments.items()}
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names start with the prefix, without it."""
+    """Returns the tensors whose names start with the prefix, under their names without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What continues a run."""
+    """State from which a run continues."""
 
     stage: StageName
     state: StateDict
     rows: int
-    """Rows of stats.jsonl written so far."""
+    """Number of rows of stats.jsonl written so far."""
     device: str
-    """cpu or cuda."""
+    """Device type of the run: cpu or cuda."""
     config: dict[str, Any]
-    """`config.plain` of the run's settings."""
+    """The run's settings, by `config.plain`."""
 
 
 def make_optimizers(gaussians: Gaussians, lr: dict[str, float]) -> dict[str, torch.optim.Adam]:
-    """One Adam per parameter, as gsplat's strategies expect; on CUDA one kernel each. lr: by parameter name."""
+    """Returns one Adam optimizer per parameter, as gsplat's strategies expect, fused on CUDA.
+
+    lr: step sizes by parameter name.
+    """
     fused = gaussians.device.type == "cuda"
     return {
         name: torch.optim.Adam(
@@ -173,12 +179,12 @@ def make_optimizers(gaussians: Gaussians, lr: dict[str, float]) -> dict[str, tor
 
 
 def scaled_gradient_variance(optimizer: torch.optim.Adam) -> Tensor:
-    """[] sqrt(sum(v - m^2) / sum(v)) over all entries of Adam's bias-corrected moments m and v (CFD Eq. 15), in [0, 1],
-    in float64 where the moments are; a CUDA device is not waited for.
+    """Returns sqrt(sum(v - m^2) / sum(v)) over all entries of Adam's bias-corrected moments m and v (CFD Eq. 15), in
+    [0, 1], as a float64 scalar on the device of the moments, without waiting for CUDA.
 
-    0: every step the same gradient; 1: the gradients cancel out. m averages over 1 / (1 - beta1) steps only, so that of
-    pure noise sqrt(1 - (1 - beta1) / (1 + beta1)) is seen: .973 for beta1 = .9. NaN before the first step, and where
-    all gradients were 0.
+    0 means that the gradient is the same at every step, 1 that the gradients cancel out. Because m averages over only
+    1 / (1 - beta1) steps, pure noise gives sqrt(1 - (1 - beta1) / (1 + beta1)): .973 for beta1 = .9. NaN before the
+    first step and if all gradients were 0.
     """
     spread = total = torch.zeros((), dtype=torch.float64)
     for group in optimizer.param_groups:

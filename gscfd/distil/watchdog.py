@@ -1,4 +1,4 @@
-"""Is the splat still sound? Looked at after every step, so that a run that went wrong goes back in time."""
+"""Checks of the splat after each step, which detect a failing run early enough to roll it back."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from gscfd.distil.state import StageState, part
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a step cannot be kept."""
+    """Problem that makes a rollback necessary."""
 
     what: str
+    """Description of the problem."""
     advice: str
-    """What the user can try."""
+    """Settings that the user can try."""
 
 
 CUDA_EVERY = 10
-"""Steps between two looks on CUDA, where each waits for the device."""
+"""Steps between two full checks on CUDA, where each check waits for the device."""
 
 
 def due(state: StageState) -> bool:
-    """Whether to look after the step that is done: always on the CPU; on CUDA every few steps, before a state is kept
-    as good, and at the end."""
+    """Returns whether a full check is due after the current step: always on the CPU; on CUDA every CUDA_EVERY steps,
+    before a state is kept as good, and at the end of the stage."""
     done, every = state.step + 1, 1 if state.gaussians.device.type == "cpu" else CUDA_EVERY
     return done % every == 0 or done % state.keep_every == 0 or done == state.config.steps
 
@@ -34,10 +35,11 @@ def due(state: StageState) -> bool:
 def find_trouble(
     state: StageState, opacity: Tensor, loss: Tensor, *, name: str, limits: WatchdogConfig
 ) -> Trouble | None:
-    """The first trouble of a step that is done, or None; the number of Gaussians is looked at always, the rest when it
-    is `due`.
+    """Returns the first problem after a step, or None. The number of Gaussians is checked after every step, the rest
+    when `due`.
 
-    state: after the step. opacity: [V, H, W, 1] of the views it rendered. name: of the stage, for the advice.
+    state: state after the step. opacity: [V, H, W, 1] opacity of the step's views. loss: scalar. name: stage, for the
+    advice.
     """
     count = len(state.gaussians)
     if count == 0:
@@ -48,13 +50,13 @@ def find_trouble(
     if count > most:
         return Trouble(
             f"{count} Gaussians are more than {most:.0f}",
-            f"try a larger --{name}.densify.grad-threshold, or a larger --{name}.densify.max-count if they are meant",
+            f"try a larger --{name}.densify.grad-threshold, or a larger --{name}.densify.max-count if this is intended",
         )
     if not due(state):
         return None
     finite = all_finite(state.tensors() | {"loss": loss.detach()})
     sizes, coverage = state.gaussians.scales.detach().exp().amax(-1), opacity.detach().mean((1, 2, 3))
-    # All the answers come from the device at once.
+    # A single copy from the device.
     *good, size, covered = torch.stack([*finite.values(), sizes.mean(), coverage.max()]).tolist()
     broken = sorted(name for name, is_good in zip(finite, good, strict=True) if not is_good)
     if broken:
@@ -82,10 +84,10 @@ def find_trouble(
 
 
 def all_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By name, 1 without a NaN or an infinity, else 0.
+    """Returns, by name, 1 if all values are finite and 0 otherwise.
 
-    A parameter, its gradient and its moments have one name: a gradient that is not finite makes Adam's moments so. The
-    densifier's statistics come from the positions' gradients. What a method trains has the names of its learner.
+    A parameter and its moments share a name; a gradient that is not finite makes Adam's moments not finite. The
+    densifier's statistics come from the positions' gradients. A learner's tensors share the learner's name.
     """
     named = [("loss", tensors["loss"])]
     for kind in ("params/", "adam/", "densify/", "learner/"):

@@ -1,1 +1,1 @@
-"""One run on disk."""
+"""A run on disk: its folder, checkpoints and cost."""

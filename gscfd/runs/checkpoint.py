@@ -1,7 +1,7 @@
-"""The last states of a run on disk: each whole or not there, each known by its checksums.
+"""Checkpoints of a run: written atomically and verified by checksums.
 
-A checkpoint is two files, `000012.safetensors` with the tensors and `000012.json` with everything else. The .json is
-written last and makes the checkpoint valid; it holds the checksum of the tensors and its own.
+A checkpoint consists of two files, `000012.safetensors` with the tensors and `000012.json` with everything else. The
+.json is written last, which makes the checkpoint valid; it holds the checksums of the tensors and of its own facts.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from gscfd.files import atomic_write
 from gscfd.version import __version__
 
 FORMAT = 1
-"""Raised by every change of what a checkpoint holds or means."""
+"""Format version, increased by every change to the content or meaning of a checkpoint."""
 NAME = re.compile(r"(\d{6,})\.(json|safetensors)")
-"""What the files of a checkpoint are called."""
+"""File names of a checkpoint."""
 
 
 class DamagedError(ValueError):
-    """A checkpoint that is not what was written."""
+    """The checkpoint differs from what was written."""
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints, in a folder of their own that is made when the first is saved."""
+    """The newest `keep` checkpoints, in a folder that is created for the first one."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write it, then remove the oldest. Raises OSError, and leaves those before as they were."""
+        """Writes the checkpoint, then removes the oldest. Raises OSError on failure; earlier checkpoints remain."""
         self.folder.mkdir(exist_ok=True)
         number = max(self.numbers(), default=0) + 1
         checkpoint.state.wait()
@@ -54,9 +54,9 @@ class Checkpoints:
         self.remove_all_but(self.numbers()[-self.keep :])
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is whole, or None when none was ever written. Newer ones, which are damaged, are removed.
+        """Returns the newest intact checkpoint, or None if none was written. Removes newer, damaged ones.
 
-        Raises UserError when all are damaged, or one is of another format.
+        Raises UserError if all are damaged, or if one has another format.
         """
         numbers = self.numbers()
         for number in reversed(numbers):
@@ -69,13 +69,13 @@ class Checkpoints:
             return checkpoint
         if numbers:
             raise UserError(
-                f"resume: expected a whole checkpoint in {self.folder}, got {len(numbers)} that are damaged; "
+                f"resume: expected an intact checkpoint in {self.folder}, got {len(numbers)} that are damaged; "
                 "start again with the run's config.yaml as --preset and another --out"
             )
         return None
 
     def read(self, number: int) -> Checkpoint:
-        """Raises DamagedError, or UserError when it is of another format."""
+        """Returns a checkpoint. Raises DamagedError, or UserError if it has another format."""
         path = self.path(number, "json")
         try:
             head = json.loads(path.read_bytes())
@@ -90,7 +90,7 @@ class Checkpoints:
             raise DamagedError(f"{path.with_suffix('')} is damaged: {error!r}") from error
 
     def numbers(self) -> list[int]:
-        """Of those that were written to their end, oldest first."""
+        """Returns the numbers of the completely written checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         names = [NAME.fullmatch(path.name) for path in self.folder.iterdir()]
@@ -100,15 +100,15 @@ class Checkpoints:
         return self.folder / f"{number:06d}.{kind}"
 
     def remove_all_but(self, numbers: list[int]) -> None:
-        """Keep the checkpoints of these numbers, remove the others."""
+        """Removes all checkpoints except those with these numbers."""
         kept = {self.path(number, kind).name for number in numbers for kind in ("json", "safetensors")}
-        # Sorted, a .json goes before its .safetensors: never one without its tensors.
+        # In sorted order a .json is removed before its .safetensors, and so never remains without its tensors.
         for path in sorted(self.folder.iterdir()):
             if NAME.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
 
     def clear(self) -> None:
-        """Remove them all: the run is finished."""
+        """Removes all checkpoints, after the run has finished."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 

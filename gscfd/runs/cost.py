@@ -1,4 +1,4 @@
-"""What a call of networks costs, found without running it: on the meta device, where tensors have shapes alone."""
+"""Cost of a call to the networks, found without running it: on the meta device, tensors have shapes but no data."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ PRODUCT_REPEATS = 5
 
 @dataclass(frozen=True)
 class Cost:
+    """Cost of a call."""
+
     flops: int
-    """Of matrix products, convolutions and attention."""
+    """FLOP of matrix products, convolutions and attention."""
     peak: int
-    """Most bytes of results that are held at once: neither weights nor inputs."""
+    """Peak bytes of intermediate results, without weights and inputs."""
     traffic: int
-    """Bytes that the operations read and write, each by itself: what no cache keeps and nothing fuses."""
+    """Bytes read and written by the operations, without caching or fusion."""
 
 
 class Count(TorchDispatchMode):
-    """Adds up, operation by operation, what `Cost` has. A result is held as long as anything holds it, be it the way
-    back of a gradient. (torch's FlopCounterMode follows modules as well, and so holds what is computed again there.)"""
+    """Accumulates the values of `Cost`, operation by operation. A result counts as held while anything references it,
+    including the backward graph. (torch's FlopCounterMode also tracks modules, which keeps recomputed results
+    alive.)"""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.held: dict[StorageWeakRef, int] = {}
         self.flops = self.peak = self.traffic = 0
 
@@ -43,7 +46,7 @@ class Count(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
-        # A view, and what an operation changed in place, has no memory of its own.
+        # Views and results of in-place operations have no memory of their own.
         if not any(value.alias_info for value in func._schema.returns):
             touched = tree_leaves((args, kwargs, result))
             self.traffic += sum(tensor.nbytes for tensor in touched if isinstance(tensor, Tensor))
@@ -57,10 +60,9 @@ class Count(TorchDispatchMode):
 
 
 class FusedAttention:
-    """Attention as kernels do it, without its matrix in memory; the meta device has only the other way.
+    """Attention without its matrix in memory, as fused kernels compute it; the meta device has only the unfused form.
 
-    It takes the place of torch's own function, so that what is computed again on a way back, where torch's function
-    modes do not reach, is the same.
+    It replaces torch's function itself because torch's function modes do not reach recomputation in the backward pass.
     """
 
     def __init__(self) -> None:
@@ -81,16 +83,16 @@ class FusedAttention:
 
 
 def cost_of(call: Callable[[], Any]) -> Cost:
-    """The cost of the call, whose tensors are all on the meta device."""
+    """Returns the cost of the call, whose tensors must all be on the meta device."""
     with Count() as count, FusedAttention() as attention:
         call()
     return Cost(count.flops + attention.flops, count.peak, count.traffic)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of a large matrix product on the device, measured: the best of a few."""
+    """Measures and returns the FLOP per second of a large matrix product on the device, the best of a few attempts."""
     factor = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=device, dtype=dtype)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     best = float("inf")
     for _ in range(PRODUCT_REPEATS):
         wait()

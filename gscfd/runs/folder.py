@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, what happened, what came out."""
+"""The folder of a run: its settings, statistics, log, checkpoints and results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -42,26 +42,26 @@ from gscfd.runs.names import (
 
 log = logging.getLogger("gscfd")
 VARIANCES = ("means", "sh0")
-"""The parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colors."""
+"""Parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colors."""
 VARIANCE_EVERY = 10
-"""Steps between two of these records."""
+"""Number of steps between two records of the gradient variance."""
 
 
 class Busy(UserError):
-    """Another process writes to the run's folder."""
+    """Another process is writing to the run folder."""
 
 
 class Stopped(RuntimeError):
-    """The run ended before it was finished: the message says why, and what is kept."""
+    """The run stopped before it was finished. The message says why and what was kept."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
-        """The shell's exit code for it."""
+        """Exit code of the command."""
 
 
 class LogFile(logging.FileHandler):
-    """A log that a full disk cuts short without a word of its own: the run says so when it stops."""
+    """A log file that ignores write errors such as a full disk; the run reports them itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -74,26 +74,27 @@ class LogFile(logging.FileHandler):
 class RunFolder:
     """Opens the folder, writes config, statistics, log, checkpoints and exports, and shows the progress.
 
-    While it is open, stats.jsonl is locked: no second process writes to the folder. Raises Busy when another one does,
-    UserError when the folder exists and neither `overwrite` nor `resume` is given, when it holds files that are not a
-    run's, or when it cannot be written.
+    While it is open, stats.jsonl is locked so that no other process can write to the folder. Raises Busy if another
+    process holds the lock, and UserError if the folder exists and neither `overwrite` nor `resume` is given, contains
+    files that do not belong to a run, or cannot be written.
     """
 
     def __init__(self, config: Config, start: Gaussians | None = None):
-        """start: the splat that the run starts from, where --init gives one; not on --resume."""
+        """start: initial splat, if --init is given and --resume is not."""
         self.config, self.start = config, start
         self.path = folder_of(config)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.checkpoint.keep)
         self.saving = Background("checkpoint")
         self.rows = 0
         self.waiting: dict[str, Any] | None = None
-        """The row of the last step. It is written after the next one, when no device has to be waited for."""
+        """Row of the last step. It is written after the next step, when reading it does not stall the device."""
         self.latest: Gaussians | None = None
+        """Splat after the last step."""
         self.good: Checkpoint | None = None
-        """Of the last good state."""
+        """Checkpoint of the last good state."""
         self.stage = "coarse"
         self.started = self.saved = time.monotonic()
-        self.bar: tqdm | None = None
+        self.bar: tqdm[NoReturn] | None = None
         self.stats: IO[bytes]
         self.handler: logging.Handler
         self.open_files()
@@ -110,11 +111,11 @@ class RunFolder:
             self.handler = LogFile(self.path / "log.txt")
         except OSError as error:
             raise UserError(
-                f"out: expected a folder that can be written, got {self.path} ({error.strerror}); choose another --out"
+                f"out: expected a writable folder, got {self.path} ({error.strerror}); choose another --out"
             ) from None
 
     def make_folder(self) -> None:
-        """An empty one, in the place of an earlier run if that was asked for and it is one."""
+        """Creates the folder, replacing an earlier run if `overwrite` is set, and writes the config to it."""
         if self.path.exists():
             check_replaceable(self.path, self.config.overwrite)
             with self.locked_stats():
@@ -129,22 +130,25 @@ class RunFolder:
             file.write(to_yaml(config).encode())
 
     def record(self, config: Config) -> None:
-        """Keep settings with edits, for a resume. Raises OSError, with everything as it was."""
+        """Saves settings with edits, for a resume. Raises OSError on failure, leaving everything unchanged."""
         self.write_config(replace(config, resume=None))
         self.config = config
 
     def locked_stats(self) -> IO[bytes]:
-        """stats.jsonl, to append to. Without a buffer: rows are there when they are written."""
+        """Opens and locks stats.jsonl for appending, unbuffered so that rows are on disk at once.
+
+        Raises Busy if another process holds the lock.
+        """
         stats = open(self.path / "stats.jsonl", "ab", buffering=0)
         if not lock(stats):
             stats.close()
-            raise Busy(f"out: another process writes to {self.path}; wait for its end, or choose another --out")
+            raise Busy(f"out: another process writes to {self.path}; wait until it ends, or choose another --out")
         return stats
 
     def rewind(self) -> Checkpoint | None:
-        """What the run that is resumed continues from: its newest whole checkpoint; None is its start.
+        """Returns the checkpoint from which a resumed run continues, the newest intact one, or None for the start.
 
-        Everything that was written after it goes.
+        Discards everything written after that checkpoint.
         """
         check_resumable(self.config, self.path)
         remove_unfinished(self.path)
@@ -159,11 +163,11 @@ class RunFolder:
         return checkpoint
 
     def read_start(self) -> Gaussians | None:
-        """The splat that the run started from; None for the ball. Raises UserError when it has been removed."""
+        """Returns the run's initial splat, or None for the ball. Raises UserError if its file has been removed."""
         return read_splat(self.path / START_FILE) if self.config.init.ply else None
 
     def keep_rows(self, rows: int) -> None:
-        """Cut stats.jsonl after this many rows."""
+        """Truncates stats.jsonl to this many rows."""
         lines = (self.path / "stats.jsonl").read_bytes().splitlines(keepends=True)
         if len(lines) < rows:
             warn(f"resume: {self.path}/stats.jsonl has lost {rows - len(lines)} of {rows} rows")
@@ -171,13 +175,13 @@ class RunFolder:
         self.stats.truncate(sum(map(len, lines[: self.rows])))
 
     def save(self, report: StepReport) -> None:
-        """Write a checkpoint of the state after this step, to its end. Raises OSError; the checkpoints before it
-        stay."""
+        """Writes a checkpoint of the state after this step and waits for it. Raises OSError on failure; earlier
+        checkpoints remain."""
         self.begin_to_write(self.checkpoint(report))
         self.saving.wait()
 
     def begin_to_write(self, checkpoint: Checkpoint) -> None:
-        """Have it written while the run goes on, after the one before it. Raises OSError when that one could not be."""
+        """Writes a checkpoint in the background, after the previous one. Raises OSError if the previous one failed."""
         self.saving.start(partial(self.write, checkpoint))
         self.saved = time.monotonic()
 
@@ -186,7 +190,7 @@ class RunFolder:
         self.checkpoints.save(checkpoint)
 
     def checkpoint(self, report: StepReport) -> Checkpoint:
-        """The state after this step."""
+        """Returns a checkpoint of the state after this step."""
         self.write_row()
         return Checkpoint(
             stage=report.stage,
@@ -197,7 +201,7 @@ class RunFolder:
         )
 
     def go_back(self) -> None:
-        """Write the last good state, after a step that was broken off: what it left in memory is half done."""
+        """Writes the last good state after an interrupted step, which leaves an inconsistent state in memory."""
         self.latest = None
         if self.good is None:
             return
@@ -207,7 +211,7 @@ class RunFolder:
             self.begin_to_write(self.good)
             self.saving.wait()
         except OSError as error:
-            warn(f"the last good state could not be written: {error.strerror}; what was saved before is still there")
+            warn(f"the last good state could not be written: {error.strerror}; earlier checkpoints are intact")
 
     def __enter__(self) -> RunFolder:
         return self
@@ -223,7 +227,7 @@ class RunFolder:
         self.handler.close()
 
     def on_step(self, report: StepReport) -> None:
-        """Record and show one step, and save its state when it is due."""
+        """Records and shows a step, and saves its state if a checkpoint is due."""
         self.latest = report.gaussians
         self.write_row()
         self.waiting = row(report) | self.edits_of(report)
@@ -239,14 +243,14 @@ class RunFolder:
                 self.begin_to_write(self.good)
 
     def write_row(self) -> None:
-        """Write the row of the last step, if it was not yet."""
+        """Writes the row of the last step unless it has been written."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             self.stats.write(json.dumps(waiting, default=arrived).encode() + b"\n")
             self.rows += 1
 
     def edits_of(self, report: StepReport) -> dict[str, Any]:
-        """What the step was the first to be made with, for its row."""
+        """Returns the edits that take effect at this step, for its row."""
         where = place(report.stage, report.state.rollbacks - bool(report.trouble), report.step)
         made = [changes(edit) for edit in self.config.edits if place_of(edit) == where]
         return {"edits": made} if made else {}
@@ -261,7 +265,7 @@ class RunFolder:
         self.bar.update(report.state.step - self.bar.n)
 
     def finish(self, gaussians: Gaussians) -> None:
-        """Write the splat and its pictures."""
+        """Writes the splat and its turntable, and removes the checkpoints."""
         if self.bar is not None:
             self.bar.close()
         self.saving.wait()
@@ -275,15 +279,15 @@ class RunFolder:
         print(f"{self.path}/splat.ply  {len(gaussians)} Gaussians in {seconds:.0f} s; see turntable.mp4 beside it")
 
     def stopped(self, reason: str, code: int) -> Stopped:
-        """Keep what there is; returns what to raise."""
+        """Saves the splat so far, and returns the exception to raise. code: exit code of the command."""
         with suppress(OSError):
             self.write_row()
         try:
             self.saving.wait()
         except OSError as error:
-            warn(f"the last checkpoint could not be written: {error.strerror}; those before it are still there")
+            warn(f"the last checkpoint could not be written: {error.strerror}; earlier ones are intact")
         log.error(reason)
-        kept = "nothing was made yet"
+        kept = "no splat was made yet"
         if self.latest is not None and len(self.latest):
             try:
                 self.latest.save_ply(self.path / "splat.ply")
@@ -294,7 +298,8 @@ class RunFolder:
 
 
 def variances(report: StepReport) -> dict[str, DeferredNumbers]:
-    """What the row of every tenth step says of the gradients; NaN where they are all 0."""
+    """Returns the gradient variances for the row of every VARIANCE_EVERY-th step, NaN if all gradients were 0, and {}
+    for other steps."""
     if (report.step + 1) % VARIANCE_EVERY:
         return {}
     found = {name: scaled_gradient_variance(report.state.optimizers[name]) for name in VARIANCES}
@@ -302,14 +307,14 @@ def variances(report: StepReport) -> dict[str, DeferredNumbers]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that the process has used so far: of the GPU, or of main memory."""
+    """Returns the peak memory of the process so far in bytes: GPU memory on CUDA, main memory on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def row(report: StepReport) -> dict[str, Any]:
-    """The step's row in stats.jsonl. One that was taken back says why, and which step is next."""
+    """Returns the step's row in stats.jsonl. That of a rolled-back step has the reason and the next step."""
     place = {"stage": report.stage, "step": report.step}
     if report.trouble:
         return {**place, "trouble": report.trouble, "back_to": report.state.step, "rollbacks": report.state.rollbacks}
@@ -326,7 +331,7 @@ def row(report: StepReport) -> dict[str, Any]:
 
 
 def arrived(value: Any) -> Any:
-    """What a device had to work out, as JSON's own types, which have no NaN."""
+    """Converts values that were computed on a device to JSON types, without NaN."""
     if isinstance(value, Mapping):
         return {name: round(number, 6) for name, number in value.items() if not math.isnan(number)}
     return float(value)

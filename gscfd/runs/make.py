@@ -1,4 +1,4 @@
-"""One run on disk, from its start or from a checkpoint to its end."""
+"""Makes a run on disk, from its start or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from gscfd.teachers.guided import GuidedTeacher
 Interrupt = Callable[[StepReport], None]
 """Raises Interrupted when Ctrl-C or SIGTERM has arrived."""
 Steer = Callable[[LiveSettings, RunFolder, StepReport, Interrupt], None]
-"""Called after every step; returns when the next one may begin."""
+"""Called after every step; returns when the next step may begin."""
 
 
 def make_run(config: Config, teachers: dict[StageName, GuidedTeacher], steer: Steer | None = None) -> None:
-    """Make a run in its folder, from its start or from where it was stopped, to its end.
+    """Makes a run in its folder, or continues a stopped one.
 
-    teachers: of `load_teachers`. Raises Stopped if the run cannot continue, and UserError if its folder is in
-    use or cannot be created.
+    teachers: from `load_teachers`. steer: called after every step, for the viewer. Raises Stopped if the run is
+    interrupted or cannot continue, and UserError if its folder is in use or cannot be created, or if it cannot be
+    resumed.
     """
     live = LiveSettings(config, teachers)
     start = read_start(config.init) if config.resume is None else None
@@ -51,18 +52,18 @@ def make_run(config: Config, teachers: dict[StageName, GuidedTeacher], steer: St
             raise run.stopped(f"interrupted; continue with --resume {run.path}", code=code) from None
         except OutOfMemory as error:
             run.go_back()
-            raise run.stopped(f"{error}; as it is, with more memory: --resume {run.path}", code=1) from error
+            raise run.stopped(f"{error}; or, with more memory, continue with --resume {run.path}", code=1) from error
         except StageError as error:
             raise run.stopped(str(error), code=1) from error
         except OSError as error:
-            raise run.stopped(f"could not write: {error}; make room and --resume {run.path}", code=1) from error
+            raise run.stopped(f"could not write: {error}; free space and --resume {run.path}", code=1) from error
 
 
 def check_device(config: Config, resume: Checkpoint | None) -> None:
-    """Raise UserError when the run was begun on another kind of device, where the same numbers round differently."""
+    """Raises UserError if the run was started on another type of device, whose arithmetic rounds differently."""
     device = run_device(config).type
     if resume is not None and resume.device != device:
         raise UserError(
-            f"resume: expected {resume.device}, where {config.resume} was begun, got {device}; "
-            f"continue with --device {resume.device} where there is one, or start again"
+            f"resume: expected {resume.device}, where {config.resume} was started, got {device}; "
+            f"continue with --device {resume.device} on a machine that has it, or start again"
         )

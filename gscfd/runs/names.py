@@ -1,4 +1,4 @@
-"""Names of a run's files and folders, and what may be resumed or replaced."""
+"""Names of a run's files and folders, and checks of which runs may be resumed or replaced."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from gscfd.runs.checkpoint import NAME
 
 RUN_FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
 START_FILE = "init.ply"
-"""The splat that --init has made the run start from, as it was then: what a run without a checkpoint resumes from."""
+"""Copy of the splat given by --init, from which a run without checkpoints resumes."""
 RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
-"""What a run, `gscfd.show_noise` and `gscfd.export` write."""
+"""Files that a run, `gscfd.show_noise` and `gscfd.export` write."""
 FINISHED_FILE = "turntable.mp4"
-"""What a run writes last: it is finished when this is there."""
+"""Last file that a run writes; a run is finished if it exists."""
 FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "list_words", "viewer", "device"}
-"""Settings that --resume takes any value of: they change nothing in the splat, or are checked by what they mean."""
+"""Settings that may change on --resume: they do not affect the splat, or are checked separately."""
 
 
 def slug(prompt: str) -> str:
-    """The prompt as part of a file name."""
+    """Returns the prompt in a form suitable for file names."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
 
 
@@ -39,12 +39,12 @@ def default_folder(prompt: str, seed: int) -> Path:
 
 
 def folder_of(config: Config) -> Path:
-    """Where the run writes."""
+    """Returns the run's folder."""
     return config.resume or config.out or default_folder(config.prompt, config.seed)
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Names in the folder that no run writes."""
+    """Returns the names in the folder that do not belong to a run."""
 
     def finished_name(name: str) -> str:
         tmp = UNFINISHED.fullmatch(name)
@@ -58,7 +58,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
-    """Raise UserError unless `path`, which exists, is a run that may be replaced."""
+    """Raises UserError unless `path`, which exists, is a run that may be replaced."""
     if not overwrite:
         raise UserError(f"out: {path} exists; choose another --out, another --seed, or add --overwrite")
     if not path.is_dir():
@@ -70,28 +70,29 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
 
 
 def check_resumable(config: Config, folder: Path) -> None:
-    """Raise UserError unless `folder` holds a run with these settings that is not finished."""
+    """Raises UserError unless `folder` holds an unfinished run with these settings."""
     if config.overwrite or config.out not in (None, folder):
-        raise UserError("resume: expected neither --out nor --overwrite beside it; the run stays in its folder")
+        raise UserError("resume: expected no --out or --overwrite with --resume; the run stays in its folder")
     check_same_settings(config, plain(load_run(folder)))
     if (folder / FINISHED_FILE).exists():
         raise UserError(
-            f"resume: expected a run that was stopped, got {folder}, which is finished: see {folder}/splat.ply; "
+            f"resume: expected a stopped run, got {folder}, which is finished: see {folder}/splat.ply; "
             "for another run choose another --out"
         )
 
 
 def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
-    """Raise UserError when settings differ from `saved`, those that the run was started with, or edits are missing."""
+    """Raises UserError if settings differ from `saved`, the run's original settings, or if edits are missing."""
     if changed := changed_settings(config, saved):
         raise UserError(
-            f"resume: expected the settings that {config.resume} was started with: {changed}; leave these options "
-            f"away, or start another run: --preset {config.resume}/config.yaml --out DIR"
+            f"resume: expected the settings that {config.resume} was started with: {changed}; drop these options, or "
+            f"start another run: --preset {config.resume}/config.yaml --out DIR"
         )
 
 
 def changed_settings(config: Config, saved: dict[str, Any]) -> str:
-    """Names and values, those saved and those of config, of the settings that make it another run; "" for none."""
+    """Returns the names of the settings that make config a different run, with their saved and new values; "" if there
+    are none."""
     now, then = flat(plain(config)), flat(saved)
     if all(edit in now["edits"] for edit in then.get("edits", [])):
         then["edits"] = now["edits"]
@@ -102,7 +103,7 @@ def changed_settings(config: Config, saved: dict[str, Any]) -> str:
 
 
 def next_config(config: Config) -> Config | None:
-    """Settings that begin the run in `config.out`, or continue it where it was stopped; None when it is finished."""
+    """Returns the settings that start or resume the run in `config.out`, or None if it is finished."""
     folder = config.out
     assert folder is not None
     if (folder / FINISHED_FILE).exists():
@@ -110,7 +111,7 @@ def next_config(config: Config) -> Config | None:
     if (folder / "config.yaml").is_file():
         return replace(config, out=None, resume=folder)
     if folder.is_dir():
-        # Killed before the settings were written. What else is in it is in the way.
+        # The run was killed before its settings were written. A folder with other files is kept.
         remove_unfinished(folder)
         with suppress(OSError):
             folder.rmdir()
@@ -118,7 +119,7 @@ def next_config(config: Config) -> Config | None:
 
 
 def read_run(folder: Path) -> tuple[Config, Gaussians]:
-    """A finished run's settings, those of its end, and splat. Raises UserError naming what is missing."""
+    """Returns a finished run's settings, with all edits, and its splat. Raises UserError, naming what is missing."""
     for name in ("config.yaml", "splat.ply", FINISHED_FILE):
         if not (folder / name).is_file():
             raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
@@ -127,7 +128,7 @@ def read_run(folder: Path) -> tuple[Config, Gaussians]:
 
 
 def check_folder(config: Config) -> Path:
-    """The folder of the run. Raises UserError when it is in the way, or is no run to resume."""
+    """Returns the run's folder. Raises UserError if it exists and may not be replaced, or cannot be resumed."""
     folder = folder_of(config)
     if config.resume is not None:
         check_resumable(config, folder)

@@ -1,4 +1,4 @@
-"""The command line of a run as a Config."""
+"""Parsing of a run's command line into a Config."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gscfd.config import Config, load_preset, load_run
 
 
 def option(arguments: list[str], name: str) -> str | None:
-    """The last value given for --name, before the rest can be read."""
+    """Returns the last value given for the option `name`, such as "--preset", or None, without parsing the rest."""
     values = [value for key, value in zip(arguments, arguments[1:], strict=False) if key == name]
     values += [argument.removeprefix(f"{name}=") for argument in arguments if argument.startswith(f"{name}=")]
     return values[-1] if values else None
 
 
 def default_preset(device: str | None) -> tuple[str, str]:
-    """The preset where none is named, and why it is that one. device: as in Config, if it is named."""
+    """Returns the default preset and the reason for it. device: the --device option, or None if it is not given."""
     if device == "cpu":
         return "toybox", "without a CUDA device"
     import torch
@@ -36,10 +36,10 @@ def default_preset(device: str | None) -> tuple[str, str]:
 
 
 def parse(arguments: list[str]) -> Config:
-    """Config from the command line: the values of the preset, or of the run to resume, then what the arguments
-    change."""
+    """Returns the Config of a command line: the settings of the preset, or of the run to resume, overridden by the
+    arguments."""
     folder = option(arguments, "--resume")
-    # What only prints does not wait for torch.
+    # Commands that only print do not import torch.
     device = "cpu" if {"-h", "--help", "--list-words"} & set(arguments) else option(arguments, "--device")
     preset = option(arguments, "--preset") or default_preset(device)[0]
     default = load_preset(preset) if folder is None else load_run(Path(folder))

@@ -1,4 +1,4 @@
-"""What a run would use, cost and write, without making anything: `python -m gscfd.train ... --dry-run`."""
+"""Plan of a run, its teachers, cost and output, without making it: `python -m gscfd.train ... --dry-run`."""
 
 from __future__ import annotations
 
@@ -23,43 +23,45 @@ from gscfd.teachers.texts import TextFeatures
 from gscfd.teachers.tuning import checkpoint_encoder
 
 TEXT_TOKENS = 256
-"""Of the estimate: CLIP has 77, T5 up to 512."""
+"""Number of text tokens assumed in the estimates; CLIP has 77, T5 up to 512."""
 EFFICIENCY = 0.5
-"""Share of a large matrix product's speed that a teacher reaches, for the estimate of the time."""
+"""Assumed speed of a teacher, as a fraction of that of a large matrix product."""
 COPIES = 10
-"""Of what is trained, the Gaussians and the LoRA of vsd: themselves, gradients, Adam's two moments; and, without the
-gradients, twice the last good state: the watchdog's, and the one that is saved when a step does not fit."""
+"""Number of copies of the trained values (Gaussians and vsd's LoRA) in memory: the values, their gradients and Adam's
+two moments, plus two copies of the last good state, without gradients: the watchdog's, and the one that is saved when a
+step runs out of memory."""
 SAVED = 3
-"""Of these, in one half of a checkpoint."""
+"""Number of these copies in each half of a checkpoint, the current and the last good state."""
 
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """What is known of a teacher without running it."""
+    """Size and cost of a teacher, found without running it."""
 
     text: str
-    """What it is."""
+    """Description of the teacher."""
     files: dict[str, int]
     """Bytes of each part on disk."""
     weights: dict[str, int]
-    """Bytes of the networks that stay in memory."""
+    """Bytes of each network that stays in memory."""
     denoise: Cost
-    """Of one question: all views, all branches of guidance."""
+    """Cost of one prediction: all views, all branches of guidance."""
     encode: Cost
-    """Of the way to what the teacher sees, and back to the pixels."""
+    """Cost of encoding the images and of the backward pass to the pixels."""
     learn: Cost = Cost(0, 0, 0)
-    """Of asking and training the LoRA, with vsd."""
+    """Cost of evaluating and training the LoRA, with vsd."""
     trained: int = 0
-    """Bytes of its values."""
+    """Bytes of the LoRA's values."""
 
     @property
     def flops(self) -> int:
-        """Per step."""
+        """FLOP per step."""
         return self.denoise.flops + self.encode.flops + self.learn.flops
 
     @property
     def passing(self) -> int:
-        """Most bytes beside the weights: of a step, or of the text encoder, which goes before the first one."""
+        """Peak bytes besides the weights: those of a step, or of the text encoder, which is unloaded before the first
+        step."""
         text = max((size for part, size in self.files.items() if part.startswith("text_encoder")), default=0)
         return max(self.denoise.peak, self.encode.peak, self.learn.peak, text)
 
@@ -67,9 +69,12 @@ class TeacherPlan:
 def plan(
     config: Config, folder: Path, device: torch.device, dtype: torch.dtype, start: Gaussians | None = None
 ) -> list[str]:
-    """The lines of the plan. folder: of the run. start: what --init gives. Raises UserError for settings that the
-    teachers do not take."""
-    lines = [f"plan of {config.prompt!r}, preset {config.preset}; nothing is made or fetched", ""]
+    """Returns the lines of the plan.
+
+    folder: folder of the run. start: initial splat given by --init. Raises UserError for settings that the teachers do
+    not support.
+    """
+    lines = [f"plan of {config.prompt!r}, preset {config.preset}; nothing is written or downloaded", ""]
     lines.append(f"device   {device_text(device)}, teachers in {str(dtype).removeprefix('torch.')}")
     lines.append(f"start    {start_text(config, start)}")
     rate = product_rate(device, dtype)
@@ -106,16 +111,17 @@ def device_text(device: torch.device) -> str:
 
 def start_text(config: Config, start: Gaussians | None) -> str:
     if config.resume is not None:
-        return f"what {config.resume} holds"
+        return f"state saved in {config.resume}"
     if start is None:
         return f"{config.init.count} Gaussians in a ball"
     return f"{config.init.ply}, {len(start)} Gaussians"
 
 
 def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
-    """Where the teacher is, and the teacher without its weights' values: every file but the text encoders' is checked.
+    """Returns the teacher's location and the teacher on the meta device, without the values of its weights. All files
+    except those of the text encoders are checked.
 
-    Raises UserError when it is not on this machine, or not whole.
+    Raises UserError if the teacher is not on this machine or is incomplete.
     """
     if is_repo(name) and not Path(name).exists():
         try:
@@ -132,7 +138,7 @@ def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
 
 
 def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: str) -> TeacherPlan:
-    """found: of `meta_teacher`."""
+    """Returns the plan of a teacher. found: result of `meta_teacher`."""
     source, teacher = found
     denoise, encode = step_costs(teacher, stage, prompt)
     return TeacherPlan(
@@ -145,7 +151,10 @@ def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: 
 
 
 def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple[Cost, Cost]:
-    """Of one question, and of the way to what the teacher sees and back to the pixels; a teacher on the meta device."""
+    """Returns the cost of one prediction, and of encoding the images with the backward pass to the pixels.
+
+    teacher: on the meta device; its prompt is set.
+    """
     cameras = turntable(stage.views, size=teacher.image_size)
     like = next(networks_of(teacher.denoiser)[0].parameters())
 
@@ -168,8 +177,10 @@ def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple
 
 
 def learner_costs(learner: Lora, teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
-    """Returns the cost of asking and training the learner once, and the bytes of its values. teacher: on the meta
-    device, told a prompt."""
+    """Returns the cost of evaluating and training the learner once, and the bytes of its values.
+
+    teacher: on the meta device, with a prompt set.
+    """
     cameras = turntable(stage.views, size=teacher.image_size)
 
     def step() -> None:
@@ -181,12 +192,12 @@ def learner_costs(learner: Lora, teacher: GuidedTeacher, stage: StageConfig) -> 
 
 
 def networks_of(owner: object) -> list[nn.Module]:
-    """Those that are its attributes."""
+    """Returns the networks among the owner's attributes."""
     return [value for value in vars(owner).values() if isinstance(value, nn.Module)]
 
 
 def network_bytes(owner: object) -> int:
-    """Of the weights of the owner's networks."""
+    """Returns the bytes of the weights of the owner's networks."""
     return sum(parameter.nbytes for network in networks_of(owner) for parameter in network.parameters())
 
 
@@ -201,8 +212,8 @@ def missing_lines(name: str, reason: str) -> list[str]:
 def teacher_lines(stage: StageConfig, teacher: TeacherPlan, rate: float) -> list[str]:
     files = ", ".join(f"{part} {size(count)}" if count else part for part, count in teacher.files.items())
     memory = {f"{name} {size(count)}": count for name, count in teacher.weights.items()}
-    memory[f"one question {size(teacher.denoise.peak)}"] = teacher.denoise.peak
-    memory[f"encoding and back {size(teacher.encode.peak)}"] = teacher.encode.peak
+    memory[f"one prediction {size(teacher.denoise.peak)}"] = teacher.denoise.peak
+    memory[f"encoding and backward {size(teacher.encode.peak)}"] = teacher.encode.peak
     memory[f"training the LoRA {size(teacher.learn.peak)}"] = teacher.learn.peak
     return [
         f"  teacher  {teacher.text}",
@@ -219,40 +230,42 @@ def seconds(stage: StageConfig, teacher: TeacherPlan, rate: float) -> float:
 def total_lines(
     trained: int, stages: dict[StageName, StageConfig], teachers: dict[StageName, TeacherPlan], rate: float
 ) -> list[str]:
-    """The sum over the stages, when all teachers are there. trained: bytes of the values that are trained."""
+    """Returns the totals over the stages, if all teachers are available. trained: bytes of the trained values."""
     if len(teachers) < len(stages):
-        return ["total    unknown until every teacher is there"]
+        return ["total    unknown until all teachers are available"]
     weights = sum(sum(teacher.weights.values()) for teacher in teachers.values())
     passing = max((teacher.passing for teacher in teachers.values()), default=0)
     copies = COPIES * trained
     whole = sum(seconds(stages[name], teacher, rate) for name, teacher in teachers.items())
     return [
-        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, what is trained {size(copies)}, "
-        f"what a step holds {size(passing)}",
-        f"         time {duration(whole)}, of the teachers alone, at {EFFICIENCY:.0%} of the {rate / 1e12:.3g} TFLOP/s "
-        "that a matrix product was just seen to reach here",
-        "         Both are estimates: rendering, noise and the libraries' own memory come on top.",
+        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, trained values {size(copies)}, "
+        f"intermediate results {size(passing)}",
+        f"         time {duration(whole)} for the teachers, at {EFFICIENCY:.0%} of the {rate / 1e12:.3g} TFLOP/s "
+        "measured here for a matrix product",
+        "         Both are estimates and exclude rendering, noise and the libraries' own memory.",
     ]
 
 
 def splat_bytes(config: Config, stages: dict[StageName, StageConfig], first: int) -> int:
-    """Of as many Gaussians as there may be: position, rotation, sizes, opacity and color, 4 bytes each. first: how
-    many there are at the start."""
+    """Returns the bytes of the largest possible splat: position, rotation, sizes, opacity and color, 4 bytes per value.
+
+    first: initial number of Gaussians.
+    """
     count = max([first, *(stage.densify.max_count for stage in stages.values())])
     return 4 * count * (11 + 3 * (config.init.sh_degree + 1) ** 2)
 
 
 def output_lines(config: Config, folder: Path, splat: int, trained: int) -> list[str]:
-    """splat: of `splat_bytes`. trained: bytes of the values that are trained."""
+    """Returns the lines on the run's output. splat: from `splat_bytes`. trained: bytes of the trained values."""
     return [
         f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png and splat.ply (up to "
         f"{size(splat)})",
-        f"         while it runs, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * trained)})",
+        f"         during the run, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * trained)})",
     ]
 
 
 def size(count: float) -> str:
-    """Bytes as text."""
+    """Returns a number of bytes as text."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

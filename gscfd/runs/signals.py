@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps."""
+"""Handling of Ctrl-C and SIGTERM between two steps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int):
         self.code = 128 + number
-        """The shell's exit code for it."""
+        """Exit code of the command."""
 
 
 @contextmanager
 def interrupt_between_steps(save: Callable[[StepReport], None]) -> Iterator[Callable[[StepReport], None]]:
-    """Ctrl-C and SIGTERM take effect in the callback this yields, where the Gaussians are whole: it saves and raises
-    Interrupted. A second signal does so at once, without saving."""
+    """Yields a callback in which Ctrl-C and SIGTERM take effect, between steps, where the Gaussians are consistent: it
+    saves and raises Interrupted. A second signal raises Interrupted at once, without saving."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
