@@ -71,11 +71,10 @@ def function(
 @functools.cache
 def _declared(library: ctypes.CDLL, name: str, argtypes: tuple[type, ...], restype: type | None) -> Callable[..., Any]:
     """Declares a signature once per library, which is part of the key: a library loaded anew gets its own."""
-    result: Callable[..., Any] = library[
-        name
-    ]  # a new object, unlike getattr: other signatures of the same name stay as they are
-    result.argtypes = argtypes
-    result.restype = restype
+    # A new object, unlike getattr: other signatures of the same name stay as they are.
+    symbol = library[name]
+    symbol.argtypes, symbol.restype = argtypes, restype
+    result: Callable[..., Any] = symbol
     return result
 
 
