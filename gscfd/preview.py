@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from gscfd.cli import check_out, exit_code
-from gscfd.config import Config, Dtype, StageConfig, StageName, check, load_preset
+from gscfd.config import Config, Dtype, StageName, TeacherStage, check, load_preset
 from gscfd.errors import UserError
 
 VIEWS = 4
@@ -49,7 +49,7 @@ def check_settings(options: PreviewOptions) -> None:
     check(options.out is None or options.out.suffix == ".png", "out", "the name of a .png file", str(options.out))
 
 
-def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, StageConfig]:
+def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, TeacherStage]:
     """Its name and options, with the guidance of a sampler. Raises UserError for words a toybox teacher never saw."""
     from gscfd.distil.sampling import MOST_CFG
     from gscfd.teachers.load import known_words

@@ -23,7 +23,7 @@ from gscfd.noise import kinds
 from gscfd.runs import make as runs_make
 from gscfd.runs import options as runs_options
 
-SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer"]
+SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer", "--polish.steps", "0"]
 FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
 
 

@@ -20,7 +20,7 @@ from gscfd.sweeps.options import SweepOptions
 from gscfd.sweeps.plan import plan_runs
 from gscfd.sweeps.workers import Outcome, Place
 
-FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
+FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--polish.steps", "0", "--init.count", "50"]
 
 
 @pytest.fixture

@@ -103,6 +103,26 @@ class MCMCDensifier:
             self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, lr=lr)
 
 
-def make_densifier(config: DensifyConfig, steps: int) -> Densifier | MCMCDensifier:
-    """What config.strategy names."""
+class NoDensifier:
+    """Leaves the Gaussians as many as they are."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
+        """There are none to continue from."""
+
+    def before_backward(self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any]) -> None:
+        """Nothing is gathered."""
+
+    def after_backward(
+        self, gaussians: Gaussians, optimizers: dict, step: int, info: dict[str, Any], seed: int
+    ) -> None:
+        """Nothing changes."""
+
+
+def make_densifier(config: DensifyConfig | None, steps: int) -> Densifier | MCMCDensifier | NoDensifier:
+    """What config.strategy names; None: none."""
+    if config is None:
+        return NoDensifier()
     return MCMCDensifier(config, steps) if config.strategy == "mcmc" else Densifier(config, steps)

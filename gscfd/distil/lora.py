@@ -58,7 +58,7 @@ class Lora:
     """
 
     name = "lora"
-    step_size = "vsd.lr"
+    remedy = "vsd.lr"
 
     def __init__(self, teacher: GuidedTeacher, config: VsdConfig, *, seed: int):
         """seed: of the first weights. Raises UserError as `unet_of`."""

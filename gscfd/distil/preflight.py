@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import torch
@@ -57,7 +58,7 @@ def warn_of_left_gpu(config: Config) -> None:
 
 def check_densify(config: Config) -> None:
     """Raise UserError where the device of the run cannot densify as a stage asks."""
-    for name, stage in config.stages().items():
+    for name, stage in config.distillations().items():
         if stage.densify.strategy == "mcmc" and run_device(config).type != "cuda":
             raise UserError(
                 f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
@@ -86,14 +87,34 @@ def check_prompt(config: Config) -> None:
         check_words("prompt", config.prompt)
 
 
-KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], GuidedTeacher]
+TeacherKey = tuple[str, str, torch.device, torch.dtype]
+"""Stage, source, device and precision."""
+KeptTeachers = dict[TeacherKey, GuidedTeacher]
 """Teachers by `teacher_key`. A stage's teacher is its own, because it is told the stage's prompt."""
 
 
-def teacher_key(config: Config, name: StageName) -> tuple[str, str, torch.device, torch.dtype]:
+def teacher_key(config: Config, name: StageName) -> TeacherKey:
     """What tells the teacher of the stage `name` from others."""
     device = run_device(config)
     return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
+
+
+def newly_loaded(config: Config, name: StageName) -> GuidedTeacher:
+    """The teacher of a stage from its files, tuned as the config says."""
+    _, source, device, dtype = teacher_key(config, name)
+    teacher = load_teacher(source, device=device, dtype=dtype)
+    if config.vae_checkpointing:
+        checkpoint_encoder(teacher)
+    if config.compile:
+        compile_networks(teacher, mode="reduce-overhead")
+    return teacher
+
+
+def sibling(kept: KeptTeachers, key: TeacherKey) -> GuidedTeacher | None:
+    """A teacher with the networks of another stage's, which can be told a prompt of its own; None: no stage has
+    them."""
+    same = [teacher for other, teacher in kept.items() if other[1:] == key[1:]]
+    return copy.copy(same[0]) if same else None
 
 
 def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[StageName, GuidedTeacher]:
@@ -104,15 +125,12 @@ def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[Stag
     preflight(config, kept)
     teachers: dict[StageName, GuidedTeacher] = {}
     for name, stage in config.stages().items():
-        _, source, device, dtype = key = teacher_key(config, name)
+        key = teacher_key(config, name)
         try:
             if key not in kept:
-                kept[key] = load_teacher(source, device=device, dtype=dtype)
-                if config.vae_checkpointing:
-                    checkpoint_encoder(kept[key])
-                if config.compile:
-                    compile_networks(kept[key], mode="reduce-overhead")
-            check_learner(config.guidance, kept[key], f"{name}.teacher")
+                kept[key] = sibling(kept, key) or newly_loaded(config, name)
+            if name in config.distillations():
+                check_learner(config.guidance, kept[key], f"{name}.teacher")
             teachers[name] = kept[key]
             teachers[name].set_prompt(stage_prompt(config.prompt, stage))
         except torch.OutOfMemoryError as error:

@@ -40,21 +40,13 @@ class Method(Protocol):
     def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...
 
 
-class Learner(Protocol):
-    """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
+class Kept(Protocol):
+    """What a stage keeps beside the Gaussians. Its tensors are part of the stage's state."""
 
     name: str
     """First part of the names of its tensors."""
-    step_size: str
-    """Setting of a stage that holds its step size."""
-
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """[V, C, h, w] the noise in x_t, as far as it is learned; without gradient."""
-        ...
-
-    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
-        """One step of training, on what the teacher sees of the renders [V, C, h, w]. generator: the stage's own."""
-        ...
+    remedy: str
+    """Setting of a stage to lower if one of them is not finite."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the next step depends on, detached, not copied."""
@@ -62,4 +54,16 @@ class Learner(Protocol):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Become a copy of what had these tensors."""
+        ...
+
+
+class Learner(Kept, Protocol):
+    """What a method trains beside the Gaussians."""
+
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+        """[V, C, h, w] the noise in x_t, as far as it is learned; without gradient."""
+        ...
+
+    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
+        """One step of training, on what the teacher sees of the renders [V, C, h, w]. generator: the stage's own."""
         ...

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation, sample_group, turntable
-from gscfd.config import StageConfig
+from gscfd.config import TeacherStage
 from gscfd.distil.sampling import MOST_CFG, sample
 from gscfd.lab.judges import Judges
 from gscfd.teachers.base import stage_prompt
@@ -56,7 +56,7 @@ def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Refere
 
 
 def teacher_reference(
-    prompt: str, count: int, teacher: GuidedTeacher, stage: StageConfig, device: torch.device, judges: Judges
+    prompt: str, count: int, teacher: GuidedTeacher, stage: TeacherStage, device: torch.device, judges: Judges
 ) -> Reference:
     """At least `count` pictures that the teacher samples of the prompt (CFD App. B), by DDIM or along the flow, with
     the stage's guidance up to a sampler's most: four views 90 degrees apart from a random start, as high as the runs'.
