@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 Dataclass = TypeVar("Dataclass", bound="DataclassInstance")
 MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-StageName = Literal["coarse", "refine"]
+StageName = Literal["coarse", "refine", "polish"]
 NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
+NoiseBackground = Literal["screen", "fresh", "direction"]
+
 NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
     "cfd": ("surface", "radial", "world_map", "fixed"),
     "sds": ("iid",),
@@ -90,6 +92,10 @@ class NoiseConfig:
     """Share of fresh noise per step, in [0, 1) (CFD Eq. 10); 0 is the clean flow ODE. Unset: 0, but for cfd the value
     that preserves, over any number of steps, as much of the initial noise as 1e-4 does over the 10 000 and 20 000 steps
     of the paper's two stages (.61 and .37)."""
+    background: NoiseBackground | None = None
+    """Noise where there is no surface. screen: one image for all views, aging with gamma. fresh: new in every view and
+    step. direction: fixed to the direction of the ray. Unset: screen; fresh for cfd with a multi-view teacher, whose
+    views attend to each other (CFD's public code)."""
     beta: float = 1.0
     """Share of consistent noise in the mix with fresh noise, in [0, 1] (FSD)."""
     theta: float = 180.0
@@ -214,8 +220,8 @@ class VsdConfig:
 
 
 @dataclass(kw_only=True)
-class StageConfig:
-    """One optimization against one teacher."""
+class TeacherStage:
+    """Settings that every stage has: its teacher, prompt, views and step sizes."""
 
     teacher: str
     """Diffusers folder, MVDream's single file, OWNER/REPO on the Hugging Face Hub, toybox/multiview or
@@ -233,20 +239,10 @@ class StageConfig:
     perp_neg: bool = False
     """Push each view away from the words of the other views (Perp-Neg) to prevent objects with two faces. Only for
     teachers that receive the view in words."""
-    t_schedule: Literal["annealed", "uniform"] = "annealed"
-    """annealed: t falls along t_points. uniform: t is drawn from [t_min, t_max] every step (plain SDS)."""
     t_max: float = 0.98
     """Largest diffusion time, as a fraction of T in [t_min, 1)."""
     t_min: float = 0.02
     """Smallest diffusion time, as a fraction of T."""
-    t_points: tuple[tuple[float, float], ...]
-    """Points (share of the steps done, p) of the schedule t = t_min + (t_max - t_min)(1 - p), linear in between."""
-    cds: CdsConfig
-    """Times and guidance scale of --guidance cds."""
-    inversion: InversionConfig = field(default_factory=InversionConfig)
-    """The DDIM inversion of --guidance ism and sdi."""
-    vsd: VsdConfig = field(default_factory=VsdConfig)
-    """The LoRA of --guidance vsd."""
     elevation: tuple[float, float] = (0.0, 30.0)
     """Range of the camera's elevation in degrees, drawn uniformly."""
     fov: tuple[float, float] = (30.0, 45.0)
@@ -254,13 +250,48 @@ class StageConfig:
     radius: tuple[float, float] = (1.0, 1.1)
     """Range of r in the camera distance r / tan(fov / 2), drawn uniformly; a larger r makes the object smaller in the
     image."""
+    lr: LearningRates = field(default_factory=LearningRates)
+    """Adam's step sizes."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, "steps", "at least 0", self.steps)
+        check(self.views >= 1, "views", "at least 1", self.views)
+        check(0 <= self.cfg_rescale <= 1, "cfg_rescale", "a value in [0, 1]", self.cfg_rescale)
+        check(0 <= self.t_min <= self.t_max < 1, "t_min, t_max", "0 <= t_min <= t_max < 1", (self.t_min, self.t_max))
+        for name in ("elevation", "fov", "radius"):
+            low, high = getattr(self, name)
+            check(low <= high, name, "(low, high) with low <= high", (low, high))
+        check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
+        check(self.radius[0] > 0, "radius", "a positive range", self.radius)
+
+    @property
+    def max_count(self) -> int:
+        """Gaussians at which the stage stops to add more; 0: it adds none."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class StageConfig(TeacherStage):
+    """One distillation of one teacher."""
+
+    t_schedule: Literal["annealed", "uniform"] = "annealed"
+    """annealed: t falls along t_points. uniform: t is drawn from [t_min, t_max] every step (plain SDS)."""
+    t_points: tuple[tuple[float, float], ...]
+    """Points (share of the steps done, p) of the schedule t = t_min + (t_max - t_min)(1 - p), linear in between."""
+    cfg_points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """Points (share of the steps done, multiple of cfg), linear in between. Strong guidance at large t binds the words
+    to the object; at small t it only saturates colors. --guidance cds has its own curve."""
+    cds: CdsConfig
+    """Times and guidance scale of --guidance cds."""
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    """The DDIM inversion of --guidance ism and sdi."""
+    vsd: VsdConfig = field(default_factory=VsdConfig)
+    """The LoRA of --guidance vsd."""
     render_sizes: tuple[tuple[float, int], ...] = ()
     """Points (share of the steps done, pixels): the render size from that share on, coarse to fine. Renders are resized
     for the teacher. Unset: the teacher's own size throughout."""
     normal_prob: float = 0.0
     """Probability that a step shows the teacher surface normals instead of colors (CFD appendix A)."""
-    lr: LearningRates = field(default_factory=LearningRates)
-    """Adam's step sizes."""
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     """When Gaussians are split, cloned, moved and removed."""
     opacity_reg: float = 0.0
@@ -272,17 +303,13 @@ class StageConfig:
     """Weight of the mean, over the Gaussians, of the largest standard deviation, which prevents oversized Gaussians."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 0, "steps", "at least 0", self.steps)
-        check(self.views >= 1, "views", "at least 1", self.views)
-        check(0 <= self.cfg_rescale <= 1, "cfg_rescale", "a value in [0, 1]", self.cfg_rescale)
-        check(0 <= self.t_min <= self.t_max < 1, "t_min, t_max", "0 <= t_min <= t_max < 1", (self.t_min, self.t_max))
+        super().__post_init__()
         check(len(self.t_points) >= 1, "t_points", "at least one (share, p) point", self.t_points)
         check(list(self.t_points) == sorted(self.t_points), "t_points", "points with rising shares", self.t_points)
-        for name in ("elevation", "fov", "radius"):
-            low, high = getattr(self, name)
-            check(low <= high, name, "(low, high) with low <= high", (low, high))
-        check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
-        check(self.radius[0] > 0, "radius", "a positive range", self.radius)
+        check(len(self.cfg_points) >= 1, "cfg_points", "at least one (share, multiple) point", self.cfg_points)
+        rises = list(self.cfg_points) == sorted(self.cfg_points, key=lambda point: point[0])
+        check(rises, "cfg_points", "points with rising shares", self.cfg_points)
+        check(min(value for _, value in self.cfg_points) >= 0, "cfg_points", "multiples of at least 0", self.cfg_points)
         shares, sizes = [share for share, _ in self.render_sizes], [size for _, size in self.render_sizes]
         rising = not shares or (shares[0] == 0 and shares == sorted(shares))
         check(rising, "render_sizes", "(share, pixels) with rising shares from 0", self.render_sizes)
@@ -290,6 +317,36 @@ class StageConfig:
         check(0 <= self.normal_prob <= 1, "normal_prob", "a value in [0, 1]", self.normal_prob)
         for name in ("opacity_reg", "sparsity_reg", "scale_reg"):
             check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+
+    @property
+    def max_count(self) -> int:
+        return self.densify.max_count
+
+
+@dataclass(kw_only=True)
+class PolishConfig(TeacherStage):
+    """The last stage: in every step the teacher paints over one group of views, and the splat is fitted to its latest
+    pictures (docs/methods.md). The time, to which the views are noised, falls linearly from t_max to t_min."""
+
+    asks: int = 4
+    """How often the teacher is asked for each group: steps of DDIM from t to the picture."""
+    album: int = 16
+    """Groups of pictures that the splat is fitted to: the latest ones."""
+    fits: int = 10
+    """Steps of Adam after each new group, each on one group of the album."""
+    ssim: float = 0.2
+    """Share of 1 - SSIM in the loss, in [0, 1]; the rest is the mean absolute difference (3DGS)."""
+    smooth: float = 0.5
+    """Weight of the difference at twice the pictures' resolution, inside the object: no speckle that is too fine for
+    the pictures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("asks", "album", "fits"):
+            check(getattr(self, name) >= 1, f"polish.{name}", "at least 1", getattr(self, name))
+        check(self.t_min > 0, "polish.t_min", "a value above 0: a view without noise stays as it is", self.t_min)
+        check(0 <= self.ssim <= 1, "polish.ssim", "a value in [0, 1]", self.ssim)
+        check(self.smooth >= 0, "polish.smooth", "at least 0", self.smooth)
 
 
 @dataclass(kw_only=True)
@@ -392,6 +449,7 @@ def coarse_stage() -> StageConfig:
         steps=300,
         views=4,
         cfg=4.0,
+        cfg_points=((0.0, 1.0), (0.35, 1.0), (0.37, 0.625), (0.62, 0.625), (0.64, 0.375)),
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
         cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2)),
         opacity_reg=0.2,
@@ -408,6 +466,18 @@ def refine_stage() -> StageConfig:
         cds=CdsConfig(t_max=0.5, t_min=0.02, gap=(0.1, 0.1)),
         opacity_reg=0.2,
         lr=LearningRates(means=1e-3, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
+    )
+
+
+def polish_stage() -> PolishConfig:
+    return PolishConfig(
+        teacher="toybox/multiview",
+        steps=40,
+        views=4,
+        cfg=1.0,
+        t_max=0.5,
+        t_min=0.25,
+        lr=LearningRates(means=1e-3, quats=2e-3, scales=5e-3, opacities=2e-2, sh0=3e-2, shN=1.5e-3, end=0.1),
     )
 
 
@@ -454,7 +524,9 @@ class Config:
     coarse: StageConfig = field(default_factory=coarse_stage)
     """Coarse stage: shapes the object with the multi-view teacher."""
     refine: StageConfig = field(default_factory=refine_stage)
-    """Refine stage: sharpens the object with the single-view teacher."""
+    """Sharpens it with the single-view teacher."""
+    polish: PolishConfig = field(default_factory=polish_stage)
+    """Fits it to the teacher's own pictures of it."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saved states of the run: on disk for --resume, in memory for the watchdog."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
@@ -474,20 +546,30 @@ class Config:
     def noise_kind(self) -> NoiseKind:
         return self.noise.kind or NOISE_OF[self.guidance][0]
 
-    def stage(self, name: StageName) -> StageConfig:
+    def stage(self, name: StageName) -> StageConfig | PolishConfig:
         """Returns the settings of one stage."""
-        return {"coarse": self.coarse, "refine": self.refine}[name]
+        stages: dict[StageName, StageConfig | PolishConfig]
+        stages = {"coarse": self.coarse, "refine": self.refine, "polish": self.polish}
+        return stages[name]
 
-    def stages(self) -> dict[StageName, StageConfig]:
-        """Returns the stages that have steps, in order."""
+    def stages(self) -> dict[StageName, StageConfig | PolishConfig]:
+        """Returns the stages that have steps, in their order."""
         names: tuple[StageName, ...] = get_args(StageName)
         return {name: self.stage(name) for name in names if self.stage(name).steps}
+
+    def distillations(self) -> dict[StageName, StageConfig]:
+        """Returns the stages that have steps and distil, in their order."""
+        return {name: stage for name, stage in self.stages().items() if isinstance(stage, StageConfig)}
+
+    def noise_background(self, multiview: bool) -> NoiseBackground:
+        """What is behind the object in the noise. multiview: whether the teacher is."""
+        return self.noise.background or ("fresh" if self.guidance == "cfd" and multiview else "screen")
 
     def noise_gamma(self, stage: StageName) -> float:
         """Returns the share of fresh noise per step of a stage with at least one step."""
         if self.noise.gamma is not None:
             return self.noise.gamma
-        if self.guidance != "cfd":
+        if self.guidance != "cfd" or stage not in CFD_STEPS:
             return 0.0
         return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], self.stage(stage).steps)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from gscfd.cli import check_out, exit_code
-from gscfd.config import Config, Dtype, StageConfig, StageName, check, load_preset
+from gscfd.config import Config, Dtype, StageName, TeacherStage, check, load_preset
 from gscfd.errors import UserError
 
 VIEWS = 4
@@ -53,7 +53,7 @@ def check_settings(options: PreviewOptions) -> None:
     check(options.out is None or options.out.suffix == ".png", "out", "the name of a .png file", str(options.out))
 
 
-def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, StageConfig]:
+def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, TeacherStage]:
     """Returns the stage's name and its settings, with cfg limited to a sampler's range.
 
     Raises UserError for words that a toybox teacher does not know.

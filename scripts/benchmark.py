@@ -268,7 +268,7 @@ def watched_steps(config: Config, teachers: dict[StageName, GuidedTeacher], step
 
 def viewer(arguments: argparse.Namespace) -> None:
     """steps per second with and without the viewer, alternating over the same steps"""
-    config = merged(Config(), {"prompt": "a yellow duck", "seed": 1, "refine": {"steps": 0}})
+    config = merged(Config(), {"prompt": "a yellow duck", "seed": 1, "refine": {"steps": 0}, "polish": {"steps": 0}})
     teachers = load_teachers(config)
     runs: dict[str, Callable[[], list[float]]] = {
         "no viewer": partial(timed_steps, config, teachers, arguments.steps, None),

@@ -115,7 +115,7 @@ class Case:
         return config
 
     def settings(self) -> StageConfig:
-        return self.config().stage(self.stage)
+        return self.config().distillations()[self.stage]
 
 
 CASES = (

@@ -27,6 +27,7 @@ from gscfd.viewer import steer
 from gscfd.viewer.live import LiveViewer
 
 RUN = ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]
+RUN += ["--polish.steps", "0"]
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0", "--viewer.port", "8740"]
 EDITS: dict[tuple[StageName, int], Edit] = {
     ("coarse", 1): Edit(stage="coarse", prompt="a red duck", cfg=9.0, t_range=(0.3, 0.6)),

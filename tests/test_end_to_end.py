@@ -29,7 +29,7 @@ from gscfd.runs import options as runs_options
 from gscfd.runs.folder import RunFolder
 from gscfd.types import Cameras, Render
 
-SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer"]
+SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer", "--polish.steps", "0"]
 FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
 
 

@@ -516,7 +516,7 @@ def test_prompt_to_splat_in_two_stages_from_local_folders(tmp_path: Path) -> Non
     coarse, refine = tiny.mvdream(tmp_path / "mvdream"), tiny.stable_diffusion(tmp_path / "sd")
     arguments = ["--prompt", "a hamburger", "--out", str(tmp_path / "out"), "--device", "cpu", "--init.count", "100"]
     arguments += ["--coarse.teacher", str(coarse), "--coarse.steps", "3"]
-    arguments += ["--refine.teacher", str(refine), "--refine.steps", "2", "--refine.perp-neg"]
+    arguments += ["--refine.teacher", str(refine), "--refine.steps", "2", "--refine.perp-neg", "--polish.steps", "0"]
     assert train.main(arguments) == 0
     assert (tmp_path / "out" / "splat.ply").stat().st_size > 1000
     rows = [json.loads(line) for line in (tmp_path / "out" / "stats.jsonl").read_text().splitlines()]
@@ -528,5 +528,6 @@ def test_perp_neg_for_a_teacher_that_reads_cameras_is_refused(
 ) -> None:
     coarse = tiny.mvdream(tmp_path / "mvdream")
     arguments = ["--prompt", "a hamburger", "--out", str(tmp_path / "out"), "--device", "cpu", "--refine.steps", "0"]
+    arguments += ["--polish.steps", "0"]
     assert train.main([*arguments, "--coarse.teacher", str(coarse), "--coarse.perp-neg"]) == 2
     assert "perp_neg" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -33,6 +33,7 @@ TRANSFORMERS = {"sd3": tiny.sd3, "flux": tiny.flux}
 MUG = Prompt(text="a mug", negative="blue", cfg=5.0)
 RUN = ["--preset", "toybox", "--prompt", "a mug", "--guidance", "vsd", "--no-viewer", "--init.count", "100"]
 RUN += ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--checkpoint.every", "2"]
+RUN += ["--polish.steps", "0"]
 RUN += ["--coarse.vsd.lr", "0.01", "--refine.vsd.lr", "0.01", "--dtype", "float32"]
 
 

@@ -77,7 +77,7 @@ def test_an_unknown_method_lists_the_known_ones(capsys: pytest.CaptureFixture[st
 class PerfectLearner:
     """Knows the last picture by heart: of a single one, the noise is all that x_t has besides."""
 
-    name, step_size = "perfect", "vsd.lr"
+    name, remedy = "perfect", "vsd.lr"
 
     def __init__(self, teacher: GaussianTeacher, z: Tensor) -> None:
         self.teacher, self.z = teacher, z
@@ -192,6 +192,7 @@ def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monk
     teachers = {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
     monkeypatch.setattr(preflight, "load_teacher", lambda name, **placed: teachers[name])
     short = ["--coarse.steps", "1", "--refine.steps", "1", "--refine.views", "1", "--init.count", "100"]
+    short += ["--polish.steps", "0"]
     splats = {}
     for name in NAMES:
         config = runs_options.parse([*short, "--guidance", name])

@@ -20,7 +20,7 @@ def test_the_ablation_prints_a_row_for_each_noise_and_keeps_its_runs(
 ) -> None:
     import noise_ablation
 
-    short = ["--coarse.steps", "10", "--refine.steps", "0", "--init.count", "50"]
+    short = ["--coarse.steps", "10", "--refine.steps", "0", "--polish.steps", "0", "--init.count", "50"]
     arguments = [
         str(tmp_path),
         "--seeds",

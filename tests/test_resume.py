@@ -30,9 +30,10 @@ from gscfd.runs.folder import LogFile, RunFolder
 
 RUN = ["--preset", "toybox", "--prompt", "a yellow duck", "--refine.views", "1"]
 RUN += ["--coarse.steps", "4", "--refine.steps", "3"]
+RUN += ["--polish.steps", "3", "--polish.asks", "2", "--polish.fits", "2", "--polish.album", "2"]
 RUN += ["--init.count", "200", "--no-viewer", "--checkpoint.every", "2", "--checkpoint.seconds", "0"]
 RUN += ["--coarse.densify.start", "0", "--coarse.densify.every", "2", "--coarse.densify.grad-threshold", "0.05"]
-STEPS = [("coarse", i) for i in range(4)] + [("refine", i) for i in range(3)]
+STEPS = [("coarse", i) for i in range(4)] + [(name, i) for name in ("refine", "polish") for i in range(3)]
 KILLS = 20
 
 
@@ -92,7 +93,8 @@ def stopped(interrupted: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "number, code, step", [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 3), (signal.SIGTERM, 143, 5)]
+    "number, code, step",
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 3), (signal.SIGTERM, 143, 5), (signal.SIGINT, 130, 7)],
 )
 def test_an_interrupted_run_saves_its_last_step_and_resumes_to_the_same_file(
     finished: Path,

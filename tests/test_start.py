@@ -23,6 +23,7 @@ from gscfd.gaussians import Gaussians, ball
 from gscfd.runs import options as runs_options
 
 RUN = ["--prompt", "a mug", "--coarse.steps", "4", "--refine.steps", "0", "--coarse.densify.start", "1"]
+RUN += ["--polish.steps", "0"]
 RUN += ["--coarse.densify.stop", "1", "--checkpoint.every", "2", "--checkpoint.seconds", "0", "--no-viewer"]
 
 

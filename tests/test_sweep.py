@@ -26,7 +26,7 @@ from gscfd.sweeps.plan import plan_runs
 from gscfd.sweeps.workers import Outcome, Place
 
 OutcomeState = Literal["finished", "failed", "refused", "lost"]
-FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
+FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--polish.steps", "0", "--init.count", "50"]
 
 
 @pytest.fixture

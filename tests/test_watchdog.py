@@ -11,7 +11,7 @@ from test_state import continued, same, states_of
 from tiny import drawn, stage_config, tiny_stage
 from torch import Tensor
 
-from gscfd.config import LearningRates, WatchdogConfig
+from gscfd.config import LearningRates, StageConfig, WatchdogConfig
 from gscfd.distil.protocols import Noise
 from gscfd.distil.stage import StageError, StepReport
 from gscfd.distil.state import StageState
@@ -86,6 +86,7 @@ def test_an_exploding_size_is_trouble_and_one_large_gaussian_is_not() -> None:
 
 def test_an_exploding_count_is_trouble_unless_the_stage_began_with_as_many() -> None:
     state = sound_state()
+    assert isinstance(state.config, StageConfig)
     state.config.densify.max_count = 10
     assert trouble_of(state) is None, "20 at the last good state"
     state.good["params/means"] = state.good["params/means"][:10]

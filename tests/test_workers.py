@@ -35,6 +35,7 @@ from gscfd.version import __version__
 T = TypeVar("T")
 
 RUN = ["--coarse.steps", "30", "--refine.steps", "0", "--init.count", "200", "--device", "cpu"]
+RUN += ["--polish.steps", "0"]
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0"]
 BOTH = [*RUN, "--refine.steps", "1"]
 RUNS = ["a-yellow-duck-cfd-0", "a-yellow-duck-sds-0", "a-mug-cfd-0", "a-mug-sds-0"]

@@ -52,7 +52,7 @@ class TinyTeacher(PixelTeacher):
 class TinyLearner:
     """Knows the renders of the steps before by their mean, which it follows slower and slower."""
 
-    name, step_size = "tiny", "vsd.lr"
+    name, remedy = "tiny", "vsd.lr"
 
     def __init__(self) -> None:
         self.mean, self.count = torch.zeros(3, 8, 8), torch.zeros(())

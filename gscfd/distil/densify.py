@@ -111,6 +111,26 @@ class MCMCDensifier:
             self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, lr=lr)
 
 
-def make_densifier(config: DensifyConfig, steps: int) -> Densifier | MCMCDensifier:
-    """Returns the densifier for config.strategy. steps: number of steps of the stage."""
+class NoDensifier:
+    """Keeps the number of Gaussians."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_statistics(self, statistics: dict[str, Tensor]) -> None:
+        """Does nothing: there are no statistics."""
+
+    def before_backward(self, gaussians: Gaussians, optimizers: Optimizers, step: int, info: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def after_backward(
+        self, gaussians: Gaussians, optimizers: Optimizers, step: int, info: dict[str, Any], seed: int
+    ) -> None:
+        """Does nothing."""
+
+
+def make_densifier(config: DensifyConfig | None, steps: int) -> Densifier | MCMCDensifier | NoDensifier:
+    """Returns the densifier for config.strategy; for None, one that does nothing. steps: steps of the stage."""
+    if config is None:
+        return NoDensifier()
     return MCMCDensifier(config, steps) if config.strategy == "mcmc" else Densifier(config, steps)

@@ -14,12 +14,13 @@ from typing import Any, get_args
 
 import torch
 
-from gscfd.config import Config, Edit, StageName, merged
+from gscfd.config import Config, Edit, StageConfig, StageName, merged
 from gscfd.distil.methods import method
 from gscfd.distil.protocols import Guidance, Learner, Method
+from gscfd.distil.schedule import piecewise
 from gscfd.errors import UserError
 from gscfd.teachers import Teacher
-from gscfd.teachers.base import stage_prompt
+from gscfd.teachers.base import Prompt, stage_prompt
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Place = tuple[int, int, int]
@@ -43,8 +44,9 @@ def changes(edit: Edit) -> dict[str, Any]:
 def time_range(config: Config, stage: StageName) -> tuple[float, float]:
     """Returns (t_min, t_max) of a stage for the run's method."""
     settings = config.stage(stage)
-    times = settings.cds if config.guidance == "cds" else settings
-    return times.t_min, times.t_max
+    if config.guidance == "cds" and isinstance(settings, StageConfig):
+        return settings.cds.t_min, settings.cds.t_max
+    return settings.t_min, settings.t_max
 
 
 def edited(config: Config, edit: Edit) -> Config:
@@ -52,7 +54,8 @@ def edited(config: Config, edit: Edit) -> Config:
     stage: dict[str, Any] = {} if edit.cfg is None else {"cfg": edit.cfg}
     if edit.t_range is not None:
         times = dict(zip(("t_min", "t_max"), edit.t_range, strict=True))
-        stage |= {"cds": times} if config.guidance == "cds" else times
+        has_own = config.guidance == "cds" and isinstance(config.stage(edit.stage), StageConfig)
+        stage |= {"cds": times} if has_own else times
     prompt = config.prompt if edit.prompt is None else edit.prompt
     return merged(config, {"prompt": prompt, edit.stage: stage})
 
@@ -72,6 +75,16 @@ def with_edit(config: Config, edit: Edit) -> Config:
     return replace(config, edits=tuple(sorted([*config.edits, edit], key=place_of)))
 
 
+def asked_for(settings: Config, name: StageName, where: Place) -> Prompt:
+    """Returns what the teacher of a stage is asked at a place of the run: in its own stage, with the guidance that its
+    curve has there."""
+    stage = settings.stage(name)
+    prompt = stage_prompt(settings.prompt, stage)
+    if STAGES.index(name) != where[0] or not isinstance(stage, StageConfig):
+        return prompt
+    return replace(prompt, cfg=stage.cfg * piecewise(where[2] / stage.steps, stage.cfg_points))
+
+
 class LiveSettings:
     """The settings of a run's next step, kept in sync with its teachers' prompts."""
 
@@ -79,16 +92,17 @@ class LiveSettings:
         """teachers: teachers of the stages, already set to the prompt in config."""
         self.config, self.teachers = config, teachers
         self.now = config
+        self.where: Place = (0, 0, 0)
         self.told = {name: stage_prompt(config.prompt, config.stage(name)) for name in teachers}
 
     def move_to(self, where: Place) -> None:
         """Switches to the settings of the step at the place. Raises UserError if a teacher rejects them."""
-        self.tell(settings_at(self.config, where))
+        self.tell(settings_at(self.config, where), where)
 
-    def tell(self, settings: Config) -> None:
-        self.now = settings
+    def tell(self, settings: Config, where: Place) -> None:
+        self.now, self.where = settings, where
         for name, teacher in self.teachers.items():
-            asked = stage_prompt(settings.prompt, settings.stage(name))
+            asked = asked_for(settings, name, where)
             if asked != self.told[name]:
                 self.told[name] = asked
                 teacher.set_prompt(asked)
@@ -99,12 +113,12 @@ class LiveSettings:
         save: stores the config with the edit, for a resume. Raises UserError, leaving everything unchanged, if a
         teacher rejects the edit or it cannot be saved.
         """
-        before, config = self.now, with_edit(self.config, edit)
+        before, where, config = self.now, self.where, with_edit(self.config, edit)
         try:
-            self.tell(settings_at(config, place_of(edit)))
+            self.tell(settings_at(config, place_of(edit)), place_of(edit))
             save(config)
         except (UserError, torch.OutOfMemoryError, OSError) as error:
-            self.tell(before)
+            self.tell(before, where)
             raise refusal(error) from None
         self.config = config
 
@@ -112,9 +126,17 @@ class LiveSettings:
         """Returns the run's method, which uses the stage's settings at each step. learner: as for `methods.method`."""
 
         def of_now(done: float, generator: torch.Generator) -> tuple[float, Guidance]:
-            now: Config = self.now
-            timesteps = self.teachers[stage].timesteps
-            return method(now.guidance, now.stage(stage), timesteps, learner)(done, generator)
+            now = self.now.distillations()[stage]
+            return method(self.now.guidance, now, self.teachers[stage].timesteps, learner)(done, generator)
+
+        return of_now
+
+    def time(self, stage: StageName) -> Callable[[float], float]:
+        """Returns t, as a fraction of T, by the share of the steps done: t falls linearly from t_max to t_min."""
+
+        def of_now(done: float) -> float:
+            low, high = time_range(self.now, stage)
+            return high + (low - high) * done
 
         return of_now
 

@@ -61,7 +61,7 @@ class Lora:
     """
 
     name = "lora"
-    step_size = "vsd.lr"
+    remedy = "vsd.lr"
 
     def __init__(self, teacher: GuidedTeacher, config: VsdConfig, *, seed: int):
         """seed: for the initial weights. Raises UserError if the teacher is a transformer."""

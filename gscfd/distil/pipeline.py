@@ -1,18 +1,22 @@
-"""The pipeline in memory, prompt in, splat out: the coarse stage, then the refine stage."""
+"""The pipeline in memory, prompt in, splat out: stage after stage."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gscfd.config import Config, StageConfig, StageName, load_preset
 from gscfd.devices import run_device
-from gscfd.distil.edits import LiveSettings, place
+from gscfd.distil.edits import STAGES, LiveSettings, place
+from gscfd.distil.islands import remove_islands
 from gscfd.distil.methods import make_learner
+from gscfd.distil.polish import run_polish
 from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
 from gscfd.distil.protocols import Noise
 from gscfd.distil.stage import StepReport, run_stage
@@ -24,14 +28,16 @@ from gscfd.noise.kinds import NOISES
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.types import Cameras, Render
 
+log = logging.getLogger("gscfd")
 
-def stage_noise(config: Config, stage: StageName, shape: tuple[int, int, int], seed: int) -> Noise:
+
+def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: int) -> Noise:
     """Returns the noise of one stage, which keeps its own state.
 
     The noise is drawn on the render's device or, with config.noise.device "cpu", on the CPU; the render is then copied
-    to the CPU and the noise back. shape: (C, h, w) of the teacher's input. seed: for the noise field.
+    to the CPU and the noise back. teacher: of the stage. seed: of the noise field.
     """
-    channels, height, width = shape
+    channels, height, width = teacher.latent_shape
     field = NoiseField(
         seed,
         channels,
@@ -39,6 +45,7 @@ def stage_noise(config: Config, stage: StageName, shape: tuple[int, int, int], s
         width,
         gamma=config.noise_gamma(stage),
         beta=config.noise.beta,
+        background=config.noise_background(teacher.multiview),
         theta=config.noise.theta,
         span=config.stage(stage).steps,
     )
@@ -80,7 +87,7 @@ def memory_advice(config: Config, name: StageName) -> str:
         "--vae-checkpointing" if stage.views > 1 and not config.vae_checkpointing else "",
         f"--{name}.no-perp-neg" if stage.perp_neg else "",
         "--dtype bfloat16" if config.dtype == "float32" else "",
-        f"--{name}.densify.max-count {stage.densify.max_count // 2}",
+        f"--{name}.densify.max-count {stage.max_count // 2}" if stage.max_count else "",
         f"a smaller --{name}.teacher",
         "a smaller --init" if config.init.ply else f"--init.count {config.init.count // 2}",
     ]
@@ -95,7 +102,7 @@ def distil(
     live: LiveSettings | None = None,
     start: Gaussians | None = None,
 ) -> Gaussians:
-    """Runs the coarse stage, then the refine stage, and returns the splat.
+    """Runs the coarse stage, the refine stage, then the polish, and returns the splat.
 
     teachers: from `load_teachers`. on_step: called after every optimization step. resume: checkpoint to continue from.
     live: settings of this config and these teachers, for an `on_step` that makes edits. start: initial splat from
@@ -111,7 +118,7 @@ def distil(
 
     device = run_device(config)
     # One seed gives each part an independent stream.
-    seeds = torch.randint(2**62, (5,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    seeds = torch.randint(2**62, (6,), generator=torch.Generator().manual_seed(config.seed)).tolist()
     if start is None:
         start = ball(
             config.init.count,
@@ -122,36 +129,35 @@ def distil(
         )
     gaussians = start
     gaussians.params.to(device)
-    stages: dict[StageName, tuple[StageConfig, int, int]] = {
-        "coarse": (config.coarse, seeds[1], seeds[3]),
-        "refine": (config.refine, seeds[2], seeds[4]),
-    }
-    if resume is not None and resume.stage == "refine":
-        del stages["coarse"]
-    for name, (stage, seed, learner_seed) in stages.items():
-        if name not in teachers:
+    stage_seeds: dict[StageName, int] = {"coarse": seeds[1], "refine": seeds[2], "polish": seeds[5]}
+    learner_seeds: dict[StageName, int] = {"coarse": seeds[3], "refine": seeds[4]}
+    for name, stage in config.stages().items():
+        if resume is not None and STAGES.index(name) < STAGES.index(resume.stage):
             continue
-        teacher = teachers[name]
+        teacher, seed = teachers[name], stage_seeds[name]
         continued = resume.state if resume is not None and resume.stage == name else None
-        learner = make_learner(config.guidance, teacher, stage, seed=learner_seed)
         numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
         live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
+        parts: dict[str, Any] = {
+            "name": name,
+            "teacher": teacher,
+            "rasterize": rasterize,
+            "noise": stage_noise(config, name, teacher, seed),
+            "seed": seed,
+            "watchdog": config.watchdog,
+            "keep_every": config.checkpoint.every,
+            "on_step": after_step,
+            "resume": continued,
+        }
         try:
-            run_stage(
-                gaussians,
-                stage,
-                name=name,
-                teacher=teacher,
-                rasterize=rasterize,
-                noise=stage_noise(config, name, teacher.latent_shape, seed),
-                method=live.method(name, learner),
-                seed=seed,
-                watchdog=config.watchdog,
-                keep_every=config.checkpoint.every,
-                on_step=after_step,
-                learner=learner,
-                resume=continued,
-            )
+            if isinstance(stage, StageConfig):
+                learner = make_learner(config.guidance, teacher, stage, seed=learner_seeds[name])
+                run_stage(gaussians, stage, method=live.method(name, learner), learner=learner, **parts)
+            else:
+                run_polish(gaussians, stage, time=live.time(name), **parts)
+            removed = remove_islands(gaussians, stage, rasterize, size=teacher.image_size, seed=seed)
+            if removed:
+                log.info("%s: removed %d Gaussians that hung in the air", name, removed)
         except torch.OutOfMemoryError as error:
             advice = memory_advice(config, name)
             raise OutOfMemory(f"{name}: out of GPU memory; what helps most: {advice}") from error

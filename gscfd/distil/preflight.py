@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import torch
@@ -62,7 +63,7 @@ def warn_of_left_gpu(config: Config) -> None:
 
 def check_densify(config: Config) -> None:
     """Raises UserError if the run's device does not support the densification strategy of a stage."""
-    for name, stage in config.stages().items():
+    for name, stage in config.distillations().items():
         if stage.densify.strategy == "mcmc" and run_device(config).type != "cuda":
             raise UserError(
                 f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
@@ -91,14 +92,34 @@ def check_prompt(config: Config) -> None:
         check_words("prompt", config.prompt)
 
 
-KeptTeachers = dict[tuple[str, str, torch.device, torch.dtype], GuidedTeacher]
-"""Teachers by `teacher_key`. Stages do not share a teacher because each sets its own prompt."""
+TeacherKey = tuple[str, str, torch.device, torch.dtype]
+"""Stage, source, device and precision."""
+KeptTeachers = dict[TeacherKey, GuidedTeacher]
+"""Teachers by `teacher_key`. Stages do not share a teacher because each sets its own prompt; they share networks."""
 
 
-def teacher_key(config: Config, name: StageName) -> tuple[str, str, torch.device, torch.dtype]:
+def teacher_key(config: Config, name: StageName) -> TeacherKey:
     """Returns the key of a stage's teacher: stage, teacher, device and precision."""
     device = run_device(config)
     return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
+
+
+def newly_loaded(config: Config, name: StageName) -> GuidedTeacher:
+    """Returns the teacher of a stage, loaded from its files and tuned as the config says."""
+    _, source, device, dtype = teacher_key(config, name)
+    teacher = load_teacher(source, device=device, dtype=dtype)
+    if config.vae_checkpointing:
+        checkpoint_encoder(teacher)
+    if config.compile:
+        compile_networks(teacher, mode="reduce-overhead")
+    return teacher
+
+
+def sibling(kept: KeptTeachers, key: TeacherKey) -> GuidedTeacher | None:
+    """Returns a teacher that shares the networks of another stage's teacher and has its own prompt; None if no stage
+    has them."""
+    same = [teacher for other, teacher in kept.items() if other[1:] == key[1:]]
+    return copy.copy(same[0]) if same else None
 
 
 def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[StageName, GuidedTeacher]:
@@ -112,15 +133,12 @@ def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[Stag
     preflight(config, kept)
     teachers: dict[StageName, GuidedTeacher] = {}
     for name, stage in config.stages().items():
-        _, source, device, dtype = key = teacher_key(config, name)
+        key = teacher_key(config, name)
         try:
             if key not in kept:
-                kept[key] = load_teacher(source, device=device, dtype=dtype)
-                if config.vae_checkpointing:
-                    checkpoint_encoder(kept[key])
-                if config.compile:
-                    compile_networks(kept[key], mode="reduce-overhead")
-            check_learner(config.guidance, kept[key], f"{name}.teacher")
+                kept[key] = sibling(kept, key) or newly_loaded(config, name)
+            if name in config.distillations():
+                check_learner(config.guidance, kept[key], f"{name}.teacher")
             teachers[name] = kept[key]
             teachers[name].set_prompt(stage_prompt(config.prompt, stage))
         except torch.OutOfMemoryError as error:

@@ -42,24 +42,13 @@ class Method(Protocol):
     def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...
 
 
-class Learner(Protocol):
-    """A network that a method trains beside the Gaussians. Its tensors are part of the stage's state."""
+class Kept(Protocol):
+    """State of a stage beside the Gaussians. Its tensors are part of the stage's state."""
 
     name: str
     """Prefix of its tensors' names."""
-    step_size: str
-    """Name of the stage setting that holds its step size."""
-
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """Returns the predicted noise [V, C, h, w] in x_t, without gradient."""
-        ...
-
-    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
-        """Makes one training step on z [V, C, h, w], the renders as the teacher sees them.
-
-        generator: the stage's generator.
-        """
-        ...
+    remedy: str
+    """Setting of the stage to lower if one of its tensors is not finite."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors on which the next step depends, detached but not copied."""
@@ -67,4 +56,16 @@ class Learner(Protocol):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restores the state from the result of `tensors`, copying it."""
+        ...
+
+
+class Learner(Kept, Protocol):
+    """A network that a method trains beside the Gaussians."""
+
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
+        """Returns the predicted noise [V, C, h, w] in x_t, without gradient."""
+        ...
+
+    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
+        """Makes one training step on z [V, C, h, w], the renders as the teacher sees them. generator: the stage's."""
         ...

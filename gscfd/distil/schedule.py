@@ -14,14 +14,18 @@ def anneal(fraction: float, points: tuple[tuple[float, float], ...], t_min: floa
 
     fraction: share of the stage's steps done, in [0, 1]. points: (fraction, p) with rising fractions.
     """
-    xs = [x for x, _ in points]
-    i = bisect_right(xs, fraction)
+    return t_min + (t_max - t_min) * (1 - piecewise(fraction, points))
+
+
+def piecewise(x: float, points: tuple[tuple[float, float], ...]) -> float:
+    """The value at x of the line through the points (x, value), whose x rise; constant before the first and after the
+    last."""
+    xs = [at for at, _ in points]
+    i = bisect_right(xs, x)
     if i == 0 or i == len(points):
-        p = points[max(i - 1, 0)][1]
-    else:
-        (x0, p0), (x1, p1) = points[i - 1], points[i]
-        p = p0 + (p1 - p0) * (fraction - x0) / (x1 - x0)
-    return t_min + (t_max - t_min) * (1 - p)
+        return points[max(i - 1, 0)][1]
+    (x0, y0), (x1, y1) = points[i - 1], points[i]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def sqrt_anneal(fraction: float, t_min: float, t_max: float) -> float:

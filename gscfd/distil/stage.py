@@ -17,7 +17,7 @@ from gscfd.distil.protocols import Learner, Method, Noise, Rasterize
 from gscfd.distil.regularizers import regularizers
 from gscfd.distil.schedule import render_size, time_index
 from gscfd.distil.state import StageState, StateDict
-from gscfd.distil.watchdog import find_trouble
+from gscfd.distil.watchdog import Trouble, find_trouble
 from gscfd.gaussians import Gaussians
 from gscfd.geometry import normal_map
 from gscfd.pictures import random_background
@@ -35,7 +35,6 @@ class StepReport:
     """Results of a step. Callbacks may read them but must not change anything."""
 
     stage: StageName
-
     step: int
     """Index of the step, from 0."""
     steps: int
@@ -43,8 +42,8 @@ class StepReport:
     t: float
     """Diffusion time as a fraction of T."""
     loss: SupportsFloat
-    """Half the squared length of dL/dz, per view. float() reads the value; on CUDA, reading this, `regularizer` or
-    `seconds` waits until the device has computed it."""
+    """Half the squared length of dL/dz, per view; in the polish, the loss of its last fit. float() reads the value; on
+    CUDA, reading this, `regularizer` or `seconds` waits until the device has computed it."""
     regularizer: SupportsFloat
     """Weighted sum of the regularizers."""
     count: int
@@ -154,37 +153,48 @@ def run_stage(
         densifier.after_backward(gaussians, optimizers, step, render.info, seed=seed + step)
         clock.lap("densify")
 
-        # Advance if the splat is sound, otherwise roll back.
         trouble = find_trouble(state, render.opacity, loss, name=name, limits=watchdog)
-        if trouble:
-            state.roll_back()
-        else:
-            state.advance()
-        clock.lap("watch")
-        on_step(
-            StepReport(
-                stage=name,
-                step=step,
-                steps=config.steps,
-                t=t,
-                loss=Deferred(loss),
-                regularizer=Deferred(regularizer),
-                count=len(gaussians),
-                seconds=clock,
-                gaussians=gaussians,
-                cameras=cameras,
-                images=images.detach(),
-                noise=eps,
-                target=z.detach() - grad,
-                state=state,
-                trouble=f"{trouble.what} at step {step}" if trouble else "",
-            )
+        report = StepReport(
+            stage=name,
+            step=step,
+            steps=config.steps,
+            t=t,
+            loss=Deferred(loss),
+            regularizer=Deferred(regularizer),
+            count=len(gaussians),
+            seconds=clock,
+            gaussians=gaussians,
+            cameras=cameras,
+            images=images.detach(),
+            noise=eps,
+            target=z.detach() - grad,
+            state=state,
         )
-        if trouble and state.rollbacks > watchdog.rollbacks:
-            raise StageError(
-                f"{name}: {trouble.what} at step {step}; {trouble.advice} "
-                f"(went back {watchdog.rollbacks} times, halving the step size each time)"
-            )
+        close_step(report, clock, trouble, on_step, watchdog)
+
+
+def close_step(
+    report: StepReport,
+    clock: Clock,
+    trouble: Trouble | None,
+    on_step: Callable[[StepReport], None],
+    watchdog: WatchdogConfig,
+) -> None:
+    """Go on from a sound splat, back from any other, and report it. Raises StageError as `run_stage` does."""
+    state = report.state
+    if trouble:
+        state.roll_back()
+        report.count = len(report.gaussians)
+        report.trouble = f"{trouble.what} at step {report.step}"
+    else:
+        state.advance()
+    clock.lap("watch")
+    on_step(report)
+    if trouble and state.rollbacks > watchdog.rollbacks:
+        raise StageError(
+            f"{report.stage}: {report.trouble}; {trouble.advice} "
+            f"(went back {watchdog.rollbacks} times, each time with half the step size)"
+        )
 
 
 def pictures(render: Render, cameras: Cameras, config: StageConfig, generator: torch.Generator) -> Tensor:

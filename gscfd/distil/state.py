@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gscfd.config import StageConfig, StageName
+from gscfd.config import StageConfig, StageName, TeacherStage
 from gscfd.deferred import event
 from gscfd.distil.densify import make_densifier
-from gscfd.distil.protocols import Learner
+from gscfd.distil.protocols import Kept
 from gscfd.gaussians import Gaussians
 
 
@@ -48,18 +48,19 @@ class StageState:
     def __init__(
         self,
         gaussians: Gaussians,
-        config: StageConfig,
+        config: TeacherStage,
         *,
         seed: int,
         keep_every: int,
-        learner: Learner | None = None,
+        learner: Kept | None = None,
     ):
-        """seed: for the random generator. keep_every: steps between two good states. learner: the method's learner, if
-        it has one."""
+        """seed: for the random generator. keep_every: steps between two good states. learner: the method's learner, or
+        the album of the polish."""
         self.gaussians, self.config, self.seed, self.keep_every = gaussians, config, seed, keep_every
         self.learner = learner
         self.optimizers = make_optimizers(gaussians, {name: getattr(config.lr, name) for name in gaussians.params})
-        self.densifier = make_densifier(config.densify, config.steps)
+        densify = config.densify if isinstance(config, StageConfig) else None
+        self.densifier = make_densifier(densify, config.steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.step = 0
         """Index of the next step, from 0, which is also the number of steps done."""

@@ -46,7 +46,7 @@ def find_trouble(
         return Trouble(
             "no Gaussians are left", f"try a smaller --{name}.densify.prune-opacity, or a larger --init.opacity"
         )
-    most = limits.max_growth * max(state.config.densify.max_count, len(state.good["params/means"]))
+    most = limits.max_growth * max(state.config.max_count, len(state.good["params/means"]))
     if count > most:
         return Trouble(
             f"{count} Gaussians are more than {most:.0f}",
@@ -63,7 +63,7 @@ def find_trouble(
         verb = "is" if len(broken) == 1 else "are"
         smaller = f"--{name}.cfg or smaller --{name}.lr.* values"
         if state.learner is not None and broken == [state.learner.name]:
-            smaller = f"--{name}.{state.learner.step_size}"
+            smaller = f"--{name}.{state.learner.remedy}"
         return Trouble(f"{', '.join(broken)} {verb} not finite", f"try a smaller {smaller}")
     if size > limits.max_scale:
         return Trouble(

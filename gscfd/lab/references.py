@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation, sample_group, turntable
-from gscfd.config import StageConfig
+from gscfd.config import TeacherStage
 from gscfd.distil.sampling import MOST_CFG, sample
 from gscfd.lab.judges import Judges
 from gscfd.teachers.base import stage_prompt
@@ -57,7 +57,7 @@ def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Refere
 
 
 def teacher_reference(
-    prompt: str, count: int, teacher: GuidedTeacher, stage: StageConfig, device: torch.device, judges: Judges
+    prompt: str, count: int, teacher: GuidedTeacher, stage: TeacherStage, device: torch.device, judges: Judges
 ) -> Reference:
     """Returns at least `count` pictures sampled by the teacher for the prompt (CFD App. B), with DDIM or along the flow
     and the stage's guidance up to a sampler's maximum: four views 90 degrees apart from a random azimuth, at the runs'

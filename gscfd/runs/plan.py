@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gscfd.cameras import turntable
-from gscfd.config import Config, StageConfig, StageName
+from gscfd.config import Config, PolishConfig, StageConfig, StageName, TeacherStage
 from gscfd.distil.lora import Lora
 from gscfd.distil.methods import check_learner, make_learner
 from gscfd.errors import UserError
@@ -47,7 +48,9 @@ class TeacherPlan:
     denoise: Cost
     """Cost of one prediction: all views, all branches of guidance."""
     encode: Cost
-    """Cost of encoding the images and of the backward pass to the pixels."""
+    """Cost of encoding the images and of the backward pass to the pixels; in the polish, of encoding and decoding."""
+    asks: int = 1
+    """Number of predictions per step."""
     learn: Cost = Cost(0, 0, 0)
     """Cost of evaluating and training the LoRA, with vsd."""
     trained: int = 0
@@ -56,7 +59,7 @@ class TeacherPlan:
     @property
     def flops(self) -> int:
         """FLOP per step."""
-        return self.denoise.flops + self.encode.flops + self.learn.flops
+        return self.asks * self.denoise.flops + self.encode.flops + self.learn.flops
 
     @property
     def passing(self) -> int:
@@ -81,9 +84,7 @@ def plan(
     stages = config.stages()
     teachers: dict[StageName, TeacherPlan] = {}
     for name, stage in stages.items():
-        sizes = " then ".join(str(pixels) for _, pixels in stage.render_sizes)
-        views = f"{stage.views} views{f' at {sizes} pixels' if sizes else ''}"
-        lines.append(f"{name:8} {stage.steps} steps of {views}, at most {stage.densify.max_count} Gaussians")
+        lines.append(f"{name:8} {stage_text(stage)}")
         try:
             teacher = meta_teacher(stage.teacher, dtype)
         except UserError as error:
@@ -92,14 +93,24 @@ def plan(
         if config.vae_checkpointing:
             checkpoint_encoder(teacher[1])
         teachers[name] = teacher_plan(teacher, stage, config.prompt)
-        check_learner(config.guidance, teacher[1], f"{name}.teacher")
-        if learner := make_learner(config.guidance, teacher[1], stage, seed=0):
-            learn, trained = learner_costs(learner, teacher[1], stage)
-            teachers[name] = replace(teachers[name], learn=learn, trained=trained)
+        if isinstance(stage, StageConfig):
+            check_learner(config.guidance, teacher[1], f"{name}.teacher")
+            if learner := make_learner(config.guidance, teacher[1], stage, seed=0):
+                learn, trained = learner_costs(learner, teacher[1], stage)
+                teachers[name] = replace(teachers[name], learn=learn, trained=trained)
         lines += teacher_lines(stage, teachers[name], rate)
     splat = splat_bytes(config, stages, config.init.count if start is None else len(start))
     trained = splat + max((teacher.trained for teacher in teachers.values()), default=0)
     return [*lines, *total_lines(trained, stages, teachers, rate), *output_lines(config, folder, splat, trained)]
+
+
+def stage_text(stage: TeacherStage) -> str:
+    """The size of a stage, in words."""
+    if isinstance(stage, PolishConfig):
+        return f"{stage.steps} steps of {stage.views} views, {stage.asks} questions and {stage.fits} fits in each"
+    sizes = " then ".join(str(pixels) for _, pixels in stage.render_sizes) if isinstance(stage, StageConfig) else ""
+    views = f"{stage.views} views{f' at {sizes} pixels' if sizes else ''}"
+    return f"{stage.steps} steps of {views}, at most {stage.max_count} Gaussians"
 
 
 def device_text(device: torch.device) -> str:
@@ -137,7 +148,7 @@ def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
     return source, load_teacher(str(source), device="meta", dtype=dtype)
 
 
-def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: str) -> TeacherPlan:
+def teacher_plan(found: tuple[Path, GuidedTeacher], stage: TeacherStage, prompt: str) -> TeacherPlan:
     """Returns the plan of a teacher. found: result of `meta_teacher`."""
     source, teacher = found
     denoise, encode = step_costs(teacher, stage, prompt)
@@ -147,11 +158,13 @@ def teacher_plan(found: tuple[Path, GuidedTeacher], stage: StageConfig, prompt: 
         weights={"denoiser": network_bytes(teacher.denoiser), "VAE": network_bytes(teacher.space)},
         denoise=denoise,
         encode=encode,
+        asks=stage.asks if isinstance(stage, PolishConfig) else 1,
     )
 
 
-def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple[Cost, Cost]:
-    """Returns the cost of one prediction, and of encoding the images with the backward pass to the pixels.
+def step_costs(teacher: GuidedTeacher, stage: TeacherStage, prompt: str) -> tuple[Cost, Cost]:
+    """Returns the cost of one prediction, and of encoding the images with the backward pass to the pixels (in the
+    polish, with decoding instead).
 
     teacher: on the meta device; its prompt is set.
     """
@@ -171,9 +184,14 @@ def step_costs(teacher: GuidedTeacher, stage: StageConfig, prompt: str) -> tuple
         images = torch.empty(stage.views, 3, teacher.image_size, teacher.image_size, device="meta", requires_grad=True)
         teacher.encode(images).sum().backward()
 
+    def there_and_back() -> None:
+        images = torch.empty(stage.views, 3, teacher.image_size, teacher.image_size, device="meta")
+        with torch.no_grad():
+            teacher.decode(teacher.encode(images))
+
     teacher.encode_texts = blank
     teacher.set_prompt(Prompt(text=prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale, perp_neg=stage.perp_neg))
-    return cost_of(ask), cost_of(look)
+    return cost_of(ask), cost_of(there_and_back if isinstance(stage, PolishConfig) else look)
 
 
 def learner_costs(learner: Lora, teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
@@ -209,7 +227,7 @@ def missing_lines(name: str, reason: str) -> list[str]:
     ]
 
 
-def teacher_lines(stage: StageConfig, teacher: TeacherPlan, rate: float) -> list[str]:
+def teacher_lines(stage: TeacherStage, teacher: TeacherPlan, rate: float) -> list[str]:
     files = ", ".join(f"{part} {size(count)}" if count else part for part, count in teacher.files.items())
     memory = {f"{name} {size(count)}": count for name, count in teacher.weights.items()}
     memory[f"one prediction {size(teacher.denoise.peak)}"] = teacher.denoise.peak
@@ -223,17 +241,18 @@ def teacher_lines(stage: StageConfig, teacher: TeacherPlan, rate: float) -> list
     ]
 
 
-def seconds(stage: StageConfig, teacher: TeacherPlan, rate: float) -> float:
+def seconds(stage: TeacherStage, teacher: TeacherPlan, rate: float) -> float:
     return stage.steps * teacher.flops / (EFFICIENCY * rate)
 
 
 def total_lines(
-    trained: int, stages: dict[StageName, StageConfig], teachers: dict[StageName, TeacherPlan], rate: float
+    trained: int, stages: Mapping[StageName, TeacherStage], teachers: dict[StageName, TeacherPlan], rate: float
 ) -> list[str]:
     """Returns the totals over the stages, if all teachers are available. trained: bytes of the trained values."""
     if len(teachers) < len(stages):
         return ["total    unknown until all teachers are available"]
-    weights = sum(sum(teacher.weights.values()) for teacher in teachers.values())
+    # Stages with the same teacher share its networks.
+    weights = sum({teacher.text: sum(teacher.weights.values()) for teacher in teachers.values()}.values())
     passing = max((teacher.passing for teacher in teachers.values()), default=0)
     copies = COPIES * trained
     whole = sum(seconds(stages[name], teacher, rate) for name, teacher in teachers.items())
@@ -246,12 +265,12 @@ def total_lines(
     ]
 
 
-def splat_bytes(config: Config, stages: dict[StageName, StageConfig], first: int) -> int:
+def splat_bytes(config: Config, stages: Mapping[StageName, TeacherStage], first: int) -> int:
     """Returns the bytes of the largest possible splat: position, rotation, sizes, opacity and color, 4 bytes per value.
 
     first: initial number of Gaussians.
     """
-    count = max([first, *(stage.densify.max_count for stage in stages.values())])
+    count = max([first, *(stage.max_count for stage in stages.values())])
     return 4 * count * (11 + 3 * (config.init.sh_degree + 1) ** 2)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gscfd.config import StageConfig
+from gscfd.config import TeacherStage
 from gscfd.types import Cameras
 
 
@@ -62,7 +62,7 @@ class Teacher(Protocol):
         ...
 
 
-def stage_prompt(text: str, stage: StageConfig) -> Prompt:
+def stage_prompt(text: str, stage: TeacherStage) -> Prompt:
     return Prompt(
         text=text,
         negative=stage.negative_prompt,
