@@ -10,7 +10,18 @@ from diffusers import DDIMScheduler
 from test_guidance import CAMERAS, GaussianTeacher
 from torch import Tensor
 
-from gscfd.distil.sampling import clean_flow, ddim, edm, falling_times, nearest_time, noise_level, refreshed
+from gscfd.config import rescaled_gamma
+from gscfd.distil.guidance import cfd
+from gscfd.distil.sampling import (
+    clean_flow,
+    ddim,
+    edm,
+    falling_times,
+    nearest_time,
+    noise_level,
+    noise_levels,
+    refreshed,
+)
 from gscfd.toybox.models import build_scheduler
 from gscfd.types import Cameras
 
@@ -155,3 +166,51 @@ def test_seeds_give_diverse_pictures_with_cfd_and_collapse_with_sds() -> None:
     for name in ("cfd", "fsd"):
         assert spread[name] > 0.9 * of_data and rare[name] == pytest.approx(0.3, abs=0.04)
     assert spread["sds"] < 0.25 * of_data and rare["sds"] < 0.05
+
+
+# ------------------------------------------------------------------------------------- the law of the clean flow's SDE
+
+
+class NormalTeacher(GaussianTeacher):
+    """The exact teacher of data whose entries are N(0, 1)."""
+
+    def predict_eps(self, x_t, t, cameras, cfg=None):
+        alpha, sigma = self.alpha_sigma(t)
+        return sigma * x_t / (alpha**2 + sigma**2)
+
+
+def without_drift(teacher, noise, fresh, times, cameras, *, gamma):
+    """The control: fresh noise alone, with steps from the teacher's own levels."""
+    z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
+    for step, t in enumerate(times):
+        noise = refreshed(noise, fresh(step), gamma) if step else noise
+        z = z + (levels[step + 1] - levels[step]) / levels[step] * cfd(teacher, z, noise, t, cameras)
+    return z
+
+
+def pictures_of(flow, teacher, gamma):
+    """Of 20 480 entries, with as much fresh noise in 400 steps as with gamma in CFD's 25 000."""
+    generator = torch.Generator().manual_seed(0)
+
+    def fresh(step):
+        return torch.randn(80, 4, 8, 8, dtype=torch.float64, generator=generator)
+
+    gamma = rescaled_gamma(gamma, 25_000, 400)
+    return flow(teacher, fresh(0), fresh, falling_times(400, 1000), CAMERAS, gamma=gamma)
+
+
+@pytest.mark.parametrize("gamma, least, undrifted", [(1e-4, 0.96, 0.90), (1e-3, 0.94, 0.55), (1e-2, 0.87, 0.30)])
+def test_fresh_noise_leaves_the_spread_of_normal_data(gamma, least, undrifted):
+    """A standard error is .005; the steps themselves cost a few hundredths."""
+    assert least < pictures_of(clean_flow, NormalTeacher(), gamma).std().item() < 1.02
+    assert pictures_of(without_drift, NormalTeacher(), gamma).std().item() < undrifted, "the control"
+
+
+def test_fresh_noise_leaves_the_shares_of_two_kinds():
+    """Three in ten are of the second kind, up to 4 standard errors and the steps' own error."""
+    shares = {flow: (pictures_of(flow, MixtureTeacher(), 1e-3) > 0).double().mean().item() for flow in FLOWS}
+    assert shares[clean_flow] == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 20_480) + 0.02)
+    assert abs(shares[without_drift] - 0.3) > 0.06, "the control"
+
+
+FLOWS = (clean_flow, without_drift)

@@ -8,6 +8,7 @@ teacher's integer times, decreasing and excluding 0; the last step goes from the
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -58,14 +59,19 @@ def clean_flow(
     """Returns the image [V, C, h, w] at the end of the clean flow, by descent along `cfd` with Euler steps in
     sigma / alpha.
 
-    gamma: share of fresh noise per step. 0 is the ODE, which is DDIM (CFD Eq. 8); values in between are the SDE (CFD
-    Eq. 10-11); 1 is SDS with decreasing times.
+    gamma: share of fresh noise per step. 0 is the ODE, which is DDIM (CFD Eq. 8). Values in between are the SDE (CFD
+    Eq. 18): each step starts at the raised level lambda / sqrt(1 - gamma) (CFD Alg. 3), without which the image would
+    shrink. 1 is SDS with decreasing times, which raises nothing.
     """
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
-    for step, t in enumerate(times):
+    raised = 1 / math.sqrt(1 - gamma) if gamma < 1 else 1.0
+    for step, (t, target) in enumerate(zip(times, levels[1:], strict=True)):
+        level = levels[step]
         if gamma > 0 and step > 0:
-            noise = refreshed(noise, fresh(step), gamma)
-        z = z + (levels[step + 1] - levels[step]) / levels[step] * cfd(teacher, z, noise, t, cameras)
+            noise, level = refreshed(noise, fresh(step), gamma), raised * level
+            t = nearest_time(teacher, level)
+        slope = cfd(teacher, z, noise, t, cameras) / noise_level(teacher, t)
+        z = z + (target - level) * slope
     return z
 
 
@@ -131,8 +137,10 @@ def edm(
 
 
 def nearest_time(teacher: Teacher, level: float) -> int:
-    """Returns the time with the nearest noise level."""
-    return min(range(teacher.timesteps), key=lambda t: abs(noise_level(teacher, t) - level))
+    """Returns the time with the nearest noise level; levels rise with time."""
+    above = bisect_left(range(teacher.timesteps), level, key=lambda t: noise_level(teacher, t))
+    near = range(max(above - 1, 0), min(above + 1, teacher.timesteps))
+    return min(near, key=lambda t: abs(noise_level(teacher, t) - level))
 
 
 MOST_CFG = 7.5
