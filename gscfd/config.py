@@ -96,8 +96,8 @@ class NoiseConfig:
     """Noise where there is no surface. screen: one image for all views, aging with gamma. fresh: new in every view and
     step. direction: fixed to the direction of the ray. Unset: screen; fresh for cfd with a multi-view teacher, whose
     views attend to each other (CFD's public code)."""
-    beta: float = 1.0
-    """Share of consistent noise in the mix with fresh noise, in [0, 1] (FSD)."""
+    beta: float | None = None
+    """Share of consistent noise in the mix with fresh noise, in [0, 1] (FSD). Unset: 0.5 for cfd, 1 for the others."""
     theta: float = 180.0
     """Degrees of azimuth over which the world map moves by one image, in (0, 360] (FSD)."""
     device: Literal["render", "cpu"] = "render"
@@ -106,7 +106,7 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         check(self.gamma is None or 0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
-        check(0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
+        check(self.beta is None or 0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
         check(0 < self.theta <= 360, "noise.theta", "degrees in (0, 360]", self.theta)
 
 
@@ -328,7 +328,7 @@ class PolishConfig(TeacherStage):
     """The last stage: in every step the teacher paints over one group of views, and the splat is fitted to its latest
     pictures (docs/methods.md). The time, to which the views are noised, falls linearly from t_max to t_min."""
 
-    asks: int = 4
+    asks: int = 3
     """How often the teacher is asked for each group: steps of DDIM from t to the picture."""
     album: int = 16
     """Groups of pictures that the splat is fitted to: the latest ones."""
@@ -336,6 +336,8 @@ class PolishConfig(TeacherStage):
     """Steps of Adam after each new group, each on one group of the album."""
     ssim: float = 0.2
     """Share of 1 - SSIM in the loss, in [0, 1]; the rest is the mean absolute difference (3DGS)."""
+    opacity_reg: float = 0.3
+    """Weight of the mean of o (1 - o) over the pixels: pictures are softer at the outline than the object."""
     smooth: float = 0.5
     """Weight of the difference at twice the pictures' resolution, inside the object: no speckle that is too fine for
     the pictures."""
@@ -346,7 +348,8 @@ class PolishConfig(TeacherStage):
             check(getattr(self, name) >= 1, f"polish.{name}", "at least 1", getattr(self, name))
         check(self.t_min > 0, "polish.t_min", "a value above 0: a view without noise stays as it is", self.t_min)
         check(0 <= self.ssim <= 1, "polish.ssim", "a value in [0, 1]", self.ssim)
-        check(self.smooth >= 0, "polish.smooth", "at least 0", self.smooth)
+        for name in ("opacity_reg", "smooth"):
+            check(getattr(self, name) >= 0, f"polish.{name}", "at least 0", getattr(self, name))
 
 
 @dataclass(kw_only=True)
@@ -459,7 +462,7 @@ def coarse_stage() -> StageConfig:
 def refine_stage() -> StageConfig:
     return StageConfig(
         teacher="toybox/singleview",
-        steps=150,
+        steps=0,
         views=2,
         cfg=2.0,
         t_points=((0.0, 0.75), (1.0, 0.95)),
@@ -472,12 +475,12 @@ def refine_stage() -> StageConfig:
 def polish_stage() -> PolishConfig:
     return PolishConfig(
         teacher="toybox/multiview",
-        steps=40,
+        steps=32,
         views=4,
-        cfg=1.0,
-        t_max=0.5,
+        cfg=4.0,
+        t_max=0.4,
         t_min=0.25,
-        lr=LearningRates(means=1e-3, quats=2e-3, scales=5e-3, opacities=2e-2, sh0=3e-2, shN=1.5e-3, end=0.1),
+        lr=LearningRates(means=1e-3, quats=2e-3, scales=5e-3, opacities=2e-2, end=0.1),
     )
 
 
@@ -560,6 +563,13 @@ class Config:
     def distillations(self) -> dict[StageName, StageConfig]:
         """Returns the stages that have steps and distil, in their order."""
         return {name: stage for name, stage in self.stages().items() if isinstance(stage, StageConfig)}
+
+    @property
+    def noise_beta(self) -> float:
+        """Share of the consistent noise."""
+        if self.noise.beta is not None:
+            return self.noise.beta
+        return 0.5 if self.guidance == "cfd" else 1.0
 
     def noise_background(self, multiview: bool) -> NoiseBackground:
         """What is behind the object in the noise. multiview: whether the teacher is."""

@@ -44,7 +44,7 @@ def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: 
         height,
         width,
         gamma=config.noise_gamma(stage),
-        beta=config.noise.beta,
+        beta=config.noise_beta,
         background=config.noise_background(teacher.multiview),
         theta=config.noise.theta,
         span=config.stage(stage).steps,
@@ -70,7 +70,7 @@ def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
     """
     height, width = cameras.height // NOISE_SAMPLES, cameras.width // NOISE_SAMPLES
     field = NoiseField(
-        config.seed, 3, height, width, gamma=0.0, beta=config.noise.beta, theta=config.noise.theta, span=1
+        config.seed, 3, height, width, gamma=0.0, beta=config.noise_beta, theta=config.noise.theta, span=1
     )
     return NOISES[config.noise_kind](field, cameras.to("cpu"), render.to("cpu"), 0)
 

@@ -225,6 +225,7 @@ def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: Pol
     height, width = pictures.images.shape[2:]
     render = rasterize(state.gaussians, pictures.cameras.resized(SCALE * width, SCALE * height))
     loss = picture_loss(render, pictures, ssim=config.ssim, smooth=config.smooth)
+    loss = loss + config.opacity_reg * (render.opacity * (1 - render.opacity)).mean()
     loss.backward()
     for optimizer in state.optimizers.values():
         optimizer.step()

@@ -110,7 +110,7 @@ def show(options: ShowNoiseOptions) -> None:
         latent,
         latent,
         gamma=0.0,
-        beta=config.noise.beta,
+        beta=config.noise_beta,
         theta=config.noise.theta,
         span=options.frames,
     )
