@@ -22,6 +22,7 @@ from gscfd.distil.sampling import (
     noise_levels,
     refreshed,
 )
+from gscfd.teachers import Teacher
 from gscfd.toybox.models import build_scheduler
 from gscfd.types import Cameras
 
@@ -174,12 +175,20 @@ def test_seeds_give_diverse_pictures_with_cfd_and_collapse_with_sds() -> None:
 class NormalTeacher(GaussianTeacher):
     """The exact teacher of data whose entries are N(0, 1)."""
 
-    def predict_eps(self, x_t, t, cameras, cfg=None):
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
         return sigma * x_t / (alpha**2 + sigma**2)
 
 
-def without_drift(teacher, noise, fresh, times, cameras, *, gamma):
+def without_drift(
+    teacher: Teacher,
+    noise: Tensor,
+    fresh: Callable[[int], Tensor],
+    times: Sequence[int],
+    cameras: Cameras,
+    *,
+    gamma: float,
+) -> Tensor:
     """The control: fresh noise alone, with steps from the teacher's own levels."""
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
     for step, t in enumerate(times):
@@ -188,11 +197,11 @@ def without_drift(teacher, noise, fresh, times, cameras, *, gamma):
     return z
 
 
-def pictures_of(flow, teacher, gamma):
+def pictures_of(flow: Callable[..., Tensor], teacher: Teacher, gamma: float) -> Tensor:
     """Of 20 480 entries, with as much fresh noise in 400 steps as with gamma in CFD's 25 000."""
     generator = torch.Generator().manual_seed(0)
 
-    def fresh(step):
+    def fresh(step: int) -> Tensor:
         return torch.randn(80, 4, 8, 8, dtype=torch.float64, generator=generator)
 
     gamma = rescaled_gamma(gamma, 25_000, 400)
@@ -200,13 +209,13 @@ def pictures_of(flow, teacher, gamma):
 
 
 @pytest.mark.parametrize("gamma, least, undrifted", [(1e-4, 0.96, 0.90), (1e-3, 0.94, 0.55), (1e-2, 0.87, 0.30)])
-def test_fresh_noise_leaves_the_spread_of_normal_data(gamma, least, undrifted):
+def test_fresh_noise_leaves_the_spread_of_normal_data(gamma: float, least: float, undrifted: float) -> None:
     """A standard error is .005; the steps themselves cost a few hundredths."""
     assert least < pictures_of(clean_flow, NormalTeacher(), gamma).std().item() < 1.02
     assert pictures_of(without_drift, NormalTeacher(), gamma).std().item() < undrifted, "the control"
 
 
-def test_fresh_noise_leaves_the_shares_of_two_kinds():
+def test_fresh_noise_leaves_the_shares_of_two_kinds() -> None:
     """Three in ten are of the second kind, up to 4 standard errors and the steps' own error."""
     shares = {flow: (pictures_of(flow, MixtureTeacher(), 1e-3) > 0).double().mean().item() for flow in FLOWS}
     assert shares[clean_flow] == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 20_480) + 0.02)

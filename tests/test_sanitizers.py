@@ -23,10 +23,9 @@ gscfd.__path__.insert(0, sys.argv[1])
 import torch
 from scenes import figure, render_scene, sphere, views
 from gscfd import native, noise
-from gscfd.gaussians import ball
+from gscfd.gaussians import ball, rasterize
 from gscfd.noise import NoiseField
 from gscfd.noise_kernels import cpu
-from gscfd.rasterize import rasterize
 from gscfd.cameras import turntable
 
 torch.set_num_threads(2)
