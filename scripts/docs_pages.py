@@ -143,6 +143,7 @@ def settings_page() -> str:
         parts = [getattr(stage, f.name) for stage in stages]
         if dataclasses.is_dataclass(parts[0]):
             sections.append(section(f"The stages: {f.name}", f"coarse.{f.name}.", parts, module))
+    sections.append(section("The polish: lr", "polish.lr.", [config.polish.lr], module))
     return "\n".join(sections)
 
 
@@ -166,7 +167,7 @@ def section(title: str, prefix: str, values: Sequence[Any], module: griffe.Objec
 
 def meaning(described: griffe.Object | griffe.Alias, name: str) -> str:
     """Returns the docstring below a field as one line."""
-    docstring = described[name].docstring
+    docstring = described.all_members[name].docstring
     if docstring is None:
         raise ValueError(f"{described.path}.{name}: expected a docstring below it")
     return html.escape(" ".join(docstring.value.split()), quote=False)
