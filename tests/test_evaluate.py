@@ -27,6 +27,7 @@ from torch import Tensor
 from gscfd import evaluate
 from gscfd.errors import UserError
 from gscfd.lab import examine as lab_examine
+from gscfd.lab import truths as lab_truths
 from gscfd.lab.catalogue import METRICS, NAMES
 from gscfd.lab.compare import difference, estimate, wins
 from gscfd.lab.examine import Examined, examine, labels_of
@@ -60,6 +61,7 @@ def report(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab_examine, "VIEWS", 24)
         patch.setattr(lab_examine, "FID_EVERY", 1)
+        patch.setattr(lab_truths, "OBJECTS", 12)
         arguments = [*map(str, runs), str(folder / "nothing"), "--pickscore", str(SCORER), "--samples", "24"]
         assert evaluate.main([*arguments, "--report", str(folder)]) == 0
     return folder
@@ -73,7 +75,7 @@ def figures(report: Path) -> dict[str, Any]:
 
 def test_what_was_asked_for_scores_better_than_something_else(report: Path) -> None:
     found = figures(report)
-    for name in ("clip", "similarity", "r_precision", "pickscore"):
+    for name in ("clip", "similarity", "r_precision", "pickscore", "nearest"):
         right, wrong = found[name]["cfd"]["value"], found[name]["sds"]["value"]
         assert (right > wrong) if METRICS[name].better == "higher" else (right < wrong), name
     pooled = [found["fid"][guidance]["value"] for guidance in ("cfd", "sds")]

@@ -15,6 +15,7 @@ from torch import Tensor
 from gscfd.cameras import azimuth_elevation, turntable
 from gscfd.distil.state import scaled_gradient_variance
 from gscfd.gaussians import Gaussians
+from gscfd.lab import truths
 from gscfd.lab.intervals import bootstrap
 from gscfd.lab.judges import SCORER, Judges, Scorer
 from gscfd.lab.metrics import (
@@ -26,8 +27,10 @@ from gscfd.lab.metrics import (
     inception_score,
     janus,
     moments,
+    psnr,
     r_precision,
     reprojection_error,
+    speckle,
     win_rate,
 )
 from gscfd.lab.references import true_reference
@@ -219,6 +222,35 @@ def test_haze_is_none_for_a_solid_object_and_what_lets_light_through_for_fog() -
     halves = solid.clone()
     halves[0] *= 0.5
     assert haze(halves) == pytest.approx(0.25 / 1.5)
+
+
+def test_psnr_is_that_of_the_mean_square() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=seeded())
+    assert psnr(images, images + 0.1) == pytest.approx(20, abs=1e-3) and psnr(images, images) == math.inf
+
+
+def test_speckle_is_the_amplitude_of_what_is_finer_than_5_pixels() -> None:
+    disk = torch.full((1, 3, 32, 32), 0.75)
+    disk[..., 6:26, 6:26] = 0.3
+    checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 0.2 - 0.1
+    inside = disk < 0.5
+    assert speckle(disk, background=0.75) < 1e-6
+    assert speckle(disk + checks * inside, background=0.75) == pytest.approx(0.1, abs=0.005)
+    wide = 0.1 * torch.sin(torch.arange(32) / 32 * math.pi)
+    assert speckle(disk + wide * inside, background=0.75) < 0.005, "shading is none"
+    assert math.isnan(speckle(torch.full((1, 3, 32, 32), 0.75), background=0.75))
+
+
+def test_a_true_object_is_near_to_true_objects_of_its_prompt_and_far_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truths, "OBJECTS", 12)
+    truths.truths_of.cache_clear()
+    ducks, mugs = truths.truths_of("a yellow duck", 32), truths.truths_of("a blue mug", 32)
+    assert len(ducks.known) == 12 and len(ducks.fresh) == truths.FRESH
+    assert ducks.nearest(ducks.known[3] / 255) == math.inf
+    assert ducks.ceiling > 2 + ducks.nearest(mugs.fresh[0] / 255), "the control"
+    assert 0 < ducks.speckle < 0.05
+    assert truths.truths_of("a yellow duck on a brown table", 32) is None and truths.truths_of("a nonsense", 32) is None
+    truths.truths_of.cache_clear()
 
 
 def test_the_win_rate_counts_ties_half() -> None:

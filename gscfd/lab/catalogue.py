@@ -18,6 +18,9 @@ Name = Literal[
     "view_error",
     "holes",
     "haze",
+    "nearest",
+    "nearest_true",
+    "speckle",
     "variance_means",
     "variance_sh0",
     "gaussians",
@@ -40,6 +43,7 @@ class Metric:
 
 
 CLIP_NEEDED = "--clip DIR, a CLIP model in transformers' layout, such as the folder of openai/clip-vit-base-patch32"
+TRUTH_NEEDED = "prompts of which there are true objects: one kind, in the toybox's words"
 METRICS: dict[str, Metric] = {
     "fid": Metric(
         "3D-FID",
@@ -124,6 +128,24 @@ METRICS: dict[str, Metric] = {
         "lower",
         ".1%",
         "sum of o (1 - o) over sum of o, over the opacities o of all pixels: distance from a solid object",
+    ),
+    "nearest": Metric(
+        "nearest true object",
+        "higher",
+        ".2f",
+        "PSNR in dB of 8 views against the nearest of 100 true objects of the prompt",
+        TRUTH_NEEDED,
+    ),
+    "nearest_true": Metric(
+        "nearest of true objects", "", ".2f", "what 8 fresh true objects of the prompt reach by it, in dB", TRUTH_NEEDED
+    ),
+    "speckle": Metric(
+        "speckle",
+        "lower",
+        ".2f",
+        "median distance of the object's inner pixels from the mean of the 5 x 5 around them, in multiples of that of "
+        "true objects",
+        TRUTH_NEEDED,
     ),
     "variance_means": Metric(
         "gradient variance, positions",

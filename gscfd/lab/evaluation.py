@@ -144,9 +144,9 @@ def evaluate(options: EvaluateOptions) -> None:
     judges = load_judges(options, prompts, device)
     size = 128 if judges.toybox and not judges.inception else 512
     references = load_references(options, list(configs.values()), judges, size, device)
-    runs = []
+    runs, truths = [], bool({"nearest", "nearest_true", "speckle"} & set(options.metrics))
     for folder, label in zip(tqdm(configs, desc="runs", unit="run", disable=None), labels, strict=True):
-        found = examine(folder, judges, prompts, size=size, references=references)
+        found = examine(folder, judges, prompts, size=size, references=references, truths=truths)
         runs.append(replace(found, label=label))
     report = make_report(options, runs, references, judges, left_out)
     for warning in report.warnings:

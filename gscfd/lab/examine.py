@@ -17,8 +17,10 @@ from gscfd.config import Config, flat, plain
 from gscfd.export.turntable import turntable_frames
 from gscfd.gaussians import Gaussians
 from gscfd.lab.judges import Judges
-from gscfd.lab.metrics import haze, hole_share, janus, r_precision, reprojection_error
+from gscfd.lab.metrics import haze, hole_share, janus, r_precision, reprojection_error, speckle
 from gscfd.lab.references import BACKGROUND, Reference
+from gscfd.lab.truths import VIEWS as TRUE_VIEWS
+from gscfd.lab.truths import truths_of
 from gscfd.runs.names import FREE_SETTINGS, read_run
 from gscfd.types import Render
 
@@ -54,12 +56,19 @@ class Examined:
 
 
 def examine(
-    folder: Path, judges: Judges, prompts: list[str], *, size: int = 128, references: dict[str, Reference] | None = None
+    folder: Path,
+    judges: Judges,
+    prompts: list[str],
+    *,
+    size: int = 128,
+    references: dict[str, Reference] | None = None,
+    truths: bool = False,
 ) -> Examined:
     """Scores a finished run from views on all sides, as the papers do (CFD App. B).
 
     prompts: candidates of the prompt retrieval. size: width and height of the views in pixels. references: by prompt.
-    Raises UserError if the run is not finished.
+    truths: whether to compare with true objects, which takes seconds per prompt. Raises UserError if the run is not
+    finished.
     """
     config, gaussians = read_run(folder)
     views = turntable_frames(gaussians, VIEWS, size=size, background=BACKGROUND, radius=RADIUS)
@@ -73,6 +82,8 @@ def examine(
     )
     if judges.scorers:
         judge_pictures(found, images, judges, prompts, (references or {}).get(config.prompt))
+    if truths:
+        found.values |= truth_values(gaussians, config.prompt, size)
     if judges.aesthetic:
         found.values["aesthetic"] = judges.aesthetic.scores(images).mean().item()
     if judges.pickscore:
@@ -99,6 +110,17 @@ def judge_pictures(
     if reference is not None:
         azimuths = torch.arange(VIEWS) * (360.0 / VIEWS)
         found.values["janus"] = janus(features[0], azimuths, reference.features, reference.azimuths)
+
+
+def truth_values(gaussians: Gaussians, prompt: str, size: int) -> dict[str, float]:
+    """What true objects of the prompt say, if there are any."""
+    truths = truths_of(prompt, size)
+    if truths is None:
+        return {}
+    render = gaussians.render(turntable(TRUE_VIEWS, size=size)).to("cpu")
+    views = render.over(torch.tensor(BACKGROUND)).clamp(0, 1).permute(0, 3, 1, 2)
+    ratio = speckle(views, background=BACKGROUND) / truths.speckle
+    return {"nearest": truths.nearest(views), "nearest_true": truths.ceiling, "speckle": ratio}
 
 
 def shape_values(gaussians: Gaussians, size: int) -> dict[str, float]:

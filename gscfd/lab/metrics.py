@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -164,6 +165,26 @@ def haze(opacity: Tensor) -> float:
     empty, 1 - o for fog of opacity o. The soft edge of a solid object counts too. NaN: an empty picture."""
     opacity = opacity.double()
     return ((opacity * (1 - opacity)).sum() / opacity.sum()).item()
+
+
+def psnr(images: Tensor, others: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two stacks of images in [0, 1]; inf where they are equal."""
+    return -10 * (images - others).square().mean().double().log10().item()
+
+
+def speckle(images: Tensor, *, background: float) -> float:
+    """Median over the object's inner pixels of the distance, in [0, 1], between a pixel and the mean of the 5 x 5
+    around it.
+
+    images: [V, 3, H, W] in [0, 1] over a gray. Inner pixels have the object on all of the 9 x 9 around them. True
+    objects have some, too: compare with theirs. NaN: no inner pixel.
+    """
+    shown = ((images - background).abs().amax(1, keepdim=True) > 0.04).to(images.dtype)
+    solid = F.avg_pool2d(shown, 3, stride=1, padding=1)
+    inner = -F.max_pool2d(-solid, 9, stride=1, padding=4) > 0.99
+    around = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    distance = (images - around).abs().mean(1, keepdim=True)
+    return distance[inner].median().item() if inner.any() else math.nan
 
 
 def win_rate(ours: Tensor, theirs: Tensor) -> float:
