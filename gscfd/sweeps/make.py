@@ -154,8 +154,8 @@ def table(progress: Progress) -> Table:
     for column in ("run", "worker", "reached", "seconds"):
         shown.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for name, (run, place, since) in list(progress.running.items())[:SHOWN_RUNS]:
-        steps = run.config.coarse.steps, run.config.refine.steps
-        where = f"{reached(run.folder) or 'starting'} of {steps[0]} + {steps[1]}"
+        steps = " + ".join(str(stage.steps) for stage in run.config.stages().values())
+        where = f"{reached(run.folder) or 'starting'} of {steps}"
         shown.add_row(name, f"{place.host}, {place.pid}", where, f"{time.monotonic() - since:.0f}")
     if len(progress.running) > SHOWN_RUNS:
         shown.add_row(f"and {len(progress.running) - SHOWN_RUNS} more")

@@ -32,7 +32,7 @@ class Panel:
 
     def __init__(self, server: viser.ViserServer, controls: Controls, config: Config):
         self.server, self.controls = server, controls
-        self.stage: StageName = "coarse" if config.coarse.steps else "refine"
+        self.stage: StageName = next(iter(config.stages()))
         self.settings: Config | None = None
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.snapshot: Snapshot | None = None

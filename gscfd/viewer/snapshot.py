@@ -23,7 +23,7 @@ class Point(NamedTuple):
     """A point of the plots."""
 
     step: int
-    """Step of the run; the refine stage continues counting where the coarse stage ended."""
+    """Step of the run; a stage continues counting where the one before it ended."""
     loss: SupportsFloat
     """float() may wait for a CUDA device, so do not call it on the training thread."""
     gaussians: int
@@ -37,7 +37,9 @@ class History:
         self.clocks: deque[Mapping[str, float]] = deque(maxlen=RATE_STEPS + 1)
 
     def add(self, report: StepReport, config: Config) -> None:
-        step = report.step + (config.coarse.steps if report.stage == "refine" else 0)
+        names = list(config.stages())
+        before = names[: names.index(report.stage)] if report.stage in names else []
+        step = report.step + sum(config.stage(name).steps for name in before)
         while self.points and self.points[-1].step >= step:
             self.points.pop()
         self.points.append(Point(step, report.loss, report.count))
