@@ -241,10 +241,12 @@ def test_speckle_is_the_amplitude_of_what_is_finer_than_5_pixels() -> None:
     assert math.isnan(speckle(torch.full((1, 3, 32, 32), 0.75), background=0.75))
 
 
-def test_a_true_object_is_near_to_true_objects_of_its_prompt_and_far_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_true_object_is_near_to_true_objects_of_its_prompt_and_far_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(truths, "OBJECTS", 12)
     truths.truths_of.cache_clear()
-    ducks, mugs = truths.truths_of("a yellow duck", 32), truths.truths_of("a blue mug", 32)
+    ducks, mugs = (present(truths.truths_of(prompt, 32)) for prompt in ("a yellow duck", "a blue mug"))
     assert len(ducks.known) == 12 and len(ducks.fresh) == truths.FRESH
     assert ducks.nearest(ducks.known[3] / 255) == math.inf
     assert ducks.ceiling > 2 + ducks.nearest(mugs.fresh[0] / 255), "the control"
