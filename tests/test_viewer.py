@@ -443,7 +443,7 @@ def test_a_dead_viewer_does_not_stop_the_run(monkeypatch, caplog):
         run = Run(viewer)
         assert run.finish() is not None, "not even one that was paused"
         viewer.thread.join(30)
-        assert not viewer.thread.is_alive() and "the run goes on" in caplog.text
+        assert not viewer.thread.is_alive() and "the run continues" in caplog.text
 
 
 def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch):
