@@ -224,28 +224,28 @@ class _CompositeSplats(Function):
         arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
         _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
 
-        colors = depths.new_empty(views, grid.height, grid.width, channels)
+        rendered = depths.new_empty(views, grid.height, grid.width, channels)
         alphas, medians = (depths.new_empty(views, grid.height, grid.width, 1) for _ in range(2))
         transmittance = depths.new_empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
-        arrays = _addresses(records, tiles.offsets, tiles.entries, colors, alphas, medians, transmittance, last)
+        arrays = _addresses(records, tiles.offsets, tiles.entries, rendered, alphas, medians, transmittance, last)
         _run("composite", _Composite(grid, views, channels, expected, *arrays))
-        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, colors, alphas, transmittance, last)
+        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, rendered, alphas, transmittance, last)
         ctx.tiles, ctx.color_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
-        return colors, alphas, medians
+        return rendered, alphas, medians
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, d_colors: Tensor, d_alphas: Tensor, _medians: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        means2d, factors, opacities, records, colors, alphas, transmittance, last = ctx.saved_tensors
-        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colors.shape[-1]
-        d_colors, d_alphas = d_colors.contiguous(), d_alphas.contiguous()
+    def backward(ctx: Context, d_rendered: Tensor, d_alphas: Tensor, _medians: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        means2d, factors, opacities, records, rendered, alphas, transmittance, last = ctx.saved_tensors
+        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], rendered.shape[-1]
+        d_rendered, d_alphas = d_rendered.contiguous(), d_alphas.contiguous()
         sums = means2d.new_empty(len(tiles.entries), _native("sums_stride")(channels))
         used = means2d.new_zeros(len(tiles.entries), dtype=torch.uint8)
-        arrays = _addresses(records, tiles.offsets, tiles.entries, colors, alphas, None, transmittance, last)
+        arrays = _addresses(records, tiles.offsets, tiles.entries, rendered, alphas, None, transmittance, last)
         composite = _Composite(tiles.grid, views, channels, ctx.expected, *arrays)
-        given = _addresses(d_colors, d_alphas)
+        given = _addresses(d_rendered, d_alphas)
         _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
         d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
@@ -308,7 +308,7 @@ def rasterize_splats(
     grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
     tiles = _make_tiles(means2d, factors, depths, radii, log_opacities, grid)
     images = (means2d, factors, depths, opacities, colors, radii, log_opacities, tiles)
-    colors, alphas, medians = _apply(_CompositeSplats, *images, depth_channel, expected, absgrad)
+    rendered, alphas, medians = _apply(_CompositeSplats, *images, depth_channel, expected, absgrad)
     info = {
         "batch_ids": None,
         "camera_ids": None,
@@ -330,4 +330,4 @@ def rasterize_splats(
         "n_cameras": views,
         "median_depth": medians,
     }
-    return colors, alphas, info
+    return rendered, alphas, info
