@@ -90,7 +90,7 @@ def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
     """
     for name in PER_RUN:
         if any(re.split("[=.]", a)[0] in (f"--{name}", f"--no-{name}") for a in arguments):
-            raise UserError(f"{name}: expected no --{name} in a sweep, which sets it for each run")
+            raise UserError(f"{name}: expected no --{name} in a sweep; it applies to a single run")
     prompts, seeds = read_prompts(options.prompts), read_seeds(options.seeds)
     parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in read_methods(options.guidance)]
     bases = [replace(config, resume=None, overwrite=False, viewer=ViewerConfig()) for config in parsed]

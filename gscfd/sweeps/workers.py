@@ -267,7 +267,7 @@ def gpus_per_run(gpus: float | None, device: str, there: float) -> float:
     if gpus is None:
         gpus = float(device == "cuda" or (device == "auto" and there > 0))
     if gpus > there:
-        raise UserError(f"gpus: expected at most Ray's {there:g}, got {gpus:g}; use --device cpu --gpus 0")
+        raise UserError(f"gpus: expected at most {there:g}, as Ray has, got {gpus:g}; use --device cpu --gpus 0")
     return gpus
 
 
