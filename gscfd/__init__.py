@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from gscfd.version import __version__
+from gscfd.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gscfd.config import Config
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__all__ = ["__version__", "Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
+__all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
 
 _HOMES = {
     "Cameras": "gscfd.types",

@@ -109,7 +109,7 @@ def relinked(markdown: str, path: str) -> str:
 
 def presets_page() -> str:
     """Returns a table of all presets, then each file unchanged, with the sources of its values."""
-    folder = ROOT / "gscfd" / "configs"
+    folder = ROOT / "configs"
     rows = [["preset", "coarse", "refine", "Gaussians at the start", "at most"]]
     parts = []
     for name in sorted(presets(), key=lambda name: (name != "toybox", name)):

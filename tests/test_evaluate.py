@@ -73,9 +73,11 @@ def figures(report: Path) -> dict[str, Any]:
 
 def test_what_was_asked_for_scores_better_than_something_else(report: Path) -> None:
     found = figures(report)
-    for name in ("fid", "clip", "similarity", "r_precision", "pickscore"):
+    for name in ("clip", "similarity", "r_precision", "pickscore"):
         right, wrong = found[name]["cfd"]["value"], found[name]["sds"]["value"]
         assert (right > wrong) if METRICS[name].better == "higher" else (right < wrong), name
+    pooled = [found["fid"][guidance]["value"] for guidance in ("cfd", "sds")]
+    assert pooled[0] == pytest.approx(pooled[1], rel=1e-3), "over all prompts together both made the same objects"
     assert found["r_precision"]["cfd"]["value"] > 0.9 and found["r_precision"]["sds"]["value"] < 0.1
 
 
