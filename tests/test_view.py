@@ -114,7 +114,7 @@ def test_a_run_without_anything_saved_is_waited_for(run: Path, show: Show) -> No
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     viewer = show(run)
-    assert present(viewer.display.gaussians) is None and "nothing is saved yet" in viewer.sources[0].text.content
+    assert viewer.display.gaussians is None and "nothing is saved yet" in viewer.sources[0].text.content
     with browsing(viewer):
         viewer.tick(time.monotonic())
         save_checkpoint(run, 10)
