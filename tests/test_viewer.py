@@ -302,7 +302,7 @@ def test_images_that_do_not_fit_the_memory_are_turned_off(monkeypatch: pytest.Mo
 
         monkeypatch.setattr(run.teacher, "decode", full)
         assert run.finish() is not None
-        until(lambda: "no GPU memory" in viewer.controls.answer)
+        until(lambda: "Not enough GPU memory" in viewer.controls.answer)
         assert not viewer.panel.show_target.value and viewer.thread.is_alive()
 
 
