@@ -154,7 +154,7 @@ def build_teacher(size: Size, *, device: torch.device | str, dtype: torch.dtype)
     )
 
 
-# --------------------------------------------------------------------------------------------------- what a step costs
+# ------------------------------------------------------------------------------------------------------ cost of a step
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def preset_minutes(name: str, seconds: Mapping[Case, float]) -> float | None:
     return total
 
 
-# --------------------------------------------------------------------------------------------------- how long it takes
+# -------------------------------------------------------------------------------------------------------- step times
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -154,12 +155,14 @@ class OneProcess:
 
 
 @pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> type[OneProcess]:
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OneProcess]]:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(OneProcess, "made", [])
     monkeypatch.setattr(sweeps_make, "RayPool", OneProcess)
     monkeypatch.setitem(lab_claims.SIZES, "smoke", TINY)
-    return OneProcess
+    yield OneProcess
+    torch.set_num_threads(threads)
 
 
 def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(

@@ -510,7 +510,7 @@ def test_a_file_is_replaced_only_on_request(source: Path, capsys: pytest.Capture
 def test_what_is_left_out_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     degree = Gaussians.load_ply(source).sh_degree
     assert main([str(source), "--to", "splat"]) == 0
-    assert ("depend on the view" in capsys.readouterr().out) == (degree > 0)
+    assert ("view-dependent color is dropped" in capsys.readouterr().out) == (degree > 0)
 
 
 def test_an_unreadable_source_is_an_error_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

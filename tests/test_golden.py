@@ -23,11 +23,12 @@ SHORT = ["--prompt", "a red mug", "--seed", "5", "--coarse.steps", "60", "--refi
 
 
 def kind_of_cpu() -> str:
-    """Everything that rounding depends on: the vendor, whose kernels differ, the instruction set, and torch."""
+    """Returns everything that rounding depends on: vendor, instruction set, torch and its number of threads."""
     info = Path("/proc/cpuinfo")
     words = info.read_text().split("\n") if info.is_file() else []
     vendor = next((line.split(":")[1].strip() for line in words if line.startswith("vendor_id")), platform.machine())
-    return f"{vendor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    isa = torch.backends.cpu.get_cpu_capability()
+    return f"{vendor}, {isa}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def made(folder: Path, *options: str) -> str:

@@ -12,6 +12,7 @@ from tiny import TinyTeacher, drawn, stage_config, tiny_stage
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import gscfd
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig, LearningRates
 from gscfd.deferred import Clock, Deferred
@@ -134,7 +135,7 @@ def test_without_normal_maps_no_number_is_drawn_for_them() -> None:
 class Asked(TorchFunctionMode):
     """Notes every value that gscfd asks a tensor for, outside the rasterizer that is the CPU's."""
 
-    OURS = str(Path(stage.__file__).parents[1])
+    OURS = str(Path(gscfd.__file__).parent)
     WAYS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "nonzero")
 
     def __init__(self) -> None:

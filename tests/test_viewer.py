@@ -302,7 +302,7 @@ def test_images_that_do_not_fit_the_memory_are_turned_off(monkeypatch: pytest.Mo
 
         monkeypatch.setattr(run.teacher, "decode", full)
         assert run.finish() is not None
-        until(lambda: "no GPU memory" in viewer.controls.answer)
+        until(lambda: "Not enough GPU memory" in viewer.controls.answer)
         assert not viewer.panel.show_target.value and viewer.thread.is_alive()
 
 
@@ -455,7 +455,7 @@ def test_a_dead_viewer_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch, ca
         run = Run(viewer)
         assert run.finish() is not None, "not even one that was paused"
         viewer.thread.join(30)
-        assert not viewer.thread.is_alive() and "the run goes on" in caplog.text
+        assert not viewer.thread.is_alive() and "the run continues" in caplog.text
 
 
 def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

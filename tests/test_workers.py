@@ -250,7 +250,7 @@ def test_an_address_where_nothing_answers_is_named(address: str) -> None:
     with socket.socket() as held:  # a port that is taken, and does not listen
         held.bind(("127.0.0.1", 0))
         address = address.format(held.getsockname()[1])
-        with pytest.raises(UserError, match=f"address: expected that of a Ray cluster, got {address}"):
+        with pytest.raises(UserError, match=f"address: expected the address of a Ray cluster, got {address}"):
             workers.join(None, address)
 
 

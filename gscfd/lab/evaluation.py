@@ -49,7 +49,7 @@ def read_runs(folders: tuple[Path, ...]) -> tuple[dict[Path, Config], list[str]]
             configs[folder] = read_run(folder)[0]
         except UserError as error:
             left_out.append(str(error))
-            print(f"warning: {error}; it is left out", file=sys.stderr)
+            print(f"warning: {error}; skipping it", file=sys.stderr)
     if not configs:
         raise UserError(f"runs: expected at least one finished run, got {', '.join(map(str, folders))}; see above")
     return configs, left_out
@@ -61,7 +61,7 @@ def load_judges(options: EvaluateOptions, prompts: list[str], device: torch.devi
     if not folders and not any(unknown_words(prompt) for prompt in prompts):
         folders = (SCORER,)
     if options.inception and not folders:
-        raise UserError(f"inception: expected {CLIP_NEEDED}, beside it for these prompts, got no --clip; add it")
+        raise UserError(f"inception: expected {CLIP_NEEDED}, for these prompts, got no --clip; add it")
     if options.teacher is not None and known_words(options.teacher):
         for prompt in prompts:
             check_words("teacher", prompt)

@@ -141,7 +141,7 @@ class Aesthetic:
         fitting = [s for s in scorers if s.model.config.projection_dim == width]
         if not fitting:
             raise UserError(
-                f"aesthetic: expected a CLIP model of width {width} among --clip, which {file.name} was trained on; "
+                f"aesthetic: expected a CLIP model of width {width} among --clip, as used to train {file.name}; "
                 "add the folder of openai/clip-vit-large-patch14"
             )
         self.scorer = fitting[0]

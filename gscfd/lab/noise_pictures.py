@@ -124,6 +124,6 @@ def show(options: ShowNoiseOptions) -> None:
             picture, mean = correlation_picture(gaussians, field, kind == "radial", options.size)
             path = video.with_name(f"{video.stem}-correlation.png")
             write_contact_sheet(picture, path, columns=1)
-            print(f"{path}  a view {TURN:.0f} degrees on predicts {mean:.0%} of the noise on the object")
+            print(f"{path}  a view {TURN:.0f} degrees away predicts {mean:.0%} of the noise on the object")
     except OSError as error:
         raise UserError(f"out: cannot write {video} ({error.strerror}); choose another --out") from None

@@ -80,8 +80,7 @@ def check_report(folder: Path, option: str) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"{option}: expected a folder that can be written, got {folder} ({error.strerror}); "
-            f"choose another --{option}"
+            f"{option}: expected a writable folder, got {folder} ({error.strerror}); choose another --{option}"
         ) from None
 
 

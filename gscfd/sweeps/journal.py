@@ -41,7 +41,7 @@ class Journal:
             alone = lock(self.file)
         except OSError as error:
             raise UserError(
-                f"out: expected a folder that can be written and has locks, got {path.parent} ({error.strerror}); "
+                f"out: expected a writable folder with file locks, got {path.parent} ({error.strerror}); "
                 "choose another --out"
             ) from None
         if not alone:

@@ -56,7 +56,7 @@ def read_seeds(text: str) -> list[int]:
             raise UserError(f"seeds: expected {expected}, got {part!r} in {text!r}")
         first = int(match[1])
         end = int(match[2]) if match[2] else first + 1
-        check(first < end, "seeds", f"{expected}, and a range that rises", part)
+        check(first < end, "seeds", f"{expected}, and each range ascending", part)
         check(end - first <= MOST_SEEDS, "seeds", f"at most {MOST_SEEDS}", part)
         seeds += range(first, end)
     check(len(set(seeds)) == len(seeds), "seeds", expected, text)
@@ -70,7 +70,7 @@ def read_methods(text: str | None) -> list[str | None]:
         return [None]
     names: list[str | None] = [name.strip() for name in text.split(",")]
     for name in names:
-        check(name in get_args(MethodName), "guidance", f"{', '.join(get_args(MethodName))}, with commas between", name)
+        check(name in get_args(MethodName), "guidance", f"{', '.join(get_args(MethodName))}, separated by commas", name)
     check(len(set(names)) == len(names), "guidance", "each method once", text)
     return names
 
@@ -90,7 +90,7 @@ def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
     """
     for name in PER_RUN:
         if any(re.split("[=.]", a)[0] in (f"--{name}", f"--no-{name}") for a in arguments):
-            raise UserError(f"{name}: expected no --{name} in a sweep, where it belongs to a single run")
+            raise UserError(f"{name}: expected no --{name} in a sweep; it applies to a single run")
     prompts, seeds = read_prompts(options.prompts), read_seeds(options.seeds)
     parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in read_methods(options.guidance)]
     bases = [replace(config, resume=None, overwrite=False, viewer=ViewerConfig()) for config in parsed]

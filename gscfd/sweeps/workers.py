@@ -111,7 +111,7 @@ def import_ray() -> Any:
         import ray
     except ImportError as error:
         raise UserError(
-            f"sweep: expected Ray, which cannot be imported ({error}); install it: pip install 'gscfd[sweep]', or "
+            f"sweep: expected Ray, but it cannot be imported ({error}); install it: pip install 'gscfd[sweep]', or "
             "pip install -e '.[sweep]' in a checkout"
         ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -141,8 +141,8 @@ def join(ray: Any, address: str) -> None:
         ray.init(address, **QUIET_RAY)
     except Exception as error:  # of any class
         raise UserError(
-            f"address: expected that of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its head "
-            "node shows whether it runs; is RAY_AUTH_TOKEN the same here? Without --address this machine is used"
+            f"address: expected the address of a Ray cluster, got {address}: {first_line(error)}; `ray status` on its "
+            "head node shows whether it runs; RAY_AUTH_TOKEN must match; without --address this machine is used"
         ) from None
 
 
@@ -241,7 +241,7 @@ class RayPool:
         if slot.place is None:
             self.failed_starts += 1
             if self.failed_starts > self.most_failed_starts:
-                raise UserError(f"workers: {self.failed_starts} died before they were ready, the last: {error}")
+                raise UserError(f"workers: {self.failed_starts} died before they were ready; the last error: {error}")
         outcome = Outcome("lost", f"its worker died, process {slot.place and slot.place.pid}")
         if cause is not None:
             outcome = Outcome("failed", f"{type(cause).__name__}: {first_line(cause)}")
@@ -267,7 +267,7 @@ def gpus_per_run(gpus: float | None, device: str, there: float) -> float:
     if gpus is None:
         gpus = float(device == "cuda" or (device == "auto" and there > 0))
     if gpus > there:
-        raise UserError(f"gpus: expected at most {there:g}, which Ray has, got {gpus:g}; use --device cpu --gpus 0")
+        raise UserError(f"gpus: expected at most {there:g}, as Ray has, got {gpus:g}; use --device cpu --gpus 0")
     return gpus
 
 

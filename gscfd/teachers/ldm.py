@@ -76,7 +76,7 @@ def unet_key(key: str) -> str:
             return new + key.removeprefix(old)
     found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)", key)
     if not found:
-        raise UserError(f"UNet: expected the names of MVDream's, got {key}; it is of another model")
+        raise UserError(f"UNet: expected the names of MVDream's, got {key}; it is from another model")
     side, number, rest = found.groups()
     if side == "middle_block":
         return renamed_block("mid_block", MIDDLE.get(number, number), rest)

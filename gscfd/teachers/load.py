@@ -72,7 +72,7 @@ def reading(source: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}"
+            f"teacher: expected a readable teacher, got {type(error).__name__} in {source}: {first_line(error)}"
             "; download it again"
         ) from error
 
@@ -212,7 +212,7 @@ def single_file_parts(file: Path) -> StableDiffusion:
     tokenizer = file.parent / "tokenizer"
     if not tokenizer.is_dir():
         raise UserError(
-            f"teacher: expected the folder {tokenizer} beside {file.name}, which holds no tokenizer, got none; fetch "
+            f"teacher: expected the folder {tokenizer} next to {file.name}, which has no tokenizer, got none; fetch "
             f"it with: hf download {SD21_MIRROR} --include 'tokenizer/*' --local-dir {file.parent}"
         )
     return StableDiffusion(

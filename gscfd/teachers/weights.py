@@ -41,7 +41,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip_file(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: expected tensors alone, got pickled Python objects, which could run any code; it is not loaded. "
+            f"{path}: expected tensors alone, got pickled Python objects, which could run any code; not loaded. "
             "Ask for the same weights as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
@@ -106,7 +106,7 @@ def check_keys(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iter
         if found:
             raise UserError(
                 f"{where}: expected exactly the network's weights, but it {what} {', '.join(found[:3])}"
-                f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; it is damaged, or of another model"
+                f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; it is damaged, or from another model"
             )
 
 

@@ -49,7 +49,7 @@ OPACITY = 0.97
 
 @dataclass(frozen=True, kw_only=True)
 class ToyObject:
-    """One object of N Gaussian discs in the unit ball; z up, front towards +x."""
+    """One object of N Gaussian discs in the unit ball; z up, front toward +x."""
 
     kind: str
     """Noun of the object, or of the upper object of a stack."""

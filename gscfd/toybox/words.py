@@ -105,5 +105,5 @@ def check_words(name: str, text: str) -> None:
         words = ", ".join(f"{word!r} (nearest: {near!r})" for word, near in unknown)
         raise UserError(
             f"{name}: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
-            "know. Free text needs teachers of your own: --coarse.teacher DIR --refine.teacher DIR"
+            "know. Free text needs your own teachers: --coarse.teacher DIR --refine.teacher DIR"
         )

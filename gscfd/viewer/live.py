@@ -92,7 +92,7 @@ class LiveViewer:
                 while not self.closing.wait(TICK_SECONDS):
                     self.tick(time.monotonic())
         except Exception as error:  # of any kind: a viewer error must not end the run
-            log.warning("viewer: stopped (%r); the run goes on", error)
+            log.warning("viewer: stopped (%r); the run continues", error)
         finally:
             self.wanted.clear()
             self.controls.release()

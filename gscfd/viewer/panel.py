@@ -71,8 +71,8 @@ class Panel:
         column = gui.add_panel()
         with column.add_tab("Training"):
             blank = content.row(torch.ones(1, 1, 1, 3), PICTURE_SIZE)
-            self.images = gui.add_image(blank, label="what the teacher sees, before noise")
-            self.noise = gui.add_image(blank, label="the noise, first three channels")
+            self.images = gui.add_image(blank, label="Teacher's input, before noise")
+            self.noise = gui.add_image(blank, label="Noise, first three channels")
             self.show_target = gui.add_checkbox(
                 "What it makes of them", False, hint="Denoised images z0, decoded by its VAE; takes time from the run."
             )

@@ -44,8 +44,8 @@ def free_port(host: str, port: int) -> int:
     else:
         raise UserError(f"port: expected a free port from {port} to {last - 1}; choose another one")
     raise UserError(
-        f"host: expected an address of this machine, got {host!r}; 127.0.0.1 is for this machine alone, "
-        "0.0.0.0 for whoever reaches it"
+        f"host: expected an address of this machine, got {host!r}; 127.0.0.1 serves this machine only, "
+        "0.0.0.0 serves the network"
     )
 
 
