@@ -15,11 +15,11 @@ import gscfd
 from gscfd import train
 from gscfd.cameras import turntable
 from gscfd.config import (
+    CFD_STEPS,
     NOISE_OF,
     Config,
     MethodName,
     StageConfig,
-    StageName,
     coarse_stage,
     load_preset,
     merged,
@@ -48,12 +48,13 @@ def test_every_method_has_its_noise_and_its_gamma() -> None:
 @pytest.mark.parametrize("steps", [1, 40, 300, 10_000])
 def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_has(steps: int) -> None:
     config = merged(Config(), {"coarse": {"steps": steps}, "refine": {"steps": 2 * steps}})
-    left = [(1 - config.noise_gamma(stage)) ** (config.stage(stage).steps / 2) for stage in get_args(StageName)]
+    left = [(1 - config.noise_gamma(stage)) ** (config.stage(stage).steps / 2) for stage in CFD_STEPS]
     assert left == pytest.approx([(1 - 1e-4) ** 5_000, (1 - 1e-4) ** 10_000])
     paper = load_preset("paper")
-    assert [paper.noise_gamma(stage) for stage in get_args(StageName)] == pytest.approx([1e-4, 1e-4])
+    assert [paper.noise_gamma(stage) for stage in CFD_STEPS] == pytest.approx([1e-4, 1e-4])
     given = merged(config, {"noise": {"gamma": 1e-4}})
     assert given.noise_gamma("coarse") == given.noise_gamma("refine") == 1e-4
+    assert config.noise_gamma("polish") == 0, "its groups are of one surface"
 
 
 @pytest.mark.parametrize("gamma", [1e-4, 1e-3, 0.5])
