@@ -24,10 +24,7 @@ def main(
         steps: Steps of the coarse stage. The refine stage takes half as many.
         out: Folder for seeds.png.
     """
-    config = merged(
-        load_preset("toybox"),
-        {"coarse": {"steps": steps}, "refine": {"steps": steps // 2}, "polish": {"steps": steps // 8}},
-    )
+    config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": steps // 8}})
     columns = []
     for seed in seeds:
         gaussians = gscfd.generate(prompt, seed=seed, config=config)

@@ -18,9 +18,7 @@ from gscfd.export.spz import write_spz
 
 def main(ply: Path | None = None, steps: int = 100, out: Path = Path("outputs/exports")) -> None:
     """ply: a splat of gscfd or another program; unset: a yellow duck is made in `steps` steps per stage."""
-    config = merged(
-        load_preset("toybox"), {"coarse": {"steps": steps}, "refine": {"steps": steps}, "polish": {"steps": 0}}
-    )
+    config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": 0}})
     gaussians = gscfd.Gaussians.load_ply(ply) if ply else gscfd.generate("a yellow duck", config=config)
     out.mkdir(parents=True, exist_ok=True)
     gaussians.save_ply(out / "splat.ply")

@@ -22,10 +22,7 @@ def main(prompt: str = "a yellow duck", seed: int = 0, steps: int = 200, out: Pa
         steps: Steps of the coarse stage. The refine stage takes half as many.
         out: Folder for splat.ply and views.png.
     """
-    config = merged(
-        load_preset("toybox"),
-        {"coarse": {"steps": steps}, "refine": {"steps": steps // 2}, "polish": {"steps": steps // 8}},
-    )
+    config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": steps // 8}})
     gaussians = gscfd.generate(prompt, seed=seed, config=config)
     out.mkdir(parents=True, exist_ok=True)
     gaussians.save_ply(out / "splat.ply")

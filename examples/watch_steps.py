@@ -24,10 +24,7 @@ def main(prompt: str = "a yellow duck", steps: int = 200, every: int = 20, out: 
         every: Steps between two pictures.
         out: Folder for the pictures.
     """
-    config = merged(
-        load_preset("toybox"),
-        {"coarse": {"steps": steps}, "refine": {"steps": steps // 2}, "polish": {"steps": steps // 8}},
-    )
+    config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": steps // 8}})
     out.mkdir(parents=True, exist_ok=True)
 
     def save(report: Any) -> None:

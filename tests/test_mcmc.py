@@ -141,7 +141,8 @@ def test_a_stage_continued_after_any_step_ends_in_the_same_state_bit_for_bit() -
 def test_the_cpu_is_refused_with_the_way_out(
     extra: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    asked = ["--prompt", "a mug", "--device", "cpu", "--refine.densify.strategy", "mcmc", "--out", str(tmp_path / "x")]
+    asked = ["--prompt", "a mug", "--device", "cpu", "--refine.steps", "1", "--refine.densify.strategy", "mcmc"]
+    asked += ["--out", str(tmp_path / "x")]
     assert train.main([*asked, *extra]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "--refine.densify.strategy default" in error

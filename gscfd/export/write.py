@@ -122,4 +122,4 @@ def export(options: ExportOptions) -> None:
         raise UserError(f"out: cannot write {out} ({error.strerror}); choose another --out") from None
     print(f"{out}  {what}, {out.stat().st_size / 1000:.0f} kB")
     if gaussians.sh_degree and (options.to in ("splat", "html") or options.sh_degree == 0):
-        print(f"colors that depend on the view are dropped from {out.name}")
+        print(f"view-dependent color is dropped from {out.name}")
