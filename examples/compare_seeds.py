@@ -21,7 +21,7 @@ def main(
     Args:
         prompt: What to make.
         seeds: One splat for each.
-        steps: Steps of the coarse stage. The refine stage takes half as many.
+        steps: Steps of the coarse stage. The polish takes an eighth as many.
         out: Folder for seeds.png.
     """
     config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": steps // 8}})

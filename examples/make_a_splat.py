@@ -19,7 +19,7 @@ def main(prompt: str = "a yellow duck", seed: int = 0, steps: int = 200, out: Pa
     Args:
         prompt: What to make.
         seed: The same seed gives the same splat.
-        steps: Steps of the coarse stage. The refine stage takes half as many.
+        steps: Steps of the coarse stage. The polish takes an eighth as many.
         out: Folder for splat.ply and views.png.
     """
     config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": steps // 8}})

@@ -20,7 +20,7 @@ def main(prompt: str = "a yellow duck", steps: int = 200, every: int = 20, out: 
     """
     Args:
         prompt: What to make.
-        steps: Steps of the coarse stage. The refine stage takes half as many.
+        steps: Steps of the coarse stage. The polish takes an eighth as many.
         every: Steps between two pictures.
         out: Folder for the pictures.
     """
