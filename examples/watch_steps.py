@@ -24,7 +24,7 @@ def main(prompt: str = "a yellow duck", steps: int = 200, every: int = 20, out: 
         every: Steps between two pictures.
         out: Folder for the pictures.
     """
-    config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": steps // 8}})
+    config = merged(load_preset("toybox"), {"coarse": {"steps": steps}, "polish": {"steps": -(-steps // 8)}})
     out.mkdir(parents=True, exist_ok=True)
 
     def save(report: Any) -> None:

@@ -63,9 +63,9 @@ def test_make_a_splat(run: Run) -> None:
 
 def test_watch_steps(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run("watch_steps", *FEW, "--every", "1") / "outputs" / "steps"
-    pictures = ["coarse-0000.png", "coarse-0001.png", "refine-0000.png"]
+    pictures = ["coarse-0000.png", "coarse-0001.png", "polish-0000.png"]
     assert sorted(path.name for path in folder.iterdir()) == pictures
-    assert "refine 0/1:" in capsys.readouterr().out
+    assert "polish 0/1:" in capsys.readouterr().out
 
 
 def test_consistent_noise(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
