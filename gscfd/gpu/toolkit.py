@@ -76,7 +76,7 @@ def fault(home: Path) -> str | None:
     """Returns what is wrong with a toolkit, or None if it can compile for this torch."""
     if not (home / "bin" / "nvcc").is_file():
         return f"expected bin/nvcc in {home}, got no such file"
-    if not any(home.glob(pattern) for pattern in ("include/cuda_runtime.h", "targets/*/include/cuda_runtime.h")):
+    if not any(any(home.glob(folder + "/cuda_runtime.h")) for folder in ("include", "targets/*/include")):
         return f"expected include/cuda_runtime.h in {home}, got no such file"
     if not any((home / folder / "libcudart.so").exists() for folder in ("lib64", "lib")):
         return f"expected lib64/libcudart.so in {home}, got no such file"
