@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gscfd import doctor, health
+from gscfd import doctor
 from gscfd.errors import UserError
 from gscfd.gpu import driver, nvrtc, toolkit
+from gscfd.noise_kernels import cuda
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_with_all_in_place_the_doctor_is_content(
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(driver, "version", lambda: (13, 0))
     monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
-    monkeypatch.setattr(health.cuda, "check", lambda device: None)
+    monkeypatch.setattr(cuda, "check", lambda device: None)
     gpu = {"is_available": True, "device_count": 1, "get_device_name": "H100", "get_device_capability": (9, 0)}
     for name, value in (gpu | {"mem_get_info": (70 * 2**30, 80 * 2**30)}).items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)

@@ -429,7 +429,7 @@ def test_the_launcher_and_the_counters_are_those_of_the_native_code() -> None:
     assert order and [f"gscfd_kernel_{name[1:].lower()}" for name in order[1].split(", ")] == cuda.KERNELS
     struct = re.search(r"struct Launcher \{(.*?)\};", header, re.S)
     fields = re.findall(r"\(\*(\w+)\)\(|void\* (\w+)(?:\[kKernels\])?;", struct[1] if struct else "")
-    assert [a or b for a, b in fields] == [name for name, _ in cuda._Launcher._fields_]
+    assert [a or b for a, b in fields] == [field[0] for field in cuda._Launcher._fields_]
 
 
 @pytest.fixture
