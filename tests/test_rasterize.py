@@ -500,6 +500,6 @@ def test_colors_of_degree_zero_and_their_gradients_are_those_of_the_harmonics() 
     wanted = cpu.harmonics(means, coefficients, viewmats, 0)
     found = degree_zero(coefficients).expand_as(wanted)
     weights = torch.randn(wanted.shape, generator=generator)
-    gradients = [torch.autograd.grad((colors * weights).sum(), coefficients)[0] for colors in (wanted, found)]
-    assert torch.allclose(found, wanted, atol=1e-6) and torch.allclose(*gradients, atol=1e-6)
+    first, second = (torch.autograd.grad((colors * weights).sum(), coefficients)[0] for colors in (wanted, found))
+    assert torch.allclose(found, wanted, atol=1e-6) and torch.allclose(first, second, atol=1e-6)
     assert (wanted == 0).any(), "some are clamped"
