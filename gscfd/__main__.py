@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": ("gscfd.sweep", "make a run for every prompt, method and seed"),
     "evaluate": ("gscfd.evaluate", "score finished runs by the metrics of the papers"),
     "bench": ("gscfd.bench", "measure the papers' claims on the toybox"),
+    "doctor": ("gscfd.doctor", "say what is missing for a run on the GPU"),
     "convert": ("gscfd.convert", "write MVDream as a plain diffusers folder"),
 }
 """Module and summary of every command."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import torch
 
 from gscfd.config import Config, Dtype
 from gscfd.errors import UserError
+from gscfd.gpu import toolkit
 from gscfd.noise_kernels import cuda
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,7 +24,8 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "device: expected a CUDA device, got none that torch can use; "
-            "install a CUDA build of torch and a matching driver, or use --device cpu"
+            "install a CUDA build of torch and a matching driver (gscfd doctor says what is missing), or use "
+            "--device cpu"
         )
     return torch.device(name)
 
@@ -61,25 +62,27 @@ def left_alone(config: Config) -> str | None:
 
 def missing_kernels(config: Config) -> str | None:
     """Returns which compiled code a run on CUDA lacks and how to get it, or None if nothing is missing."""
-    if importlib.util.find_spec("gsplat.csrc") is None and not torch_finds_nvcc():
-        return (
-            "device: expected gsplat's CUDA kernels or nvcc, which compiles them on first use, got neither; "
-            "install the CUDA toolkit and put nvcc on PATH (`nvcc --version` must answer), or set CUDA_HOME"
-        )
+    if (fault := renderer_fault()) is not None:
+        return f"device: expected gsplat's CUDA kernels, or a compiler to build them at the first render. {fault}"
     if config.noise.device == "cpu":
         return None
     try:
         cuda.check(torch.device("cuda"))
     except (ImportError, RuntimeError) as error:
         return (
-            f"noise.device: expected a CUDA library that runs on this GPU. {error}\n"
+            f"noise.device: expected noise kernels that run on this GPU. {error}\n"
             "Or draw the noise on the CPU, which takes a few milliseconds per view: --noise.device cpu"
         )
     return None
 
 
-def torch_finds_nvcc() -> bool:
-    """Returns whether torch, and therefore gsplat, can compile CUDA code."""
-    from torch.utils import cpp_extension  # the import takes half a second, and only machines with a GPU need it
-
-    return cpp_extension.CUDA_HOME is not None and Path(cpp_extension.CUDA_HOME, "bin", "nvcc").is_file()
+def renderer_fault() -> str | None:
+    """Returns why gsplat's kernels are neither there nor can be compiled, or None if they are or can. Tells torch where
+    the compiler is."""
+    if importlib.util.find_spec("gsplat.csrc") is not None:
+        return None
+    try:
+        toolkit.set_up()
+    except UserError as error:
+        return str(error)
+    return None

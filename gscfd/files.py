@@ -75,3 +75,8 @@ def lock(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that can be made again: $XDG_CACHE_HOME/gscfd, or ~/.cache/gscfd."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gscfd"

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries on first use. Importing this module loads and builds nothing."""
+"""Loads the compiled library on first use. Importing this module loads and builds nothing."""
 
 from __future__ import annotations
 
@@ -17,36 +17,13 @@ _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Returns the CPU library, loaded at the first call.
+    """Returns the library, loaded at the first call.
 
     Raises ImportError, listing every path tried with the reason it failed and the next step to take.
     """
-    return _load(
-        "libgscfd_cpu.so",
-        "CPU",
-        "Build it with `pip install .` (or `pip install -e .` in a checkout); it needs a C++17 compiler"
-        " (Debian, Ubuntu: sudo apt install g++).",
-    )
-
-
-@functools.cache
-def cuda_library() -> ctypes.CDLL:
-    """Returns the CUDA library, loaded at the first call.
-
-    Raises ImportError, listing every path tried with the reason it failed and the next step to take.
-    """
-    return _load(
-        "libgscfd_cuda.so",
-        "CUDA",
-        "It is built when nvcc is found: install the CUDA toolkit, put nvcc on PATH (`nvcc --version` must answer), and"
-        " in a checkout of gscfd run `pip install --force-reinstall --no-deps -e .` again.",
-    )
-
-
-def _load(name: str, kind: str, advice: str) -> ctypes.CDLL:
     failures = []
     for folder in sys.modules[__package__].__path__:
-        path = Path(folder) / name
+        path = Path(folder) / "libgscfd_cpu.so"
         if not path.exists():
             failures.append(f"  {path}: no such file")
             continue
@@ -55,17 +32,16 @@ def _load(name: str, kind: str, advice: str) -> ctypes.CDLL:
         except OSError as error:
             failures.append(f"  {path}: {error}")
     tried = "\n".join(failures)
-    raise ImportError(f"gscfd's compiled {kind} library could not be loaded. Tried:\n{tried}\n{advice}")
+    raise ImportError(
+        f"gscfd's compiled CPU library could not be loaded. Tried:\n{tried}\n"
+        "Build it with `pip install .` (or `pip install -e .` in a checkout); it needs a C++17 compiler"
+        " (Debian, Ubuntu: sudo apt install g++)."
+    )
 
 
-def function(
-    name: str, *argtypes: type, restype: type | None = None, of: Callable[[], ctypes.CDLL] = library
-) -> Callable[..., Any]:
-    """Returns the C function `name` with its signature declared, so that ctypes converts and checks arguments.
-
-    of: loader of the library, `library` or `cuda_library`.
-    """
-    return _declared(of(), name, argtypes, restype)
+def function(name: str, *argtypes: type, restype: type | None = None) -> Callable[..., Any]:
+    """Returns the C function `name` with its signature declared, so that ctypes converts and checks arguments."""
+    return _declared(library(), name, argtypes, restype)
 
 
 @functools.cache

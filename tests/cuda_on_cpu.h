@@ -1,4 +1,4 @@
-// Runs the kernels of a .cu file on the CPU: g++ -x c++ -include cuda_on_cpu.h file.cu. For tests, not for speed.
+// Runs the kernels of a .cu file on the CPU: include this file, then the .cu file. For tests, not for speed.
 //
 // Every thread of a block is a coroutine; blocks run one after another. Blocks and threads take turns in an order drawn
 // from a seed, and threads also give way before atomics, so that a result that depends on the order of threads changes
@@ -16,7 +16,7 @@
 #include <random>
 #include <vector>
 
-#define __global__ static
+#define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
@@ -24,14 +24,6 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 
-struct alignas(8) float2 {
-    float x, y;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -161,9 +153,6 @@ inline void before_atomic() {
 
 }  // namespace emulator
 
-#define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) \
-    ((void)(stream), emulator::launch(grid, threads, [&] { kernel(__VA_ARGS__); }))
-
 inline void __syncthreads() { emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0); }
 inline void __syncwarp() {
 #ifndef WITHOUT_SYNCWARP
@@ -213,22 +202,6 @@ inline Word atomicAdd(Word* address, Word value) {
     const Word old = *address;
     *address = old + value;
     return old;
-}
-
-using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorUnknown = 999 };
-enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
-struct cudaFuncAttributes {};
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-template <typename Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaGetLastError() { return emulator::failure ? cudaErrorUnknown : cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return emulator::failure ? emulator::failure : "no error"; }
-inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t size, cudaMemcpyKind, cudaStream_t) {
-    memcpy(target, source, size);
-    return cudaSuccess;
 }
 
 // Chooses another order of blocks and threads and clears a failure.

@@ -1,7 +1,8 @@
 """The CUDA noise against the CPU noise.
 
 Tests with the `device` fixture run twice: on a GPU where there is one, and everywhere on the very kernels in
-noise_cuda.cu, compiled as C++ and run one thread after another in a random order (cuda_on_cpu.h).
+noise_cuda.cu, compiled as C++ and run one thread after another in a random order (cuda_on_cpu.h) behind the driver's
+functions that the native library calls.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,13 +24,13 @@ import pytest
 import torch
 from scenes import capsule, figure, render_scene, sphere, torus, union, views, wing
 from torch import Tensor
-from torch.utils import cpp_extension
 
-from gscfd import devices, native
+from gscfd import devices
 from gscfd.config import Config, NoiseConfig, load_preset, merged
 from gscfd.devices import left_alone, run_device
 from gscfd.distil import preflight
 from gscfd.errors import UserError
+from gscfd.gpu import nvrtc
 from gscfd.noise import field as noise_field
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
@@ -37,8 +39,7 @@ from gscfd.noise_kernels.cells import Grid, Surface
 from gscfd.types import Cameras, Render
 
 SOURCE = Path(__file__).parents[1] / "gscfd/noise_kernels/csrc/noise_cuda.cu"
-COMMON = SOURCE.parents[2] / "csrc_common"
-EMULATOR = Path(__file__).with_name("cuda_on_cpu.h")
+EMULATED = Path(__file__).with_name("emulated_noise.cpp")
 SCENES = {
     "sphere": sphere(),
     "figure": figure(),
@@ -57,6 +58,19 @@ def scene(name: str, *azimuths: float, size: int | tuple[int, int] = 128) -> tup
 
 
 class EmulatedDriver(cuda.Driver):
+    def __init__(self, library: ctypes.CDLL | None = None):
+        self.library = library
+
+    def launcher(self, device: torch.device) -> int:
+        assert self.library is not None
+        self.library.emulator_launcher.restype = ctypes.c_void_p
+        return int(self.library.emulator_launcher())
+
+    def words(self, code: int) -> str:
+        assert self.library is not None
+        self.library.emulator_failure.restype = ctypes.c_char_p
+        return str(self.library.emulator_failure().decode())
+
     def index(self, device: torch.device) -> int:
         return 0
 
@@ -69,8 +83,8 @@ class EmulatedDriver(cuda.Driver):
     def capturing(self) -> bool:
         return False
 
-    def pinned(self, views: int) -> Tensor:
-        return torch.zeros(views, dtype=torch.int64)
+    def pinned(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64)
 
     def wait(self, index: int | None) -> None:
         pass
@@ -82,8 +96,8 @@ def emulate(folder: Path, *flags: str) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("needs g++")
     library = folder / "libemulated.so"
-    command = [compiler, "-xc++", "-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-    command += [*flags, "-include", str(EMULATOR), f"-I{COMMON}", str(SOURCE), "-o", str(library)]
+    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
+    command += [*flags, f"-I{EMULATED.parent}", f"-I{SOURCE.parent}", str(EMULATED), "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 
@@ -112,8 +126,7 @@ class Device:
             self.library.emulator_reset(self.calls)
             with self.monkeypatch.context() as patch:
                 patch.setattr(kinds, "kernels", lambda device: cuda)
-                patch.setattr(native, "cuda_library", lambda: self.library)
-                patch.setattr(cuda, "driver", EmulatedDriver())
+                patch.setattr(cuda, "driver", EmulatedDriver(self.library))
                 found = function(field, cameras, render, step)
         if isinstance(found, Surface):
             return Surface(found.noise.cpu(), found.counts.cpu(), found.coverage.cpu())
@@ -325,45 +338,117 @@ def test_a_captured_graph_draws_the_noise_of_new_depths() -> None:
 # Without a GPU
 
 
+def nvrtc_or_skip() -> None:
+    try:
+        nvrtc.library()
+    except ImportError:
+        pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
+
+
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+def test_nvrtc_compiles_the_kernels_without_a_warning_or_a_spill_but_nothing_is_run(architecture: int) -> None:
+    nvrtc_or_skip()
+    if architecture not in nvrtc.architectures():
+        pytest.skip(f"NVRTC {nvrtc.version()} does not know sm_{architecture}")
+    code, log = nvrtc.compiled(SOURCE, f"sm_{architecture}", "--ptxas-options=-v")
+    assert "warning" not in log.lower(), log
+    found = re.findall(
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
+        log,
+        re.S,
+    )
+    for name, stack, stores, loads, registers in found:
+        print(f"sm_{architecture} {name}: {registers} registers, stack {stack}, spills {stores} + {loads} bytes")
+        assert stack == stores == loads == "0", name
+    assert {name for name, *_ in found} == set(cuda.KERNELS)
+    assert all(name.encode() in code for name in cuda.KERNELS)
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_nvcc_compiles_the_kernels_without_a_warning_for_every_architecture_but_nothing_is_run(tmp_path: Path) -> None:
+def test_nvcc_compiles_the_kernels_without_a_warning_too(tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra"]
-    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 86, 89, 90)]
-    command += [f"-I{COMMON}", "-c", str(SOURCE), "-o", str(tmp_path / "noise.o")]
+    command += ["-arch=sm_90", "-cubin", str(SOURCE), "-o", str(tmp_path / "noise.cubin")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stderr
 
 
-def test_a_missing_library_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import gscfd
+def test_compiled_kernels_are_kept_and_a_damaged_file_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvrtc_or_skip()
+    calls = list[str]()
 
-    monkeypatch.setattr(gscfd, "__path__", [str(tmp_path / "a"), str(tmp_path / "b")])
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "libgscfd_cuda.so").write_text("not a library")
-    native.cuda_library.cache_clear()
-    with pytest.raises(ImportError, match=r"(?s)a/libgscfd_cuda.so: no such file.*b/libgscfd_cuda.so: .*nvcc on PATH"):
-        native.cuda_library()
-    native.cuda_library.cache_clear()
+    def compiled(source: Path, architecture: str) -> tuple[bytes, str]:
+        calls.append(architecture)
+        return b"code", ""
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "compiled", compiled)
+    for _ in range(2):
+        assert nvrtc.kernels(cuda.SOURCES, "sm_90") == b"code" and calls == ["sm_90"]
+    path = nvrtc.cache_file(cuda.SOURCES, "sm_90")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert nvrtc.kernels(cuda.SOURCES, "sm_90") == b"code" and calls == ["sm_90"] * 2
+    assert nvrtc.cache_file(cuda.SOURCES, "sm_80") != path != nvrtc.cache_file(cuda.SOURCES[:2], "sm_90")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nvrtc_or_skip()
+    (tmp_path / "gscfd").write_text("a file where the folder would be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "compiled", lambda source, architecture: (b"code", ""))
+    assert nvrtc.kernels(cuda.SOURCES, "sm_90") == b"code"
+    assert "expected a writable cache folder" in capsys.readouterr().err
+
+
+def test_gpus_too_old_and_newer_than_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "architectures", lambda: [75, 80, 90, 100])
+    assert nvrtc.target((9, 0)) == "sm_90"
+    assert nvrtc.target((12, 0)) == "compute_100"
+    with pytest.raises(RuntimeError, match="8.0 .* or newer, got 7.5"):
+        nvrtc.target((7, 5))
+
+
+def test_a_compiler_that_is_missing_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libnvrtc.so.13").write_text("not a library")
+    monkeypatch.setattr(nvrtc, "places", lambda: [tmp_path / "libnvrtc.so.13", "libnvrtc-of-nobody.so"])
+    nvrtc.library.cache_clear()
+    with pytest.raises(ImportError, match=r"(?s)/libnvrtc.so.13: .*libnvrtc-of-nobody.so: .*pip install nvidia-cuda"):
+        nvrtc.library()
+    nvrtc.library.cache_clear()
+
+
+def test_the_launcher_and_the_counters_are_those_of_the_native_code() -> None:
+    header = (SOURCE.parent / "noise_cuda.h").read_text()
+    assert f"kCounterStride = {cuda.COUNTER_STRIDE};" in header
+    order = re.search(r"enum Kernel \{ (.*?), kKernels", header)
+    assert order and [f"gscfd_kernel_{name[1:].lower()}" for name in order[1].split(", ")] == cuda.KERNELS
+    struct = re.search(r"struct Launcher \{(.*?)\};", header, re.S)
+    fields = re.findall(r"\(\*(\w+)\)\(|void\* (\w+)(?:\[kKernels\])?;", struct[1] if struct else "")
+    assert [a or b for a, b in fields] == [field[0] for field in cuda._Launcher._fields_]
 
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch finds one, and the code for it is compiled."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "torch_finds_nvcc", lambda: True)
+    monkeypatch.setattr(devices, "renderer_fault", lambda: None)
     monkeypatch.setattr(cuda, "check", lambda device: None)
 
 
 def without_library(device: torch.device) -> None:
-    raise ImportError("gscfd's compiled CUDA library could not be loaded. Tried: here; put nvcc on PATH")
+    raise ImportError("NVRTC, which compiles gscfd's CUDA kernels, could not be loaded. Tried: here; pip install it")
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "check", without_library)
     config = Config(prompt="a yellow duck", device="cuda")
-    with pytest.raises(UserError, match="(?s)noise.device: .*nvcc on PATH.*--noise.device cpu.*--device cpu"):
+    with pytest.raises(UserError, match="(?s)noise.device: .*pip install it.*--noise.device cpu.*--device cpu"):
         preflight.preflight(config)
     preflight.preflight(Config(prompt="a yellow duck", device="cuda", noise=NoiseConfig(device="cpu")))
     preflight.preflight(Config(prompt="a yellow duck", device="cpu"))
@@ -373,8 +458,8 @@ def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatc
 @pytest.mark.parametrize(
     "lacking, words",
     [
-        ((cuda, "check", without_library), "CUDA library"),
-        ((devices, "torch_finds_nvcc", lambda: False), "gsplat's CUDA"),
+        ((cuda, "check", without_library), "NVRTC"),
+        ((devices, "renderer_fault", lambda: "there is no nvcc"), "gsplat's CUDA"),
     ],
 )
 def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_large_teachers(
@@ -397,14 +482,6 @@ def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_larg
     asked = replace(large, device="cpu")
     assert run_device(asked).type == "cpu" and left_alone(asked) is None
     preflight.check_settings(asked)
-
-
-def test_nvcc_is_looked_for_where_torch_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "toolkit/bin").mkdir(parents=True)
-    (tmp_path / "toolkit/bin/nvcc").touch()
-    for home, found in ((None, False), (str(tmp_path), False), (str(tmp_path / "toolkit"), True)):
-        monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
-        assert devices.torch_finds_nvcc() == found
 
 
 def test_images_and_cameras_on_two_devices_are_refused() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gscfd import native
 from gscfd.cameras import turntable
 from gscfd.gaussians import Gaussians, rasterize
-from gscfd.rasterize import cpu, rasterization, reference
+from gscfd.rasterize import cpu, degree_zero, rasterization, reference
 from gscfd.types import Cameras
 
 Scene = dict[str, Tensor]
@@ -491,3 +491,15 @@ def test_cpu_and_cuda_agree() -> None:
         assert leaf.grad is not None
         error = (leaf.grad.cpu() - host_gradients[name]).norm() / host_gradients[name].norm()
         assert error < 1e-3, name
+
+
+def test_colors_of_degree_zero_and_their_gradients_are_those_of_the_harmonics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means, viewmats = torch.randn(50, 3, generator=generator), turntable(2, size=16).viewmats
+    coefficients = (2 * torch.randn(50, 1, 3, generator=generator)).requires_grad_()
+    wanted = cpu.harmonics(means, coefficients, viewmats, 0)
+    found = degree_zero(coefficients).expand_as(wanted)
+    weights = torch.randn(wanted.shape, generator=generator)
+    first, second = (torch.autograd.grad((colors * weights).sum(), coefficients)[0] for colors in (wanted, found))
+    assert torch.allclose(found, wanted, atol=1e-6) and torch.allclose(first, second, atol=1e-6)
+    assert (wanted == 0).any(), "some are clamped"

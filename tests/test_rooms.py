@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "diffusers", "transformers", "peft", "scipy", "gsplat", "viser", "ray"}
-DOORS = ("train", "view", "image", "preview", "show_noise", "convert", "sweep", "evaluate", "bench", "export")
+DOORS = ("train", "view", "image", "preview", "show_noise", "convert", "sweep", "evaluate", "bench", "doctor", "export")
 
 
 def floors() -> dict[str, int]:

@@ -114,7 +114,7 @@ def surface(field: NoiseField, cameras: Cameras, render: Render, step: int) -> T
 
     The noise is drawn on the render's device. On CUDA nothing waits for the device; noise_kernels/cuda.py describes how
     views with more cells than expected are handled. Raises ValueError if sizes or devices disagree, for a missing
-    median depth, and for a negative step; raises ImportError on CUDA if gscfd's CUDA library is missing.
+    median depth, and for a negative step; raises ImportError on CUDA if NVRTC or the driver is missing.
     """
     return _compose(field, surface_parts(field, cameras, render, step), cameras, render, step)
 

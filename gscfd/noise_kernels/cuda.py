@@ -1,5 +1,8 @@
-"""Calls of the compiled CUDA noise (csrc/noise_cuda.cu), with the signatures of cpu.py: all views at once, on torch's
-current stream, without waiting for the device.
+"""Calls of the CUDA noise (csrc/noise_cuda.cu), with the signatures of cpu.py: all views at once, on torch's current
+stream, without waiting for the device.
+
+The kernels are compiled at the first call for a GPU, by NVRTC, and kept (gscfd/gpu/nvrtc.py). csrc/noise_launch.cpp, a
+part of the CPU library, launches them by the functions of the driver that a _Launcher holds.
 
 The cells of a view are looked up in a table whose required size is known only on the device. A view with more cells
 than its table holds gets no cells in that call: all its pixels are background (still white, counts 0). The device
@@ -9,20 +12,54 @@ reports the required size to pinned memory; the next call that finds the report 
 from __future__ import annotations
 
 import ctypes
+import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gscfd import native
+from gscfd.gpu import driver as cuda_driver
+from gscfd.gpu import nvrtc
 from gscfd.noise_kernels.cells import SURFACE_ARGUMENTS, WHITE_ARGUMENTS, Grid, Nodes, Surface, geometry_of, node_arrays
 
 MAX_NORMAL_RADIUS = 15
 MAX_TABLES = 32
 """Number of tables kept, besides those that CUDA graphs use."""
+COUNTER_STRIDE = 16
+"""kCounterStride in csrc/noise_cuda.h: words between the counters of two views."""
+SOURCES = [Path(__file__).with_name("csrc") / name for name in ("noise_cuda.cu", "noise_cuda.h", "noise_core.h")]
+KERNELS = [f"gscfd_kernel_{name}" for name in ("prepare", "smooth", "enumerate", "gather", "white", "compose")]
+"""Kernels in the order of the enum Kernel in csrc/noise_cuda.h."""
+
+
+class _Launcher(ctypes.Structure):
+    _fields_ = [
+        ("set_context", ctypes.c_void_p),
+        ("launch", ctypes.c_void_p),
+        ("copy_to_host", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("kernels", ctypes.c_void_p * len(KERNELS)),
+    ]
+
+
+@functools.cache
+def _launcher(index: int) -> _Launcher:
+    """Returns the compiled kernels of a device, compiled and loaded at the first call for it.
+
+    Raises ImportError without NVRTC or the driver, RuntimeError if the device cannot run the kernels.
+    """
+    if driver.capturing():
+        raise RuntimeError("surface noise: call it once on this GPU before a CUDA graph is captured")
+    architecture = nvrtc.target(torch.cuda.get_device_capability(index))
+    kernels = cuda_driver.load(index, nvrtc.kernels(SOURCES, architecture), KERNELS)
+    names = ("cuCtxSetCurrent", "cuLaunchKernel", "cuMemcpyDtoHAsync_v2")
+    functions = [cuda_driver.address(name) for name in names]
+    return _Launcher(*functions, cuda_driver.context(index), (ctypes.c_void_p * len(KERNELS))(*kernels))
 
 
 class Driver:
@@ -40,8 +77,15 @@ class Driver:
     def capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
-    def pinned(self, views: int) -> Tensor:
-        return torch.zeros(views, dtype=torch.int64, pin_memory=True)
+    def launcher(self, device: torch.device) -> int:
+        """Returns the address of the device's Launcher."""
+        return ctypes.addressof(_launcher(self.index(device)))
+
+    def words(self, code: int) -> str:
+        return cuda_driver.words(code)
+
+    def pinned(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64, pin_memory=True)
 
     def wait(self, index: int | None) -> None:
         torch.cuda.synchronize(index)
@@ -57,7 +101,8 @@ class Table:
     slots: int
     """Slots per view, a power of two."""
     needed: Tensor
-    """[V] int64 in pinned memory: number of cells each view needed, as reported by a call the device has completed."""
+    """[V] int64, the first word of each row of pinned memory [V, COUNTER_STRIDE]: number of cells each view needed, as
+    reported by a call the device has completed."""
 
     captured: bool = False
     """Whether a CUDA graph uses the table; its kernels write to `needed` at every replay."""
@@ -73,8 +118,9 @@ _tables: dict[tuple[int | None, int, int, int, int], Table] = {}
 
 
 def check(device: torch.device) -> None:
-    """Raises ImportError if the library is missing, RuntimeError if it cannot run on this device."""
-    _call("gscfd_cuda_check", ctypes.c_int)(driver.index(device))
+    """Compiles and loads all kernels. Raises ImportError if NVRTC or the driver is missing, RuntimeError if the kernels
+    cannot run on this device."""
+    driver.launcher(device)
 
 
 def surface(
@@ -106,12 +152,7 @@ def surface(
     coverage = torch.empty(views, grid.height, grid.width, device=device)
     table = _table(device, stream, views, grid)
     size = native.function(
-        "gscfd_cuda_noise_scratch",
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_int64,
-        restype=ctypes.c_int64,
-        of=native.cuda_library,
+        "gscfd_cuda_noise_scratch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, restype=ctypes.c_int64
     )
     scratch = torch.empty(size(ctypes.addressof(geometry), views, table.slots) + 255, dtype=torch.uint8, device=device)
     call = _call(
@@ -119,9 +160,7 @@ def surface(
         *SURFACE_ARGUMENTS,
         ctypes.c_void_p,
         ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 3,
     )
     with driver.guard(device):
         call(
@@ -137,7 +176,7 @@ def surface(
             (scratch.data_ptr() + 255) // 256 * 256,
             table.slots,
             native.pointer(table.needed),
-            driver.index(device),
+            driver.launcher(device),
             driver.stream(device),
         )
     return Surface(noise, counts, coverage)
@@ -157,9 +196,7 @@ def compose(surface: Surface, background: Tensor) -> Tensor:
         ctypes.c_int64,
         *[ctypes.c_void_p] * 4,
         ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 3,
     )
     with driver.guard(device):
         call(
@@ -168,7 +205,7 @@ def compose(surface: Surface, background: Tensor) -> Tensor:
             *map(native.pointer, (noise, surface.counts, surface.coverage, background)),
             background.ndim == 3,
             native.pointer(out),
-            driver.index(device),
+            driver.launcher(device),
             driver.stream(device),
         )
     return out
@@ -208,11 +245,11 @@ def fresh(
 def _white(
     noise: Tensor, seed: int, stream: int, key: int, viewmats: Tensor | None, Ks: Tensor | None, nodes: Nodes
 ) -> None:
-    call = _call("gscfd_cuda_noise_white", *WHITE_ARGUMENTS, ctypes.c_int, ctypes.c_void_p)
+    call = _call("gscfd_cuda_noise_white", *WHITE_ARGUMENTS, *[ctypes.c_void_p] * 2)
     inputs = map(native.pointer, (viewmats, Ks))
     shape, device = (len(noise), noise.shape[1], noise[0, 0].numel()), noise.device
     with driver.guard(device):
-        where = native.pointer(noise), driver.index(device), driver.stream(device)
+        where = native.pointer(noise), driver.launcher(device), driver.stream(device)
         call(seed, stream, key, *inputs, *node_arrays(nodes), len(nodes), *shape, *where)
 
 
@@ -225,7 +262,8 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
             raise RuntimeError("surface noise: call it once with these sizes before a CUDA graph is captured")
         cells = grid.cells_per_pixel * grid.height * grid.width
         _evict(MAX_TABLES - 1)
-        _tables[key] = Table(_slots(cells), driver.pinned(views))
+        counters = driver.pinned(views * COUNTER_STRIDE).view(views, COUNTER_STRIDE)
+        _tables[key] = Table(_slots(cells), counters[:, 0])
     table = _tables[key] = _tables.pop(key)
     table.captured |= capturing
     needed = int(table.needed.max()) if views else 0
@@ -257,15 +295,11 @@ def _slots(cells: int) -> int:
 
 
 def _call(name: str, *argtypes: type) -> Callable[..., None]:
-    """Returns the C function `name`, which raises RuntimeError with CUDA's message for a nonzero error code."""
-    function = native.function(name, *argtypes, restype=ctypes.c_int, of=native.cuda_library)
+    """Returns the C function `name`, which raises RuntimeError with the driver's message for a nonzero error code."""
+    function = native.function(name, *argtypes, restype=ctypes.c_int)
 
     def call(*arguments: object) -> None:
-        error = function(*arguments)
-        if error:
-            words = native.function("gscfd_cuda_error", ctypes.c_int, restype=ctypes.c_char_p, of=native.cuda_library)(
-                error
-            )
-            raise RuntimeError(f"gscfd's CUDA library, {name}: {words.decode()} (cudaError {error})")
+        if error := function(*arguments):
+            raise RuntimeError(f"gscfd's CUDA noise, {name}: {driver.words(error)}")
 
     return call

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from gscfd.errors import UserError
+from gscfd.gpu import toolkit
+from gscfd.harmonics import SH_C0
 from gscfd.rasterize import cpu
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
@@ -65,8 +70,9 @@ def rasterization(
     _check_device(means, tensors)
 
     if means.is_cuda:
-        import gsplat
-
+        gsplat = cuda_renderer()
+        if sh_degree == 0:
+            colors, sh_degree = degree_zero(colors), None
         drawn: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
@@ -89,6 +95,32 @@ def rasterization(
         behind = (1.0 - alphas) * backgrounds[:, None, None, :]
         rendered = torch.cat([rendered[..., :channels] + behind, rendered[..., channels:]], dim=-1)
     return rendered, alphas, info
+
+
+def degree_zero(coefficients: Tensor) -> Tensor:
+    """Returns the colors of SH coefficients of degree 0, [..., K, 3] to [..., 3]: what gsplat's harmonics give, without
+    its wait for the inverse of the cameras."""
+    return (SH_C0 * coefficients[..., 0, :] + 0.5).clamp_min(0.0)
+
+
+@functools.cache
+def cuda_renderer() -> Any:
+    """Returns gsplat with its CUDA kernels, compiled now if they never were, which takes minutes.
+
+    Raises UserError if they are missing and cannot be compiled.
+    """
+    if importlib.util.find_spec("gsplat.csrc") is None:
+        toolkit.set_up()
+        print("gsplat: its CUDA kernels are compiled at the first render here: 2 to 10 minutes, once", flush=True)
+    import gsplat
+    from gsplat.cuda import _backend
+
+    if _backend._C is None:
+        raise UserError(
+            "device: expected gsplat's CUDA kernels, got none: they could not be compiled; see gscfd doctor, or use "
+            "--device cpu"
+        )
+    return gsplat
 
 
 def _check_geometry(

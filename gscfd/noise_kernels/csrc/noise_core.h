@@ -5,9 +5,16 @@
 // use offsets from the sample, which float32 holds to 1e-6 pixel. Only the sample's position is double.
 #pragma once
 
+#ifdef __CUDACC_RTC__
+using int32_t = int;
+using uint32_t = unsigned;
+using int64_t = long;
+using uint64_t = unsigned long;
+#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
 
 #ifdef __CUDACC__
 #define GSCFD_HD static __host__ __device__ __forceinline__
@@ -385,8 +392,9 @@ GSCFD_HD void normals(uint64_t seed, uint32_t stream, uint64_t cell, uint32_t no
 GSCFD_HD uint32_t view_key(const float* viewmat, const float* K) {
     uint64_t hash = 0;
     for (int i = 0; i < 25; ++i) {
+        const float value = i < 16 ? viewmat[i] : K[i - 16];
         uint32_t bits;
-        memcpy(&bits, i < 16 ? viewmat + i : K + (i - 16), 4);
+        memcpy(&bits, &value, 4);
         hash = mix(hash + 0x9E3779B97F4A7C15ull + bits);
     }
     return uint32_t(hash >> 32);

@@ -1,111 +1,28 @@
-// CUDA driver: prepare, enumerate and claim, gather, compose, with one launch per phase for all views.
+// CUDA kernels: prepare, smooth, enumerate and claim, gather, compose, with one launch per phase for all views.
 //
 // A segment is 32 render samples of one latent pixel, one per lane of a warp. Candidates are stored in the order of the
 // lanes, a latent pixel sums its cells in the order of its segments and lanes, and there are no float atomics. Results
 // therefore do not depend on the order of threads, on the batch, or on the size of the table.
 //
-// The caller passes scratch memory and a stream; nothing here allocates or waits. tests/cuda_on_cpu.h runs this same
-// file on the CPU.
-#include <stdint.h>
-
-#include "dispatch.h"
+// noise_launch.cpp launches the kernels. gscfd/gpu/nvrtc.py compiles this file on the user's machine;
+// tests/cuda_on_cpu.h runs it on the CPU.
 #include "noise_core.h"
+#include "noise_cuda.h"
 
-#ifndef GSCFD_LAUNCH
-#define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
-#endif
+// C linkage: the name of a kernel in the compiled code is its name here.
+#define GSCFD_KERNEL extern "C" __global__ void __launch_bounds__(kThreads)
 
 namespace gscfd {
 namespace noise {
-namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // per block
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kMaxRadius = 15;
-static_assert(sizeof(Camera) % 8 == 0, "a camera is copied in words of 8 bytes");
-constexpr int kMaxNodes = 128;  // per launch; more nodes take more launches
-
-using AtomicWord = unsigned long long;  // the 64-bit type of CUDA's atomics
-
-// A cell and the smallest claim on it so far.
-struct alignas(16) Slot {
-    AtomicWord cell, claim;
-};
-
-// The caller's scratch memory, and constants that all threads need.
-struct Scratch {
-    double inverse_pitch, inverse_layer;
-    int32_t margin, first_spacing;
-    int64_t padded;          // samples of a view, margin included
-    Camera* cameras;         // [views]
-    AtomicWord* needed;      // [views] candidates found; if > capacity, the view's table is too small
-    int32_t* row_starts;     // [latent_height + 1] first render row of each latent row
-    int32_t* column_starts;  // [latent_width + 1]
-    float2* samples;    // [views][render_height + 2 margin][render_width + 2 margin] depth and 1 / depth, 0: no surface
-    float* inverse[2];  // same shape as samples: 1 / depth during smoothing
-    uint2* segments;    // [views][latent pixels][chunks] first candidate; covered samples << 16 | candidates
-    uint2* candidates;  // [views][capacity] slot, render sample
-    Slot* table;        // [views][slots]
-    int64_t slots, capacity;
-    int32_t chunks;  // segments per latent pixel
-};
-
-// The Ornstein-Uhlenbeck bridge as a weighted sum of draws.
-struct Draws {
-    uint64_t seed;
-    uint32_t stream;
-    int32_t nodes;
-    uint32_t node[kMaxNodes];
-    float weight[kMaxNodes];
-};
-
-// The draws from node `first` on, as many as fit into one launch.
-Draws some_draws(uint64_t seed, uint32_t stream, const uint32_t* node, const float* weight, int first, int nodes) {
-    Draws draws;
-    draws.seed = seed;
-    draws.stream = stream;
-    draws.nodes = nodes - first < kMaxNodes ? nodes - first : kMaxNodes;
-    for (int i = 0; i < draws.nodes; ++i) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
-    return draws;
-}
-
-// Divides the memory at `base` (aligned to 256 bytes). Returns the number of bytes needed.
-int64_t divide_scratch(const Geometry& g, int64_t views, int64_t slots, char* base, Scratch& s) {
-    s.inverse_pitch = 1 / double(g.pitch);
-    s.inverse_layer = 1 / double(g.layer_depth);
-    s.margin = margin(g);
-    s.first_spacing = first_spacing(g);
-    s.padded = int64_t(g.render_width + 2 * s.margin) * (g.render_height + 2 * s.margin);
-    int64_t size = 0;
-    auto take = [&](auto*& pointer, int64_t count) {
-        pointer = reinterpret_cast<decltype(+pointer)>(base + size);
-        size += (count * int64_t(sizeof(*pointer)) + 255) / 256 * 256;
-    };
-    const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
-    const int64_t rows = (g.render_height + g.latent_height - 1) / g.latent_height;
-    const int64_t columns = (g.render_width + g.latent_width - 1) / g.latent_width;
-    s.slots = slots;
-    s.capacity = slots / 4 * 3;
-    s.chunks = int32_t((rows * columns + 31) / 32);
-    take(s.cameras, views);
-    take(s.needed, views);
-    take(s.row_starts, g.latent_height + 1);
-    take(s.column_starts, g.latent_width + 1);
-    take(s.samples, views * s.padded);
-    for (float*& inverse : s.inverse) take(inverse, s.first_spacing ? views * s.padded : 0);
-    take(s.segments, views * pixels * s.chunks);
-    take(s.candidates, views * s.capacity);
-    take(s.table, views * slots);
-    return size;
-}
 
 // ---- Prepare: mask the depth, clear the table -----------------------------------------------------------------------
 
 // Threads: max(padded samples, slots, latent sizes + 1) x views.
-__global__ void __launch_bounds__(kThreads)
-    prepare_kernel(const Geometry g, const Scratch s, const float* __restrict__ depth,
-                   const float* __restrict__ opacity, const float* __restrict__ viewmats,
-                   const float* __restrict__ Ks) {
+GSCFD_KERNEL gscfd_kernel_prepare(const Geometry g, const Scratch s, const float* __restrict__ depth,
+                                  const float* __restrict__ opacity, const float* __restrict__ viewmats,
+                                  const float* __restrict__ Ks) {
     const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const int width = g.render_width + 2 * s.margin;
     if (i < s.padded) {
@@ -127,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (i == 0) {
         s.cameras[view] = make_camera(viewmats + 16 * view, Ks + 9 * view);
-        s.needed[view] = 0;
+        s.needed[view * kCounterStride] = 0;
     }
     if (view == 0 && i <= g.latent_height) {
         s.row_starts[i] = first_render_index(int(i), g.render_height, g.latent_height);
@@ -141,8 +58,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One pass, from s.inverse[source] into the other image or, if it is the last pass, into the samples.
 // Threads: samples x views.
-__global__ void __launch_bounds__(kThreads)
-    smooth_kernel(const Geometry g, const Scratch s, int spacing, int source, bool last) {
+GSCFD_KERNEL gscfd_kernel_smooth(const Geometry g, const Scratch s, int spacing, int source, bool last) {
     const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= int64_t(g.render_width) * g.render_height) return;
     const int stride = g.render_width + 2 * s.margin;
@@ -243,8 +159,27 @@ __device__ __forceinline__ int inclusive_sum(int value, int lane) {
     return value;
 }
 
+// Reserves `total` places for each warp of the block by one addition to the counter; returns the warp's first place.
+// All threads of the block take part.
+__device__ __forceinline__ AtomicWord reserve(AtomicWord* counter, int total, int lane) {
+    __shared__ int totals[kWarps];
+    __shared__ AtomicWord block_first;
+    const int warp = threadIdx.x / 32;
+    if (lane == 0) totals[warp] = total;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int sum = 0;
+        for (int i = 0; i < kWarps; ++i) sum += totals[i];
+        block_first = sum ? atomicAdd(counter, AtomicWord(sum)) : 0;
+    }
+    __syncthreads();
+    AtomicWord first = block_first;
+    for (int i = 0; i < warp; ++i) first += totals[i];
+    return first;
+}
+
 // One warp per segment; blocks: (segments of a view / kWarps) x views.
-__global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, const Scratch s) {
+GSCFD_KERNEL gscfd_kernel_enumerate(const Geometry g, const Scratch s) {
     __shared__ float limits[(kMaxRadius + 1) * (kMaxRadius + 1)];
     __shared__ uint64_t camera_words[sizeof(Camera) / 8];
     const int64_t view = blockIdx.y;
@@ -260,8 +195,10 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     __syncthreads();
 
     const int pixels = g.latent_width * g.latent_height, lane = threadIdx.x % 32;
-    const int64_t segment = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-    if (segment >= int64_t(pixels) * s.chunks) return;
+    // Warps after the last segment go through the block's barriers with the others, on the last segment.
+    const uint32_t segments = uint32_t(pixels) * s.chunks, own = blockIdx.x * kWarps + threadIdx.x / 32;
+    const bool exists = own < segments;
+    const uint32_t segment = exists ? own : segments - 1;
     const int pixel = int(segment / s.chunks), chunk = int(segment % s.chunks);
     const int latent_row = pixel / g.latent_width, latent_column = pixel % g.latent_width;
     const int first_row = s.row_starts[latent_row], rows = s.row_starts[latent_row + 1] - first_row;
@@ -272,17 +209,12 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     const int stride = g.render_width + 2 * s.margin;
     const float2* center = nullptr;
     int row = 0, column = 0;
-    if (index < rows * columns) {
+    if (exists && index < rows * columns) {
         row = first_row + index / columns, column = first_column + index % columns;
         center = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
     }
     const bool covered = center != nullptr && center->x > 0;
     const unsigned all_covered = __ballot_sync(kAllLanes, covered);
-    uint2* out = s.segments + view * pixels * s.chunks + segment;
-    if (all_covered == 0) {
-        if (lane == 0) *out = make_uint2(0, 0);
-        return;
-    }
 
     Sample sample;
     int count = 0;
@@ -291,11 +223,12 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
         visit_columns(sample, g.pitch, [&](int, int, double) { ++count; });
     }
     const int place_after = inclusive_sum(count, lane), total = __shfl_sync(kAllLanes, place_after, 31);
-    AtomicWord first = 0;
-    if (lane == 0 && total > 0) first = atomicAdd(&s.needed[view], AtomicWord(total));
-    first = __shfl_sync(kAllLanes, first, 0);
+    const AtomicWord first = reserve(s.needed + view * kCounterStride, total, lane);
     const bool fits = first + total <= AtomicWord(s.capacity);
-    if (lane == 0) *out = make_uint2(fits ? uint32_t(first) : 0, __popc(all_covered) << 16 | (fits ? total : 0));
+    if (exists && lane == 0) {
+        uint2* out = s.segments + view * pixels * s.chunks + segment;
+        *out = make_uint2(fits ? uint32_t(first) : 0, __popc(all_covered) << 16 | (fits ? total : 0));
+    }
     if (!covered || !fits) return;
 
     Slot* table = s.table + view * s.slots;
@@ -335,9 +268,9 @@ __device__ __forceinline__ void load_draws(const Draws& draws, uint32_t* node, f
 
 // One warp per latent pixel; blocks: (latent pixels / kWarps) x views x blocks of four channels.
 // accumulate: add to the result of an earlier launch.
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(const Geometry g, const Scratch s, const __grid_constant__ Draws draws, int channels, bool accumulate,
-                  float* __restrict__ noise, int32_t* __restrict__ counts, float* __restrict__ coverage) {
+GSCFD_KERNEL gscfd_kernel_gather(const Geometry g, const Scratch s, const __grid_constant__ Draws draws, int channels,
+                                 bool accumulate, float* __restrict__ noise, int32_t* __restrict__ counts,
+                                 float* __restrict__ coverage) {
     __shared__ uint32_t node[kMaxNodes];
     __shared__ float weight[kMaxNodes];
     __shared__ AtomicWord owned_cells[kWarps][64];
@@ -348,7 +281,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t pixel = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
     if (pixel >= pixels) return;
     AtomicWord* owned = owned_cells[threadIdx.x / 32];
-    const bool complete = s.needed[view] <= AtomicWord(s.capacity);
+    const bool complete = s.needed[view * kCounterStride] <= AtomicWord(s.capacity);
     const Slot* table = s.table + view * s.slots;
     float sum[4] = {0, 0, 0, 0};
     int waiting = 0, count = 0, covered = 0;  // waiting: number of cells in `owned`
@@ -405,10 +338,9 @@ __global__ void __launch_bounds__(kThreads)
 // ---- The image plane ------------------------------------------------------------------------------------------------
 
 // Threads: latent pixels x views x blocks of four channels.
-__global__ void __launch_bounds__(kThreads)
-    white_kernel(const __grid_constant__ Draws draws, uint32_t key, const float* __restrict__ viewmats,
-                 const float* __restrict__ Ks, int channels, int64_t pixels, bool accumulate,
-                 float* __restrict__ noise) {
+GSCFD_KERNEL gscfd_kernel_white(const __grid_constant__ Draws draws, uint32_t key, const float* __restrict__ viewmats,
+                                const float* __restrict__ Ks, int channels, int64_t pixels, bool accumulate,
+                                float* __restrict__ noise) {
     __shared__ uint32_t view_word;
     const int64_t view = blockIdx.y, pixel = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (threadIdx.x == 0) view_word = viewmats ? view_key(viewmats + 16 * view, Ks + 9 * view) : key;
@@ -433,10 +365,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // Threads: latent pixels x views x channels. background_view: distance between the backgrounds of two views in
 // elements; 0 if all views share one.
-__global__ void __launch_bounds__(kThreads)
-    compose_kernel(int channels, int64_t pixels, const float* __restrict__ noise, const int32_t* __restrict__ counts,
-                   const float* __restrict__ coverage, const float* __restrict__ background, int64_t background_view,
-                   float* __restrict__ out) {
+GSCFD_KERNEL gscfd_kernel_compose(int channels, int64_t pixels, const float* __restrict__ noise,
+                                  const int32_t* __restrict__ counts, const float* __restrict__ coverage,
+                                  const float* __restrict__ background, int64_t background_view,
+                                  float* __restrict__ out) {
     const int64_t pixel = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const int64_t view = blockIdx.y, channel = blockIdx.z;
     if (pixel >= pixels) return;
@@ -446,95 +378,5 @@ __global__ void __launch_bounds__(kThreads)
     out[i] = sqrtf(alpha) * noise[i] + sqrtf(1 - alpha) * behind;
 }
 
-unsigned blocks_of(int64_t items, int64_t per_block) { return unsigned((items + per_block - 1) / per_block); }
-
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-}  // namespace
 }  // namespace noise
 }  // namespace gscfd
-
-using namespace gscfd;
-using namespace gscfd::noise;
-
-// Unless noted, functions return 0 or a cudaError. `device`: index of the device that owns the pointers and the stream.
-
-// Checks that this library can run on the device.
-GSCFD_EXPORT int gscfd_cuda_check(int device) {
-    cudaFuncAttributes attributes;
-    const cudaError_t error = cudaSetDevice(device);
-    return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, gather_kernel);
-}
-
-GSCFD_EXPORT const char* gscfd_cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
-
-// Returns the bytes of scratch memory for a table of `slots` (a power of two, at least 4, below 2^31) per view.
-GSCFD_EXPORT int64_t gscfd_cuda_noise_scratch(const Geometry* geometry, int views, int64_t slots) {
-    Scratch scratch;
-    return divide_scratch(*geometry, views, slots, nullptr, scratch);
-}
-
-// Like gscfd_noise_surface, on device memory. scratch: aligned to 256 bytes. needed [views]: pinned host memory or
-// null; once the stream gets there, it receives the number of candidates of each view. A view with more than slots / 4
-// * 3 candidates gets no cells at all: its counts and noise are 0.
-GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
-                                          const float* viewmats, const float* Ks, int views, int channels,
-                                          uint64_t seed, uint32_t stream_of_draws, const uint32_t* node,
-                                          const float* weight, int nodes, float* noise, int32_t* counts,
-                                          float* coverage, void* scratch, int64_t slots, int64_t* needed, int device,
-                                          cudaStream_t stream) {
-    const Geometry& g = *geometry;
-    if (g.normal_radius > kMaxRadius) return cudaErrorInvalidValue;
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
-    Scratch s;
-    divide_scratch(g, views, slots, static_cast<char*>(scratch), s);
-    const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
-    const int64_t items = larger(larger(s.padded, slots), larger(g.latent_width, g.latent_height) + 1);
-    const dim3 prepare(blocks_of(items, kThreads), views);
-    GSCFD_LAUNCH(prepare_kernel, prepare, kThreads, stream, g, s, depth, opacity, viewmats, Ks);
-    const dim3 smooth(blocks_of(int64_t(g.render_width) * g.render_height, kThreads), views);
-    for (int round = 0, source = 0; round < g.smoothing; ++round) {
-        for (int spacing = s.first_spacing; spacing > 0; spacing /= 2, source = 1 - source) {
-            const bool last = round == g.smoothing - 1 && spacing == 1;
-            GSCFD_LAUNCH(smooth_kernel, smooth, kThreads, stream, g, s, spacing, source, last);
-        }
-    }
-    const dim3 enumerate(blocks_of(pixels * s.chunks, kWarps), views);
-    GSCFD_LAUNCH(enumerate_kernel, enumerate, kThreads, stream, g, s);
-    const dim3 gather(blocks_of(pixels, kWarps), views, blocks_of(channels, 4));
-    for (int first = 0; first < nodes; first += kMaxNodes) {
-        const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
-        GSCFD_LAUNCH(gather_kernel, gather, kThreads, stream, g, s, draws, channels, first > 0, noise, counts,
-                     coverage);
-    }
-    if (const cudaError_t error = cudaGetLastError()) return error;
-    if (!needed) return 0;
-    return cudaMemcpyAsync(needed, s.needed, views * sizeof(int64_t), cudaMemcpyDeviceToHost, stream);
-}
-
-// Like gscfd_noise_white, on device memory.
-GSCFD_EXPORT int gscfd_cuda_noise_white(uint64_t seed, uint32_t stream_of_draws, uint32_t key, const float* viewmats,
-                                        const float* Ks, const uint32_t* node, const float* weight, int nodes,
-                                        int views, int channels, int64_t pixels, float* noise, int device,
-                                        cudaStream_t stream) {
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
-    const dim3 grid(blocks_of(pixels, kThreads), views, blocks_of(channels, 4));
-    for (int first = 0; first < nodes; first += kMaxNodes) {
-        const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
-        GSCFD_LAUNCH(white_kernel, grid, kThreads, stream, draws, key, viewmats, Ks, channels, pixels, first > 0,
-                     noise);
-    }
-    return cudaGetLastError();
-}
-
-// Computes out [views, channels, pixels] = sqrt(a) noise + sqrt(1 - a) background, where a is the coverage if counts >
-// 0 and 0 otherwise. background: [views, channels, pixels], or [channels, pixels] if one_background is set.
-GSCFD_EXPORT int gscfd_cuda_noise_compose(int views, int channels, int64_t pixels, const float* noise,
-                                          const int32_t* counts, const float* coverage, const float* background,
-                                          int one_background, float* out, int device, cudaStream_t stream) {
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
-    const dim3 grid(blocks_of(pixels, kThreads), views, channels);
-    GSCFD_LAUNCH(compose_kernel, grid, kThreads, stream, channels, pixels, noise, counts, coverage, background,
-                 one_background ? 0 : channels * pixels, out);
-    return cudaGetLastError();
-}
