@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from gscfd.cli import exit_code
 from gscfd.version import __version__
 
 COMMANDS = {
@@ -31,6 +32,11 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: dispatch(arguments))
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Runs the command named first, and returns its exit code."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(usage())

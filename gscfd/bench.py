@@ -24,8 +24,10 @@ def bench(options: BenchOptions) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = tyro.cli(BenchOptions, args=arguments, prog="python -m gscfd.bench")
-    return exit_code(lambda: bench(options), interrupted="interrupted; the same command continues")
+    return exit_code(
+        lambda: bench(tyro.cli(BenchOptions, args=arguments, prog="python -m gscfd.bench")),
+        interrupted="interrupted; the same command continues",
+    )
 
 
 if __name__ == "__main__":

@@ -7,29 +7,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gscfd.errors import UserError
+from gscfd.screen import lasting_screen
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell gives it."""
 
 
-def exit_code(command: Callable[[], int | None], *, interrupted: str | None = None) -> int:
+def exit_code(command: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
     """Runs a command and returns its exit code: 2 after printing a UserError as one line, 1 if the GPU runs out of
-    memory, otherwise the command's result, with None as 0.
+    memory, 130 on Ctrl-C, otherwise the command's result, with None as 0. A screen that fails changes nothing.
 
-    interrupted: message printed on Ctrl-C, with exit code 130. None: Ctrl-C is not caught.
+    interrupted: message printed on Ctrl-C.
     """
-    try:
-        return command() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if interrupted is None:
-            raise
-        print(f"\n{interrupted}", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch.OutOfMemoryError, without importing torch
-            raise
-        print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
-        return 1
+    with lasting_screen():
+        try:
+            return command() or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            below = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
+            print(f"{below}{interrupted}", file=sys.stderr)
+            return INTERRUPTED
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch.OutOfMemoryError, without importing torch
+                raise
+            print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
+            return 1
 
 
 def check_out(out: Path, ending: str, overwrite: bool, *, make_folder: bool = False) -> None:

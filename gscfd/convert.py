@@ -64,9 +64,8 @@ def convert(src: str, dst: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
-
     def command() -> None:
+        chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
         convert(chosen.src, chosen.dst)
         print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
 

@@ -11,9 +11,8 @@ from gscfd.lab.options import EvaluateOptions
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = tyro.cli(EvaluateOptions, args=arguments, prog="python -m gscfd.evaluate")
-
     def command() -> None:
+        options = tyro.cli(EvaluateOptions, args=arguments, prog="python -m gscfd.evaluate")
         from gscfd.lab.evaluation import evaluate
 
         evaluate(options)

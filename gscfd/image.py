@@ -93,8 +93,7 @@ def make(options: ImageOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = tyro.cli(ImageOptions, args=arguments, prog="python -m gscfd.image")
-    return exit_code(lambda: make(options))
+    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="python -m gscfd.image")))
 
 
 if __name__ == "__main__":

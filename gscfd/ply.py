@@ -26,6 +26,8 @@ TYPES = {
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
 BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+WHITE = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}
+"""Value of full red, green or blue, by type."""
 MOST_COEFFICIENTS = {0, 9, 24, 45}
 """Possible numbers of f_rest properties: three channels of spherical harmonics of degree 0 to 3."""
 LARGEST_POSITION = 1e6
@@ -84,7 +86,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         with open(path, "rb") as file:
-            return _tensors(_vertices(file))
+            return _tensors(*_vertices(file))
     except OSError as error:
         raise UserError(f"ply: expected a 3DGS .ply, but {path} cannot be read: {error.strerror}") from None
     except _Malformed as error:
@@ -103,8 +105,8 @@ class _Element:
     """(name, numpy type) of each property; "list" for a list."""
 
 
-def _vertices(file: IO[bytes]) -> np.ndarray:
-    """Returns the rows of the element "vertex" as a structured array."""
+def _vertices(file: IO[bytes]) -> tuple[np.ndarray, dict[str, str]]:
+    """Returns the rows of the element "vertex" as a structured array, and the declared type of each property."""
     order, elements = _header(file)
     names = [element.name for element in elements]
     if "chunk" in names:
@@ -118,7 +120,7 @@ def _vertices(file: IO[bytes]) -> np.ndarray:
     if not vertex.properties or vertex.count == 0:
         raise _Malformed(f"has no Gaussians; {EXPORT_AGAIN}")
     read = _ascii_rows if order == "" else _binary_rows
-    return read(file, order, elements[:position], vertex)
+    return read(file, order, elements[:position], vertex), dict(vertex.properties)
 
 
 def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
@@ -171,7 +173,7 @@ def _binary_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _E
 
 def _ascii_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _Element) -> np.ndarray:
     skipped = sum(element.count for element in before)
-    lines = file.read().splitlines()[skipped : skipped + vertex.count]
+    lines = [line for line in file.read().splitlines() if line.strip()][skipped : skipped + vertex.count]
     if len(lines) < vertex.count:
         raise _Malformed(f"declares {vertex.count} Gaussians, but has only {len(lines)} lines; {EXPORT_AGAIN}")
     dtype = np.dtype([(name, "f8") for name, _ in vertex.properties])
@@ -184,7 +186,17 @@ def _ascii_rows(file: IO[bytes], order: str, before: list[_Element], vertex: _El
     return values.view(dtype)
 
 
-def _tensors(vertices: np.ndarray) -> dict[str, Tensor]:
+def _color(values: Tensor, kinds: list[str]) -> Tensor:
+    """Returns red, green and blue in [0, 1]: bytes are divided by 255, shorts by 65535, floats by 1."""
+    if not set(kinds) <= WHITE.keys():
+        raise _Malformed(f"has colors of a type other than uchar, ushort, float or double; {EXPORT_AGAIN}")
+    color = values / torch.tensor([WHITE[kind] for kind in kinds])
+    if (color > 1 + 1e-4).any():
+        raise _Malformed(f"has colors as floats above 1, expected 0 to 1; divide them by 255, or {EXPORT_AGAIN}")
+    return color
+
+
+def _tensors(vertices: np.ndarray, kinds: dict[str, str]) -> dict[str, Tensor]:
     names = vertices.dtype.names or ()
     rest = len([name for name in names if name.startswith("f_rest_")])
     from_bytes = "f_dc_0" not in names and {"red", "green", "blue"} <= set(names)
@@ -209,7 +221,9 @@ def _tensors(vertices: np.ndarray) -> dict[str, Tensor]:
         "quats": block(quats),
         "scales": block(scales).nan_to_num(torch.nan, torch.inf, -SATURATED),
         "opacities": block(["opacity"])[:, 0].nan_to_num(torch.nan, SATURATED, -SATURATED),
-        "sh0": (rgb_to_sh0(block(color) / 255) if from_bytes else block(color))[:, None],
+        "sh0": (rgb_to_sh0(_color(block(color), [kinds[name] for name in color])) if from_bytes else block(color))[
+            :, None
+        ],
         "shN": block(further).unflatten(1, (3, rest // 3)).transpose(1, 2).contiguous(),
     }
     _check_values(values)

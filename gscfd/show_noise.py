@@ -11,9 +11,8 @@ from gscfd.lab.options import ShowNoiseOptions
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = tyro.cli(ShowNoiseOptions, args=arguments, prog="python -m gscfd.show_noise")
-
     def command() -> None:
+        options = tyro.cli(ShowNoiseOptions, args=arguments, prog="python -m gscfd.show_noise")
         from gscfd.lab.noise_pictures import show
 
         show(options)

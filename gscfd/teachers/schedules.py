@@ -12,6 +12,10 @@ from gscfd.errors import UserError
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
+LEAST_SQUARED_ALPHA = 5e-8
+"""Replaces alpha^2 = 0 at the last time of a schedule with zero terminal SNR, where steps would divide by it."""
+
+
 class Schedule(Protocol):
     timesteps: int
 
@@ -85,7 +89,14 @@ def diffusion(config: dict[str, Any]) -> Diffusion:
             f"scheduler: expected a diffusion schedule (with beta_schedule), got {got}; use the teacher's own"
         )
     betas = DDIMScheduler(**{key: config[key] for key in BETAS if key in config})
-    return Diffusion(betas.alphas_cumprod, config.get("prediction_type", "epsilon"))
+    schedule = Diffusion(betas.alphas_cumprod, config.get("prediction_type", "epsilon"))
+    if schedule.alphas_cumprod[-1] <= 0 and schedule.prediction == "epsilon":
+        raise UserError(
+            "scheduler.rescale_betas_zero_snr: expected false with prediction_type epsilon, which says nothing of the "
+            "image at zero SNR, got true; use the teacher's own scheduler"
+        )
+    schedule.alphas_cumprod = [max(squared, LEAST_SQUARED_ALPHA) for squared in schedule.alphas_cumprod]
+    return schedule
 
 
 def flow(config: dict[str, Any]) -> Flow:

@@ -72,7 +72,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the files of a network in diffusers' layout: one file, or the shards listed in an index; fp16 if only
     that exists."""
     for kind in ("safetensors", "bin"):
-        for index in (f"{STEM}.{kind}.index.json", f"{STEM}.{kind}.index.fp16.json"):
+        for index in (f"{STEM}.{kind}.index.json", f"{STEM}.{kind}.index.fp16.json", f"{STEM}.{kind}.fp16.index.json"):
             if (folder / index).is_file():
                 names = set(read_json(folder / index).get("weight_map", {}).values())
                 return [folder / Path(name).name for name in sorted(names)]

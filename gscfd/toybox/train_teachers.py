@@ -8,11 +8,13 @@ interrupted training.
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import tyro
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+from gscfd.cli import exit_code
 from gscfd.toybox import models
 from gscfd.toybox.training.denoiser import Denoiser, train_denoiser
 from gscfd.toybox.training.fit import TrainingOptions
@@ -57,4 +59,4 @@ def main(settings: TrainingOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TrainingOptions, prog="python -m gscfd.toybox.train_teachers"))
+    sys.exit(exit_code(lambda: main(tyro.cli(TrainingOptions, prog="python -m gscfd.toybox.train_teachers"))))
