@@ -243,7 +243,7 @@ def test_assets_are_the_objects_of_a_caption_or_a_file_in_the_unit_ball(tmp_path
     assert large.name == "large.ply" and present(large.gaussians.means.norm(dim=1).max()).item() <= 1.0
 
 
-@pytest.mark.parametrize("source", ["gone.ply", "broken.ply", "a yellow dog", "a duck on a table", ""])
+@pytest.mark.parametrize("source", ["gone.ply", "broken.ply", "a yellow submarine", "a duck on a table", ""])
 def test_an_asset_that_cannot_be_read_is_named(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.ply").write_bytes(b"ply\nformat")

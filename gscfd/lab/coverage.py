@@ -31,7 +31,7 @@ from gscfd.teachers.spaces import Space
 
 DRAWS = 20_000
 """Simulated experiments behind a p-value."""
-COVERAGE = {
+COVERAGE: dict[str, dict[str, Any]] = {
     "cfd, gamma 0": {"noise": {"gamma": 0.0, "beta": 1.0}},
     "cfd, as the default": {},
     "sds": {"guidance": "sds"},
@@ -153,11 +153,9 @@ def covered(method: str, proportions: str, options: PipelineOptions, real: Guide
     changes = COVERAGE.get(method, {})
     shares = SHARES[proportions][: options.modes]
     path = options.out / "coverage" / f"{slug(method)}-{proportions}.json"
-    settings = settings_of(
-        coverage_config(changes, options.caption, 0), shares=shares, size=COVERAGE_SIZE, spacing=COVERAGE_SPACING
-    )
-    picks: list[tuple[int, float, float]] = [(int(k), a, b) for k, a, b in kept(path, settings) or ()]
     assets = find_assets(options.caption, options.modes, spacing=COVERAGE_SPACING)
+    settings = settings_of(coverage_config(changes, options.caption, 0), assets, shares=shares, size=COVERAGE_SIZE)
+    picks: list[tuple[int, float, float]] = [(int(k), a, b) for k, a, b in kept(path, settings) or ()]
     for seed in range(len(picks), options.seeds):
         if method == FLOW:
             picks.append(picks_of_flow(assets, shares, seed, real))

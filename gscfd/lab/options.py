@@ -51,13 +51,6 @@ class PipelineOptions:
     seeds: int = 64
     """Seeds of the mode coverage; 0 skips it. Repeat the command with a larger number to add seeds."""
 
-    def __post_init__(self) -> None:
-        check(len(self.assets) >= 1, "assets", "at least one caption or .ply file", self.assets)
-        check(self.known >= 1, "known", "at least 1 object", self.known)
-        check(2 <= self.modes <= 8, "modes", "2 to 8 objects", self.modes)
-        check(self.seeds >= 0, "seeds", "at least 0", self.seeds)
-        check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
-
 
 Bench: TypeAlias = (
     Annotated[BenchOptions, tyro.conf.subcommand("papers")]

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from gscfd.cameras import turntable
-from gscfd.config import Config, merged
+from gscfd.config import Config, check, merged
 from gscfd.devices import choose_device, choose_dtype
-from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.coverage import (
@@ -88,18 +87,21 @@ CURVES = {
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 
+def config_of(variant: Variant, source: str, seed: int) -> Config:
+    return merged(replace(Config(), prompt=source, seed=seed), variant.changes or {})
+
+
 def measured(
     name: str, variant: Variant, source: str, options: PipelineOptions, real: GuidedTeacher
 ) -> tuple[Gaussians, Figures]:
     """Returns the splat of a variant and its figures, from an earlier call if it has the same settings."""
-    config = merged(replace(Config(), prompt=source, seed=options.seed), variant.changes or {})
+    config, assets = config_of(variant, source, options.seed), find_assets(source, options.known, spacing=SPACING)
     stem = options.out / "runs" / f"{slug(name)}-{slug(source)}"
     file, splat = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.ply")
-    settings = settings_of(config, space=variant.space, known=options.known)
+    settings = settings_of(config, assets, space=variant.space)
     found = kept(file, settings)
     if found is not None and splat.is_file():
         return Gaussians.load_ply(splat), Figures(**found)
-    assets = find_assets(source, options.known, spacing=SPACING)
     gaussians, figures = run(config, assets, space_of(variant.space, real), real)
     splat.parent.mkdir(parents=True, exist_ok=True)
     gaussians.save_ply(splat)
@@ -230,17 +232,20 @@ def notes(options: PipelineOptions) -> list[str]:
     ]
 
 
-def chosen_variants(options: PipelineOptions) -> dict[str, Variant]:
-    """Returns the variants asked for. Raises UserError for an unknown one."""
+def check_options(options: PipelineOptions) -> None:
+    """Raises UserError."""
     for name in options.variants:
-        if name not in VARIANTS:
-            raise UserError(f"variants: expected some of {', '.join(map(repr, VARIANTS))}, got {name!r}")
-    return {name: VARIANTS[name] for name in options.variants or VARIANTS}
+        check(name in VARIANTS, "variants", f"some of {', '.join(map(repr, VARIANTS))}", name)
+    check(len(options.assets) >= 1, "assets", "at least one caption or .ply file", options.assets)
+    check(2 <= options.modes <= 8, "modes", "2 to 8 objects", options.modes)
+    check(options.seeds >= 0, "seeds", "at least 0", options.seeds)
+    check(0 <= options.seed < 2**63, "seed", "a value in [0, 2^63)", options.seed)
 
 
 def pipeline(options: PipelineOptions) -> Report:
     """Makes the missing runs, measures them and writes the report. Raises UserError."""
-    chosen = chosen_variants(options)
+    check_options(options)
+    chosen = {name: VARIANTS[name] for name in options.variants or VARIANTS}
     check_report(options.out, "out")
     assets = {source: find_assets(source, options.known, spacing=SPACING) for source in options.assets}
     if options.seeds:

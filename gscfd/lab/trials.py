@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from gscfd.lab.assets import Asset
 from gscfd.lab.ideal import Cosines, IdealDenoiser, ideal_teacher
 from gscfd.lab.metrics import haze, hole_share, psnr, speckle, strays
 from gscfd.lab.references import BACKGROUND
+from gscfd.ply import ply_bytes
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.spaces import Pixels, Space
@@ -57,8 +59,8 @@ class Figures:
     """Processor time of all threads, without the ideal teacher's calls."""
 
 
-def seen(gaussians: Gaussians, elevation: float = 15.0, size: int = SIZE) -> Render:
-    """Returns the views that are measured, on the CPU."""
+def seen(gaussians: Gaussians, *, size: int, elevation: float = 15.0) -> Render:
+    """Returns the views that are measured, on the CPU. size: pixels. elevation: degrees."""
     return gaussians.render(turntable(VIEWS, size=size, elevation=elevation)).to("cpu")
 
 
@@ -67,15 +69,18 @@ def images_of(render: Render) -> Tensor:
     return render.over(torch.tensor(BACKGROUND)).clamp(0, 1).permute(0, 3, 1, 2)
 
 
-def compared(gaussians: Gaussians, assets: Sequence[Asset]) -> dict[str, float]:
-    """Returns the figures of a splat that do not depend on how it was made, against the nearest of the assets."""
-    render = seen(gaussians)
-    images, known = images_of(render), [images_of(seen(asset.gaussians)) for asset in assets]
+def compared(gaussians: Gaussians, assets: Sequence[Asset], *, size: int = SIZE) -> dict[str, float]:
+    """Returns the figures of a splat that do not depend on how it was made, against the nearest of the assets.
+
+    size: pixels of the views, both ways.
+    """
+    render = seen(gaussians, size=size)
+    images, known = images_of(render), [images_of(seen(asset.gaussians, size=size)) for asset in assets]
     best = max(range(len(assets)), key=lambda k: psnr(images, known[k]))
-    stray = [
-        strays(seen(gaussians, elevation).opacity, seen(assets[best].gaussians, elevation).opacity)
-        for elevation in ELEVATIONS
+    sides = [
+        [seen(one, size=size, elevation=e).opacity for e in ELEVATIONS] for one in (gaussians, assets[best].gaussians)
     ]
+    stray = [strays(own, true) for own, true in zip(*sides, strict=True)]
     return {
         "psnr": psnr(images, known[best]),
         "speckle": speckle(images, background=BACKGROUND) / speckle(known[best], background=BACKGROUND),
@@ -135,8 +140,8 @@ def run(config: Config, assets: Sequence[Asset], space: Space, real: GuidedTeach
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def kept(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the result that the file has for these settings, if any."""
+def kept(path: Path, settings: dict[str, Any]) -> Any:
+    """Returns the result that the file has for these settings, as json has it; None if it has none."""
     if not path.is_file():
         return None
     try:
@@ -153,6 +158,7 @@ def keep(path: Path, settings: dict[str, Any], result: object) -> None:
         file.write(json.dumps({"settings": settings, "result": result}, indent=1).encode())
 
 
-def settings_of(config: Config, **others: object) -> dict[str, Any]:
+def settings_of(config: Config, assets: Sequence[Asset], **others: object) -> dict[str, Any]:
     """Returns what a result depends on."""
-    return {"version": gscfd.__version__, "config": plain(config), **others}
+    digest = hashlib.sha256(b"".join(ply_bytes(asset.gaussians.tensors()) for asset in assets)).hexdigest()
+    return {"version": gscfd.__version__, "config": plain(config), "assets": digest, **others}
