@@ -26,7 +26,7 @@ from gscfd.lab.options import PipelineOptions
 from gscfd.lab.references import BACKGROUND
 from gscfd.lab.trials import images_of, keep, kept, seen, settings_of, teachers_of
 from gscfd.runs.names import slug
-from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.schedules import Flow
 from gscfd.teachers.spaces import Space
 
 DRAWS = 20_000
@@ -40,6 +40,9 @@ COVERAGE: dict[str, dict[str, Any]] = {
 SHARES = {"equal": (1.0,) * 8, "unequal": (4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0)}
 """Proportions of the known assets."""
 COVERAGE_SIZE, COVERAGE_SPACING, COVERAGE_STEPS = 32, 0.1, 60
+SCHEDULE = Flow(1000)
+"""Leaves so little of the image at t = .98 (alpha = .02) that the flow can start from noise alone. Stable Diffusion's
+schedule has alpha = .08 there, and its flow from noise alone prefers the modes nearest to 0."""
 FLOW = "the flow in 2D"
 """Name of the clean flow of the views themselves, without a splat: the control that must be proportional."""
 
@@ -100,21 +103,19 @@ def coverage_space() -> Space:
 
 
 def picks_of_splats(
-    assets: Sequence[Asset], changes: dict[str, Any], shares: Sequence[float], seed: int, real: GuidedTeacher
+    assets: Sequence[Asset], changes: dict[str, Any], shares: Sequence[float], seed: int
 ) -> tuple[int, float, float]:
     """Returns the asset that a seed's splat is nearest to, and the PSNRs of `picked`."""
     config = coverage_config(changes, assets[0].name, seed)
-    gaussians = distil(config, teachers_of(config, assets, coverage_space(), real, shares), lambda report: None)
+    gaussians = distil(config, teachers_of(config, assets, coverage_space(), SCHEDULE, shares), lambda report: None)
     known = torch.stack([images_of(seen(asset.gaussians, size=COVERAGE_SIZE)) for asset in assets])
     return picked(images_of(seen(gaussians, size=COVERAGE_SIZE)), known)
 
 
-def picks_of_flow(
-    assets: Sequence[Asset], shares: Sequence[float], seed: int, real: GuidedTeacher
-) -> tuple[int, float, float]:
+def picks_of_flow(assets: Sequence[Asset], shares: Sequence[float], seed: int) -> tuple[int, float, float]:
     """The same for the clean flow of four views (CFD Eq. 8), which has no splat and no noise between the views."""
     config = coverage_config({}, assets[0].name, seed)
-    teacher = teachers_of(config, assets, coverage_space(), real, shares)["coarse"]
+    teacher = teachers_of(config, assets, coverage_space(), SCHEDULE, shares)["coarse"]
     cameras, gray = turntable(4, size=COVERAGE_SIZE), torch.full((4, 3, COVERAGE_SIZE, COVERAGE_SIZE), BACKGROUND)
     teacher.encode(gray)
     noise = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
@@ -148,7 +149,7 @@ class Coverage:
         return coverage_p(self.counts, self.shares)
 
 
-def covered(method: str, proportions: str, options: PipelineOptions, real: GuidedTeacher) -> Coverage:
+def covered(method: str, proportions: str, options: PipelineOptions) -> Coverage:
     """Counts the modes over the seeds. Seeds of an earlier call are kept."""
     changes = COVERAGE.get(method, {})
     shares = SHARES[proportions][: options.modes]
@@ -158,9 +159,9 @@ def covered(method: str, proportions: str, options: PipelineOptions, real: Guide
     picks: list[tuple[int, float, float]] = [(int(k), a, b) for k, a, b in kept(path, settings) or ()]
     for seed in range(len(picks), options.seeds):
         if method == FLOW:
-            picks.append(picks_of_flow(assets, shares, seed, real))
+            picks.append(picks_of_flow(assets, shares, seed))
         else:
-            picks.append(picks_of_splats(assets, changes, shares, seed, real))
+            picks.append(picks_of_splats(assets, changes, shares, seed))
         keep(path, settings, picks)
     picks = picks[: options.seeds]
     return Coverage(

@@ -102,7 +102,7 @@ def measured(
     found = kept(file, settings)
     if found is not None and splat.is_file():
         return Gaussians.load_ply(splat), Figures(**found)
-    gaussians, figures = run(config, assets, space_of(variant.space, real), real)
+    gaussians, figures = run(config, assets, space_of(variant.space, real), real.schedule)
     splat.parent.mkdir(parents=True, exist_ok=True)
     gaussians.save_ply(splat)
     keep(file, settings, asdict(figures))
@@ -227,8 +227,9 @@ def notes(options: PipelineOptions) -> list[str]:
         "Seconds: processor time of all threads, without the ideal teacher's calls, so that other programs on the "
         "machine change little.",
         f"Mode coverage: the coarse stage alone, {COVERAGE_STEPS} steps, 400 Gaussians, {COVERAGE_SIZE} pixels in a "
-        "linear space of 3 x 16 x 16. p: probability of at least this chi-square if seeds picked in proportion, by "
-        f"simulation. {FLOW}: the clean flow of four views without a splat, a control of the measurement.",
+        "linear space of 3 x 16 x 16, the schedule of a rectified flow. p: probability of at least this chi-square if "
+        f"seeds picked in proportion, by simulation. {FLOW}: the clean flow of four views without a splat, a control of "
+        "the measurement.",
     ]
 
 
@@ -261,7 +262,7 @@ def pipeline(options: PipelineOptions) -> Report:
     found = []
     for proportions in SHARES if options.seeds else ():
         for method in (FLOW, *COVERAGE):
-            found.append(covered(method, proportions, options, real))
+            found.append(covered(method, proportions, options))
             print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
     each = call_seconds(real)
     tables = [*variant_tables(runs, assets, each)]

@@ -27,6 +27,7 @@ from gscfd.lab.references import BACKGROUND
 from gscfd.ply import ply_bytes
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.schedules import Schedule
 from gscfd.teachers.spaces import Pixels, Space
 from gscfd.types import Render
 
@@ -103,13 +104,17 @@ def space_of(name: str, real: GuidedTeacher) -> Space:
 
 
 def teachers_of(
-    config: Config, assets: Sequence[Asset], space: Space, real: GuidedTeacher, shares: Sequence[float] | None = None
+    config: Config,
+    assets: Sequence[Asset],
+    space: Space,
+    schedule: Schedule,
+    shares: Sequence[float] | None = None,
 ) -> dict[StageName, GuidedTeacher]:
     """Returns an ideal teacher for every stage of the config, with its prompt set."""
     teachers = {}
     for name, stage in config.stages().items():
         known = [asset.gaussians for asset in assets]
-        teachers[name] = ideal_teacher(known, space=space, schedule=real.schedule, multiview=True, shares=shares)
+        teachers[name] = ideal_teacher(known, space=space, schedule=schedule, multiview=True, shares=shares)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
 
@@ -121,9 +126,9 @@ def calls_of(teachers: dict[StageName, GuidedTeacher]) -> tuple[int, float]:
     return sum(denoiser.calls for denoiser in ideal), sum(denoiser.seconds for denoiser in ideal)
 
 
-def run(config: Config, assets: Sequence[Asset], space: Space, real: GuidedTeacher) -> tuple[Gaussians, Figures]:
+def run(config: Config, assets: Sequence[Asset], space: Space, schedule: Schedule) -> tuple[Gaussians, Figures]:
     """Makes a splat with the ideal teacher and measures it."""
-    teachers = teachers_of(config, assets, space, real)
+    teachers = teachers_of(config, assets, space, schedule)
     start = time.process_time()
     gaussians = distil(config, teachers, lambda report: None)
     spent = time.process_time() - start
