@@ -215,6 +215,9 @@ def commands_page() -> str:
         parts.append(f"## {name}\n\n```text\n{lines}\n```\n")
         if name == "gscfd.train":
             parts.append("Its options are the [settings](settings.md).\n")
+        for part in subcommands(text):
+            own = "\n".join(line.rstrip() for line in help_of(name, part).strip().splitlines())
+            parts.append(f"### {name} {part}\n\n```text\n{own}\n```\n")
     return "\n".join(parts)
 
 
@@ -227,10 +230,16 @@ def commands() -> list[str]:
     return sorted(found, key=lambda name: (name != "gscfd.train", "toybox" in name, name))
 
 
-def help_of(name: str) -> str:
-    """Returns the output of `python -m NAME --help`."""
+def subcommands(text: str) -> list[str]:
+    """Returns the parts of a command whose help names parts: usage: ... {papers,pipeline}."""
+    found = re.search(r"^usage: .*\{([\w,-]+)\}$", text, re.MULTILINE)
+    return found[1].split(",") if found else []
+
+
+def help_of(name: str, *part: str) -> str:
+    """Returns the output of `python -m NAME PART --help`."""
     said = io.StringIO()
-    with arguments([name, "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    with arguments([name, *part, "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     return said.getvalue()
 

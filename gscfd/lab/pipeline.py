@@ -228,8 +228,7 @@ def notes(options: PipelineOptions) -> list[str]:
         "machine change little.",
         f"Mode coverage: the coarse stage alone, {COVERAGE_STEPS} steps, 400 Gaussians, {COVERAGE_SIZE} pixels in a "
         "linear space of 3 x 16 x 16, the schedule of a rectified flow. p: probability of at least this chi-square if "
-        f"seeds picked in proportion, by simulation. {FLOW}: the clean flow of four views without a splat, a control of "
-        "the measurement.",
+        f"seeds picked in proportion, by simulation. {FLOW}: the clean flow of four views without a splat, a control.",
     ]
 
 
