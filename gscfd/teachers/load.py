@@ -7,10 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, ModelMixin, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -31,6 +38,7 @@ SUPPORTED = (
 FLUX_LATENT_SIZE = 64
 """FLUX reads every size; 512 pixels cost a quarter of 1024."""
 
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 Loader = Callable[[Path, torch.device | str, torch.dtype], GuidedTeacher]
 
 
@@ -39,7 +47,7 @@ class StableDiffusion:
     """Where the parts of a Stable Diffusion, or MVDream, are; each is read when called, in its files' precision."""
 
     unet: Callable[[], UNet2DConditionModel]
-    vae: Callable[[], AutoencoderKL]
+    vae: Callable[[], Vae]
     text: Callable[[], texts.Clip]
     scheduler: dict[str, Any]
 
@@ -167,13 +175,13 @@ def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) 
     return network.eval().requires_grad_(False).to(memory_format=layout)
 
 
-def placed_vae(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+def placed_vae(vae: Vae, device: torch.device | str, dtype: torch.dtype) -> Vae:
     """Its config says whether it overflows in float16 (SDXL's stock VAE does); then it stays in float32."""
     half = dtype == torch.float16 and vae.config["force_upcast"]
     return placed(vae, device, torch.float32 if half else dtype)
 
 
-def latents(vae: AutoencoderKL, size: int, channels: int, device: torch.device | str, dtype: torch.dtype) -> Latents:
+def latents(vae: Vae, size: int, channels: int, device: torch.device | str, dtype: torch.dtype) -> Latents:
     """size: latent cells, both ways. channels: those the denoiser reads. Raises UserError when the VAE has others."""
     if vae.config["latent_channels"] != channels:
         raise UserError(
@@ -181,6 +189,11 @@ def latents(vae: AutoencoderKL, size: int, channels: int, device: torch.device |
             "upscaling models are not teachers"
         )
     return Latents(placed_vae(vae, device, dtype), size)
+
+
+def read_vae(folder: Path) -> Vae:
+    tiny = read_json(folder / "config.json").get("_class_name") == "AutoencoderTiny"
+    return read_network(AutoencoderTiny if tiny else AutoencoderKL, folder)
 
 
 # ------------------------------------------------------------------------------------- Stable Diffusion and MVDream
@@ -216,7 +229,7 @@ def parts(source: Path) -> StableDiffusion:
         unet=lambda: (
             ldm.read_unet_folder(source / "unet") if ldm_names else read_network(UNet2DConditionModel, source / "unet")
         ),
-        vae=lambda: read_network(AutoencoderKL, source / "vae"),
+        vae=lambda: read_vae(source / "vae"),
         text=lambda: clip_folder(source),
         scheduler=read_json(source / "scheduler" / "scheduler_config.json"),
     )
@@ -257,7 +270,7 @@ def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) ->
 
 def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     unet = placed(read_network(UNet2DConditionModel, source / "unet"), device, dtype)
-    vae = read_network(AutoencoderKL, source / "vae")
+    vae = read_vae(source / "vae")
     space = latents(vae, unet.config["sample_size"], unet.config["in_channels"], device, dtype)
     return GuidedTeacher(
         space=space,
@@ -271,7 +284,7 @@ def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> G
 
 def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     transformer = placed(read_network(SD3Transformer2DModel, source / "transformer"), device, dtype)
-    vae = read_network(AutoencoderKL, source / "vae")
+    vae = read_vae(source / "vae")
     return GuidedTeacher(
         space=latents(vae, transformer.config["sample_size"], transformer.config["in_channels"], device, dtype),
         denoiser=SD3Denoiser(transformer),
@@ -284,7 +297,7 @@ def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> Gu
 
 def load_flux(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     transformer = placed(read_network(FluxTransformer2DModel, source / "transformer"), device, dtype)
-    vae = read_network(AutoencoderKL, source / "vae")
+    vae = read_vae(source / "vae")
     schedule = flow(read_json(source / "scheduler" / "scheduler_config.json"))
     length = texts.FLUX_DEV_LENGTH if transformer.config["guidance_embeds"] else texts.FLUX_SCHNELL_LENGTH
     return GuidedTeacher(

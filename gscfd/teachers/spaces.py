@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -28,12 +28,13 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 class Latents:
-    """z = (E(2 x - 1) - shift) scale, E the mean of the VAE's posterior, so that the same image gives the same z.
+    """z = (E(2 x - 1) - shift) scale, E the mean of the VAE's posterior, so that the same image gives the same z. A
+    tiny autoencoder has no posterior: E is what it puts out.
 
     size: cells of the latent image, both ways. Scale and shift are the VAE's own, of its config.
     """
 
-    def __init__(self, vae: AutoencoderKL, size: int):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, size: int):
         self.vae = vae
         self.latent_shape = (vae.config["latent_channels"], size, size)
         self.image_size = size * 2 ** (len(vae.config["block_out_channels"]) - 1)
@@ -52,7 +53,8 @@ class Latents:
 
     def mean(self, images: Tensor) -> Tensor:
         """Of the VAE's posterior; images in [-1, 1]."""
-        return self.vae.encode(images).latent_dist.mean
+        encoded = self.vae.encode(images)
+        return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

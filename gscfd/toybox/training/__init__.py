@@ -1,0 +1,1 @@
+"""How the toybox teachers are trained."""
