@@ -50,7 +50,9 @@ WARMUP = 100
 BINS = 10
 """Of t, in the table of losses."""
 LOOK_EVERY = 50
-"""Steps between two looks at the loss, and for new data."""
+"""Most steps between two looks at the loss, and for new data."""
+LOOK_SECONDS = 60.0
+"""Most time between them, where steps are slow."""
 MOST_RESTARTS = 3
 """In a row, from the last good state."""
 
@@ -229,7 +231,7 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any], file: Path) -> None:
-        """Takes the values, not the tensors: a captured graph knows only its own."""
+        """Takes the values alone: a captured graph keeps its own tensors. Raises UserError for another recipe."""
         if state.get("recipe") != self.settings.recipe:
             raise UserError(
                 f"out: expected a state of the recipe {self.settings.recipe}, got {state.get('recipe')} in {file}; "
@@ -237,8 +239,13 @@ class Training:
             )
         self.unet.load_state_dict(state["unet"])
         self.average.load_state_dict(state["average"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        for i, parameter in enumerate(self.trained):
+            kept = self.optimizer.state[parameter]
+            for name, value in state["optimizer"][i].items():
+                if name in kept:
+                    kept[name].copy_(value)
+                else:
+                    kept[name] = value.clone()
         self.steps, self.seconds = state["steps"], state["seconds"]
 
 
@@ -353,7 +360,7 @@ def train(training: Training, settings: Settings) -> None:
         step()
         training.steps += 1
         progress.update()
-        if training.steps % LOOK_EVERY:
+        if training.steps % LOOK_EVERY and time.monotonic() - last < LOOK_SECONDS:
             continue
         total, each = training.losses.read()  # Waits for the device: the time below is that of finished steps.
         now = time.monotonic()
