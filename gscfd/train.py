@@ -42,6 +42,7 @@ from gscfd.teachers.find import TOYBOX
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import check_teacher, is_here
 from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
+from gscfd.toybox.forms import nearest_form, word_table
 from gscfd.toybox.objects import unknown_words, vocabulary
 from gscfd.types import Cameras, Noise, Render
 
@@ -127,6 +128,10 @@ def check_prompt(config: Config) -> None:
     if not any(stage.teacher.startswith(TOYBOX) for stage in stages):
         return
     check_words("prompt", config.prompt)
+    if near := nearest_form(config.prompt):
+        warn(
+            f"prompt: the toybox teachers never saw sentences like {config.prompt!r}; the nearest of theirs is {near!r}"
+        )
 
 
 def check_words(name: str, text: str) -> None:
@@ -516,7 +521,7 @@ def parse(arguments: list[str]) -> Config:
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--list-words" in arguments:
-        print(" ".join(vocabulary()))
+        print(word_table())
         return 0
     try:
         config = parse(arguments)

@@ -315,7 +315,7 @@ def measure(settings: Settings) -> None:
     check_settings(settings)
     teacher = load_teacher(settings.teacher, device="cpu")
     space = measure_space(teacher, 32)
-    print(space_text(space))
+    print(space_text(space), flush=True)
     generator = torch.Generator().manual_seed(settings.seed)
     denoising = mean_of(
         [measure_denoising(teacher, c, settings.objects, settings.draws, generator) for c in settings.captions]
