@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from gscfd.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gscfd.config import Config
+    from gscfd.distil.pipeline import generate
     from gscfd.gaussians import Gaussians
-    from gscfd.noise import NoiseField, surface
-    from gscfd.train import generate
+    from gscfd.noise.field import NoiseField
+    from gscfd.noise.kinds import surface
     from gscfd.types import Cameras, Render
 
-# torch's OpenMP threads (GNU's) wait for each other in a busy loop of 300 000 rounds, longer than a time slice. With
-# 1000 a run on two cores takes a tenth longer where both are free, and half as long where another program holds one.
-# Read when torch is first imported.
+# torch's OpenMP threads (GNU libgomp) wait for each other in a busy loop of 300 000 rounds, longer than a time slice.
+# With 1000 rounds, a run on two cores takes 10 % longer if both are idle, and half as long if another program occupies
+# one. torch reads the variable when it is first imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__version__ = "0.1.0"
 __all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
 
 _HOMES = {
@@ -28,12 +30,12 @@ _HOMES = {
     "Gaussians": "gscfd.gaussians",
     "NoiseField": "gscfd.noise",
     "surface": "gscfd.noise",
-    "generate": "gscfd.train",
+    "generate": "gscfd.distil.pipeline",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are first used, so that `import gscfd` stays quick."""
+    """Imports public names on first use, which keeps `import gscfd` fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'gscfd' has no attribute {name!r}")
     from importlib import import_module

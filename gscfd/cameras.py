@@ -1,7 +1,7 @@
 """Orbit cameras around the object, and the camera matrices that multi-view teachers read.
 
-World right-handed, z up, object in the unit ball. A camera at azimuth a and elevation e stands at
-d (cos e cos a, cos e sin a, sin e) and looks at the origin; the object's front faces +x (a = 0).
+The world is right-handed with z up; the object fills the unit ball. A camera at azimuth a, elevation e and distance d
+is at d (cos e cos a, cos e sin a, sin e) and looks at the origin. The object's front faces +x (a = 0).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gscfd.types import Cameras
 
 
 def orbit(azimuth: Tensor, elevation: Tensor, distance: Tensor, fov: Tensor, width: int, height: int) -> Cameras:
-    """Cameras on a sphere that look at the origin.
+    """Returns V cameras that look at the origin.
 
     azimuth, elevation: [V] degrees. distance: [V] world units. fov: [V] vertical field of view in degrees.
     """
@@ -43,10 +43,11 @@ def sample_group(
     size: int,
     generator: torch.Generator,
 ) -> Cameras:
-    """One group of views at equal azimuth steps with a shared random start (MVDream, Shi et al. 2023).
+    """Returns a group of views at equal azimuth steps from a random start (MVDream, Shi et al. 2023).
 
-    elevation, fov: degrees, drawn uniformly and shared by the group. radius: the distance is drawn from
-    radius / tan(fov / 2), so that an object in the unit ball fills about the same part of the image.
+    elevation, fov: ranges in degrees; one uniform draw for the whole group. radius: range of r in the camera distance
+    r / tan(fov / 2), which makes an object in the unit ball fill roughly the same part of every image. size: image
+    width and height in pixels.
     """
 
     def draw(low: float, high: float) -> Tensor:
@@ -61,11 +62,15 @@ def sample_group(
 
 
 RADIUS = 1.05
-"""World units from the middle to the edge of a picture, as teachers paint objects."""
+"""World units from the center to the edge of an image; at this scale objects are as large as teachers draw them."""
 
 
 def turntable(views: int, *, size: int, elevation: float = 15.0, fov: float = 40.0, radius: float = RADIUS) -> Cameras:
-    """Cameras at equal azimuths, starting at the front. radius: world units from a picture's middle to its edge."""
+    """Returns cameras at equal azimuth steps, starting at the front.
+
+    size: image width and height in pixels. elevation, fov: degrees. radius: world units from an image's center to its
+    edge.
+    """
     azimuth = torch.arange(views) * (360.0 / views)
     ones = torch.ones(views)
     distance = radius / math.tan(math.radians(fov) / 2)
@@ -73,14 +78,14 @@ def turntable(views: int, *, size: int, elevation: float = 15.0, fov: float = 40
 
 
 def azimuth_elevation(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """[V], [V] degrees: where each camera stands; azimuth in (-180, 180]."""
+    """Returns the azimuth [V], in (-180, 180], and elevation [V] of each camera in degrees."""
     position = camera_to_world(cameras)[:, :3, 3]
     azimuth = torch.rad2deg(torch.atan2(position[:, 1], position[:, 0]))
     return azimuth, torch.rad2deg(torch.asin(position[:, 2] / position.norm(dim=-1)))
 
 
 def camera_to_world(cameras: Cameras) -> Tensor:
-    """[V, 4, 4] camera-to-world, OpenCV axes."""
+    """Returns the camera-to-world matrices [V, 4, 4], with OpenCV axes."""
     rotation = cameras.viewmats[:, :3, :3].transpose(1, 2)
     matrices = torch.zeros_like(cameras.viewmats)
     matrices[:, :3, :3] = rotation
@@ -90,7 +95,8 @@ def camera_to_world(cameras: Cameras) -> Tensor:
 
 
 def mvdream_matrices(cameras: Cameras) -> Tensor:
-    """[V, 16] what MVDream reads: camera-to-world with OpenGL axes, position scaled to unit length, row-major."""
+    """Returns MVDream's camera input [V, 16]: camera-to-world matrices with OpenGL axes, the position scaled to unit
+    length, in row-major order."""
     matrices = camera_to_world(cameras)
     matrices[:, :3, 1:3] *= -1
     matrices[:, :3, 3] /= matrices[:, :3, 3].norm(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Every setting of a run. The defaults, which are the toybox preset, live here; presets in `configs/` hold changes."""
+"""All settings of a run. The defaults here are the toybox preset; presets in `configs/` hold only the differences."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 import yaml
 
 from gscfd.errors import UserError
 
-Guidance = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-StageName = Literal["coarse", "refine"]
-NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
+Dataclass = TypeVar("Dataclass", bound="DataclassInstance")
+MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StageName = Literal["coarse", "refine", "polish"]
+NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
+NoiseBackground = Literal["screen", "fresh", "direction"]
+
+NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
     "cfd": ("surface", "radial", "world_map", "fixed"),
     "sds": ("iid",),
     "fsd": ("world_map", "fixed"),
@@ -31,30 +35,30 @@ NOISE_OF: dict[Guidance, tuple[NoiseKind, ...]] = {
     "sdi": ("iid",),
     "vsd": ("iid",),
 }
-"""The kinds of noise that each method takes: the first unless noise.kind says otherwise (docs/methods.md)."""
+"""Kinds of noise that each method accepts; the first one is its default (docs/methods.md)."""
 
 
 def check(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise UserError with the argument's name, what was expected and what was got."""
+    """Raises UserError if the condition is false; the message has the argument's name, `expected` and `got`."""
     if not condition:
         raise UserError(f"{name}: expected {expected}, got {got!r}")
 
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """The Gaussians at the start: a grey ball, or a splat that is there already."""
+    """The initial Gaussians: a gray ball, or an existing splat."""
 
     ply: Annotated[Path | None, tyro.conf.arg(name="init", prefix_name=False)] = None
-    """Start from this 3DGS .ply, of gscfd or another program, in place of the ball. It is centred and scaled where it
-    does not fill the unit ball; count, radius and opacity have no use then."""
+    """Start from this 3DGS .ply, from gscfd or another program, instead of the ball. A splat that does not fill the
+    unit ball is centered and scaled. count, radius and opacity are then ignored."""
     count: int = 2000
-    """How many."""
+    """Number of Gaussians in the ball."""
     radius: float = 0.6
-    """They fill a ball of this radius; the object's world is the unit ball."""
+    """Radius of the ball; the object occupies the unit ball."""
     opacity: float = 0.3
-    """Opacity at the start, in (0, 1)."""
+    """Initial opacity, in (0, 1)."""
     sh_degree: int = 0
-    """0 to 3: colour that depends on the viewing direction from 1 up."""
+    """Degree of the spherical harmonics, 0 to 3; from 1 up, color depends on the viewing direction."""
 
     def __post_init__(self) -> None:
         check(self.count >= 1, "init.count", "at least 1", self.count)
@@ -65,60 +69,65 @@ class InitConfig:
 
 CFD_GAMMA = 1e-4
 CFD_STEPS: dict[StageName, int] = {"coarse": 10_000, "refine": 20_000}
-"""Share of fresh noise per step, and the steps of the two stages, in CFD's public configuration."""
+"""Share of fresh noise per step, and number of steps per stage, in CFD's public configuration."""
 
 
 def rescaled_gamma(gamma: float, steps: int, fewer: int) -> float:
-    """The share of fresh noise per step that leaves as much of the first noise after `fewer` steps as gamma, in [0, 1],
-    leaves after `steps` (CFD Eq. 10)."""
-    return 1 - (1 - gamma) ** (steps / fewer)
+    """Returns the share of fresh noise per step that preserves as much of the initial noise over `fewer` steps as
+    gamma, in [0, 1], does over `steps` (CFD Eq. 10)."""
+    kept: float = (1 - gamma) ** (steps / fewer)
+    return 1 - kept
 
 
 @dataclass(kw_only=True)
 class NoiseConfig:
-    """The noise the teacher's input is made with."""
+    """The noise in the teacher's input."""
 
     kind: NoiseKind | None = None
-    """surface: white noise that agrees on the object's surface between views (CFD). radial: the same by the paper's
-    reference sphere. world_map: the part of a wide map that the camera stands over (FSD). fixed: one image for all
-    views, a negative control. iid: fresh every step. Unset: surface for cfd, world_map for fsd, fixed for cds, iid for
-    the others."""
+    """surface: white noise that is consistent between views on the object's surface (CFD). radial: the same, with the
+    paper's reference sphere. world_map: a window of a wide map, at the camera's position (FSD). fixed: one image for
+    all views, a negative control. iid: fresh noise every step. Unset: surface for cfd, world_map for fsd, fixed for
+    cds, iid for the others."""
     gamma: float | None = None
-    """Share of fresh noise per step (CFD Eq. 10): 0 is the clean flow ODE. Unset: for cfd, what leaves as much of the
-    first noise at the end of a stage, however many steps it has, as 1e-4 after the 10 000 and 20 000 of the paper's two
-    stages (.61 and .37); 0 for the others."""
-    beta: float = 1.0
-    """Share of the consistent noise against fresh noise (FSD)."""
+    """Share of fresh noise per step, in [0, 1) (CFD Eq. 10); 0 is the clean flow ODE. Unset: 0, but for cfd the value
+    that preserves, over any number of steps, as much of the initial noise as 1e-4 does over the 10 000 and 20 000 steps
+    of the paper's two stages (.61 and .37)."""
+    background: NoiseBackground | None = None
+    """Noise where there is no surface. screen: one image for all views, aging with gamma. fresh: new in every view and
+    step. direction: fixed to the direction of the ray. Unset: screen; fresh for cfd with a multi-view teacher, whose
+    views attend to each other (CFD's public code)."""
+    beta: float | None = None
+    """Share of consistent noise in the mix with fresh noise, in [0, 1] (FSD). Unset: 0.5 for cfd, 1 for the others."""
     theta: float = 180.0
-    """Degrees of azimuth after which the world map has moved by one image (FSD)."""
+    """Degrees of azimuth over which the world map moves by one image, in (0, 360] (FSD)."""
     device: Literal["render", "cpu"] = "render"
-    """render: drawn where the views are rendered. cpu: drawn on the CPU and copied, for a GPU without gscfd's CUDA
-    library."""
+    """render: draw the noise on the device that renders the views. cpu: draw it on the CPU and copy it, for a GPU
+    without gscfd's CUDA library."""
 
     def __post_init__(self) -> None:
         check(self.gamma is None or 0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
-        check(0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
+        check(self.beta is None or 0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
         check(0 < self.theta <= 360, "noise.theta", "degrees in (0, 360]", self.theta)
 
 
 @dataclass(kw_only=True)
 class LearningRates:
-    """Adam's step sizes at the start of the stage; all fall exponentially."""
+    """Adam's step sizes at the start of a stage; all decay exponentially."""
 
     means: float = 4e-3
-    """Of the positions, world units."""
+    """Step size of the positions, in world units."""
     quats: float = 5e-3
-    """Of the rotations, quaternions of about unit length."""
+    """Step size of the rotations, which are quaternions of roughly unit length."""
     scales: float = 8e-3
-    """Of the logarithms of the standard deviations."""
+    """Step size of the log standard deviations."""
     opacities: float = 4e-2
-    """Of the logits of the opacities."""
+    """Step size of the opacity logits."""
     sh0: float = 3e-2
-    """Of the constant colours, coefficients of spherical harmonics."""
+    """Step size of the constant colors, as spherical harmonics coefficients."""
     shN: float = 1.5e-3
-    """Of the further coefficients."""
+    """Step size of the view-dependent coefficients."""
     end: float = 0.2
-    """Share of every step size that is left at the end of the stage."""
+    """Every step size at the end of the stage, as a fraction of its initial value."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -130,20 +139,20 @@ class DensifyConfig:
     """When Gaussians are split, cloned, moved and removed."""
 
     strategy: Literal["default", "mcmc"] = "default"
-    """gsplat's DefaultStrategy: split and clone by gradient, remove the faint. Or its MCMCStrategy: move the faint, add
-    one for every twenty each round, shake the positions; on CUDA alone."""
+    """default: gsplat's DefaultStrategy, which splits and clones by gradient and removes faint Gaussians. mcmc: its
+    MCMCStrategy, which moves faint Gaussians, adds 5 % per round and perturbs the positions; CUDA only."""
     start: float = 0.2
     """Share of the stage's steps after which densification starts."""
     stop: float = 0.8
-    """Share after which it stops."""
+    """Share of the stage's steps after which densification stops."""
     every: int = 50
     """Steps between two rounds."""
     grad_threshold: float = 0.5
     """Mean screen-space gradient above which a Gaussian is split or cloned (default)."""
     prune_opacity: float = 0.05
-    """Gaussians fainter than this are removed (default), or moved (mcmc)."""
+    """Opacity below which Gaussians are removed (default) or moved (mcmc)."""
     max_count: int = 8000
-    """No round of growth starts from this many or more (default), or goes beyond it (mcmc)."""
+    """Number of Gaussians from which no round adds more (default), or that no round exceeds (mcmc)."""
     noise_lr: float = 5e5
     """Noise on the positions, in multiples of their step size and covariance (mcmc)."""
 
@@ -158,17 +167,17 @@ class DensifyConfig:
 
 @dataclass(kw_only=True)
 class CdsConfig:
-    """Times and guidance of --guidance cds (Consistent3D Eq. 12 and appendix B.1), as fractions of T. They stand in for
-    t_max, t_min and t_points; with t_schedule uniform, t2 is drawn from [t_min, t_max] every step (its Tab. 2a)."""
+    """Times and guidance scale of --guidance cds (Consistent3D Eq. 12 and appendix B.1); times are fractions of T. They
+    replace t_max, t_min and t_points. With t_schedule uniform, t2 is drawn from [t_min, t_max] every step (Tab. 2a)."""
 
     t_max: float
-    """t2, the time of the target, at the start of the stage."""
+    """Target time t2 at the start of the stage."""
     t_min: float
-    """t2 at its end; in between it falls with the square root of the steps done."""
+    """Target time t2 at the end of the stage; in between, t2 falls with the square root of the share of steps done."""
     gap: tuple[float, float]
-    """t1 - t2 is drawn uniformly from here every step."""
+    """Range of t1 - t2, drawn uniformly every step."""
     cfg_end: float = 0.4
-    """Share of cfg that is left at the end of the stage; it falls linearly (Consistent3D: from 50 to 20)."""
+    """Guidance scale at the end of the stage, as a fraction of cfg; it falls linearly (Consistent3D: from 50 to 20)."""
 
     def __post_init__(self) -> None:
         check(0 <= self.t_min <= self.t_max, "cds.t_min, t_max", "0 <= t_min <= t_max", (self.t_min, self.t_max))
@@ -179,14 +188,15 @@ class CdsConfig:
 
 @dataclass(kw_only=True)
 class InversionConfig:
-    """The DDIM inversion of --guidance ism and sdi, in fractions of T, by LucidDreamer's names and values."""
+    """The DDIM inversion of --guidance ism and sdi, with LucidDreamer's names and values; times are fractions of T."""
 
     delta_t: float = 0.05
-    """From s, where the inversion ends, to t."""
+    """Interval t - s between the time of the step and the time s at which the inversion ends."""
     xs_delta_t: float = 0.2
     """Longest step of the inversion from the image to x_s."""
     xs_inv_steps: int = 5
-    """Most steps of it. Where they do not reach from 0 to s, it starts later, from the image with noise."""
+    """Maximum number of inversion steps. If they cannot span 0 to s, the inversion starts later, from the noised
+    image."""
 
     def __post_init__(self) -> None:
         check(0 < self.delta_t < 1, "inversion.delta_t", "a value in (0, 1)", self.delta_t)
@@ -196,13 +206,13 @@ class InversionConfig:
 
 @dataclass(kw_only=True)
 class VsdConfig:
-    """The LoRA of --guidance vsd, by ProlificDreamer's values: the teacher's network with small changes, which learns
-    what the renders look like."""
+    """The LoRA of --guidance vsd, with ProlificDreamer's values: a low-rank adaptation of the teacher's network that is
+    trained on the renders."""
 
     rank: int = 4
-    """Of the change of each projection of attention."""
+    """Rank of the update of each attention projection."""
     lr: float = 1e-4
-    """AdamW's step size, of the LoRA and of the camera's embedding."""
+    """AdamW's step size for the LoRA and the camera embedding."""
 
     def __post_init__(self) -> None:
         check(self.rank >= 1, "vsd.rank", "at least 1", self.rank)
@@ -210,74 +220,96 @@ class VsdConfig:
 
 
 @dataclass(kw_only=True)
-class StageConfig:
-    """One optimisation against one teacher."""
+class TeacherStage:
+    """Settings that every stage has: its teacher, prompt, views and step sizes."""
 
     teacher: str
-    """A diffusers folder, MVDream's single file, OWNER/REPO of the hub, or toybox/multiview, toybox/singleview."""
+    """Diffusers folder, MVDream's single file, OWNER/REPO on the Hugging Face Hub, toybox/multiview or
+    toybox/singleview."""
     steps: int
-    """Optimisation steps; 0 skips the stage."""
+    """Number of optimization steps; 0 skips the stage."""
     views: int
-    """Views per step; for a multi-view teacher, the views of its group."""
+    """Views per step; for a multi-view teacher, the size of its group."""
     cfg: float
-    """Classifier-free guidance: eps_neg + cfg (eps_text - eps_neg)."""
+    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.5
-    """Share of the guided prediction that is scaled back to the unguided standard deviation, in [0, 1]."""
+    """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]."""
     negative_prompt: str | None = None
-    """Text of the unconditional branch. Unset: the one that the teacher's authors use; none for the toybox."""
+    """Text of the unconditional branch. Unset: the text that the teacher's authors use; empty for the toybox."""
     perp_neg: bool = False
-    """Push each view away from the words of the other views (Perp-Neg), against objects with two faces; for teachers
-    that are told the view in words."""
-    t_schedule: Literal["annealed", "uniform"] = "annealed"
-    """annealed: t falls along t_points. uniform: drawn from [t_min, t_max] every step (plain SDS)."""
+    """Push each view away from the words of the other views (Perp-Neg) to prevent objects with two faces. Only for
+    teachers that receive the view in words."""
     t_max: float = 0.98
     """Largest diffusion time, as a fraction of T in [t_min, 1)."""
     t_min: float = 0.02
     """Smallest diffusion time, as a fraction of T."""
-    t_points: tuple[tuple[float, float], ...]
-    """(share of the steps done, p): t = t_min + (t_max - t_min)(1 - p), linear in between."""
-    cds: CdsConfig
-    """Times and guidance of --guidance cds."""
-    inversion: InversionConfig = field(default_factory=InversionConfig)
-    """The inversion of --guidance ism and sdi."""
-    vsd: VsdConfig = field(default_factory=VsdConfig)
-    """The LoRA of --guidance vsd."""
     elevation: tuple[float, float] = (0.0, 30.0)
-    """Degrees, drawn uniformly."""
+    """Range of the camera's elevation in degrees, drawn uniformly."""
     fov: tuple[float, float] = (30.0, 45.0)
-    """Vertical field of view in degrees, drawn uniformly."""
+    """Range of the vertical field of view in degrees, drawn uniformly."""
     radius: tuple[float, float] = (1.0, 1.1)
-    """The camera's distance is this range over tan(fov / 2): how much of the image the unit ball fills."""
-    render_sizes: tuple[tuple[float, int], ...] = ()
-    """Coarse to fine: (share of the steps done, pixels), the size of the renders from there on; the teacher sees them
-    resized. Unset: the teacher's own size all along."""
-    normal_prob: float = 0.0
-    """Share of the steps in which the teacher is shown the surface's normals, not its colours (CFD appendix A)."""
+    """Range of r in the camera distance r / tan(fov / 2), drawn uniformly; a larger r makes the object smaller in the
+    image."""
     lr: LearningRates = field(default_factory=LearningRates)
     """Adam's step sizes."""
-    densify: DensifyConfig = field(default_factory=DensifyConfig)
-    """When Gaussians are split, cloned, moved and removed."""
-    opacity_reg: float = 0.0
-    """Weight of the sum of o (1 - o) over a view's pixels: opacity becomes 0 or 1, floaters fade. The pixels are those
-    of the teacher's image, whatever size is rendered."""
-    sparsity_reg: float = 0.0
-    """Weight of the sum of sqrt(o^2 + 0.01) over a view's pixels: less of the view is covered, haze fades
-    (threestudio)."""
-    scale_reg: float = 0.0
-    """Weight of the mean largest standard deviation: no oversized Gaussians."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, "steps", "at least 0", self.steps)
         check(self.views >= 1, "views", "at least 1", self.views)
         check(0 <= self.cfg_rescale <= 1, "cfg_rescale", "a value in [0, 1]", self.cfg_rescale)
         check(0 <= self.t_min <= self.t_max < 1, "t_min, t_max", "0 <= t_min <= t_max < 1", (self.t_min, self.t_max))
-        check(len(self.t_points) >= 1, "t_points", "at least one (share, p) point", self.t_points)
-        check(list(self.t_points) == sorted(self.t_points), "t_points", "points with rising shares", self.t_points)
         for name in ("elevation", "fov", "radius"):
             low, high = getattr(self, name)
             check(low <= high, name, "(low, high) with low <= high", (low, high))
         check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
         check(self.radius[0] > 0, "radius", "a positive range", self.radius)
+
+    @property
+    def max_count(self) -> int:
+        """Gaussians at which the stage stops to add more; 0: it adds none."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class StageConfig(TeacherStage):
+    """One distillation of one teacher."""
+
+    t_schedule: Literal["annealed", "uniform"] = "annealed"
+    """annealed: t falls along t_points. uniform: t is drawn from [t_min, t_max] every step (plain SDS)."""
+    t_points: tuple[tuple[float, float], ...]
+    """Points (share of the steps done, p) of the schedule t = t_min + (t_max - t_min)(1 - p), linear in between."""
+    cfg_points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """Points (share of the steps done, multiple of cfg), linear in between. Strong guidance at large t binds the words
+    to the object; at small t it only saturates colors. --guidance cds has its own curve."""
+    cds: CdsConfig
+    """Times and guidance scale of --guidance cds."""
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    """The DDIM inversion of --guidance ism and sdi."""
+    vsd: VsdConfig = field(default_factory=VsdConfig)
+    """The LoRA of --guidance vsd."""
+    render_sizes: tuple[tuple[float, int], ...] = ()
+    """Points (share of the steps done, pixels): the render size from that share on, coarse to fine. Renders are resized
+    for the teacher. Unset: the teacher's own size throughout."""
+    normal_prob: float = 0.0
+    """Probability that a step shows the teacher surface normals instead of colors (CFD appendix A)."""
+    densify: DensifyConfig = field(default_factory=DensifyConfig)
+    """When Gaussians are split, cloned, moved and removed."""
+    opacity_reg: float = 0.0
+    """Weight of the sum of o (1 - o) over a view's pixels, which drives opacity to 0 or 1 and removes floaters. Pixels
+    are counted at the teacher's image size, regardless of the render size."""
+    sparsity_reg: float = 0.0
+    """Weight of the sum of sqrt(o^2 + 0.01) over a view's pixels, which reduces coverage and haze (threestudio)."""
+    scale_reg: float = 0.0
+    """Weight of the mean, over the Gaussians, of the largest standard deviation, which prevents oversized Gaussians."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.t_points) >= 1, "t_points", "at least one (share, p) point", self.t_points)
+        check(list(self.t_points) == sorted(self.t_points), "t_points", "points with rising shares", self.t_points)
+        check(len(self.cfg_points) >= 1, "cfg_points", "at least one (share, multiple) point", self.cfg_points)
+        rises = list(self.cfg_points) == sorted(self.cfg_points, key=lambda point: point[0])
+        check(rises, "cfg_points", "points with rising shares", self.cfg_points)
+        check(min(value for _, value in self.cfg_points) >= 0, "cfg_points", "multiples of at least 0", self.cfg_points)
         shares, sizes = [share for share, _ in self.render_sizes], [size for _, size in self.render_sizes]
         rising = not shares or (shares[0] == 0 and shares == sorted(shares))
         check(rising, "render_sizes", "(share, pixels) with rising shares from 0", self.render_sizes)
@@ -286,17 +318,50 @@ class StageConfig:
         for name in ("opacity_reg", "sparsity_reg", "scale_reg"):
             check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
+    @property
+    def max_count(self) -> int:
+        return self.densify.max_count
+
+
+@dataclass(kw_only=True)
+class PolishConfig(TeacherStage):
+    """The last stage: in every step the teacher paints over one group of views, and the splat is fitted to its latest
+    pictures (docs/methods.md). The time, to which the views are noised, falls linearly from t_max to t_min."""
+
+    asks: int = 3
+    """How often the teacher is asked for each group: steps of DDIM from t to the picture."""
+    album: int = 16
+    """Groups of pictures that the splat is fitted to: the latest ones."""
+    fits: int = 10
+    """Steps of Adam after each new group, each on one group of the album."""
+    ssim: float = 0.2
+    """Share of 1 - SSIM in the loss, in [0, 1]; the rest is the mean absolute difference (3DGS)."""
+    opacity_reg: float = 0.3
+    """Weight of the mean of o (1 - o) over the pixels: pictures are softer at the outline than the object."""
+    smooth: float = 0.5
+    """Weight of the difference at twice the pictures' resolution, inside the object: no speckle that is too fine for
+    the pictures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("asks", "album", "fits"):
+            check(getattr(self, name) >= 1, f"polish.{name}", "at least 1", getattr(self, name))
+        check(self.t_min > 0, "polish.t_min", "a value above 0: a view without noise stays as it is", self.t_min)
+        check(0 <= self.ssim <= 1, "polish.ssim", "a value in [0, 1]", self.ssim)
+        for name in ("opacity_reg", "smooth"):
+            check(getattr(self, name) >= 0, f"polish.{name}", "at least 0", getattr(self, name))
+
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """States of the run, on disk for --resume and in memory for the watchdog."""
+    """Saved states of the run: on disk for --resume, in memory for the watchdog."""
 
     every: int = 50
-    """Steps of a stage between two good states. The watchdog goes back to the last one."""
+    """Steps of a stage between two good states. The watchdog returns to the most recent one."""
     seconds: float = 10.0
-    """A good state is written to disk when the last one that was written is at least this old."""
+    """Minimum time between two checkpoints on disk, in seconds."""
     keep: int = 2
-    """Checkpoints on disk; older ones are removed."""
+    """Number of checkpoints kept on disk; older ones are removed."""
 
     def __post_init__(self) -> None:
         check(self.every >= 1, "checkpoint.every", "at least 1 step", self.every)
@@ -306,16 +371,18 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class ServerConfig:
-    """Where a page in the browser is served, and how much is sent to it."""
+    """Address and bandwidth of a page served to the browser."""
 
     prefix: ClassVar[str] = ""
-    """Of the options' names."""
+    """Prefix of the option names, for error messages."""
     host: str = "127.0.0.1"
-    """Address. At any other than this machine's own, whoever reaches it can use every control of the page."""
+    """Address to listen on. Unless it is a loopback address, anyone who can reach it can use every control of the
+    page."""
     port: int = 8080
-    """Port; a free one is taken when it is busy."""
+    """Port to listen on; if it is busy, the next free one is used."""
     bandwidth: float = 8.0
-    """Most megabytes per second to each browser: large splats are shown less often. 1 suits a slow network."""
+    """Maximum megabytes per second sent to each browser; large splats are updated less often. 1 suits a slow
+    network."""
 
     def __post_init__(self) -> None:
         check(0 < self.port < 2**16, f"{self.prefix}port", "a port in [1, 65535]", self.port)
@@ -324,28 +391,28 @@ class ServerConfig:
 
 @dataclass(kw_only=True)
 class ViewerConfig(ServerConfig):
-    """The page on which a run is watched and steered (docs/viewer.md)."""
+    """The page for watching and steering a run (docs/viewer.md)."""
 
     prefix: ClassVar[str] = "viewer."
     on: Annotated[bool, tyro.conf.arg(name="")] = False
-    """Serve it. The default is yes where the output is a terminal."""
+    """Serve the page. On by default if the output is a terminal."""
 
 
 @dataclass(kw_only=True)
 class Edit:
-    """A change that was made in the viewer, and counts from one step on. What is None stays as it was."""
+    """A change made in the viewer, in effect from one step on. Fields that are None are unchanged."""
 
     stage: StageName = "coarse"
     rollbacks: int = 0
-    """How often the watchdog had gone back in the stage by then."""
+    """Number of rollbacks in the stage before the edit."""
     step: int = 0
-    """The first step of the stage that it counts for, from 0."""
+    """First step of the stage that uses the edit, from 0."""
     prompt: str | None = None
-    """Of this stage and the next."""
+    """New prompt for this stage and the next."""
     cfg: float | None = None
-    """Of this stage."""
+    """New guidance scale for this stage."""
     t_range: tuple[float, float] | None = None
-    """t_min and t_max of this stage, with --guidance cds those of cds."""
+    """New (t_min, t_max) for this stage; with --guidance cds, those of cds."""
 
     def __post_init__(self) -> None:
         check(
@@ -357,19 +424,19 @@ class Edit:
 
 @dataclass(kw_only=True)
 class WatchdogConfig:
-    """When a step is taken back: the stage returns to its last good state and goes on with half the step size. So it
-    does for values that are not finite, too."""
+    """Limits beyond which the watchdog rolls a stage back to its last good state and halves the step size. Values that
+    are not finite also trigger a rollback."""
 
     rollbacks: int = 3
-    """How often a stage may go back; then the run stops."""
+    """Maximum number of rollbacks per stage; one more stops the run."""
     max_growth: float = 1.5
-    """Most Gaussians, in multiples of densify.max_count or, if more, of the last good state's count."""
+    """Maximum number of Gaussians, as a multiple of densify.max_count or, if larger, of the last good state's count."""
     max_scale: float = 1.0
-    """Largest mean size: the Gaussians' largest standard deviation, world units."""
+    """Maximum mean, over the Gaussians, of the largest standard deviation, in world units."""
     min_foreground: float = 1e-3
-    """Below this mean opacity in every view of a step, the object is gone."""
+    """Minimum mean opacity of a step's fullest view; below it the object has vanished."""
     max_filled: float = 0.995
-    """Above this mean opacity in any view, the object has become fog."""
+    """Maximum mean opacity of any view; above it the object has become fog."""
 
     def __post_init__(self) -> None:
         check(self.rollbacks >= 0, "watchdog.rollbacks", "at least 0", self.rollbacks)
@@ -385,6 +452,7 @@ def coarse_stage() -> StageConfig:
         steps=300,
         views=4,
         cfg=4.0,
+        cfg_points=((0.0, 1.0), (0.35, 1.0), (0.37, 0.625), (0.62, 0.625), (0.64, 0.375)),
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
         cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2)),
         opacity_reg=0.2,
@@ -394,7 +462,7 @@ def coarse_stage() -> StageConfig:
 def refine_stage() -> StageConfig:
     return StageConfig(
         teacher="toybox/singleview",
-        steps=150,
+        steps=0,
         views=2,
         cfg=2.0,
         t_points=((0.0, 0.75), (1.0, 0.95)),
@@ -404,56 +472,72 @@ def refine_stage() -> StageConfig:
     )
 
 
+def polish_stage() -> PolishConfig:
+    return PolishConfig(
+        teacher="toybox/multiview",
+        steps=32,
+        views=4,
+        cfg=4.0,
+        t_max=0.4,
+        t_min=0.25,
+        lr=LearningRates(means=1e-3, quats=2e-3, scales=5e-3, opacities=2e-2, end=0.1),
+    )
+
+
 @dataclass(kw_only=True)
 class Config:
-    """A run: prompt in, splat out. Every field is a setting of the command and of a preset; one out of its range raises
+    """A run: prompt in, splat out. Every field is a command-line option and a preset key. Values out of range raise
     UserError."""
 
     prompt: str = ""
-    """What to make, in the words of the teacher."""
+    """Description of the object, in the teacher's vocabulary."""
     preset: str = "toybox"
-    """Which file of defaults to start from. Unset, on the command line: mvdream-sd21 where there is a CUDA device and
-    both its teachers are on this machine, else toybox."""
+    """Name or .yaml path of the preset that supplies the defaults. Unset, on the command line: mvdream-sd21 if there is
+    a CUDA device and both its teachers are on this machine, otherwise toybox."""
     seed: int = 0
-    """One seed sets every random draw: same seed, same device, same splat."""
+    """Seed of all random draws, in [0, 2^63): the same seed on the same device gives the same splat."""
     out: Path | None = None
-    """Folder of the run; unset: outputs/<prompt>-<seed>."""
+    """Run folder. Unset: outputs/<prompt>-<seed>."""
     overwrite: bool = False
-    """Replace what an earlier run left in the folder."""
+    """Replace an earlier run in the folder."""
     resume: Path | None = None
     """Continue the run in this folder, with its own settings, as if it had never stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the run computes. auto: CUDA when torch finds a CUDA device."""
+    """Device of the run. auto: CUDA if torch finds a CUDA device."""
     dtype: Dtype = "auto"
-    """Precision of the teachers. auto: bfloat16 on CUDA and on a CPU that has instructions for it, else float32."""
+    """Precision of the teachers. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     compile: bool = False
-    """torch.compile the teachers' networks, with CUDA graphs: minutes before the first steps of a stage, faster steps
-    after them; on CUDA alone."""
+    """Compile the teachers' networks with torch.compile and CUDA graphs: each stage starts minutes later and then steps
+    faster. CUDA only."""
     vae_checkpointing: bool = False
-    """Encode one view after another, and again on the way back instead of keeping what it needs: the memory of one
-    view, half more of its operations."""
+    """Encode views one at a time and recompute activations in the backward pass: memory for one view, 50 % more
+    operations."""
     dry_run: bool = False
-    """Print the plan and stop: teachers found or missing, estimates of memory and time, what would be written."""
-    guidance: Guidance = "cfd"
-    """cfd: consistent flow distillation. sds: score distillation sampling, with fresh noise. fsd: flow score
-    distillation. cds: Consistent3D. ism: interval score matching. sdi: the same, inverted with the text. vsd:
-    variational score distillation, with a LoRA."""
+    """Print the plan and exit: teachers found or missing, memory and time estimates, files to be written."""
+    list_words: bool = False
+    """Print the words that the toybox teachers know and exit."""
+    guidance: MethodName = "cfd"
+    """cfd: Consistent Flow Distillation. sds: Score Distillation Sampling, with fresh noise. fsd: Flow Score
+    Distillation. cds: Consistent3D. ism: Interval Score Matching. sdi: the same, with the text in the inversion. vsd:
+    Variational Score Distillation, with a LoRA."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    """The noise the teacher's input is made with."""
+    """The noise in the teacher's input."""
     init: InitConfig = field(default_factory=InitConfig)
-    """The Gaussians at the start."""
+    """The initial Gaussians."""
     coarse: StageConfig = field(default_factory=coarse_stage)
-    """Shapes the object with the multi-view teacher."""
+    """Coarse stage: shapes the object with the multi-view teacher."""
     refine: StageConfig = field(default_factory=refine_stage)
     """Sharpens it with the single-view teacher."""
+    polish: PolishConfig = field(default_factory=polish_stage)
+    """Fits it to the teacher's own pictures of it."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """States of the run, on disk for --resume and in memory for the watchdog."""
+    """Saved states of the run: on disk for --resume, in memory for the watchdog."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
-    """When a step is taken back."""
+    """Limits beyond which the watchdog rolls a stage back."""
     viewer: ViewerConfig = field(default_factory=ViewerConfig)
-    """The page on which the run is watched and steered."""
+    """The page for watching and steering the run."""
     edits: Annotated[tuple[Edit, ...], tyro.conf.Suppress] = ()
-    """What was changed in the viewer; a run that is started or resumed with them makes them again at their steps."""
+    """Changes made in the viewer; a run that starts or resumes with them repeats them at the same steps."""
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
@@ -465,17 +549,43 @@ class Config:
     def noise_kind(self) -> NoiseKind:
         return self.noise.kind or NOISE_OF[self.guidance][0]
 
+    def stage(self, name: StageName) -> StageConfig | PolishConfig:
+        """Returns the settings of one stage."""
+        stages: dict[StageName, StageConfig | PolishConfig]
+        stages = {"coarse": self.coarse, "refine": self.refine, "polish": self.polish}
+        return stages[name]
+
+    def stages(self) -> dict[StageName, StageConfig | PolishConfig]:
+        """Returns the stages that have steps, in their order."""
+        names: tuple[StageName, ...] = get_args(StageName)
+        return {name: self.stage(name) for name in names if self.stage(name).steps}
+
+    def distillations(self) -> dict[StageName, StageConfig]:
+        """Returns the stages that have steps and distil, in their order."""
+        return {name: stage for name, stage in self.stages().items() if isinstance(stage, StageConfig)}
+
+    @property
+    def noise_beta(self) -> float:
+        """Share of the consistent noise."""
+        if self.noise.beta is not None:
+            return self.noise.beta
+        return 0.5 if self.guidance == "cfd" else 1.0
+
+    def noise_background(self, multiview: bool) -> NoiseBackground:
+        """What is behind the object in the noise. multiview: whether the teacher is."""
+        return self.noise.background or ("fresh" if self.guidance == "cfd" and multiview else "screen")
+
     def noise_gamma(self, stage: StageName) -> float:
-        """Share of fresh noise per step of a stage, which has steps."""
+        """Returns the share of fresh noise per step of a stage with at least one step."""
         if self.noise.gamma is not None:
             return self.noise.gamma
-        if self.guidance != "cfd":
+        if self.guidance != "cfd" or stage not in CFD_STEPS:
             return 0.0
-        return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], getattr(self, stage).steps)
+        return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], self.stage(stage).steps)
 
 
 def plain(value: Any) -> Any:
-    """A config as YAML's own types."""
+    """Returns a config as plain YAML types."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -488,7 +598,7 @@ def to_yaml(config: Config) -> str:
 
 
 def cast(value: Any, kind: Any, name: str) -> Any:
-    """`value` as read from YAML, as the type `kind`; UserError naming the key when it does not fit."""
+    """Returns `value`, as read from YAML, as the type `kind`. Raises UserError, naming the key, if it does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -515,8 +625,12 @@ def cast(value: Any, kind: Any, name: str) -> Any:
     return value
 
 
-def merged(base: Any, changes: Any, where: str = "") -> Any:
-    """A copy of the dataclass `base` with the keys of `changes`; an unknown key is an error that names the nearest."""
+def merged(base: Dataclass, changes: Any, where: str = "") -> Dataclass:
+    """Returns a copy of the dataclass `base` with the values in `changes`, by field name; nested dataclasses take
+    mappings.
+
+    Raises UserError for a value that does not fit and for an unknown key, naming the nearest known one.
+    """
     check(isinstance(changes, dict), where or "config", "a mapping of settings", changes)
     names = [f.name for f in dataclasses.fields(base)]
     hints = typing.get_type_hints(type(base))
@@ -527,21 +641,27 @@ def merged(base: Any, changes: Any, where: str = "") -> Any:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
             raise UserError(f"config: unknown key {where + str(key)!r}{hint}")
         current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             values[key] = merged(current, value, f"{where}{key}.")
         else:
             values[key] = cast(value, hints[key], where + key)
     return dataclasses.replace(base, **values)
 
 
+def presets_folder() -> Path:
+    """Returns the folder of the presets: `configs/` of the checkout, or `gscfd/configs` of an installed wheel."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def presets() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files("gscfd.configs").iterdir() if p.name.endswith(".yaml")
-    )
+    """Returns the names of the presets that come with gscfd, sorted."""
+    return sorted(path.stem for path in presets_folder().glob("*.yaml"))
 
 
 def load_run(folder: Path) -> Config:
-    """The settings of the run in `folder`. Raises UserError when there is none."""
+    """Returns the settings of the run in `folder`. Raises UserError if it holds no run."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(
@@ -551,7 +671,7 @@ def load_run(folder: Path) -> Config:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"coarse.lr.means": 0.004, ...}."""
+    """Returns nested settings as {"coarse.lr.means": 0.004, ...}."""
     values: dict[str, Any] = {}
     for key, value in settings.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -559,12 +679,12 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_preset(name: str) -> Config:
-    """The defaults, or those of the preset it names as `base`, with the preset's differences.
+    """Returns the settings of a preset: the defaults, or those of the preset that it names as `base`, with its changes.
 
-    name: one of `presets()`, or the path of a .yaml file.
+    name: one of `presets()`, or the path of a .yaml file. Raises UserError if it is neither, or not a valid preset.
     """
     if name in presets():
-        text = resources.files("gscfd.configs").joinpath(f"{name}.yaml").read_text()
+        text = (presets_folder() / f"{name}.yaml").read_text()
     elif name.endswith(".yaml") and Path(name).is_file():
         text = Path(name).read_text(errors="replace")
     else:
@@ -576,6 +696,32 @@ def load_preset(name: str) -> Config:
     check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
     base = changes.pop("base", None)
     check(base is None or base in presets(), "base", " or ".join(presets()), base)
-    # A run's own config.yaml is a preset too; where that run went, and what it replaced, is not.
-    settings = {key: value for key, value in changes.items() if key not in ("out", "overwrite", "resume", "dry_run")}
+    # A run's config.yaml is also a preset, except for the settings that concern only that run.
+    settings = {
+        key: value
+        for key, value in changes.items()
+        if key not in ("out", "overwrite", "resume", "dry_run", "list_words")
+    }
     return merged(load_preset(base) if base else Config(), {"preset": name, **settings})
+
+
+@dataclass(kw_only=True)
+class Drawing:
+    """How to generate an image from a teacher."""
+
+    method: Literal["cfd", "fsd", "sds", "vsd", "ddim", "edm"] = "cfd"
+    """Descent along the clean flow: cfd with a little fresh noise, fsd with none, sds with only fresh noise, vsd like
+    sds but against a LoRA that learns the image. Samplers: ddim, and edm with Heun steps and --churn for fresh
+    noise."""
+    steps: int = 50
+    """Number of steps. Each evaluates the teacher once, with edm twice."""
+    gamma: float | None = None
+    """Share of fresh noise per step of cfd, in [0, 1) (CFD Eq. 10). Unset: 1e-4."""
+    churn: float | None = None
+    """EDM's S_churn, at least 0. Unset: 0, no fresh noise."""
+    vsd: VsdConfig = field(default_factory=VsdConfig)
+    """The LoRA of --method vsd."""
+    seed: int = 0
+    """Seed of all random draws, in [0, 2^63)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: CUDA if torch finds a CUDA device."""

@@ -1,4 +1,4 @@
-"""The command line, `python -m gscfd.convert SRC DST`: MVDream, from any of its layouts, as a diffusers folder."""
+"""Converts MVDream, from any of its layouts, to a diffusers folder: `python -m gscfd.convert SRC DST`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from gscfd.cli import exit_code
 from gscfd.errors import UserError
-from gscfd.teachers.find import find_teacher
-from gscfd.teachers.load import load_mvdream, loader, parts, reading
 
 
 @dataclass(kw_only=True)
 class Conversion:
-    """Write MVDream as a plain diffusers folder, every part in a safe file of its own."""
+    """Convert MVDream to a plain diffusers folder with each part in its own safetensors file."""
 
     src: Annotated[str, tyro.conf.Positional]
-    """MVDream's .pt file (with SD2.1's tokenizer/ beside it), a folder, or OWNER/REPO of the hub."""
+    """MVDream's .pt file (with SD2.1's tokenizer/ beside it), a folder, or OWNER/REPO on the Hugging Face Hub."""
     dst: Annotated[Path, tyro.conf.Positional]
-    """The folder to write; it must not exist."""
+    """Folder to write; it must not exist."""
 
 
 def convert(src: str, dst: Path) -> None:
-    """Write `src` to the new folder `dst`, in the precision of its files: all of it, or nothing.
+    """Writes `src` to the new folder `dst`, in the precision of its files: completely or not at all.
 
-    Raises UserError when src is no MVDream or cannot be read, and when dst exists or cannot be written.
+    Raises UserError if src cannot be read or is not MVDream, or if dst exists or cannot be written.
     """
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from gscfd.teachers.find import find_teacher
+    from gscfd.teachers.load import load_mvdream, loader, parts, reading
+
     if dst.exists():
-        raise UserError(f"dst: expected a folder to be made, got {dst}, which exists; choose another, or remove it")
+        raise UserError(f"dst: expected a new folder, got {dst}, which exists; choose another, or remove it")
     source = find_teacher(src)
     if loader(source) is not load_mvdream:
         raise UserError(f"src: expected MVDream, got another model in {source}; other models need no conversion")
@@ -61,14 +64,12 @@ def convert(src: str, dst: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
-    try:
+    def command() -> None:
+        chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
         convert(chosen.src, chosen.dst)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
-    return 0
+        print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

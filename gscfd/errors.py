@@ -1,30 +1,21 @@
-"""Errors that are the user's to mend, shown as one line without a traceback; and what the user should know of."""
+"""Errors that the user can fix, shown as one line without a traceback, and warnings."""
+
+from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 
 from tqdm import tqdm
 
-# Outside a run there is no log, and Python would print a warning a second time in its own way.
+# Outside a run there is no log file, and Python's last-resort handler would print every warning a second time.
 logging.getLogger("gscfd").addHandler(logging.NullHandler())
 
 
 class UserError(ValueError):
-    """Bad input. The message names the argument, what was expected, what was got and what to do next."""
+    """Bad input. The message has the argument's name, the expected and the actual value, and the next step to take."""
 
 
 def warn(message: str) -> None:
-    """Put it on the screen and into the run's log."""
+    """Prints a warning to stderr and writes it to the run's log."""
     logging.getLogger("gscfd").warning(message)
     tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-def exit_code(command: Callable[[], None]) -> int:
-    """Run a command of the shell: 0, or 2 after the one line of a UserError."""
-    try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes, background work and file locks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO
 
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
-"""What a write that was killed leaves behind (`atomic_write`)."""
+"""Name of the temporary file that a killed `atomic_write` leaves behind."""
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` when the block ends well, and leaves it as it was when it does not."""
+    """Yields a binary file that replaces `path` if the block succeeds; otherwise `path` is left unchanged."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,48 +31,52 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 class Background:
-    """One piece of work at a time, on a thread of its own. What it raises is raised once, by the next call but
-    `close`."""
+    """Runs one task at a time on its own thread. The next call other than `close` reraises a task's exception, once."""
 
     def __init__(self, name: str):
-        """name: of the thread."""
+        """name: name of the thread."""
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self.last: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin, once the work before it has ended."""
+        """Starts a task after the previous one has ended."""
         self.wait()
         self.last = self.pool.submit(work)
 
     def busy(self) -> bool:
-        """Whether work goes on."""
+        """Returns whether a task is running."""
         if self.last is not None and self.last.done():
             self.wait()
         return self.last is not None
 
     def wait(self) -> None:
-        """Until no work goes on."""
+        """Waits until no task is running."""
         if self.last is not None:
             wait([self.last])
             last, self.last = self.last, None
             last.result()
 
     def close(self) -> None:
-        """Let the work end, and then the thread."""
+        """Waits for the task, then ends the thread."""
         self.pool.shutdown()
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writes that were killed left in the folder. No other process may be writing there."""
+    """Removes the temporary files of killed writes from the folder. No other process may be writing there."""
     for path in folder.glob(".*.tmp"):
         if UNFINISHED.fullmatch(path.name):
             path.unlink()
 
 
 def lock(file: IO[bytes]) -> bool:
-    """Whether this process now holds the file alone: until the file is closed, or the process ends in any way."""
+    """Locks the file exclusively, until it is closed or the process ends. Returns False if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that can be made again: $XDG_CACHE_HOME/gscfd, or ~/.cache/gscfd."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gscfd"

@@ -1,4 +1,4 @@
-"""The splat: parameters of the 3D Gaussians, how they start, and their optimisers."""
+"""The splat: parameters of the 3D Gaussians, their initialization and their rasterization."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
+from gscfd.harmonics import SH_C0
+from gscfd.ply import read_tensors, write_tensors
+from gscfd.rasterize import rasterization
 from gscfd.types import Cameras, Render
-
-SH_C0 = 0.28209479177387814
-"""The constant spherical harmonic, 1 / (2 sqrt(pi)): rgb = SH_C0 * sh0 + 0.5."""
 
 
 class Gaussians:
-    """N Gaussians in the storage convention of 3DGS (Kerbl et al. 2023): log scales, logit opacities, SH colour.
+    """N Gaussians in the storage convention of 3DGS (Kerbl et al. 2023): log scales, logit opacities, SH color.
 
-    The world has z up and the object's front at +x; gscfd's objects fill about the unit ball. `len(gaussians)` is N.
+    The world has z up and the object's front at +x; gscfd's objects roughly fill the unit ball. `len(gaussians)` is N.
     `params` holds copies of the six tensors as parameters; it is a dictionary because gsplat's densification strategies
     replace its entries. Raises ValueError for shapes other than those below.
     """
@@ -35,35 +35,39 @@ class Gaussians:
             raise ValueError(f"shN: expected [{n}, 0 | 3 | 8 | 15, 3] for degree 0 to 3, got {list(shN.shape)}")
         self.params = ParameterDict({k: Parameter(v.detach().clone()) for k, v in {**given, "shN": shN}.items()})
 
+    def _parameter(self, name: str) -> Tensor:
+        value: Tensor = self.params[name]
+        return value
+
     @property
     def means(self) -> Tensor:
-        """[N, 3] positions of the centres, world units."""
-        return self.params["means"]
+        """[N, 3] positions of the centers, in world units."""
+        return self._parameter("means")
 
     @property
     def quats(self) -> Tensor:
-        """[N, 4] rotations, quaternions wxyz, not necessarily of unit length."""
-        return self.params["quats"]
+        """[N, 4] rotations: wxyz quaternions, not necessarily of unit length."""
+        return self._parameter("quats")
 
     @property
     def scales(self) -> Tensor:
-        """[N, 3] natural logarithm of the standard deviations along the Gaussian's own axes, world units."""
-        return self.params["scales"]
+        """[N, 3] natural logarithms of the standard deviations, in world units, along the Gaussian's own axes."""
+        return self._parameter("scales")
 
     @property
     def opacities(self) -> Tensor:
-        """[N] logit of the opacity: opacity = sigmoid(opacities), in (0, 1)."""
-        return self.params["opacities"]
+        """[N] opacity logits: opacity = sigmoid(opacities), in (0, 1)."""
+        return self._parameter("opacities")
 
     @property
     def sh0(self) -> Tensor:
-        """[N, 1, 3] constant colour coefficient: rgb = 0.5 + 0.2821 sh0, where nothing depends on the view."""
-        return self.params["sh0"]
+        """[N, 1, 3] constant color coefficients: rgb = 0.5 + 0.2821 sh0 if the color does not depend on the view."""
+        return self._parameter("sh0")
 
     @property
     def shN(self) -> Tensor:
-        """[N, K - 1, 3] further coefficients of the spherical harmonics; K = 1, 4, 9 or 16 for degree 0 to 3."""
-        return self.params["shN"]
+        """[N, K - 1, 3] view-dependent coefficients of the spherical harmonics; K = 1, 4, 9 or 16 for degree 0 to 3."""
+        return self._parameter("shN")
 
     @property
     def sh_degree(self) -> int:
@@ -72,7 +76,7 @@ class Gaussians:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.means.device
 
     def __len__(self) -> int:
@@ -80,50 +84,41 @@ class Gaussians:
 
     @torch.no_grad()
     def clip_colors(self) -> None:
-        """Bring the constant colours back into [0, 1], in place.
+        """Clips the constant colors to [0, 1], in place.
 
-        Left free, Gaussians turn whiter than white to make up for darker ones above them, and show as rings and specks.
+        Without this, Gaussians become whiter than white to compensate for darker ones in front, which shows as rings
+        and specks.
         """
         self.sh0.clamp_(-0.5 / SH_C0, 0.5 / SH_C0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Detached copies of all parameters, by name."""
+        """Returns detached copies of all parameters, by name."""
         return {name: value.detach().clone() for name, value in self.params.items()}
 
     def render(self, cameras: Cameras) -> Render:
-        """The views of these cameras, which may be on any device, without gradient.
+        """Renders the views of these cameras without gradient, with gsplat on CUDA and gscfd's rasterizer on the CPU.
 
-        On CUDA by gsplat, on the CPU by gscfd's own rasteriser.
+        cameras: on any device.
         """
-        from gscfd.rasterize import rasterize
-
         with torch.no_grad():
             return rasterize(self, cameras.to(self.device))
 
     def save_ply(self, path: str | Path) -> None:
-        """Write the standard 3DGS binary little-endian .ply, in one piece or not at all. Raises OSError."""
-        from gscfd.export.ply import write_ply
-
-        write_ply(self, path)
+        """Writes a standard 3DGS .ply (binary, little-endian), completely or not at all. Raises OSError on failure."""
+        write_tensors(self.tensors(), path)
 
     @staticmethod
     def load_ply(path: str | Path) -> Gaussians:
-        """The splat of a 3DGS .ply of any program, on the CPU, as it stands in the file.
+        """Returns the splat in a 3DGS .ply from any program, unchanged, on the CPU.
 
-        Raises UserError when the file cannot be read or is not one.
+        Raises UserError if the file cannot be read or is not a 3DGS .ply.
         """
-        from gscfd.export.ply import read_ply
-
-        return read_ply(path)
-
-
-def rgb_to_sh0(rgb: Tensor) -> Tensor:
-    """Colour in [0, 1] to the constant SH coefficient."""
-    return (rgb - 0.5) / SH_C0
+        return Gaussians(**read_tensors(path))
 
 
 def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, generator: torch.Generator) -> Gaussians:
-    """Grey Gaussians uniform in a ball, as large as the mean distance to their three nearest neighbours.
+    """Returns gray Gaussians distributed uniformly in a ball; the size of each is the mean distance to its three
+    nearest neighbors.
 
     radius: world units. opacity: in (0, 1).
     """
@@ -143,12 +138,15 @@ def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, gener
     )
 
 
-def make_optimizers(gaussians: Gaussians, lr: dict[str, float]) -> dict[str, torch.optim.Adam]:
-    """One Adam per parameter, as gsplat's strategies expect; on CUDA one kernel each. lr: by parameter name."""
-    fused = gaussians.device.type == "cuda"
-    return {
-        name: torch.optim.Adam(
-            [{"params": value, "name": name}], lr=lr[name], betas=(0.9, 0.99), eps=1e-15, fused=fused
-        )
-        for name, value in gaussians.params.items()
-    }
+def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
+    """Renders a splat: color over black, depth divided by opacity, opacity, and median depth if the device's rasterizer
+    computes it.
+
+    gaussians, cameras: on the same device. absgrad: as in `rasterization`.
+    """
+    colors, alphas, info = rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
+        torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
+        sh_degree=gaussians.sh_degree, absgrad=absgrad,
+    )  # fmt: skip
+    return Render(colors[..., :3], colors[..., 3:], alphas, info.get("median_depth"), info)

@@ -1,4 +1,4 @@
-"""The surface of a render, and regularisers on the splat and on its renders."""
+"""Surface normals of a render."""
 
 from __future__ import annotations
 
@@ -6,42 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gscfd.config import StageConfig
-from gscfd.gaussians import Gaussians
 from gscfd.types import Cameras, Render
 
 SURFACE_OPACITY = 0.5
-"""Pixels that cover less show no surface, as in the noise."""
+"""Opacity above which a pixel shows a surface, as in the noise."""
 MAX_TANGENT = 99.0**0.5
-"""Neighbouring pixels whose depths differ by a steeper slope than this are of two surfaces, as in the noise."""
-
-
-def regularisers(gaussians: Gaussians, render: Render, config: StageConfig, *, image_size: int) -> Tensor:
-    """The weighted sum of the stage's regularisers, a scalar; per view, as the distillation loss is.
-
-    image_size: pixels, both ways, of the image whose sums over pixels the weights are for, whatever was rendered.
-    """
-    views, height, width, _ = render.opacity.shape
-    pixels = image_size**2 / (height * width)
-    half_opaque = pixels * (render.opacity * (1 - render.opacity)).sum() / views
-    largest = gaussians.scales.exp().amax(-1).mean()
-    total = config.opacity_reg * half_opaque + config.scale_reg * largest
-    if config.sparsity_reg:
-        total = total + config.sparsity_reg * pixels * (render.opacity.square() + 0.01).sqrt().sum() / views
-    return total
+"""Slope above which neighboring pixels belong to different surfaces, as in the noise."""
 
 
 def normal_map(render: Render, cameras: Cameras) -> Tensor:
-    """[V, H, W, 3] in [0, 1]: the surface's normals as colours, (n + 1) / 2 over black (CFD's code), differentiable by
-    depth and opacity."""
+    """Returns the surface normals as colors [V, H, W, 3] in [0, 1]: (n + 1) / 2 over black, as in CFD's code.
+    Differentiable with respect to depth and opacity."""
     return (normals(render, cameras) + 1) / 2 * render.opacity
 
 
 def normals(render: Render, cameras: Cameras) -> Tensor:
-    """[V, H, W, 3] unit normals in the world's axes, towards the camera; 0 where there is no surface.
+    """Returns unit normals [V, H, W, 3] in world axes, facing the camera; 0 where there is no surface.
 
-    On a plane 1 / z = a x + b y + c is linear in the ray (x, y, 1), and (a, b, c) is normal to it (docs/noise.md). The
-    gradient reaches render.depth.
+    On a plane, 1 / z = a x + b y + c is linear in the ray (x, y, 1), and (a, b, c) is its normal (docs/noise.md). The
+    gradient flows to render.depth.
     """
     surface = render.opacity.detach()[..., 0] > SURFACE_OPACITY
     inverse = 1 / torch.where(surface, render.depth[..., 0], 1.0)
@@ -55,10 +38,10 @@ def normals(render: Render, cameras: Cameras) -> Tensor:
 
 
 def slope(inverse: Tensor, surface: Tensor, focal: Tensor, dim: int) -> Tensor:
-    """[V, H, W] change of 1 / depth along the ray's x (dim 2) or y (dim 1): the mean over the two neighbours, of those
-    on the same surface; 0 without any.
+    """Returns the derivative [V, H, W] of 1 / depth with respect to the ray's x (dim 2) or y (dim 1): the mean over
+    those of the two neighbors that are on the same surface, or 0 if neither is.
 
-    inverse: [V, H, W] 1 / depth. surface: [V, H, W] where there is one. focal: [V, 1, 1] pixels.
+    inverse: [V, H, W] 1 / depth. surface: [V, H, W] surface mask. focal: [V, 1, 1] focal length in pixels.
     """
     count = inverse.shape[dim] - 1
     change = focal * inverse.diff(dim=dim)
@@ -66,5 +49,5 @@ def slope(inverse: Tensor, surface: Tensor, focal: Tensor, dim: int) -> Tensor:
     same = surface.narrow(dim, 0, count) & surface.narrow(dim, 1, count) & (change.detach().abs() <= limit)
     change = torch.where(same, change, 0.0)
     before, after = ((1, 0), (0, 1)) if dim == 2 else ((0, 0, 1, 0), (0, 0, 0, 1))
-    neighbours = F.pad(same.to(inverse.dtype), before) + F.pad(same.to(inverse.dtype), after)
-    return (F.pad(change, before) + F.pad(change, after)) / neighbours.clamp(min=1)
+    neighbors = F.pad(same.to(inverse.dtype), before) + F.pad(same.to(inverse.dtype), after)
+    return (F.pad(change, before) + F.pad(change, after)) / neighbors.clamp(min=1)

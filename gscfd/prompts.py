@@ -1,4 +1,4 @@
-"""What teachers are told in words: the prompt, its view, what to stay away from, and Perp-Neg's view mixing."""
+"""Text input of the teachers: suffixes, view words, negative prompts and Perp-Neg's view mixing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ OVERHEAD_ELEVATION = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """How a family of teachers wants to be asked."""
+    """Prompt conventions of a family of teachers."""
 
     negative: str = ""
-    """The text of the unconditional branch where the user gives none."""
+    """Default text of the unconditional branch."""
     suffix: str = ""
-    """What every prompt ends in."""
+    """Text appended to every prompt."""
     view_words: bool
-    """Whether the camera is told in words; multi-view teachers read the camera itself."""
+    """Whether the prompt describes the view in words; multi-view teachers receive the camera instead."""
 
 
 TOYBOX_MULTIVIEW = Wording(view_words=False)
 TOYBOX_SINGLEVIEW = Wording(view_words=True)
-# The negative prompts of CFD's public configurations.
+# Negative prompts from CFD's public configurations.
 MVDREAM = Wording(
     negative=(
         "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "
@@ -41,21 +41,22 @@ SINGLE_VIEW = Wording(
     ),
     view_words=True,
 )
-"""Stable Diffusion's; the other single-view families are given the same."""
+"""Wording of Stable Diffusion, also used for the other single-view families."""
 
 
 def with_suffix(prompt: str, suffix: str) -> str:
-    """The prompt ending in the suffix, once."""
+    """Returns the prompt with the suffix appended unless it already ends with it."""
     return prompt if prompt.endswith(suffix) else prompt + suffix
 
 
 def turned(azimuth: float) -> float:
-    """Degrees away from the front, in [0, 180]."""
+    """Returns the angle from the front in degrees, in [0, 180]."""
     return abs((azimuth + 180.0) % 360.0 - 180.0)
 
 
 def view_words(azimuth: float, elevation: float) -> str:
-    """ "front view" within 30 degrees of the front, "back view" within 30 of the back, "overhead view" above 60."""
+    """Returns "overhead view" above 60 degrees of elevation, "front view" within 30 degrees of the front, "back view"
+    within 30 degrees of the back, and "side view" otherwise."""
     if elevation > OVERHEAD_ELEVATION:
         return "overhead view"
     if turned(azimuth) < 30:
@@ -64,35 +65,36 @@ def view_words(azimuth: float, elevation: float) -> str:
 
 
 def join_words(prompt: str, words: str) -> str:
-    """The prompt followed by view words, as the single-view teachers are trained: "a mug, front view"."""
+    """Returns the prompt followed by view words, as in the single-view teachers' training: "a mug, front view"."""
     return f"{prompt}, {words}"
 
 
 def with_view(prompt: str, azimuth: float, elevation: float) -> str:
-    """The prompt with the view words of a camera in degrees."""
+    """Returns the prompt with the view words of a camera whose angles are in degrees."""
     return join_words(prompt, view_words(azimuth, elevation))
 
 
 @dataclass(frozen=True)
 class ViewMix:
-    """What one view asks for: a mix of view words, and other views to push away from (Perp-Neg)."""
+    """View words of one view: a mix to move toward, and views to push away from (Perp-Neg)."""
 
     positive: tuple[tuple[str, float], ...]
-    """(view words, share) of the embeddings that are mixed; the shares sum to 1."""
+    """(view words, share) of each embedding in the mix; the shares sum to 1."""
     negatives: tuple[tuple[str, float], ...] = ()
-    """(view words, weight) of each direction that is subtracted; weights are at most 0."""
+    """(view words, weight) of each subtracted direction; weights are at most 0."""
 
 
 def falling(r: float, a: float, b: float, c: float) -> float:
-    """Perp-Neg's f(r) = a exp(-b r) + c."""
+    """Returns Perp-Neg's f(r) = a exp(-b r) + c."""
     return a * math.exp(-b * r) + c
 
 
 def perp_neg_mix(azimuth: float, elevation: float) -> ViewMix:
-    """Perp-Neg's mix for a camera in degrees (Armandpour et al. 2023, section 4; constants of threestudio).
+    """Returns Perp-Neg's mix for a camera in degrees (Armandpour et al. 2023, section 4; threestudio's constants).
 
-    Between front and side, r = 1 at the front: negatives front and side with -f_fs(r) and -f_sf(1 - r). Between side
-    and back, r = 1 at the side: negatives side and front with -f_sb(r) and -f_fsb(r). From overhead, with weight 0.
+    Between front and side, r is 1 at the front, and the negatives are front and side with weights -f_fs(r) and
+    -f_sf(1 - r). Between side and back, r is 1 at the side, and the negatives are side and front with weights -f_sb(r)
+    and -f_fsb(r). From overhead, the negatives have weight 0.
     """
     if elevation > OVERHEAD_ELEVATION:
         return ViewMix((("overhead view", 1.0),), (("side view", 0.0), ("front view", 0.0)))

@@ -1,157 +1,23 @@
-"""See the noise of a finished run: `python -m gscfd.show_noise RUN_DIR`."""
+"""Shows the noise of a finished run: `python -m gscfd.show_noise RUN_DIR`."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import numpy as np
-import torch
 import tyro
-from torch import Tensor
 
-from gscfd import noise
-from gscfd.cameras import turntable
-from gscfd.config import NoiseKind, check
-from gscfd.errors import UserError, exit_code
-from gscfd.export.turntable import write_contact_sheet, write_video
-from gscfd.gaussians import Gaussians
-from gscfd.noise import NoiseField
-from gscfd.noise_kernels import cpu
-from gscfd.scores import read_run
-from gscfd.train import NOISES
-from gscfd.types import Cameras, Render
-
-SAMPLES = 4
-"""Render samples on each side of a noise pixel."""
-TURN = 10.0
-"""Degrees between the two views of the correlation map."""
-SHEET_FRAMES = 8
-
-
-@dataclass(kw_only=True)
-class Settings:
-    """Paint the noise on a finished run's splat and turn it: a still frame is white noise; moving, it sticks to the
-    object. Beside the video: a sheet of frames, and a map of how much of one view's noise another view predicts."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a finished run."""
-    out: Path | None = None
-    """The video; unset: noise.mp4 in the run's folder. Pictures stand beside it: noise.png, noise-correlation.png."""
-    frames: int = 96
-    """Frames of one turn."""
-    size: int = 256
-    """Pixels on each side of a frame; a noise pixel is 4 x 4 of them."""
-    noise: NoiseKind | None = None
-    """Another noise than the run's own."""
-
-
-def check_settings(settings: Settings) -> None:
-    """Raise UserError for a value out of range."""
-    check(settings.frames >= 2, "frames", "at least 2", settings.frames)
-    check(
-        settings.size >= 16 and settings.size % SAMPLES == 0,
-        "size",
-        f"a multiple of {SAMPLES} from 16 up",
-        settings.size,
-    )
-    if settings.out is not None:
-        check(settings.out.suffix == ".mp4", "out", "the name of an .mp4 file", str(settings.out))
-
-
-def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, frames: int, size: int) -> np.ndarray:
-    """[frames, size, 2 size, 3] uint8: the splat, and beside it the noise of that view, three channels as colours.
-
-    field: three channels, size / 4 noise pixels on each side. kind "iid" is new in every frame.
-    """
-    cameras, pictures = turntable(frames, size=size), []
-    for i in range(frames):
-        view = cameras[i : i + 1]
-        render = gaussians.render(view).to("cpu")
-        image = render.over(torch.ones(3))[0].clamp(0, 1)
-        colours = (0.5 + NOISES[kind](field, view, render, i)[0] / 5).clamp(0, 1).permute(1, 2, 0)
-        pictures.append(_bytes(torch.cat([image, _enlarged(colours)], 1)))
-    return np.stack(pictures)
-
-
-def predicted_share(field: NoiseField, cells: cpu.Grid, cameras: Cameras, render: Render) -> Tensor:
-    """[h, w] E(p) = sum over q of R_pq^2: the share of the first view's noise that the second predicts, in [0, 1].
-
-    R_pq = N_pq / sqrt(n_p n_q), N_pq the cells that pixel p owns in the first view and q in the second. cells:
-    `noise.grid(field)` or `noise.radial_grid(field)`. cameras, render: of two views.
-    """
-    depth, opacity = noise.surface_images(field, cameras, render)
-    first, second = (cpu.owners(cells, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v]) for v in (0, 1))
-    (_, p), (_, q) = first, second
-    pixels = field.height * field.width
-    counts_p, counts_q = (torch.bincount(x, minlength=pixels) for x in (p, q))
-    _, in_first, in_second = np.intersect1d(first[0].numpy(), second[0].numpy(), return_indices=True)
-    pairs, shared = torch.unique(p[in_first] * pixels + q[in_second], return_counts=True)
-    p, q = pairs // pixels, pairs % pixels
-    squares = shared.double() ** 2 / (counts_p[p] * counts_q[q])
-    return torch.zeros(pixels, dtype=torch.float64).index_add(0, p, squares).reshape(field.height, field.width)
-
-
-def correlation_picture(gaussians: Gaussians, field: NoiseField, radial: bool, size: int) -> tuple[np.ndarray, float]:
-    """([1, size, 3 size, 3] uint8, mean): the front, the view TURN degrees on, and E of the first towards the second
-    as heat, black 0 over red and yellow to white 1; the mean is over the pixels that the object fills."""
-    both = turntable(round(360 / TURN), size=size)[:2]
-    render = gaussians.render(both).to("cpu")
-    share = predicted_share(field, (noise.radial_grid if radial else noise.grid)(field), both, render)
-    parts = (noise.radial_parts if radial else noise.surface_parts)(field, both, render, 0)
-    filled = parts.coverage[0] == 1
-    heat = torch.stack([(3 * share - i).clamp(0, 1) for i in range(3)], -1).float()
-    images = [image.clamp(0, 1) for image in render.over(torch.ones(3))]
-    mean = share[filled].mean().item() if filled.any() else 0.0
-    return _bytes(torch.cat([*images, _enlarged(heat)], 1))[None], mean
-
-
-def _enlarged(image: Tensor) -> Tensor:
-    return image.repeat_interleave(SAMPLES, 0).repeat_interleave(SAMPLES, 1)
-
-
-def _bytes(image: Tensor) -> np.ndarray:
-    return (image.numpy() * 255).round().astype(np.uint8)
-
-
-def show(settings: Settings) -> None:
-    """Write the files. Raises UserError for what the user can mend."""
-    check_settings(settings)
-    config, gaussians = read_run(settings.run)
-    kind = settings.noise or config.noise_kind
-    video = settings.out or settings.run / "noise.mp4"
-    if not video.parent.is_dir():
-        raise UserError(f"out: expected a file in an existing folder, got {video}; make {video.parent} first")
-    latent = settings.size // SAMPLES
-    field = NoiseField(
-        config.seed,
-        3,
-        latent,
-        latent,
-        gamma=0.0,
-        beta=config.noise.beta,
-        theta=config.noise.theta,
-        span=settings.frames,
-    )
-    frames = painted_turntable(gaussians, field, kind, settings.frames, settings.size)
-    shown = np.linspace(0, settings.frames, min(SHEET_FRAMES, settings.frames), endpoint=False).astype(int)
-    try:
-        write_video(frames, video)
-        write_contact_sheet(frames[shown], video.with_suffix(".png"), columns=2 if len(shown) % 2 == 0 else 1)
-        print(f"{video}  {kind} noise on {len(gaussians)} Gaussians; frames in {video.with_suffix('.png')}")
-        if kind in ("surface", "radial"):
-            picture, mean = correlation_picture(gaussians, field, kind == "radial", settings.size)
-            path = video.with_name(f"{video.stem}-correlation.png")
-            write_contact_sheet(picture, path, columns=1)
-            print(f"{path}  a view {TURN:.0f} degrees on predicts {mean:.0%} of the noise on the object")
-    except OSError as error:
-        raise UserError(f"out: cannot write {video} ({error.strerror}); choose another --out") from None
+from gscfd.cli import exit_code
+from gscfd.lab.options import ShowNoiseOptions
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: show(tyro.cli(Settings, args=arguments, prog="python -m gscfd.show_noise")))
+    def command() -> None:
+        options = tyro.cli(ShowNoiseOptions, args=arguments, prog="python -m gscfd.show_noise")
+        from gscfd.lab.noise_pictures import show
+
+        show(options)
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Values and callables that pass between the parts of gscfd, and nothing else.
+"""Values that pass between the parts of gscfd.
 
 Shapes: V views, H x W pixels, h x w latent cells, C channels, N Gaussians.
 """
@@ -6,23 +6,20 @@ Shapes: V views, H x W pixels, h x w latent cells, C channels, N Gaussians.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gscfd.late import moved
-
-if TYPE_CHECKING:
-    from gscfd.gaussians import Gaussians
-    from gscfd.teachers import Teacher
+from gscfd.deferred import moved
 
 
 @dataclass
 class Cameras:
     """A batch of V pinhole cameras in the OpenCV convention (x right, y down, z forward), in a world with z up.
 
-    `len(cameras)` is V; `cameras[i:j]` are some of them. Raises ValueError for shapes and sizes that do not fit.
+    `len(cameras)` is V; `cameras[i:j]` is a batch of the selected cameras. Raises ValueError for inconsistent shapes
+    and for image sizes below 1 pixel.
     """
 
     viewmats: Tensor
@@ -50,81 +47,37 @@ class Cameras:
         return Cameras(self.viewmats[index], self.Ks[index], self.width, self.height)
 
     def to(self, device: torch.device | str) -> Cameras:
-        """The same cameras with their matrices on another device."""
+        """Returns the same cameras with their matrices on another device."""
         return Cameras(moved(self.viewmats, device), moved(self.Ks, device), self.width, self.height)
 
     def resized(self, width: int, height: int) -> Cameras:
-        """The same cameras with another grid of width x height pixels over the same field of view."""
+        """Returns the same cameras with width x height pixels over the same field of view."""
         scale = torch.tensor([width / self.width, height / self.height, 1.0], device=self.Ks.device)
         return Cameras(self.viewmats, self.Ks * scale[:, None].to(self.Ks.dtype), width, height)
 
 
 @dataclass
 class Render:
-    """What the rasteriser returns for V views of H x W pixels: alpha compositing of 3DGS (Kerbl et al. 2023)."""
+    """Result of rasterizing V views of H x W pixels, by the alpha compositing of 3DGS (Kerbl et al. 2023)."""
 
     rgb: Tensor
-    """[V, H, W, 3] colour in [0, 1], premultiplied by opacity (black background)."""
+    """[V, H, W, 3] color in [0, 1], premultiplied by opacity (black background)."""
     depth: Tensor
-    """[V, H, W, 1] expected depth along the camera's z axis, world units, over opacity; 0 where opacity is 0."""
+    """[V, H, W, 1] expected depth along the camera's z axis, in world units, divided by opacity; 0 where opacity is
+    0."""
     opacity: Tensor
-    """[V, H, W, 1] in [0, 1]."""
+    """[V, H, W, 1] opacity in [0, 1]."""
     median_depth: Tensor | None = None
-    """[V, H, W, 1] depth at which transmittance falls below one half; 0 where it never does. No gradient."""
+    """[V, H, W, 1] depth at which transmittance falls below one half, without gradient; 0 where it never does."""
     info: dict[str, Any] = field(default_factory=dict)
-    """gsplat's dictionary: means2d, radii, conics, width, height, n_cameras, ..."""
+    """gsplat's dictionary of intermediate results: means2d, radii, conics, width, height, n_cameras, ..."""
 
     def to(self, device: torch.device | str) -> Render:
-        """A copy of the images on another device; `info` stays behind."""
+        """Returns the images on another device, without `info`."""
         median = None if self.median_depth is None else self.median_depth.to(device)
         return Render(self.rgb.to(device), self.depth.to(device), self.opacity.to(device), median)
 
     def over(self, background: Tensor) -> Tensor:
-        """[V, H, W, 3] the render composited over background, colours in [0, 1] that broadcast to [V, H, W, 3]."""
+        """Returns the render [V, H, W, 3] composited over a background of colors in [0, 1] that broadcasts to its
+        shape."""
         return self.rgb + (1.0 - self.opacity) * background
-
-
-class Rasterize(Protocol):
-    def __call__(self, gaussians: Gaussians, cameras: Cameras) -> Render: ...
-
-
-class Noise(Protocol):
-    """The noise of these views, [V, C, h, w], N(0, 1) in every view."""
-
-    def __call__(self, cameras: Cameras, render: Render, step: int) -> Tensor: ...
-
-
-class Guidance(Protocol):
-    """z, noise and the returned gradient: [V, C, h, w]; t: the teacher's integer time."""
-
-    def __call__(self, teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor: ...
-
-
-class Method(Protocol):
-    """The time of a step, as a fraction of T in [0, 1), and which way to go there.
-
-    done: share of the stage's steps that are done, in [0, 1). generator: the stage's own; a method has no other state,
-    but for what its `Learner` has.
-    """
-
-    def __call__(self, done: float, generator: torch.Generator) -> tuple[float, Guidance]: ...
-
-
-class Learner(Protocol):
-    """What a method trains beside the Gaussians. Its tensors are part of the stage's state."""
-
-    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras) -> Tensor:
-        """[V, C, h, w] the noise in x_t, as far as it is learnt; without gradient."""
-        ...
-
-    def learn(self, z: Tensor, cameras: Cameras, generator: torch.Generator) -> None:
-        """One step of training, on what the teacher sees of the renders [V, C, h, w]. generator: the stage's own."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that the next step depends on, detached, not copied."""
-        ...
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Become a copy of what had these tensors."""
-        ...

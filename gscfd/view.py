@@ -1,4 +1,4 @@
-"""Look at what runs have made: `python -m gscfd.view RUN_DIR|PLY [RUN_DIR2|PLY2]`."""
+"""Shows one or two splats in the browser: `python -m gscfd.view RUN_DIR|PLY [RUN_DIR2|PLY2]`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Annotated
 
 import tyro
 
+from gscfd.cli import exit_code
 from gscfd.config import Config, ServerConfig, check, load_run
-from gscfd.errors import UserError, exit_code
-from gscfd.train import painted_noise
-from gscfd.viewer.saved import SavedViewer
+from gscfd.errors import UserError
 
 
 @dataclass(kw_only=True)
-class Settings(ServerConfig):
-    """Show a splat in the browser, or two side by side; of a run that still goes on, also its saved steps as they come.
-    Ctrl-C ends it."""
+class ViewOptions(ServerConfig):
+    """Show a splat in the browser, or two side by side. A run in progress is shown at its saved steps, as they appear.
+    Ctrl-C quits."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """One or two: the folder of a run, or a 3DGS .ply of any program."""
+    """One or two paths, each a run folder or a 3DGS .ply from any program."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,7 +29,10 @@ class Settings(ServerConfig):
 
 
 def settings_of(path: Path) -> Config | None:
-    """Of the run there, if it is one. Raises UserError when there is nothing to show, now or later."""
+    """Returns the settings of the run at the path, or None for a splat without settings.
+
+    Raises UserError if the path is neither a run nor a splat.
+    """
     if (path / "config.yaml").is_file():
         return load_run(path)
     if not path.is_file() and not (path / "splat.ply").is_file():
@@ -38,16 +40,19 @@ def settings_of(path: Path) -> Config | None:
     return None
 
 
-def view(settings: Settings) -> None:
-    """Raises UserError for what the user can mend."""
-    config = [settings_of(path) for path in settings.paths][0] or Config()
-    viewer = SavedViewer(list(settings.paths), settings, partial(painted_noise, config))
+def view(options: ViewOptions) -> None:
+    """Serves the viewer until Ctrl-C. Raises UserError for bad input."""
+    from gscfd.distil.pipeline import painted_noise
+    from gscfd.viewer.saved import SavedViewer
+
+    config = [settings_of(path) for path in options.paths][0] or Config()
+    viewer = SavedViewer(list(options.paths), options, partial(painted_noise, config))
     print(f"viewer: {viewer.address}", flush=True)
     viewer.serve()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: view(tyro.cli(Settings, args=arguments, prog="python -m gscfd.view")))
+    return exit_code(lambda: view(tyro.cli(ViewOptions, args=arguments, prog="python -m gscfd.view")))
 
 
 if __name__ == "__main__":

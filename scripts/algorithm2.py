@@ -1,9 +1,9 @@
-"""CFD's Algorithm 2 in plain torch, to measure against: a stored map of white noise, rasterised triangle by triangle.
+"""CFD's Algorithm 2 in plain torch, as a baseline: a stored map of white noise, rasterized triangle by triangle.
 
-As the paper states it (CFD App. D): the corners of every latent pixel are carried to the surface by the rendered
-depth, from there to a reference map, and the pixel's noise is the sum of the map's cells in that quadrilateral over the
-square root of their number. It has the paper's weaknesses on purpose: triangles between corners, one layer, no claim of
-speed beyond what torch's scatter gives.
+As in the paper (CFD App. D), the corners of every latent pixel are carried to the surface by the rendered depth, and
+from there to a reference map; the pixel's noise is the sum of the map's cells in that quadrilateral divided by the
+square root of their number. The paper's limitations are kept on purpose: triangles between corners and a single layer.
+Speed is limited by torch's scatter.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from gscfd.types import Cameras, Render
 
 
 def algorithm2(noise_map: Tensor, cameras: Cameras, render: Render, height: int, width: int) -> Tensor:
-    """[V, C, h, w] noise; pixels without surface or without cells are fresh.
+    """Returns noise [V, C, h, w]; pixels without surface or cells get fresh noise.
 
-    noise_map: [C, M, M] white noise; a sphere's directions fill it by an equal-area cylinder map.
+    noise_map: [C, M, M] white noise; the directions of a sphere fill it through an equal-area cylinder map.
     """
     return torch.stack(
         [
@@ -34,7 +34,7 @@ def _one_view(noise_map: Tensor, camera: Cameras, depth: Tensor, opacity: Tensor
     channels, size = noise_map.shape[:2]
     triangles, owner = _triangles(_corners(camera, depth, opacity, height, width), size)
     cells, claimants = _covered_cells(triangles, size)
-    # One owner for each cell, the first triangle: the sum stays white.
+    # Each cell belongs to its first triangle only, so that the sum stays white.
     first = torch.full((size * size,), len(triangles), dtype=torch.long)
     first.scatter_reduce_(0, cells, claimants, "amin")
     taken = first[cells] == claimants
@@ -46,8 +46,8 @@ def _one_view(noise_map: Tensor, camera: Cameras, depth: Tensor, opacity: Tensor
 
 
 def _corners(camera: Cameras, depth: Tensor, opacity: Tensor, height: int, width: int) -> Tensor:
-    """[h + 1, w + 1, 3] surface points at the corners of the latent pixels: masked mean depth around each, NaN where
-    there is no surface."""
+    """Returns surface points at the corners of the latent pixels, [h + 1, w + 1, 3]: masked mean depth around each, NaN
+    without surface."""
     mask = (opacity > 0.5).float()
     step_y, step_x = camera.height // height, camera.width // width
     kernel, pad = (step_y, step_x), (step_y // 2, step_x // 2)
@@ -59,11 +59,13 @@ def _corners(camera: Cameras, depth: Tensor, opacity: Tensor, height: int, width
     pixels = torch.stack([columns * step_x, rows * step_y, torch.ones_like(rows)], -1)
     pose = camera_to_world(camera)[0].float()
     rays = pixels @ torch.linalg.inv(camera.Ks[0].float()).T
-    return (rays * z[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+    points: Tensor = (rays * z[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+    return points
 
 
 def _triangles(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """([N, 3, 2] corners in cells of the map, [N] latent pixel of each); those across the seam are left out."""
+    """Returns triangle corners in map cells [N, 3, 2] and the latent pixel of each triangle [N]; triangles across the
+    seam are dropped."""
     direction = points / points.norm(dim=-1, keepdim=True)
     azimuth = torch.atan2(direction[..., 1], direction[..., 0]) / (2 * math.pi) + 0.5
     place = torch.stack([azimuth, (direction[..., 2] + 1) / 2], -1) * size
@@ -76,7 +78,8 @@ def _triangles(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _covered_cells(triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """([K] cells whose centre lies in a triangle, [K] that triangle): every cell of each bounding box is tried."""
+    """Returns cells whose center lies in a triangle [K], and that triangle [K]; every cell of each bounding box is
+    tested."""
     low = triangles.amin(1).floor().long().clamp(0, size - 1)
     high = triangles.amax(1).floor().long().clamp(0, size - 1)
     spans = high - low + 1
@@ -85,11 +88,11 @@ def _covered_cells(triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
     inside = torch.arange(len(which)) - (areas.cumsum(0) - areas)[which]
     x = low[which, 0] + inside % spans[which, 0]
     y = low[which, 1] + inside // spans[which, 0]
-    centre = torch.stack([x, y], -1) + 0.5
+    center = torch.stack([x, y], -1) + 0.5
     edges = []
     for i in range(3):
         start, end = triangles[:, i][which], triangles[:, (i + 1) % 3][which]
-        along, to = end - start, centre - start
+        along, to = end - start, center - start
         edges.append(along[:, 0] * to[:, 1] - along[:, 1] * to[:, 0])
     signs = torch.stack(edges, -1)
     hit = (signs >= 0).all(-1) | (signs <= 0).all(-1)

@@ -25,13 +25,15 @@ from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
-from gscfd.config import Config, merged
-from gscfd.edits import LiveSettings
-from gscfd.noise import NoiseField, iid, radial, surface, world_map
+from gscfd.config import Config, StageName, merged
+from gscfd.distil.edits import LiveSettings
+from gscfd.distil.pipeline import distil, painted_noise
+from gscfd.distil.preflight import load_teachers
+from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.noise.field import NoiseField
+from gscfd.noise.kinds import iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
-from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.train import distil, load_teachers, painted_noise
 from gscfd.types import Cameras, Render
 from gscfd.viewer.live import LiveViewer
 
@@ -39,7 +41,7 @@ Scene = dict[str, Tensor]
 
 
 def median_times(function: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median wall-clock and CPU time of a call in milliseconds, after two calls to warm up."""
+    """Returns median wall-clock and CPU time of a call in milliseconds, after two warm-up calls."""
     for _ in range(2 if repeats > 1 else 0):
         function()
     wall, cpu = [], []
@@ -52,7 +54,7 @@ def median_times(function: Callable[[], object], repeats: int) -> tuple[float, f
 
 
 def ball(count: int, seed: int = 0) -> Scene:
-    """Gaussians spread over a ball of radius 0.8, standard deviations about 0.027, opacities 0.05 to 0.95."""
+    """Returns Gaussians spread over a ball of radius 0.8, standard deviations about 0.027, opacities 0.05 to 0.95."""
     g = torch.Generator().manual_seed(seed)
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=-1)
     return {
@@ -66,18 +68,18 @@ def ball(count: int, seed: int = 0) -> Scene:
 
 def render(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> tuple[Tensor, Tensor]:
     size = {"width": cameras.width, "height": cameras.height}
-    colours, alphas, _ = function(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
-    return colours, alphas
+    colors, alphas, _ = function(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
+    return colors, alphas
 
 
 def render_and_differentiate(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> None:
     leaves = {name: value.requires_grad_() for name, value in scene.items()}
-    colours, alphas = render(function, leaves, cameras, **settings)
-    torch.autograd.grad(colours.sum() + alphas.sum(), list(leaves.values()))
+    colors, alphas = render(function, leaves, cameras, **settings)
+    torch.autograd.grad(colors.sum() + alphas.sum(), list(leaves.values()))
 
 
 def torch_in_bands(scene: Scene, cameras: Cameras, rows: int) -> None:
-    """The plain torch compositor on bands of rows, because the whole image would not fit in memory."""
+    """Runs the plain torch compositor on bands of rows, because the whole image would not fit in memory."""
     for top in range(0, cameras.height, rows):
         Ks = cameras.Ks.clone()
         Ks[:, 1, 2] -= top
@@ -85,14 +87,12 @@ def torch_in_bands(scene: Scene, cameras: Cameras, rows: int) -> None:
 
 
 def rasterize(arguments: argparse.Namespace) -> None:
-    """Forward and backward times of the CPU rasteriser, and of the plain torch compositor for comparison."""
+    """forward and backward times of the CPU rasterizer, and of the plain torch compositor for comparison"""
     threads, repeats = torch.get_num_threads(), arguments.repeats
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{platform.machine()}, {native.instruction_set()}, {threads} threads, torch {torch.__version__}, ", end="")
-    print(
-        f"load average at the start {load:.1f}.\nColour and expected depth (4 channels), medians of {repeats}. ", end=""
-    )
-    print("CPU time on one thread is what counts on a busy machine.\n")
+    print(f"load average at start {load:.1f}.\nColor and expected depth (4 channels), medians of {repeats}. ", end="")
+    print("On a busy machine, compare CPU time on one thread.\n")
     print("| Gaussians | views | pixels | tile | forward ms | forward + backward ms | CPU ms on one thread |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for count, views, size in ((10_000, 1, 128), (30_000, 1, 256), (2_000, 4, 64), (5_000, 4, 64)):
@@ -118,7 +118,7 @@ def rasterize(arguments: argparse.Namespace) -> None:
 
 
 def compare_with_torch(repeats: int) -> None:
-    """CPU times on one thread of both, forward + backward."""
+    """Prints the CPU times of both on one thread, forward + backward."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     print(
@@ -134,7 +134,7 @@ def compare_with_torch(repeats: int) -> None:
 
 
 def sphere(cameras: Cameras, radius: float = 0.9) -> Render:
-    """Depth and opacity of a sphere around the origin, seen by cameras that look at it."""
+    """Returns depth and opacity of a sphere around the origin, seen by cameras that look at it."""
     rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
     pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1)
     rays = torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(cameras.Ks))
@@ -147,9 +147,9 @@ def sphere(cameras: Cameras, radius: float = 0.9) -> Render:
 
 
 def noise(arguments: argparse.Namespace) -> None:
-    """Times of the noise functions, of the paper's Algorithm 2 in torch, and the noise's share of a training step."""
+    """times of the noise functions, of the paper's Algorithm 2 in torch, and the noise's share of a training step"""
     print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads, 4 views of a sphere,")
-    print(f"load average at the start {os.getloadavg()[0]:.1f}, medians of {arguments.repeats}. Times per view.\n")
+    print(f"load average at start {os.getloadavg()[0]:.1f}, medians of {arguments.repeats}. Times per view.\n")
     print("| latents | depth | noise | ms | CPU ms | time / surface, gamma 1e-4 | bytes kept between steps |")
     print("|---:|---:|---|---:|---:|---:|---:|")
     for latent, size in ((16, 64), (32, 128), (64, 512)):
@@ -179,11 +179,11 @@ def noise(arguments: argparse.Namespace) -> None:
 
 
 class Enough(Exception):
-    """Ends a run that has been measured."""
+    """Ends a run after enough steps have been measured."""
 
 
 def share_of_a_step(steps: int) -> None:
-    """What the noise takes of the first `steps` default toybox steps of each stage."""
+    """Prints the noise's share of the first `steps` default toybox steps of each stage."""
     print("\n| toybox stage | noise | noise ms | whole step ms | share |\n|---|---|---:|---:|---:|")
     for stage, other in (("coarse", "refine"), ("refine", "coarse")):
         for kind in ("surface", "radial", "world_map"):
@@ -204,7 +204,7 @@ def share_of_a_step(steps: int) -> None:
 
 
 def step(arguments: argparse.Namespace) -> None:
-    """where the time of a default training step goes, in both precisions, and the step against its teacher alone"""
+    """time of the parts of a default training step in both precisions, and its ratio to the teacher's time"""
     print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads; medians in ms\n")
     print("| stage | teachers in | " + " | ".join(PARTS) + " | whole step ms | outside the teacher | step / teacher |")
     print("|---" * (len(PARTS) + 5) + "|")
@@ -222,18 +222,18 @@ def step(arguments: argparse.Namespace) -> None:
 
 
 def cost(arguments: argparse.Namespace) -> None:
-    """operations and bytes of a step with large teachers, counted without running them, and the time to expect"""
+    """operations and bytes of a step with large teachers, counted without running them, and the estimated time"""
     print(cost_table([cost_row(case) for case in CASES]))
 
 
 WARM_UP = 3
-"""Steps before those that are timed."""
+"""Number of warm-up steps that are not timed."""
 
 
 def timed_steps(
-    config: Config, teachers: dict[str, GuidedTeacher], steps: int, viewer: LiveViewer | None
+    config: Config, teachers: dict[StageName, GuidedTeacher], steps: int, viewer: LiveViewer | None
 ) -> list[float]:
-    """Seconds of the first steps of a run, from end to end of what the training thread does for each."""
+    """Returns seconds of the first steps of a run, including all work of the training thread."""
     live = LiveSettings(config, teachers)
     ends: list[float] = []
 
@@ -249,8 +249,8 @@ def timed_steps(
     return [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
 
 
-def watched_steps(config: Config, teachers: dict[str, GuidedTeacher], steps: int, browser: bool) -> list[float]:
-    """The same beside a viewer, with a browser that reads all it is sent, or without one."""
+def watched_steps(config: Config, teachers: dict[StageName, GuidedTeacher], steps: int, browser: bool) -> list[float]:
+    """Like `timed_steps`, with a viewer, and with or without a browser that reads everything it is sent."""
     viewer = LiveViewer(config, partial(painted_noise, config))
     client = None
     try:
@@ -267,8 +267,8 @@ def watched_steps(config: Config, teachers: dict[str, GuidedTeacher], steps: int
 
 
 def viewer(arguments: argparse.Namespace) -> None:
-    """steps per second with and without the viewer: the same steps, in turn"""
-    config = merged(Config(), {"prompt": "a yellow duck", "seed": 1, "refine": {"steps": 0}})
+    """steps per second with and without the viewer, alternating over the same steps"""
+    config = merged(Config(), {"prompt": "a yellow duck", "seed": 1, "refine": {"steps": 0}, "polish": {"steps": 0}})
     teachers = load_teachers(config)
     runs: dict[str, Callable[[], list[float]]] = {
         "no viewer": partial(timed_steps, config, teachers, arguments.steps, None),
@@ -287,27 +287,23 @@ def viewer(arguments: argparse.Namespace) -> None:
 
 
 def seconds_of(*command: str | Path) -> float:
-    """Wall-clock time of a module of gscfd, in a process of its own."""
+    """Returns the wall-clock time of a gscfd module run in its own process."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def own_seconds(folder: Path) -> float:
-    """What a finished run says that it took, from its first step to its last file."""
+    """Returns the time a finished run reports, from its first step to its last file."""
     (seconds,) = re.findall(r"done in ([\d.]+) s", (folder / "log.txt").read_text())
     return float(seconds)
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """what a sweep costs over `train` alone, and two workers against one run after the other"""
+    """overhead of a sweep over `train` alone, and two workers against one run after another"""
     count, prompt, options = arguments.runs, "a yellow duck", arguments.rest
     print(f"{platform.machine()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; {count} runs\n")
-    print(
-        "| | seconds in all | before the first run | per run | of that, beside the run itself |\n|---"
-        + "|---:" * 4
-        + "|"
-    )
+    print("| | total seconds | before the first run | per run | overhead per run |\n|---" + "|---:" * 4 + "|")
     whole: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -335,10 +331,8 @@ def sweep(arguments: argparse.Namespace) -> None:
                 f"| {kind} | {whole[workers]:.1f} | {first:.1f} | {whole[workers] / count:.1f} | {beside:.2f} |",
                 flush=True,
             )
-    print(
-        f"\nA run of the sweep costs {(whole[1] - whole[0]) / count:+.2f} s over train alone, Ray's start shared out;"
-    )
-    print(f"two workers take {whole[2] / whole[0]:.2f} of the time of train, one run after the other.")
+    print(f"\nA run of the sweep: {(whole[1] - whole[0]) / count:+.2f} s against train, with a share of Ray's start;")
+    print(f"two workers take {whole[2] / whole[0]:.2f} of the time of train, one run after another.")
 
 
 def main() -> None:
@@ -356,13 +350,13 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=20, help="training steps of each stage (default 20)")
     command.set_defaults(run=noise)
     command = commands.add_parser("step", help=step.__doc__)
-    command.add_argument("--prompt", default="a yellow duck", help="what to make (default: a yellow duck)")
+    command.add_argument("--prompt", default="a yellow duck", help="prompt of the run (default: a yellow duck)")
     command.set_defaults(run=step)
     command = commands.add_parser("cost", help=cost.__doc__)
     command.set_defaults(run=cost)
     command = commands.add_parser("viewer", help=viewer.__doc__)
-    command.add_argument("--steps", type=int, default=30, help="training steps timed in each turn (default 30)")
-    command.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
+    command.add_argument("--steps", type=int, default=30, help="training steps timed per round (default 30)")
+    command.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     command.set_defaults(run=viewer)
     command = commands.add_parser("sweep", help=sweep.__doc__)
     command.add_argument("--runs", type=int, default=4, help="seeds of one prompt (default 4)")

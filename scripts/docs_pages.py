@@ -1,8 +1,8 @@
-"""What mkdocs cannot know by itself: a hook of mkdocs.yml, and an extension for the docstrings.
+"""Generated parts of the documentation: a hook of mkdocs.yml, and a docstring extension.
 
-README.md is the first page and CHANGELOG.md the last. A file of the repository that a page links to becomes part of the
-site, at its own path, so that the same link holds in the repository and on the site. A line `<!-- presets -->`,
-`<!-- settings -->` or `<!-- commands -->` is replaced by what the code says today.
+README.md is the first page and CHANGELOG.md the last. Repository files that a page links to become part of the site at
+their own path, so that links work in the repository and on the site. Lines `<!-- presets -->`, `<!-- settings -->` and
+`<!-- commands -->` are replaced by content generated from the code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gscfd.config import Config, StageConfig, load_preset, presets
 
 ROOT = Path(__file__).parents[1]
 SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
-"""Where a file of the repository stands in the site, if not at its own path, or for docs/ below it."""
+"""Site path of repository files that differ from their own path or, for docs/, from the path below it."""
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 HELP_WIDTH = "80"
 
@@ -43,7 +43,7 @@ HELP_WIDTH = "80"
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add README, the change log and whatever the pages link to outside docs/."""
+    """Adds README, the changelog and all files outside docs/ that the pages link to."""
     waiting = [*SITE, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     seen = set(waiting)
     while waiting:
@@ -57,7 +57,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page with its generated parts, and its links as the site has them."""
+    """Returns the page with generated parts inserted and links converted to site links."""
     for name, make in GENERATED.items():
         marker = f"<!-- {name} -->"
         if marker in markdown:
@@ -69,30 +69,30 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def repository_path(uri: str) -> str:
-    """Of a page of the site."""
+    """Returns the repository path of a page of the site."""
     named = {site: path for path, site in SITE.items()}
     return named.get(uri) or (f"docs/{uri}" if (ROOT / "docs" / uri).exists() else uri)
 
 
 def site_path(path: str) -> str:
-    """Of a file of the repository."""
+    """Returns the site path of a file of the repository."""
     return SITE.get(path, path.removeprefix("docs/"))
 
 
 def target(path: str, link: str) -> str | None:
-    """The file of the repository that a link in the file `path` means; None where there is none."""
+    """Returns the repository file that a link in the file `path` refers to; None if there is none."""
     found = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
     return found if (ROOT / found).is_file() else None
 
 
 def links(path: str) -> list[str]:
-    """The files of the repository that a page links to."""
+    """Returns the repository files that a page links to."""
     found = [target(path, match[1]) for match in LINK.finditer((ROOT / path).read_text())]
     return [name for name in found if name is not None]
 
 
 def relinked(markdown: str, path: str) -> str:
-    """The text of the repository's file `path`, with the links of the site."""
+    """Returns the text of the repository file `path` with site links."""
 
     def of_site(match: re.Match[str]) -> str:
         found = target(path, match[1])
@@ -108,8 +108,8 @@ def relinked(markdown: str, path: str) -> str:
 
 
 def presets_page() -> str:
-    """One table of all presets, then each file as it is, with the sources of its values."""
-    folder = ROOT / "gscfd" / "configs"
+    """Returns a table of all presets, then each file unchanged, with the sources of its values."""
+    folder = ROOT / "configs"
     rows = [["preset", "coarse", "refine", "Gaussians at the start", "at most"]]
     parts = []
     for name in sorted(presets(), key=lambda name: (name != "toybox", name)):
@@ -131,7 +131,7 @@ def stage_text(stage: StageConfig) -> str:
 
 
 def settings_page() -> str:
-    """Every setting, its values, its default and what it means: one table for each dataclass of gscfd.config."""
+    """Returns every setting with its values, default and meaning: one table per dataclass of gscfd.config."""
     config, module = Config(), griffe.load("gscfd.config", search_paths=[str(ROOT)])
     nested = [f.name for f in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, f.name))]
     nested = [name for name in nested if name not in ("coarse", "refine")]
@@ -143,11 +143,12 @@ def settings_page() -> str:
         parts = [getattr(stage, f.name) for stage in stages]
         if dataclasses.is_dataclass(parts[0]):
             sections.append(section(f"The stages: {f.name}", f"coarse.{f.name}.", parts, module))
+    sections.append(section("The polish: lr", "polish.lr.", [config.polish.lr], module))
     return "\n".join(sections)
 
 
 def section(title: str, prefix: str, values: Sequence[Any], module: griffe.Object | griffe.Alias) -> str:
-    """The table of one dataclass. values: the defaults, one for each column."""
+    """Returns the table of one dataclass. values: the defaults, one per column."""
     kind = type(values[0])
     hints, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
     described = module[kind.__name__]
@@ -165,21 +166,21 @@ def section(title: str, prefix: str, values: Sequence[Any], module: griffe.Objec
 
 
 def meaning(described: griffe.Object | griffe.Alias, name: str) -> str:
-    """The docstring below a field, as one line."""
-    docstring = described[name].docstring
+    """Returns the docstring below a field as one line."""
+    docstring = described.all_members[name].docstring
     if docstring is None:
         raise ValueError(f"{described.path}.{name}: expected a docstring below it")
     return html.escape(" ".join(docstring.value.split()), quote=False)
 
 
 def alias(hint: Any) -> str | None:
-    """The option's own name, where it is not the setting's; "" for that of the settings around it."""
+    """Returns the option's name if it differs from the setting's; "" if it is named after the enclosing settings."""
     names = [getattr(data, "name", None) for data in getattr(hint, "__metadata__", ())]
     return next((name for name in names if isinstance(name, str)), None)
 
 
 def kind_text(hint: Any) -> str:
-    """The values that a setting takes, as the command line wants them."""
+    """Returns the values of a setting, as written on the command line."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
@@ -204,7 +205,7 @@ def default_text(value: Any) -> str:
 
 
 def commands_page() -> str:
-    """The help of every command of gscfd, as it prints it."""
+    """Returns the help of every gscfd command, as printed."""
     parts = []
     for name in commands():
         text = help_of(name)
@@ -218,7 +219,7 @@ def commands_page() -> str:
 
 
 def commands() -> list[str]:
-    """The modules that `python -m` runs."""
+    """Returns the modules that `python -m` runs."""
     found = []
     for path in sorted((ROOT / "gscfd").rglob("*.py")):
         if '\nif __name__ == "__main__":' in path.read_text():
@@ -227,7 +228,7 @@ def commands() -> list[str]:
 
 
 def help_of(name: str) -> str:
-    """What `python -m NAME --help` prints."""
+    """Returns the output of `python -m NAME --help`."""
     said = io.StringIO()
     with arguments([name, "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -236,7 +237,7 @@ def help_of(name: str) -> str:
 
 @contextlib.contextmanager
 def arguments(words: list[str]) -> Iterator[None]:
-    """The command line of a module that is run inside this process, in a terminal of a fixed width."""
+    """Sets the command line of a module run inside this process, in a terminal of fixed width."""
     with (
         mock.patch.object(sys, "argv", words),
         mock.patch.dict(os.environ, COLUMNS=HELP_WIDTH),
@@ -250,7 +251,7 @@ def arguments(words: list[str]) -> Iterator[None]:
 
 
 class Arguments(griffe.Extension):
-    """Makes a list of the arguments of a docstring: sentences that begin with their names and a colon."""
+    """Formats the arguments in a docstring as a list: sentences that start with an argument's name and a colon."""
 
     def on_function(self, *, func: griffe.Function, **others: Any) -> None:
         names = "|".join(re.escape(parameter.name) for parameter in func.parameters)
@@ -263,7 +264,7 @@ class Arguments(griffe.Extension):
 
 
 def table(rows: list[list[str]]) -> str:
-    """A table of Markdown; the first row is its head."""
+    """Returns a Markdown table; the first row is the header."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"

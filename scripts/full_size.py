@@ -1,4 +1,4 @@
-"""Teachers of the published sizes with random weights: what their steps cost, and how long they take."""
+"""Cost and duration of steps with teachers of the published sizes and random weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from gscfd import prompts
-from gscfd.config import Config, StageConfig, load_preset, merged
-from gscfd.cost import Cost
-from gscfd.plan import EFFICIENCY, network_bytes, step_costs
-from gscfd.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.config import Config, StageConfig, StageName, load_preset, merged
+from gscfd.distil.pipeline import distil
+from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.runs.cost import Cost
+from gscfd.runs.plan import EFFICIENCY, network_bytes, step_costs
+from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
@@ -25,19 +27,18 @@ from gscfd.teachers.load import placed, placed_vae
 from gscfd.teachers.schedules import diffusion
 from gscfd.teachers.spaces import Latents
 from gscfd.teachers.texts import TextFeatures
-from gscfd.train import distil, stage_prompt
 
 TEXT_TOKENS = 77
-"""CLIP's."""
+"""Number of CLIP's text tokens."""
 WARM_UP = 5
-"""Steps that are not timed."""
+"""Number of warm-up steps that are not timed."""
 GPUS = {"H200": (989e12, 4.8e12), "A100 80 GB": (312e12, 2.04e12), "RTX 4090": (165e12, 1.01e12)}
-"""FLOP/s of dense bfloat16 products and bytes/s of the memory, from NVIDIA's data sheets."""
+"""FLOP/s of dense bfloat16 products and bytes/s of memory, from NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True, eq=False)
 class Size:
-    """A published teacher's networks. Two are the same when they are one object."""
+    """Networks of a published teacher, compared by identity."""
 
     name: str
     unet: Mapping[str, Any]
@@ -97,23 +98,24 @@ SDXL = Size(
 
 @dataclass(frozen=True)
 class Case:
-    """A stage of a preset with so many views."""
+    """A stage of a preset with a number of views."""
 
     size: Size
     preset: str
-    stage: str
+    stage: StageName
     views: int
 
     def config(self, **changes: Any) -> Config:
-        """The preset with this stage alone, at the teacher's own size, whose Gaussians stay as and where they are."""
+        """Returns the preset with this stage only, at the teacher's own size, with frozen Gaussians."""
         other = "refine" if self.stage == "coarse" else "coarse"
         still = dict.fromkeys(("means", "quats", "scales", "opacities", "sh0", "shN"), 1e-9)
         stage = {"views": self.views, "render_sizes": [], "densify": {"start": 1.0, "stop": 1.0}, "lr": still}
         settings = {"prompt": "a corgi", "checkpoint": {"every": 1000}, other: {"steps": 0}, self.stage: stage}
-        return merged(merged(load_preset(self.preset), settings), changes)
+        config: Config = merged(merged(load_preset(self.preset), settings), changes)
+        return config
 
     def settings(self) -> StageConfig:
-        return getattr(self.config(), self.stage)
+        return self.config().distillations()[self.stage]
 
 
 CASES = (
@@ -125,11 +127,11 @@ CASES = (
     Case(SDXL, "sdxl", "refine", 1),
 )
 PRESETS = ("fast", "mvdream-sd21", "paper")
-"""Whose whole times are added up: all have MVDream with 4 views, then Stable Diffusion 2.1."""
+"""Presets with a total time: all use MVDream with 4 views, then Stable Diffusion 2.1."""
 
 
 def build_teacher(size: Size, *, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
-    """Random weights, and random numbers for texts: for time and memory they are as good as others."""
+    """Builds a teacher with random weights and text features, which have the same time and memory as real ones."""
     with torch.device(device):
         unet, vae = UNet2DConditionModel(**size.unet), AutoencoderKL(**size.vae)
     space = Latents(placed_vae(vae, device, dtype), size.unet["sample_size"])
@@ -152,7 +154,7 @@ def build_teacher(size: Size, *, device: torch.device | str, dtype: torch.dtype)
     )
 
 
-# --------------------------------------------------------------------------------------------------- what a step costs
+# ------------------------------------------------------------------------------------------------------ cost of a step
 
 
 @dataclass(frozen=True)
@@ -160,19 +162,19 @@ class CostRow:
     case: Case
     pixels: int
     weights: int
-    """Bytes of the networks that a step reads."""
+    """Bytes of the network weights that a step reads."""
     denoise: Cost
     encode: Cost
 
     def seconds(self, gpu: str) -> float:
-        """Estimate: the products at `EFFICIENCY` of the GPU's speed, then the bytes at its memory's whole speed."""
+        """Returns an estimate: products at `EFFICIENCY` of the GPU's peak rate, then bytes at full memory bandwidth."""
         rate, bandwidth = GPUS[gpu]
-        flops, traffic = (getattr(self.denoise, name) + getattr(self.encode, name) for name in ("flops", "traffic"))
+        flops, traffic = self.denoise.flops + self.encode.flops, self.denoise.traffic + self.encode.traffic
         return flops / (EFFICIENCY * rate) + traffic / bandwidth
 
 
 def cost_row(case: Case) -> CostRow:
-    """In bfloat16, counted on tensors without memory."""
+    """Counts a case in bfloat16 on tensors without memory."""
     teacher = build_teacher(case.size, device="meta", dtype=torch.bfloat16)
     denoise, encode = step_costs(teacher, case.settings(), "a corgi")
     weights = network_bytes(teacher.denoiser) + network_bytes(teacher.space)
@@ -180,7 +182,7 @@ def cost_row(case: Case) -> CostRow:
 
 
 def cost_table(rows: list[CostRow]) -> str:
-    """Markdown: the steps, then the presets whose steps are among them."""
+    """Returns Markdown: the steps, then the presets whose steps are among them."""
     head = ["teacher", "views", "pixels", "denoise, TFLOP", "encode and back, TFLOP", "GB read and written"]
     head += ["weights, GB", "most held, GB", *(f"{gpu}, ms" for gpu in GPUS)]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
@@ -199,18 +201,18 @@ def cost_table(rows: list[CostRow]) -> str:
 
 
 def preset_minutes(name: str, seconds: Mapping[Case, float]) -> float | None:
-    """Of all steps of the preset, from the seconds of one; None where a stage's case was not timed."""
+    """Returns the minutes of all steps of the preset, from the seconds of one; None if a stage's case was not timed."""
     config, total = load_preset(name), 0.0
-    for size, stage in ((MVDREAM, "coarse"), (SD21, "refine")):
-        settings: StageConfig = getattr(config, stage)
-        case = Case(size, "mvdream-sd21", stage, settings.views)
+    sizes: dict[StageName, Size] = {"coarse": MVDREAM, "refine": SD21}
+    for stage, settings in ((name, config.stage(name)) for name in sizes):
+        case = Case(sizes[stage], "mvdream-sd21", stage, settings.views)
         if case not in seconds:
             return None
         total += settings.steps * seconds[case] / 60
     return total
 
 
-# --------------------------------------------------------------------------------------------------- how long it takes
+# -------------------------------------------------------------------------------------------------------- step times
 
 
 @dataclass(frozen=True)
@@ -218,25 +220,25 @@ class TimeRow:
     case: Case
     pixels: int
     parts: dict[str, float]
-    """Median milliseconds of each part; on CUDA of the device."""
+    """Median milliseconds of each part; on CUDA, device time."""
     step: float
-    """Milliseconds from step to step, by the clock on the wall."""
+    """Wall-clock milliseconds per step."""
     memory: int | None
-    """Most bytes that were allocated on the GPU."""
+    """Peak bytes allocated on the GPU."""
 
     def ratio(self, *parts: str) -> float:
-        """The step over these parts of it."""
+        """Returns the ratio of the step to these parts."""
         return self.step / sum(self.parts[part] for part in parts)
 
 
 def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: int, **changes: Any) -> TimeRow:
-    """Takes `steps` steps of the case's stage, and as many to warm up as are needed, in the loop that runs take.
+    """Times `steps` steps of the case's stage after warm-up, in the loop that runs use.
 
     changes: of the config, as nested mappings.
     """
     config = case.config(**changes)
     config = merged(config, {"device": device.type, case.stage: {"steps": WARM_UP + steps}})
-    settings: StageConfig = getattr(config, case.stage)
+    settings = config.stage(case.stage)
     teacher.set_prompt(stage_prompt(config.prompt, settings))
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clocks, times = list[Mapping[str, float]](), list[float]()
@@ -268,7 +270,7 @@ def measure_all(
     tune: Callable[[GuidedTeacher], None],
     most: int | None = None,
 ) -> list[TimeRow]:
-    """Every case with as many Gaussians as its preset allows, at most `most`. tune: changes the teacher beforehand."""
+    """Measures every case with as many Gaussians as its preset allows, at most `most`. tune: prepares the teacher."""
     rows = []
     for case in cases:
         teacher = build_teacher(case.size, device=device, dtype=dtype)
@@ -281,7 +283,7 @@ def measure_all(
 
 
 def preset_table(variants: Mapping[str, list[TimeRow]]) -> str:
-    """Markdown: minutes of all steps of each preset. variants: by name, the rows measured."""
+    """Returns Markdown: minutes of all steps of each preset. variants: measured rows by name."""
     lines = [f"| preset, minutes of steps | {' | '.join(variants)} |", "|---" + "|---:" * len(variants) + "|"]
     for name in PRESETS:
         minutes = [preset_minutes(name, {row.case: row.step / 1e3 for row in rows}) for rows in variants.values()]
@@ -290,7 +292,8 @@ def preset_table(variants: Mapping[str, list[TimeRow]]) -> str:
 
 
 def time_table(rows: list[TimeRow]) -> str:
-    """Markdown. The teacher is its denoiser's forward; its networks are that and the VAE's encoder, both ways."""
+    """Returns Markdown. The teacher is its denoiser's forward pass; its networks also include the VAE's encoder,
+    forward and backward."""
     head = ["teacher", "views", "pixels", *(part.replace("_", " ") for part in PARTS)]
     head += ["step", "step / teacher", "step / networks", "memory, GB"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]

@@ -3,11 +3,11 @@
     python scripts/noise_ablation.py OUT [--seeds 8] [--prompts ...] [--variants ...] [--rest gscfd.train options]
     python scripts/noise_ablation.py OUT --set plain: sparse:coarse.sparsity_reg=0.02,refine.sparsity_reg=0.02
 
-Finished runs are kept, so that the script can be stopped and started again. Columns: how much of the first step's noise
-is left at the end of the coarse stage, (1 - gamma)^(steps / 2); the scaled gradient variance (CFD Eq. 15,
-`gscfd.metrics.scaled_gradient_variance`) of positions and colours, mean over all steps and runs; R-precision among the
-prompts given and the twenty of docs/results.md, and mean similarity (`gscfd.scores`); diversity over the seeds
-(`gscfd.metrics.diversity`), mean over the prompts.
+The runs of a variant are a sweep (extra `sweep`): finished runs are kept, so that the script can be stopped and started
+again. Columns: the share of the first step's noise left at the end of the coarse stage, (1 - gamma)^(steps / 2); the
+scaled gradient variance (CFD Eq. 15) of positions and colors, mean over every tenth step of all runs; R-precision among
+the prompts given and the twenty of docs/results.md, and mean similarity (`gscfd.lab.examine`); diversity over the seeds
+(`gscfd.lab.metrics.diversity`), mean over the prompts.
 
 gamma is a share per step: what matters is gamma times the number of steps. CFD's 1e-4 over 25 000 steps leaves .29 of
 the noise, and so does 8e-3 over 300 steps; 1e-4 over 300 steps leaves .99 and is close to 0.
@@ -16,7 +16,6 @@ the noise, and so does 8e-3 over 300 steps; 1e-4 over 300 steps leaves .99 and i
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from gscfd.files import atomic_write
-from gscfd.judges import SCORER, Judges, Scorer
-from gscfd.metrics import diversity, scaled_gradient_variance
-from gscfd.runs import RunFolder, default_folder
-from gscfd.scores import examine, read_run
-from gscfd.stage import StepReport
+from gscfd.lab.examine import examine
+from gscfd.lab.judges import SCORER, Judges, Scorer
+from gscfd.lab.metrics import diversity
+from gscfd.runs.names import default_folder, read_run
+from gscfd.runs.options import parse
+from gscfd.sweeps.make import Run, make_runs
+from gscfd.sweeps.options import Workers
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
-from gscfd.train import distil, load_teachers, parse
 
 PROMPTS = ("a yellow duck", "a blue mug", "a red car", "a purple crown")
 VARIANTS = {
@@ -57,43 +56,32 @@ class Row:
     diversity: float
 
 
-def make(folder: Path, variances: Path, arguments: list[str]) -> None:
-    """One run, and a file of the gradient variances of its steps, by parameter."""
-    if variances.exists() and (folder / "turntable.mp4").exists():
-        return
-    config = parse([*arguments, "--out", str(folder), "--overwrite", "--no-viewer"])
-    found: dict[str, list[float]] = {name: [] for name in PARAMETERS}
-    with RunFolder(config) as run:
-
-        def on_step(report: StepReport) -> None:
-            run.on_step(report)
-            for name in PARAMETERS:
-                found[name].append(scaled_gradient_variance(report.state.optimizers[name]).item())
-
-        run.finish(distil(config, load_teachers(config), on_step))
-    variances.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(variances) as file:
-        file.write(json.dumps(found).encode())
+def planned(folder: Path, prompts: list[str], seeds: int, options: list[str]) -> list[Run]:
+    """Returns the runs of one variant. options: of gscfd.train."""
+    runs = []
+    for prompt in prompts:
+        for seed in range(seeds):
+            out = folder / default_folder(prompt, seed).name
+            named = ["--prompt", prompt, "--seed", str(seed), "--out", str(out), "--no-viewer"]
+            runs.append(Run(out, parse([*options, *named])))
+    return runs
 
 
-def score(variant: str, prompts: list[str], folders: dict[str, list[Path]], files: list[Path], scorer: Scorer) -> Row:
-    """folders: the runs of each prompt, one for each seed. files: the gradient variances of all runs."""
-    runs = [folder for prompt in prompts for folder in folders[prompt]]
-    judges, candidates = Judges(scorers=[scorer]), list(dict.fromkeys([*prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
-    seen = {folder: examine(folder, judges, candidates) for folder in runs}
-    precisions = [run.values["r_precision"] for run in seen.values()]
+def score(variant: str, prompts: list[str], runs: list[Run], judges: Judges) -> Row:
+    """Returns the figures of one variant's finished runs."""
+    candidates = list(dict.fromkeys([*prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
+    seen = [examine(run.folder, judges, candidates) for run in runs]
     spread = []
     for prompt in prompts:
-        sides = [side for folder in folders[prompt] if (side := seen[folder].sides) is not None]
+        sides = [run.sides for run in seen if run.prompt == prompt and run.sides is not None]
         spread.append(diversity(torch.stack(sides)) if len(sides) > 1 else math.nan)
-    variances = [json.loads(file.read_text()) for file in files]
-    config = read_run(runs[0])[0]
+    config = read_run(runs[0].folder)[0]
     return Row(
         variant=variant,
         left=0.0 if config.noise_kind == "iid" else (1 - config.noise_gamma("coarse")) ** (config.coarse.steps / 2),
-        variance={name: mean([v for run in variances for v in run[name]]) for name in PARAMETERS},
-        r_precision=mean(precisions),
-        similarity=mean([run.values["similarity"] for run in seen.values()]),
+        variance={name: mean([run.values[f"variance_{name}"] for run in seen]) for name in PARAMETERS},
+        r_precision=mean([run.values["r_precision"] for run in seen]),
+        similarity=mean([run.values["similarity"] for run in seen]),
         diversity=mean(spread),
     )
 
@@ -133,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=8, help="runs of each prompt (default 8)")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="noises (default all, none with --set)")
     own = "variants of your own, NAME:KEY=VALUE,...; NAME: alone is the control, without changes"
@@ -141,18 +130,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     names = chosen.variants or ([] if chosen.set else list(VARIANTS))
     variants = {name: VARIANTS[name] for name in names} | dict(chosen.set)
-    scorer, rows = Scorer(SCORER), []
+    judges, rows = Judges(scorers=[Scorer(SCORER)]), []
     for variant, options in variants.items():
-        folders: dict[str, list[Path]] = {}
-        files = []
-        for prompt in chosen.prompts:
-            for seed in range(chosen.seeds):
-                folder = chosen.out / variant / default_folder(prompt, seed).name
-                variances = chosen.out / "variance" / variant / f"{folder.name}.json"
-                make(folder, variances, [*chosen.rest, *options, "--prompt", prompt, "--seed", str(seed)])
-                folders.setdefault(prompt, []).append(folder)
-                files.append(variances)
-        rows.append(score(variant, chosen.prompts, folders, files, scorer))
+        runs = planned(chosen.out / variant, chosen.prompts, chosen.seeds, [*chosen.rest, *options])
+        progress = make_runs(chosen.out / variant, runs, Workers(workers=chosen.workers))
+        if progress.failed:
+            print(f"{variant}: {len(progress.failed)} runs failed; see {chosen.out / variant}", file=sys.stderr)
+            return 1
+        rows.append(score(variant, chosen.prompts, runs, judges))
     print(table(rows))
     return 0
 

@@ -1,13 +1,13 @@
-"""How well do views agree on splats as they are during a run? The study behind docs/noise.md. Prints a Markdown table.
+"""Agreement between views on splats during a run: the study behind docs/noise.md. Prints a Markdown table.
 
     python scripts/noise_study.py OUT [--prompts ...]
 
-Runs each prompt with the default settings and keeps the splat at five moments of each stage (OUT/PROMPT/*.ply; what is
-there is kept, so that the script can be stopped and started again). For each splat and each way to find its surface:
-E (the share of a pixel's noise that another view predicts) at 10 and 60 degrees of azimuth, the mean over prompts and
-both directions of turning, and the covered pixels without cells. Latents and renders have the sizes of the stage.
-OUT/stages.png shows each prompt's splats: the front, a view 10 degrees on, and E of the one towards the other as heat
-(black 0, white 1).
+Runs each prompt with the default settings and saves the splat at five moments of each stage (OUT/PROMPT/*.ply; existing
+files are reused, so the script can be interrupted and restarted). For each splat and each way to find its surface, the
+table shows E (the share of a pixel's noise that another view predicts) at 10 and 60 degrees of azimuth, the mean over
+prompts and both directions of rotation, and the share of covered pixels without cells. Latents and renders have the
+sizes of the stage. OUT/stages.png shows each prompt's splats: the front, a view 10 degrees away, and E of the first
+given the second as heat (black 0, white 1).
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gscfd import noise
 from gscfd.cameras import orbit
-from gscfd.export.ply import read_ply
-from gscfd.export.turntable import write_contact_sheet
+from gscfd.distil.pipeline import distil
+from gscfd.distil.preflight import load_teachers
+from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
-from gscfd.noise import NoiseField
+from gscfd.lab.noise_pictures import correlation_picture, predicted_share
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cpu
-from gscfd.runs import default_folder
-from gscfd.show_noise import correlation_picture, predicted_share
-from gscfd.stage import StepReport
-from gscfd.train import distil, load_teachers, parse
+from gscfd.pictures import write_contact_sheet
+from gscfd.runs.names import default_folder
+from gscfd.runs.options import parse
 from gscfd.types import Cameras, Render
 
 PROMPTS = ("a yellow duck", "a green chair", "a white house with a red roof")
 MOMENTS = (0.1, 0.3, 0.5, 0.75, 1.0)
-"""Shares of a stage's steps after which the splat is kept."""
+"""Fractions of a stage's steps after which the splat is saved."""
 AZIMUTHS = (20.0, 30.0, 80.0, 10.0, -40.0)
-"""A first view, and views 10 and 60 degrees to either side of it."""
+"""The first view, and views 10 and 60 degrees to either side of it."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the surface is found, and how it is cut into cells."""
+    """Settings for finding the surface and dividing it into cells."""
 
     depth: str = "expected"
     normal_radius: int = 1
     pitch: float = 1 / 4
-    """In footprints."""
+    """Pitch of the cells in footprints."""
     layer: float = 8.0
     """Depth of a layer in footprints."""
     smoothing: int = 2
-    """Rounds of smoothing of the depth."""
+    """Rounds of depth smoothing."""
 
 
 WAYS = {
@@ -84,16 +85,16 @@ class Agreement:
     far: float
     """E at 60 degrees."""
     starved: float
-    """Share of the covered pixels that own no cell."""
+    """Share of the covered pixels without cells."""
 
 
 def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreement:
-    """Mean over both directions of turning."""
+    """Returns the mean over both directions of rotation."""
     cameras, field = views(size), NoiseField(0, 1, latent, latent, depth=way.depth)
     field.normal_radius, field.smoothing = way.normal_radius, way.smoothing
     render = gaussians.render(cameras)
-    cells = replace(noise.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
-    depth, opacity = noise.surface_images(field, cameras, render)
+    cells = replace(kinds.grid(field), pitch=way.pitch * field.footprint, layer_depth=way.layer * field.footprint)
+    depth, opacity = kinds.surface_images(field, cameras, render)
     parts = cpu.surface(
         cells, depth, opacity, cameras.viewmats, cameras.Ks, channels=1, seed=0, stream=0, nodes=[(0, 1.0)]
     )
@@ -111,7 +112,7 @@ def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreeme
 
 
 def snapshots(prompt: str, folder: Path) -> dict[str, Path]:
-    """The splat at each moment, by its name: "coarse 10 %", ..."""
+    """Returns the splat's path for each moment, by name: "coarse 10 %", ..."""
     config = parse(["--prompt", prompt, "--no-viewer"])
     stages = {"coarse": config.coarse.steps, "refine": config.refine.steps}
     wanted = {(s, max(round(m * steps), 1) - 1): f"{s} {m:.0%}" for s, steps in stages.items() for m in MOMENTS}
@@ -129,17 +130,17 @@ def snapshots(prompt: str, folder: Path) -> dict[str, Path]:
 
 
 SIZES = {"coarse": (16, 64), "refine": (32, 128)}
-"""Latents and render of each stage."""
+"""Size of latents and render of each stage."""
 PICTURE = 128
 
 
 def mean_agreement(splats: list[Path], way: Way, latent: int, size: int) -> Agreement:
-    found = [agreement(read_ply(splat), way, latent, size) for splat in splats]
+    found = [agreement(Gaussians.load_ply(splat), way, latent, size) for splat in splats]
     return Agreement(*(float(np.mean([getattr(f, a.name) for f in found])) for a in fields(Agreement)))
 
 
 def table(columns: dict[str, list[Path]]) -> str:
-    """A row for each way, a column for each moment's splats."""
+    """Returns a table with a row for each way and a column for each moment's splats."""
     lines = ["| surface | " + " | ".join(columns) + " | starved |", "|---" * (len(columns) + 2) + "|"]
     for name, way in WAYS.items():
         row = [mean_agreement(splats, way, *SIZES[moment.split()[0]]) for moment, splats in columns.items()]
@@ -153,7 +154,9 @@ def write_sheet(paths: list[dict[str, Path]], path: Path) -> None:
     for of in paths:
         for splat in of.values():
             latent = PICTURE // 4
-            rows.append(correlation_picture(read_ply(splat), NoiseField(0, 3, latent, latent), False, PICTURE)[0])
+            rows.append(
+                correlation_picture(Gaussians.load_ply(splat), NoiseField(0, 3, latent, latent), False, PICTURE)[0]
+            )
     write_contact_sheet(np.concatenate(rows), path, columns=5)
 
 

@@ -2,17 +2,14 @@
 
     python scripts/toybox_results.py [--guidance cfd sds] [--seed 0] [--jobs 2] OUT [-- options of gscfd.train]
 
-Ten prompts are (kind, colour) pairs that the teachers never saw together. Finished runs are kept.
-OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery with one view of each run.
+Ten prompts are (kind, color) pairs that the teachers never saw together. The runs are a sweep (extra `sweep`); finished
+ones are kept. OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery with one view of each.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -20,28 +17,36 @@ import numpy as np
 import torch
 
 from gscfd.cameras import turntable
-from gscfd.config import Guidance
+from gscfd.config import MethodName
 from gscfd.errors import UserError
-from gscfd.evaluate import Settings, evaluate
-from gscfd.export.ply import read_ply
-from gscfd.export.turntable import turntable_frames, write_contact_sheet
-from gscfd.judges import SCORER, Scorer
-from gscfd.metrics import r_precision
-from gscfd.references import BACKGROUND
-from gscfd.report import check_report
-from gscfd.runs import LAST, default_folder
+from gscfd.export.turntable import turntable_frames
+from gscfd.gaussians import Gaussians
+from gscfd.lab.evaluation import evaluate
+from gscfd.lab.judges import SCORER, Scorer
+from gscfd.lab.metrics import r_precision
+from gscfd.lab.options import EvaluateOptions
+from gscfd.lab.references import BACKGROUND
+from gscfd.lab.report import check_report
+from gscfd.pictures import write_contact_sheet
+from gscfd.runs.names import default_folder
+from gscfd.runs.options import parse
+from gscfd.sweeps.make import Run, make_runs
+from gscfd.sweeps.options import Workers
 from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
 
 PROMPTS = KNOWN_PROMPTS + WITHHELD_PROMPTS
 
 
-def make_run(prompt: str, run: Path, options: list[str], threads: int) -> None:
-    """One run of the command line, unless it is there already."""
-    if (run / LAST).exists():
-        return
-    command = [sys.executable, "-m", "gscfd.train", "--prompt", prompt, "--out", str(run), "--overwrite", *options]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+def planned(folder: Path, seed: int, options: list[str]) -> list[Run]:
+    """Returns a run of every prompt. options: of gscfd.train."""
+    runs = []
+    for prompt in PROMPTS:
+        out = folder / default_folder(prompt, seed).name
+        runs.append(
+            Run(out, parse([*options, "--prompt", prompt, "--seed", str(seed), "--out", str(out), "--no-viewer"]))
+        )
+    return runs
 
 
 def ceiling() -> float:
@@ -59,7 +64,7 @@ def ceiling() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=get_args(Guidance))
+    parser.add_argument("--guidance", nargs="+", default=["cfd"], choices=get_args(MethodName))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("rest", nargs="*", help="further options of gscfd.train, after --")
@@ -68,20 +73,18 @@ def main() -> int:
         check_report(arguments.out, "out")
     except UserError as error:
         parser.error(str(error))
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     for guidance in arguments.guidance:
-        folders = [default_folder(prompt, arguments.seed).name for prompt in PROMPTS]
-        runs = [arguments.out / guidance / folder for folder in folders]
-        options = ["--guidance", guidance, "--seed", str(arguments.seed), *arguments.rest]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            made = [
-                pool.submit(make_run, prompt, run, options, threads) for prompt, run in zip(PROMPTS, runs, strict=True)
-            ]
-            for run_made in made:
-                run_made.result()
+        runs = planned(arguments.out / guidance, arguments.seed, ["--guidance", guidance, *arguments.rest])
+        progress = make_runs(arguments.out / guidance, runs, Workers(workers=arguments.jobs))
+        if progress.failed:
+            print(f"{guidance}: {len(progress.failed)} runs failed; see {arguments.out / guidance}", file=sys.stderr)
+            return 1
         report = arguments.out / guidance / "report"
-        evaluate(Settings(runs=tuple(runs), report=report))
-        splats = [turntable_frames(read_ply(run / "splat.ply"), 8, size=128, background=BACKGROUND)[-1] for run in runs]
+        evaluate(EvaluateOptions(runs=tuple(run.folder for run in runs), report=report))
+        splats = [
+            turntable_frames(Gaussians.load_ply(run.folder / "splat.ply"), 8, size=128, background=BACKGROUND)[-1]
+            for run in runs
+        ]
         write_contact_sheet(np.stack(splats), report / "gallery.png", columns=10)
     print(f"R-precision of true objects among these prompts: {ceiling():.1%}")
     return 0

@@ -1,6 +1,6 @@
 """Draws objects of the toybox world: `python scripts/toybox_sheet.py OUT.png [--kinds mug duck] [--seed 0]`.
 
-One block of views per object, from the front counterclockwise, every kind once unless kinds are named.
+Each object gets a strip of views, counterclockwise from the front. Draws every kind once unless kinds are given.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="default: every kind")
     parser.add_argument("--free", type=int, default=0, help="draw this many unconstrained objects instead")
-    parser.add_argument("--color", help="main colour of all objects; drawn from the seed when left out")
+    parser.add_argument("--color", help="main color of all objects; default: drawn from the seed")
     parser.add_argument("--each", type=int, default=1, help="objects per kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=96, help="pixels of a view")
+    parser.add_argument("--size", type=int, default=96, help="width and height of a view in pixels")
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--columns", type=int, default=4, help="objects per row")
     args = parser.parse_args()

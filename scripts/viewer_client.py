@@ -1,4 +1,4 @@
-"""A browser without a picture: reads what a viewer sends until it stops, and prints how much that was.
+"""A headless browser: reads everything a viewer sends until it stops, and prints the amount.
 
 python scripts/viewer_client.py http://127.0.0.1:8080
 """
@@ -15,9 +15,9 @@ from websockets.sync.client import ClientConnection, connect
 
 
 def join(address: str, size: tuple[int, int] = (640, 480)) -> ClientConnection:
-    """A connection that counts as a browser, whose camera stands before the object's front. size: width, height.
+    """Connects to a viewer as a browser whose camera stands in front of the object. size: width, height.
 
-    What is not read from it stays with the server, but for a message or two.
+    Unread messages stay on the server, except for one or two.
     """
     connection = connect(
         address.replace("http", "ws", 1),

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gscfd import train
-
 
 @pytest.fixture(autouse=True, scope="session")
 def toybox_unless_named() -> Iterator[None]:
     """Teachers in this machine's cache change no test."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(train, "is_here", lambda name: False)
+        monkeypatch.setattr("gscfd.teachers.load.is_here", lambda name: False)
         yield
 
 

@@ -1,4 +1,4 @@
-// Runs the kernels of a .cu file on the CPU: g++ -x c++ -include cuda_on_cpu.h file.cu. For tests, not for speed.
+// Runs the kernels of a .cu file on the CPU: include this file, then the .cu file. For tests, not for speed.
 //
 // Every thread of a block is a coroutine; blocks run one after another. Blocks and threads take turns in an order drawn
 // from a seed, and threads also give way before atomics, so that a result that depends on the order of threads changes
@@ -16,7 +16,7 @@
 #include <random>
 #include <vector>
 
-#define __global__ static
+#define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
@@ -24,14 +24,6 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 
-struct alignas(8) float2 {
-    float x, y;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -77,10 +69,10 @@ inline const uint64_t* meet(Warp& group, int size, int place, int collective, ui
     if (group.arrived > 0 && group.collective != collective) fail("lanes of a warp are at different collectives");
     group.collective = collective;
     if (place < 32) group.values[generation & 1][place] = value;
-    progress++;
+    ++progress;
     if (++group.arrived == size) {
         group.arrived = 0;
-        group.generation++;
+        ++group.generation;
     }
     while (group.generation == generation) give_way();
     return group.values[generation & 1];
@@ -93,7 +85,7 @@ inline const uint64_t* exchange(int collective, uint64_t value) {
 inline void run_thread() {
     (*body)();
     threads[current].done = true;
-    progress++;
+    ++progress;
     give_way();
 }
 
@@ -103,7 +95,7 @@ inline void run_block(const std::function<void()>& kernel, int size) {
     threads.resize(std::max(threads.size(), size_t(size)));
     warps.assign((size + 31) / 32, Warp());
     block_barrier = Warp();
-    for (int i = 0; i < size; i++) {
+    for (int i = 0; i < size; ++i) {
         getcontext(&threads[i].context);
         threads[i].context.uc_stack.ss_sp = threads[i].stack.get();
         threads[i].context.uc_stack.ss_size = kStack;
@@ -111,7 +103,7 @@ inline void run_block(const std::function<void()>& kernel, int size) {
         makecontext(&threads[i].context, run_thread, 0);
     }
     std::vector<int> alive(size);
-    for (int i = 0; i < size; i++) alive[i] = i;
+    for (int i = 0; i < size; ++i) alive[i] = i;
     while (!alive.empty() && !failure) {
         std::shuffle(alive.begin(), alive.end(), order);
         const uint64_t before = progress;
@@ -128,9 +120,9 @@ inline void run_block(const std::function<void()>& kernel, int size) {
 
 inline void launch(dim3 grid, dim3 size, const std::function<void()>& kernel) {
     std::vector<dim3> blocks;
-    for (unsigned z = 0; z < grid.z; z++) {
-        for (unsigned y = 0; y < grid.y; y++) {
-            for (unsigned x = 0; x < grid.x; x++) blocks.push_back(dim3(x, y, z));
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x; ++x) blocks.push_back(dim3(x, y, z));
         }
     }
     std::shuffle(blocks.begin(), blocks.end(), order);
@@ -155,18 +147,13 @@ T value_of(uint64_t bits) {
 }
 
 inline void before_atomic() {
-    progress++;
+    ++progress;
     if (order() % 8 == 0) give_way();
 }
 
 }  // namespace emulator
 
-#define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) \
-    ((void)(stream), emulator::launch(grid, threads, [&] { kernel(__VA_ARGS__); }))
-
-inline void __syncthreads() {
-    emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0);
-}
+inline void __syncthreads() { emulator::meet(emulator::block_barrier, emulator::block_size, 32, 1, 0); }
 inline void __syncwarp() {
 #ifndef WITHOUT_SYNCWARP
     emulator::exchange(2, 0);
@@ -175,7 +162,7 @@ inline void __syncwarp() {
 inline unsigned __ballot_sync(unsigned, bool value) {
     const uint64_t* all = emulator::exchange(3, value);
     unsigned ballot = 0;
-    for (int i = 0; i < 32; i++) ballot |= unsigned(all[i]) << i;
+    for (int i = 0; i < 32; ++i) ballot |= unsigned(all[i]) << i;
     return ballot;
 }
 template <typename T>
@@ -217,23 +204,7 @@ inline Word atomicAdd(Word* address, Word value) {
     return old;
 }
 
-using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorUnknown = 999 };
-enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
-struct cudaFuncAttributes {};
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-template <typename Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaGetLastError() { return emulator::failure ? cudaErrorUnknown : cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return emulator::failure ? emulator::failure : "no error"; }
-inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t size, cudaMemcpyKind, cudaStream_t) {
-    memcpy(target, source, size);
-    return cudaSuccess;
-}
-
-// Another order of blocks and threads; forgets a failure.
+// Chooses another order of blocks and threads and clears a failure.
 extern "C" __attribute__((visibility("default"))) void emulator_reset(uint32_t seed) {
     emulator::order.seed(seed);
     emulator::failure = nullptr;

@@ -8,27 +8,32 @@ import functools
 import json
 import os
 import sys
+from typing import NoReturn
 
 import torch
 
-from gscfd import runs, train
+from gscfd import train
+from gscfd.distil import preflight
+from gscfd.export.turntable import turntable_frames
+from gscfd.runs import folder as runs_folder
+from gscfd.teachers import load_teacher
 
 
-def live(arguments):
+def live(arguments: list[str]) -> NoReturn:
     """In the child: the command, silent."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os._exit(train.main(arguments))
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    large = runs.turntable_frames
-    runs.turntable_frames = lambda gaussians, frames, size: large(gaussians, frames, 32)
-    train.load_teacher = functools.cache(train.load_teacher)
+    load = functools.cache(load_teacher)
+    vars(runs_folder)["turntable_frames"] = lambda gaussians, frames, size: turntable_frames(gaussians, frames, 32)
+    vars(preflight)["load_teacher"] = load
     for name in ("toybox/multiview", "toybox/singleview"):
-        train.load_teacher(name, device=torch.device("cpu"), dtype=torch.float32)
+        load(name, device=torch.device("cpu"), dtype=torch.float32)
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:

@@ -93,7 +93,7 @@ def wing() -> Hit:
 
 
 def render_scene(hit: Hit, cameras: Cameras) -> Render:
-    """Depth and opacity (0 or 1) of the scene through the pixel centres, float32 from float64 rays."""
+    """Depth and opacity (0 or 1) of the scene through the pixel centers, float32 from float64 rays."""
     rows, columns = torch.meshgrid(
         torch.arange(cameras.height, dtype=torch.float64),
         torch.arange(cameras.width, dtype=torch.float64),

@@ -1,17 +1,19 @@
 """Splats and run folders without a run: true objects of the toybox."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from gscfd.config import Config, to_yaml
-from gscfd.gaussians import Gaussians, rgb_to_sh0
-from gscfd.runs import LAST
-from gscfd.toybox.objects import sample_object
+from gscfd.config import Config, MethodName, to_yaml
+from gscfd.gaussians import Gaussians
+from gscfd.harmonics import rgb_to_sh0
+from gscfd.runs.names import FINISHED_FILE
+from gscfd.toybox.objects import ToyObject, sample_object
 
 
-def splat_of(thing):
+def splat_of(thing: ToyObject) -> Gaussians:
     """A toybox object as Gaussians."""
     opacities = torch.from_numpy(thing.opacities)
     return Gaussians(
@@ -24,7 +26,7 @@ def splat_of(thing):
     )
 
 
-def two_faced(splat):
+def two_faced(splat: Gaussians) -> Gaussians:
     """The front half of a splat twice, back to back: the Janus problem."""
     front = splat.means[:, 0] > 0
     tensors = {name: value[front] for name, value in splat.tensors().items()}
@@ -37,14 +39,16 @@ def two_faced(splat):
     return Gaussians(**{name: torch.cat([tensors[name], turned[name]]) for name in tensors})
 
 
-def write_run(folder, *, prompt, seed, guidance="cfd", kind, color, variance=0.5):
+def write_run(
+    folder: Path, *, prompt: str, seed: int, guidance: MethodName = "cfd", kind: str, color: str, variance: float = 0.5
+) -> Path:
     """A finished run that has made a true object."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(Config(prompt=prompt, seed=seed, guidance=guidance)))
     splat_of(sample_object(seed, kind=kind, color=color, spacing=0.08, allow_withheld=True)).save_ply(
         folder / "splat.ply"
     )
-    (folder / LAST).write_bytes(b"")
+    (folder / FINISHED_FILE).write_bytes(b"")
     rows = [
         {"stage": "coarse", "step": 0, "memory": 2**20, "seconds": {"render": 1.0, "teacher": 2.0}},
         {

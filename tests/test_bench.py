@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,18 +11,28 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from present import present
 
 import gscfd
-from gscfd import bench, references, runs, scores, sweep
-from gscfd.bench import EXPERIMENTS, GAMMAS, SIZES, Claim, plan_runs, variants, verdict
-from gscfd.config import flat, plain, to_yaml
-from gscfd.intervals import Estimate
-from gscfd.scores import METRICS, Examined
+from gscfd import bench
+from gscfd.config import Config, flat, plain, to_yaml
+from gscfd.export.turntable import turntable_frames
+from gscfd.lab import claims as lab_claims
+from gscfd.lab import compare, options, papers, references
+from gscfd.lab import examine as lab_examine
+from gscfd.lab.catalogue import METRICS
+from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, variants, verdict
+from gscfd.lab.examine import Examined
+from gscfd.lab.intervals import Estimate
+from gscfd.lab.papers import plan_runs
+from gscfd.runs import folder as runs_folder
+from gscfd.runs import names as runs_names
+from gscfd.sweeps import make as sweeps_make
+from gscfd.sweeps.workers import Outcome, Place, Worker
 from gscfd.toybox.objects import WITHHELD
 from gscfd.toybox.words import parse_caption
-from gscfd.workers import Outcome, Place, Worker
 
-TINY = bench.Size(
+TINY = lab_claims.Size(
     prompts=("a yellow duck",),
     seeds=1,
     steps=1,
@@ -32,7 +43,7 @@ TINY = bench.Size(
 )
 
 
-def test_every_claim_is_about_variants_and_a_metric_of_its_experiment():
+def test_every_claim_is_about_variants_and_a_metric_of_its_experiment() -> None:
     for experiment in EXPERIMENTS:
         assert set(experiment.variants) <= set(variants(300)) | set(GAMMAS)
         assert set(experiment.metrics) <= set(METRICS)
@@ -41,7 +52,7 @@ def test_every_claim_is_about_variants_and_a_metric_of_its_experiment():
             assert claim.metric in experiment.metrics and METRICS[claim.metric].better
 
 
-def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path):
+def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path: Path) -> None:
     planned = plan_runs(tmp_path, SIZES["smoke"])
     assert len({run.folder for runs in planned.values() for run in runs}) == 4 * len(planned)
     configs = [flat(plain(runs[3].config)) for runs in planned.values()]
@@ -51,9 +62,9 @@ def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path):
         assert len({c[key] for c in configs}) == 1
 
 
-def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
+def test_every_size_asks_for_prompts_that_the_teachers_never_saw() -> None:
     for size in SIZES.values():
-        said = [parse_caption(prompt) for prompt in size.prompts]
+        said = [present(parse_caption(prompt)) for prompt in size.prompts]
         withheld = [(caption.kind, caption.color) in WITHHELD for caption in said]
         assert any(withheld) and not all(withheld)
 
@@ -72,13 +83,15 @@ def test_every_size_asks_for_prompts_that_the_teachers_never_saw():
         ("fid", math.nan, math.nan, False, "too few runs to say"),
     ],
 )
-def test_verdicts_follow_the_interval_and_the_metrics_direction(metric, low, high, differs, expected):
+def test_verdicts_follow_the_interval_and_the_metrics_direction(
+    metric: str, low: float, high: float, differs: bool, expected: str
+) -> None:
     claim = Claim(metric, "a", "b", "", differs)
     assert verdict(claim, Estimate((low + high) / 2, low, high, 4)) == expected
     assert verdict(claim, None) == "too few runs to say"
 
 
-def planted(shift):
+def planted(shift: float) -> list[Examined]:
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(3, 4))
     return [
@@ -88,30 +101,30 @@ def planted(shift):
     ]
 
 
-def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced():
+def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced() -> None:
     experiment = replace(
         EXPERIMENTS[0],
         claims=(Claim("clip", "cfd", "sds", ""), Claim("clip", "sds", "cfd", ""), Claim("clip", "cfd", "ism", "")),
     )
     groups = {"cfd": planted(0.5), "sds": planted(0.0), "ism": planted(0.5)}
-    rows = bench.claim_rows(experiment, groups, {})
+    rows = papers.claim_rows(experiment, groups, {})
     assert [cells[-1] for cells, _ in rows] == ["reproduced", "not reproduced", "not significant"]
-    assert rows[0][1].value == pytest.approx(0.5)
+    assert present(rows[0][1]).value == pytest.approx(0.5)
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two variants, a claim on splats and one on pictures, few views and draws."""
     few = {name: variants(1)[name] for name in ("sds", "cfd")}
-    monkeypatch.setattr(bench, "variants", lambda steps: few)
+    monkeypatch.setattr(papers, "variants", lambda steps: few)
     claims = (Claim("similarity", "cfd", "sds", ""),)
     splats = replace(EXPERIMENTS[0], variants=("sds", "cfd"), metrics=("similarity", "fid"), claims=claims)
-    monkeypatch.setattr(bench, "EXPERIMENTS", (splats, EXPERIMENTS[1]))
-    monkeypatch.setattr(scores, "VIEWS", 12)
-    monkeypatch.setattr(scores, "DRAWS", 50)
+    monkeypatch.setattr(papers, "EXPERIMENTS", (splats, EXPERIMENTS[1]))
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
+    monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
-    large = runs.turntable_frames
-    monkeypatch.setattr(runs, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
+    large = turntable_frames
+    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
 
 
 class OneProcess:
@@ -120,37 +133,42 @@ class OneProcess:
     made: ClassVar[list[str]] = []
     failing: ClassVar[set[str]] = set()
 
-    def __init__(self, journal, device, **options):
-        self.worker, self.ended = Worker(Path.cwd(), journal, gscfd.__version__), {}
+    def __init__(self, journal: Path, device: str, **options: object) -> None:
+        self.worker = Worker(Path.cwd(), journal, gscfd.__version__)
+        self.ended: dict[str, Outcome] = {}
 
-    def free(self):
+    def free(self) -> bool:
         return True
 
-    def start(self, run, config):
+    def start(self, run: str, config: Config) -> Place:
         self.made.append(run)
         failed = config.guidance in self.failing
         self.ended[run] = Outcome("refused", "fog") if failed else self.worker.make(config)
         return Place("here", 1)
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> dict[str, Outcome]:
         ended, self.ended = self.ended, {}
         return ended
 
-    def stop(self):
+    def stop(self) -> None:
         pass
 
 
 @pytest.fixture
-def one_process(monkeypatch):
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OneProcess]]:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(OneProcess, "made", [])
-    monkeypatch.setattr(sweep, "RayPool", OneProcess)
-    monkeypatch.setitem(bench.SIZES, "smoke", TINY)
-    return OneProcess
+    monkeypatch.setattr(sweeps_make, "RayPool", OneProcess)
+    monkeypatch.setitem(lab_claims.SIZES, "smoke", TINY)
+    yield OneProcess
+    torch.set_num_threads(threads)
 
 
-def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(small, one_process, tmp_path):
-    report = bench.papers(bench.Settings(what="papers", out=tmp_path))
+def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(
+    small: None, one_process: type[OneProcess], tmp_path: Path
+) -> None:
+    report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
@@ -162,26 +180,34 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/splat.ply")}
     assert len(made) == 2 + 5 * 4
-    again = bench.papers(bench.Settings(what="papers", out=tmp_path))
+    again = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert again.tables[0].rows == report.tables[0].rows
     assert json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"] == report.tables[0].rows
     assert one_process.made == ["sds-a-yellow-duck-0", "cfd-a-yellow-duck-0"]
-    assert "--seeds 2:" in bench.papers(bench.Settings(what="papers", out=tmp_path, seeds=2)).notes[0]
+    assert "--seeds 2:" in papers.papers(options.BenchOptions(what="papers", out=tmp_path, seeds=2)).notes[0]
     assert one_process.made[2:] == ["sds-a-yellow-duck-1", "cfd-a-yellow-duck-1"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_run_that_fails_is_named_and_the_rest_is_reported(small, one_process, tmp_path, monkeypatch):
+def test_a_run_that_fails_is_named_and_the_rest_is_reported(
+    small: None, one_process: type[OneProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(one_process, "failing", {"sds"})
-    report = bench.papers(bench.Settings(what="papers", out=tmp_path))
+    report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
     assert (tmp_path / "report.md").read_text().startswith("Failed: ")
     assert bench.main(["papers", "--out", str(tmp_path)]) == 1
 
 
-def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(small, one_process, tmp_path, monkeypatch, capsys):
-    def interrupt(worker, config):
+def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(
+    small: None,
+    one_process: type[OneProcess],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(worker: Worker, config: Config) -> Outcome:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Worker, "make", interrupt)
@@ -190,19 +216,21 @@ def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(small, one_process, tmp_pa
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished"])
-def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(small, one_process, tmp_path, capsys, state):
+def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(
+    small: None, one_process: type[OneProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
     run = plan_runs(tmp_path, TINY)["cfd"][0]
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
     if state == "finished":
-        (run.folder / runs.LAST).write_bytes(b"")
+        (run.folder / runs_names.FINISHED_FILE).write_bytes(b"")
     assert bench.main(["papers", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "guidance = 'ism' (got 'cfd')" in error and "another --out" in error
     assert one_process.made == []
 
 
-def test_an_unknown_bench_or_size_lists_the_known_ones(tmp_path, capsys):
+def test_an_unknown_bench_or_size_lists_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["nerf", "--out", str(tmp_path)], ["papers", "--out", str(tmp_path), "--size", "huge"]):
         with pytest.raises(SystemExit) as stopped:
             bench.main(arguments)

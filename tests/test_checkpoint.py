@@ -2,18 +2,21 @@
 
 import json
 import resource
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from present import present
 from test_state import same
 
-from gscfd.checkpoint import FORMAT, Checkpoint, Checkpoints
+from gscfd.distil.state import Checkpoint, StateDict
 from gscfd.errors import UserError
 from gscfd.files import lock
-from gscfd.state import StateDict
+from gscfd.runs.checkpoint import FORMAT, Checkpoints
 
 
-def checkpoint(step, size=40):
+def checkpoint(step: int, size: int = 40) -> Checkpoint:
     tensors = {"now/params/means": torch.full((size, 3), float(step)), "now/params/shN": torch.zeros(size, 0, 3)}
     tensors |= {"now/adam/means/step": torch.tensor(float(step)), "now/generator": torch.arange(9).byte()}
     state = StateDict(tensors, {"step": step, "rollbacks": 0, "good_step": step})
@@ -21,7 +24,7 @@ def checkpoint(step, size=40):
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path: Path) -> Checkpoints:
     """Two checkpoints, of step 1 and step 2."""
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     checkpoints.save(checkpoint(1))
@@ -29,23 +32,23 @@ def two(tmp_path):
     return checkpoints
 
 
-def test_what_is_read_is_what_was_written(two):
-    expected, got = checkpoint(2), two.newest()
+def test_what_is_read_is_what_was_written(two: Checkpoints) -> None:
+    expected, got = checkpoint(2), present(two.newest())
     assert same(got.state.tensors, expected.state.tensors) and got.state.numbers == expected.state.numbers
     assert {**vars(got), "state": 0} == {**vars(expected), "state": 0}
 
 
-def test_the_newest_are_kept(two):
+def test_the_newest_are_kept(two: Checkpoints) -> None:
     two.save(checkpoint(3))
     names = sorted(path.name for path in two.folder.iterdir())
     assert names == ["000002.json", "000002.safetensors", "000003.json", "000003.safetensors"]
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints", keep=2).newest() is None
 
 
-def flip(path, where):
+def flip(path: Path, where: int) -> None:
     data = bytearray(path.read_bytes())
     data[where] ^= 1
     path.write_bytes(data)
@@ -67,22 +70,24 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(two, damage, capsys):
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(
+    two: Checkpoints, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(two.folder)
-    assert two.newest().state.numbers["step"] == 1
+    assert present(two.newest()).state.numbers["step"] == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "000002 is damaged" in error and "the checkpoint before it" in error
     two.save(checkpoint(3))
-    assert two.newest().state.numbers["step"] == 3 and capsys.readouterr().err == "", "the damaged one is gone"
+    assert present(two.newest()).state.numbers["step"] == 3 and capsys.readouterr().err == "", "the damaged one is gone"
     assert two.numbers() == [1, 2]
 
 
-def test_a_whole_newest_is_used_without_a_word(two, capsys):
+def test_a_whole_newest_is_used_without_a_word(two: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
     """The control of the test above."""
-    assert two.newest().state.numbers["step"] == 2 and capsys.readouterr().err == ""
+    assert present(two.newest()).state.numbers["step"] == 2 and capsys.readouterr().err == ""
 
 
-def test_damage_everywhere_is_an_error_and_not_a_fresh_start(two):
+def test_damage_everywhere_is_an_error_and_not_a_fresh_start(two: Checkpoints) -> None:
     flip(two.folder / "000001.safetensors", -5)
     flip(two.folder / "000002.safetensors", -5)
     with pytest.raises(UserError, match="got 2 that are damaged; start again"):
@@ -90,20 +95,20 @@ def test_damage_everywhere_is_an_error_and_not_a_fresh_start(two):
 
 
 @pytest.mark.parametrize("other", [0, FORMAT + 1, "one"])
-def test_another_format_is_refused_by_its_name(two, other):
+def test_another_format_is_refused_by_its_name(two: Checkpoints, other: object) -> None:
     path = two.folder / "000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": other, "gscfd": "0.0.9"}))
     with pytest.raises(UserError, match=rf"format {FORMAT}, got format {other!r} in .*000002.json, .*gscfd 0\.0\.9"):
         two.newest()
 
 
-def test_what_a_killed_write_left_is_not_a_checkpoint(two):
+def test_what_a_killed_write_left_is_not_a_checkpoint(two: Checkpoints) -> None:
     (two.folder / "000003.safetensors").write_bytes(b"whole, but its .json was never written")
     (two.folder / ".000003.json.77.tmp").write_bytes(b"{")
-    assert two.newest().state.numbers["step"] == 2
+    assert present(two.newest()).state.numbers["step"] == 2
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_intact(two):
+def test_a_full_disk_leaves_the_checkpoints_before_intact(two: Checkpoints) -> None:
     before = {path.name: path.read_bytes() for path in two.folder.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
@@ -114,10 +119,10 @@ def test_a_full_disk_leaves_the_checkpoints_before_intact(two):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in two.folder.iterdir()} == before
     two.save(checkpoint(3, size=400))
-    assert two.newest().state.numbers["step"] == 3
+    assert present(two.newest()).state.numbers["step"] == 3
 
 
-def test_a_lock_is_held_by_one_and_free_when_its_file_is_closed(tmp_path):
+def test_a_lock_is_held_by_one_and_free_when_its_file_is_closed(tmp_path: Path) -> None:
     with open(tmp_path / "file", "ab") as first, open(tmp_path / "file", "ab") as second:
         assert lock(first) and not lock(second)
         first.close()

@@ -1,19 +1,22 @@
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import yaml
 
 from gscfd.config import Config, StageConfig, load_preset, merged, presets, to_yaml
+from gscfd.distil.schedule import anneal
 from gscfd.errors import UserError
-from gscfd.schedule import anneal
 from gscfd.teachers.find import is_repo
 
 
 @pytest.mark.parametrize("name", presets())
-def test_every_preset_loads_and_round_trips(name):
+def test_every_preset_loads_and_round_trips(name: str) -> None:
     config = load_preset(name)
     assert merged(Config(), yaml.safe_load(to_yaml(config))) == config
 
 
-def test_a_preset_starts_from_its_base(tmp_path):
+def test_a_preset_starts_from_its_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("base: paper\ncoarse:\n  steps: 7\n")
     mine, paper = load_preset(str(path)), load_preset("paper")
@@ -24,12 +27,12 @@ def test_a_preset_starts_from_its_base(tmp_path):
         load_preset(str(path))
 
 
-def test_the_paper_preset_has_the_official_schedule():
+def test_the_paper_preset_has_the_official_schedule() -> None:
     """The times t/T of CFD's public configuration, at its steps."""
     paper, scratch = load_preset("paper"), load_preset("sd21").refine
     assert (paper.coarse.steps, paper.refine.steps) == (10_000, 20_000)
 
-    def times(stage, shares):
+    def times(stage: StageConfig, shares: Sequence[float]) -> list[float]:
         return [round(anneal(share, stage.t_points, stage.t_min, stage.t_max), 3) for share in shares]
 
     assert times(paper.coarse, (0, 0.5, 1)) == [0.98, 0.596, 0.308]
@@ -38,7 +41,7 @@ def test_the_paper_preset_has_the_official_schedule():
     assert times(Config().refine, (0, 1)) != [0.404, 0.212], "the control"
 
 
-def test_the_paper_preset_has_the_official_sizes_and_normal_maps():
+def test_the_paper_preset_has_the_official_sizes_and_normal_maps() -> None:
     """CFD's code: 64 pixels for MVDream until half of the steps, 128 for Stable Diffusion alone until a fifth."""
     paper, scratch = load_preset("paper"), load_preset("sd21").refine
     assert paper.coarse.render_sizes == ((0.0, 64), (0.5, 256)) and paper.refine.render_sizes == ()
@@ -47,7 +50,7 @@ def test_the_paper_preset_has_the_official_sizes_and_normal_maps():
     assert Config().refine.normal_prob == 0 and Config().coarse.render_sizes == (), "the toybox has neither"
 
 
-def test_presets_for_large_teachers_ask_for_no_others():
+def test_presets_for_large_teachers_ask_for_no_others() -> None:
     """Every stage with steps has a teacher on the hub, never the toybox's."""
     for name in set(presets()) - {"toybox"}:
         config = load_preset(name)
@@ -56,13 +59,13 @@ def test_presets_for_large_teachers_ask_for_no_others():
     assert not is_repo("/somewhere/else") and not is_repo("one-word") and not is_repo("../up")
 
 
-def test_changed_settings_round_trip():
+def test_changed_settings_round_trip() -> None:
     config = merged(Config(), {"prompt": "ein Bär", "coarse": {"steps": 7, "t_points": [[0, 0], [1, 0.5]]}, "out": "x"})
     assert config.coarse.steps == 7 and config.coarse.t_points == ((0.0, 0.0), (1.0, 0.5))
     assert merged(Config(), yaml.safe_load(to_yaml(config))) == config
 
 
-def test_an_unknown_key_is_an_error_that_names_the_nearest():
+def test_an_unknown_key_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'coarse.step'.*did you mean 'steps'"):
         merged(Config(), {"coarse": {"step": 3}})
 
@@ -97,53 +100,53 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest():
         ({"watchdog": {"max_filled": 0}}, "watchdog.max_filled"),
     ],
 )
-def test_bad_values_are_named(changes, name):
+def test_bad_values_are_named(changes: dict[str, object], name: str) -> None:
     with pytest.raises(UserError, match=name):
         merged(Config(), changes)
 
 
-def test_good_values_pass():
+def test_good_values_pass() -> None:
     assert merged(Config(), {"guidance": "sds", "noise": {"kind": "iid", "gamma": 0}}).noise.kind == "iid"
 
 
-def test_an_unknown_preset_lists_the_known_ones():
+def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="toybox"):
         load_preset("toybx")
 
 
-def test_a_preset_file_is_read(tmp_path):
+def test_a_preset_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("coarse:\n  steps: 11\n")
     assert load_preset(str(path)).coarse.steps == 11
 
 
-def test_the_config_of_a_run_is_a_preset_without_its_place(tmp_path):
+def test_the_config_of_a_run_is_a_preset_without_its_place(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(Config(prompt="a mug", seed=4, out=tmp_path, overwrite=True)))
     config = load_preset(str(path))
     assert (config.prompt, config.seed, config.out, config.overwrite) == ("a mug", 4, None, False)
 
 
-def test_a_preset_that_is_no_mapping_is_one_clear_error(tmp_path):
+def test_a_preset_that_is_no_mapping_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("- steps")
     with pytest.raises(UserError, match="mapping"):
         load_preset(str(path))
 
 
-def test_a_broken_preset_file_is_one_clear_error(tmp_path):
+def test_a_broken_preset_file_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("coarse: [")
     with pytest.raises(UserError, match="not valid YAML"):
         load_preset(str(path))
 
 
-def test_noise_follows_the_guidance_unless_it_is_set():
+def test_noise_follows_the_guidance_unless_it_is_set() -> None:
     assert Config().noise_kind == "surface"
     assert Config(guidance="sds").noise_kind == "iid"
     for kind in ("fixed", "world_map", "radial"):
         assert merged(Config(), {"noise": {"kind": kind}}).noise_kind == kind
 
 
-def test_stages_are_two_values_of_one_type():
+def test_stages_are_two_values_of_one_type() -> None:
     assert type(Config().coarse) is type(Config().refine) is StageConfig

@@ -1,16 +1,18 @@
+from typing import Any
+
 import torch
 
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig
-from gscfd.densify import Densifier
-from gscfd.gaussians import ball, make_optimizers
-from gscfd.rasterize import rasterize
+from gscfd.distil.densify import Densifier
+from gscfd.distil.state import make_optimizers
+from gscfd.gaussians import Gaussians, ball, rasterize
 
 CAMERAS = turntable(2, size=32)
 RATES = {"means": 1e-3, "quats": 1e-3, "scales": 1e-3, "opacities": 1e-2, "sh0": 1e-2, "shN": 1e-3}
 
 
-def densified(config, steps=12, seed=0, opacity=0.3):
+def densified(config: DensifyConfig, steps: int = 12, seed: int = 0, opacity: float = 0.3) -> Gaussians:
     gaussians = ball(100, radius=0.5, opacity=opacity, generator=torch.Generator().manual_seed(0))
     optimizers = make_optimizers(gaussians, RATES)
     densifier = Densifier(config, steps)
@@ -26,29 +28,29 @@ def densified(config, steps=12, seed=0, opacity=0.3):
     return gaussians
 
 
-def settings(**changes):
+def settings(**changes: Any) -> DensifyConfig:
     return DensifyConfig(**{"start": 0.0, "stop": 1.0, "every": 4, "grad_threshold": 1e-3, **changes})
 
 
-def test_gaussians_with_large_gradients_multiply():
+def test_gaussians_with_large_gradients_multiply() -> None:
     gaussians = densified(settings())
     assert len(gaussians) > 120
     assert all(len(value) == len(gaussians) for value in gaussians.params.values())
 
 
-def test_no_growth_above_an_unreachable_threshold():
+def test_no_growth_above_an_unreachable_threshold() -> None:
     assert len(densified(settings(grad_threshold=1e9, prune_opacity=0.0))) == 100
 
 
-def test_growth_stops_at_the_cap():
+def test_growth_stops_at_the_cap() -> None:
     assert len(densified(settings(max_count=100, prune_opacity=0.0))) == 100
 
 
-def test_faint_gaussians_are_removed():
+def test_faint_gaussians_are_removed() -> None:
     assert len(densified(settings(grad_threshold=1e9, prune_opacity=0.9))) == 0
 
 
-def test_growth_is_reproducible_and_leaves_the_global_generator_alone():
+def test_growth_is_reproducible_and_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -9,7 +9,9 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import tyro
@@ -32,22 +34,22 @@ needs_mkdocs = pytest.mark.skipif(
 # ---------------------------------------------------------------------------------------------------------------- links
 
 
-def broken_links(page):
+def broken_links(page: Path) -> list[str]:
     found = [link or source for link, source in LINK.findall(page.read_text())]
     return [name for name in found if not (page.parent / name).exists()]
 
 
-def missing_files(text):
+def missing_files(text: str) -> list[str]:
     """Files of the repository that are named and not there; generated and compiled ones aside."""
     return [name for name in FILE.findall(" ".join(SPAN.findall(text))) if not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_picture_and_file_named_is_there(page):
+def test_every_link_picture_and_file_named_is_there(page: Path) -> None:
     assert broken_links(page) == [] and missing_files(page.read_text()) == []
 
 
-def test_a_broken_link_and_a_missing_file_are_found(tmp_path):
+def test_a_broken_link_and_a_missing_file_are_found(tmp_path: Path) -> None:
     (tmp_path / "here.md").write_text("")
     page = tmp_path / "page.md"
     page.write_text('[a](here.md#x) [b](gone.md) ![c](gone.png) [d](https://x.y/z) [e](#x) <img src="gone.jpg">')
@@ -58,7 +60,7 @@ def test_a_broken_link_and_a_missing_file_are_found(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
-def commands(text):
+def commands(text: str) -> list[list[str]]:
     """The command lines of gscfd in a page, as words: from its shell blocks, and from spans that begin with python."""
     blocks = [body for kind, body in FENCE.findall(text) if kind == "bash"]
     spans = [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]
@@ -78,14 +80,14 @@ class Parsed(Exception):
     """The command line is one that the command takes."""
 
 
-def run(words, monkeypatch):
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[bool, str]:
     """Run `python WORDS...` in this process up to where its arguments have been read, or its help is printed.
 
     Returns whether there is such a command that takes them, and what it printed.
     """
 
-    def stop_after(read):
-        def reading(*arguments, **options):
+    def stop_after(read: Callable[..., object]) -> Callable[..., NoReturn]:
+        def reading(*arguments: Any, **options: Any) -> NoReturn:
             raise Parsed(read(*arguments, **options))
 
         return reading
@@ -110,13 +112,13 @@ def run(words, monkeypatch):
     return accepted, said.getvalue()
 
 
-def refused(words, monkeypatch):
+def refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     named_alone = len(words) == (2 if words[0] == "-m" else 1)
     return not run([*words, "--help"] if named_alone else words, monkeypatch)[0]
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the files that the documented commands read before anything else."""
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "outputs" / "a-yellow-duck-0"
@@ -127,12 +129,16 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_exists_and_takes_its_arguments(page, workplace, monkeypatch):
+def test_every_command_of_a_page_exists_and_takes_its_arguments(
+    page: Path, workplace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert [words for words in commands(page.read_text()) if refused(words, monkeypatch)] == []
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
-def test_commands_are_found_in_the_pages_and_wrong_ones_are_refused(workplace, monkeypatch):
+def test_commands_are_found_in_the_pages_and_wrong_ones_are_refused(
+    workplace: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "```bash\nA=1 python -m gscfd.train \\\n  --prompt 'a b' && hf get x  # or\n```\n`python\nscripts/x` `ls`"
     assert commands(text) == [["-m", "gscfd.train", "--prompt", "a b"], ["scripts/x"]]
     assert len(commands((ROOT / "README.md").read_text())) > 5
@@ -145,7 +151,7 @@ def test_commands_are_found_in_the_pages_and_wrong_ones_are_refused(workplace, m
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
-def test_every_option_that_a_page_names_is_one_of_a_command(workplace, monkeypatch):
+def test_every_option_that_a_page_names_is_one_of_a_command(workplace: None, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [page.read_text() for page in PAGES]
     named = {" ".join(words[: 2 if words[0] == "-m" else 1]) for text in texts for words in commands(text)}
     known = {option for name in named for option in OPTION.findall(run([*name.split(), "--help"], monkeypatch)[1])}
@@ -159,15 +165,25 @@ def test_every_option_that_a_page_names_is_one_of_a_command(workplace, monkeypat
 # ------------------------------------------------------------------------------------------------------------- the site
 
 
-def build(config, site):
+def build(config: Path, site: Path) -> tuple[int, str]:
     """mkdocs' exit code and what it says; warnings are errors."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", site]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(site),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
 @needs_mkdocs
-def test_the_site_builds_without_a_warning_and_its_generated_pages_are_whole(tmp_path):
+def test_the_site_builds_without_a_warning_and_its_generated_pages_are_whole(tmp_path: Path) -> None:
     code, said = build(ROOT / "mkdocs.yml", tmp_path)
     assert code == 0, said
     page = {path.stem: path.read_text() for path in tmp_path.glob("*.html")}
@@ -188,7 +204,7 @@ def test_the_site_builds_without_a_warning_and_its_generated_pages_are_whole(tmp
     "text, words",
     [("[x](gone.md)", "gone.md"), ("[x](#gone)", "#gone"), ("![x](gone.png)", "gone.png"), ("plain words", "")],
 )
-def test_a_broken_link_stops_the_site(text, words, tmp_path):
+def test_a_broken_link_stops_the_site(text: str, words: str, tmp_path: Path) -> None:
     """The control: the site's own settings, on one page; the last one is in order."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n{text}\n")

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from gscfd import runs, train
-from gscfd.config import CdsConfig, Config, Edit, load_preset, plain
-from gscfd.edits import last_settings, settings_at, time_range, with_edit
+from gscfd import train
+from gscfd.config import CdsConfig, Config, Edit, StageName, load_preset, plain
+from gscfd.distil.edits import LiveSettings, last_settings, settings_at, time_range, with_edit
+from gscfd.distil.stage import StepReport
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
-from gscfd.scores import read_run
+from gscfd.gaussians import Gaussians
+from gscfd.runs import folder as runs_folder
+from gscfd.runs.folder import RunFolder
+from gscfd.runs.names import read_run
+from gscfd.viewer import steer
 from gscfd.viewer.live import LiveViewer
 
 RUN = ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--init.count", "200"]
+RUN += ["--polish.steps", "0"]
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0", "--viewer.port", "8740"]
-EDITS = {
+EDITS: dict[tuple[StageName, int], Edit] = {
     ("coarse", 1): Edit(stage="coarse", prompt="a red duck", cfg=9.0, t_range=(0.3, 0.6)),
     ("refine", 0): Edit(stage="refine", cfg=6.0),
 }
@@ -33,7 +42,7 @@ RECORDED = (
 # Which settings a step has.
 
 
-def test_an_edit_counts_from_its_step_on_and_the_prompt_in_the_next_stage_too():
+def test_an_edit_counts_from_its_step_on_and_the_prompt_in_the_next_stage_too() -> None:
     config = replace(Config(prompt="a yellow duck"), edits=RECORDED)
     before, after = settings_at(config, (0, 0, 1)), settings_at(config, (0, 0, 2))
     assert (before.prompt, before.coarse.cfg) == ("a yellow duck", 4.0)
@@ -43,13 +52,13 @@ def test_an_edit_counts_from_its_step_on_and_the_prompt_in_the_next_stage_too():
     assert last_settings(config).refine.cfg == 6.0
 
 
-def test_an_edit_stays_when_the_watchdog_goes_back_behind_it():
+def test_an_edit_stays_when_the_watchdog_goes_back_behind_it() -> None:
     config = replace(Config(), edits=(Edit(step=50, cfg=7.0), Edit(rollbacks=1, step=40, cfg=8.0)))
     cfgs = [settings_at(config, (0, *where)).coarse.cfg for where in [(0, 49), (0, 60), (1, 39), (1, 40), (2, 0)]]
     assert cfgs == [4.0, 7.0, 7.0, 8.0, 8.0]
 
 
-def test_edits_are_kept_in_the_order_of_the_run_and_at_one_place_the_last_one_counts():
+def test_edits_are_kept_in_the_order_of_the_run_and_at_one_place_the_last_one_counts() -> None:
     config = Config()
     for edit in (Edit(step=9, cfg=1.0), Edit(step=3, cfg=2.0), Edit(step=3, cfg=3.0), Edit(stage="refine", cfg=4.0)):
         config = with_edit(config, edit)
@@ -57,7 +66,7 @@ def test_edits_are_kept_in_the_order_of_the_run_and_at_one_place_the_last_one_co
     assert settings_at(config, (0, 0, 3)).coarse.cfg == 3.0
 
 
-def test_with_cds_the_times_are_those_of_cds():
+def test_with_cds_the_times_are_those_of_cds() -> None:
     config = replace(Config(), guidance="cds", edits=(Edit(t_range=(0.2, 0.4)),))
     stage = last_settings(config).coarse
     assert (stage.cds.t_min, stage.cds.t_max) == time_range(last_settings(config), "coarse") == (0.2, 0.4)
@@ -67,7 +76,7 @@ def test_with_cds_the_times_are_those_of_cds():
     assert isinstance(stage.cds, CdsConfig)
 
 
-def test_edits_are_read_from_the_config_as_they_are_written(tmp_path):
+def test_edits_are_read_from_the_config_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(plain(replace(Config(prompt="a mug"), edits=RECORDED))))
     assert load_preset(str(path)).edits == RECORDED
@@ -80,12 +89,14 @@ def test_edits_are_read_from_the_config_as_they_are_written(tmp_path):
 # Runs.
 
 
-def watched_run(*arguments, edits=EDITS, stop=None):
+def watched_run(
+    *arguments: str, edits: Mapping[tuple[StageName, int], Edit] = EDITS, stop: tuple[str, int] | None = None
+) -> int:
     """A run of the command line in which somebody makes these edits after the steps, and stops it after one."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         on_step = LiveViewer.on_step
 
-        def and_edit(self, report, live):
+        def and_edit(self: LiveViewer, report: StepReport, live: LiveSettings) -> None:
             if (report.stage, report.step) in edits:
                 self.controls.edit(edits[report.stage, report.step])
             if (report.stage, report.step) == stop:
@@ -93,24 +104,24 @@ def watched_run(*arguments, edits=EDITS, stop=None):
             on_step(self, report, live)
 
         monkeypatch.setattr(LiveViewer, "on_step", and_edit)
-        monkeypatch.setattr(runs, "turntable_frames", small_frames)
+        monkeypatch.setattr(runs_folder, "turntable_frames", small_frames)
         return train.main([*arguments, "--viewer"])
 
 
-def small_frames(gaussians, frames, size):
+def small_frames(gaussians: Gaussians, frames: int, size: int) -> np.ndarray:
     return turntable_frames(gaussians, frames, 32)
 
 
-def rows(folder):
+def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
 
 
-def splat(folder):
+def splat(folder: Path) -> bytes:
     return (folder / "splat.ply").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def edited(tmp_path_factory):
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was edited twice, and not stopped."""
     out = tmp_path_factory.mktemp("runs") / "edited"
     assert watched_run("--prompt", "a yellow duck", *RUN, "--out", str(out)) == 0
@@ -118,7 +129,7 @@ def edited(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, stopped in the viewer after the first edit, to be copied."""
     out = tmp_path_factory.mktemp("runs") / "stopped"
     code = watched_run("--prompt", "a yellow duck", *RUN, "--out", str(out), stop=("coarse", 2))
@@ -126,7 +137,7 @@ def stopped(tmp_path_factory):
     return out
 
 
-def test_edits_are_recorded_in_the_config_and_at_their_steps(edited):
+def test_edits_are_recorded_in_the_config_and_at_their_steps(edited: Path) -> None:
     assert load_preset(str(edited / "config.yaml")).edits == RECORDED
     assert load_preset(str(edited / "config.yaml")).prompt == "a yellow duck"
     made = {(row["stage"], row["step"]): row["edits"] for row in rows(edited) if "edits" in row}
@@ -140,7 +151,9 @@ def test_edits_are_recorded_in_the_config_and_at_their_steps(edited):
     assert read_run(edited)[0].prompt == "a red duck", "it is scored by what it was asked for in the end"
 
 
-def test_a_run_stopped_in_the_viewer_resumes_with_its_edits_to_the_same_file(edited, stopped, tmp_path):
+def test_a_run_stopped_in_the_viewer_resumes_with_its_edits_to_the_same_file(
+    edited: Path, stopped: Path, tmp_path: Path
+) -> None:
     again = shutil.copytree(stopped, tmp_path / "run")
     assert [row["step"] for row in rows(again)] == [0, 1, 2]
     assert watched_run("--resume", str(again)) == 0
@@ -150,24 +163,28 @@ def test_a_run_stopped_in_the_viewer_resumes_with_its_edits_to_the_same_file(edi
     ]
 
 
-def test_edits_after_the_checkpoint_are_made_again(edited, stopped, tmp_path):
+def test_edits_after_the_checkpoint_are_made_again(edited: Path, stopped: Path, tmp_path: Path) -> None:
     """As after a kill: of the checkpoints only the one from before the edit is left."""
     again = Path(shutil.copytree(stopped, tmp_path / "run"))
     for path in sorted((again / "checkpoints").iterdir())[2:]:
         path.unlink()
-    later = {("refine", 0): EDITS["refine", 0]}
+    later: dict[tuple[StageName, int], Edit] = {("refine", 0): EDITS["refine", 0]}
     assert watched_run("--resume", str(again), edits=later) == 0
     assert splat(again) == splat(edited)
 
 
-def test_an_edited_run_is_repeated_from_its_config(edited, tmp_path, capsys):
+def test_an_edited_run_is_repeated_from_its_config(
+    edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ["--preset", str(edited / "config.yaml"), "--out", str(tmp_path / "run")]
     assert watched_run(*config, edits={}) == 0
     assert splat(tmp_path / "run") == splat(edited)
     assert "made again at their steps: 2" in capsys.readouterr().out
 
 
-def test_without_its_edits_the_run_gives_another_file(edited, stopped, tmp_path, capsys):
+def test_without_its_edits_the_run_gives_another_file(
+    edited: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The control; and a checkpoint knows the edits it was made with."""
     again = Path(shutil.copytree(stopped, tmp_path / "run"))
     settings = yaml.safe_load((again / "config.yaml").read_text())
@@ -179,13 +196,21 @@ def test_without_its_edits_the_run_gives_another_file(edited, stopped, tmp_path,
     assert splat(again) != splat(edited)
 
 
-def test_words_that_the_teachers_do_not_know_are_answered_and_change_nothing(stopped, tmp_path):
+def test_words_that_the_teachers_do_not_know_are_answered_and_change_nothing(stopped: Path, tmp_path: Path) -> None:
     again, answers = Path(shutil.copytree(stopped, tmp_path / "run")), []
     before = (again / "config.yaml").read_text()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make_edit = train.make_edit
-        monkeypatch.setattr(train, "make_edit", lambda *args: answers.append(make_edit(*args)) or answers[-1])
-        edits = {("coarse", 3): Edit(stage="coarse", cfg=1.0), ("refine", 0): Edit(stage="refine", prompt="a dragon")}
+        make_edit = steer.make_edit
+
+        def noted(live: LiveSettings, run: RunFolder, report: StepReport, edit: Edit) -> str:
+            answers.append(make_edit(live, run, report, edit))
+            return answers[-1]
+
+        monkeypatch.setattr(steer, "make_edit", noted)
+        edits: dict[tuple[StageName, int], Edit] = {
+            ("coarse", 3): Edit(stage="coarse", cfg=1.0),
+            ("refine", 0): Edit(stage="refine", prompt="a dragon"),
+        }
         watched_run("--resume", str(again), edits=edits, stop=("refine", 0))
     assert "the coarse stage has made its last step" in answers[0]
     assert "Not changed. prompt: the toybox teachers do not know 'dragon'" in answers[1]

@@ -8,21 +8,31 @@ import re
 import shutil
 import sys
 import types
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from present import present
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from splats import write_run
+from torch import Tensor
 
-from gscfd import evaluate, scores
+from gscfd import evaluate
 from gscfd.errors import UserError
-from gscfd.judges import SCORER, Aesthetic, Inception, Judges, Scorer
-from gscfd.scores import METRICS, NAMES, Examined, difference, estimate, examine, labels_of, read_run, wins
+from gscfd.lab import examine as lab_examine
+from gscfd.lab import truths as lab_truths
+from gscfd.lab.catalogue import METRICS, NAMES
+from gscfd.lab.compare import difference, estimate, wins
+from gscfd.lab.examine import Examined, examine, labels_of
+from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
+from gscfd.runs.names import read_run
 from gscfd.toybox.words import Caption
 
 REFERENCES = re.compile(r"https?:|(src|href)=[\"'](?!data:)|url\(|@import|<script|<link", re.IGNORECASE)
@@ -31,7 +41,7 @@ PROMPTS = {"a yellow duck": ("duck", "yellow"), "a red car": ("car", "red")}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two seeds of two prompts: `cfd` made what was asked, `sds` the other kind."""
     out, kinds = tmp_path_factory.mktemp("runs"), list(PROMPTS.values())
     made = []
@@ -45,38 +55,42 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(runs, tmp_path_factory):
+def report(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command wrote about them, and about a folder that is no run."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "VIEWS", 24)
-        patch.setattr(scores, "FID_EVERY", 1)
+        patch.setattr(lab_examine, "VIEWS", 24)
+        patch.setattr(lab_examine, "FID_EVERY", 1)
+        patch.setattr(lab_truths, "OBJECTS", 12)
         arguments = [*map(str, runs), str(folder / "nothing"), "--pickscore", str(SCORER), "--samples", "24"]
         assert evaluate.main([*arguments, "--report", str(folder)]) == 0
     return folder
 
 
-def figures(report):
+def figures(report: Path) -> dict[str, Any]:
     """The estimates of the first table: by metric, then label."""
-    return json.loads((report / "report.json").read_text())["tables"][0]["estimates"]
+    found: dict[str, Any] = json.loads((report / "report.json").read_text())["tables"][0]["estimates"]
+    return found
 
 
-def test_what_was_asked_for_scores_better_than_something_else(report):
+def test_what_was_asked_for_scores_better_than_something_else(report: Path) -> None:
     found = figures(report)
-    for name in ("fid", "clip", "similarity", "r_precision", "pickscore"):
+    for name in ("clip", "similarity", "r_precision", "pickscore", "nearest"):
         right, wrong = found[name]["cfd"]["value"], found[name]["sds"]["value"]
         assert (right > wrong) if METRICS[name].better == "higher" else (right < wrong), name
+    pooled = [found["fid"][guidance]["value"] for guidance in ("cfd", "sds")]
+    assert pooled[0] == pytest.approx(pooled[1], rel=1e-3), "over all prompts together both made the same objects"
     assert found["r_precision"]["cfd"]["value"] > 0.9 and found["r_precision"]["sds"]["value"] < 0.1
 
 
-def test_what_runs_recorded_is_read_without_the_steps_that_were_taken_back(report):
+def test_what_runs_recorded_is_read_without_the_steps_that_were_taken_back(report: Path) -> None:
     found = figures(report)
     assert found["seconds"]["cfd"]["value"] == pytest.approx(6) and found["memory"]["cfd"]["value"] == 3
     assert found["variance_means"]["cfd"]["value"] == pytest.approx(0.5)
     assert found["variance_sh0"]["cfd"]["value"] == pytest.approx(0.5**0.5)
 
 
-def test_the_page_holds_its_numbers_and_pictures_and_nothing_from_outside(report):
+def test_the_page_holds_its_numbers_and_pictures_and_nothing_from_outside(report: Path) -> None:
     page = (report / "report.html").read_text()
     tables = json.loads((report / "report.json").read_text())["tables"]
     cells = [cell for table in tables for row in table["rows"] for cell in row]
@@ -87,13 +101,13 @@ def test_the_page_holds_its_numbers_and_pictures_and_nothing_from_outside(report
     assert "the toybox scorer" in page and "true objects of the toybox" in page
 
 
-def test_the_rows_of_the_csv_are_the_runs(report, runs):
+def test_the_rows_of_the_csv_are_the_runs(report: Path, runs: list[Path]) -> None:
     rows = list(csv.DictReader((report / "runs.csv").open()))
     assert [row["run"] for row in rows] == [str(run) for run in runs]
     assert float(rows[0]["seconds"]) == pytest.approx(6) and rows[0]["label"] == "cfd" and rows[4]["label"] == "sds"
 
 
-def test_a_folder_without_a_run_and_a_metric_without_weights_are_named(report):
+def test_a_folder_without_a_run_and_a_metric_without_weights_are_named(report: Path) -> None:
     warnings = json.loads((report / "report.json").read_text())["warnings"]
     assert any("nothing has no config.yaml" in line for line in warnings)
     assert any("aesthetic" in line and "sac+logos+ava1-l14-linearMSE.pth" in line for line in warnings)
@@ -101,14 +115,14 @@ def test_a_folder_without_a_run_and_a_metric_without_weights_are_named(report):
     assert not any("R-precision" in line for line in warnings)
 
 
-def test_win_rates_are_told_where_a_ranker_looked(report):
+def test_win_rates_are_told_where_a_ranker_looked(report: Path) -> None:
     tables = json.loads((report / "report.json").read_text())["tables"]
     (table,) = [table for table in tables if table["title"].startswith("Win rates")]
     assert table["rows"][0][0] == "cfd" and table["rows"][0][2].startswith("1.00")
     assert table["rows"][1][1].startswith("0.00")
 
 
-def test_without_any_finished_run_it_is_one_clear_error(tmp_path, capsys):
+def test_without_any_finished_run_it_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("prompt: a mug\n")
     assert evaluate.main([str(tmp_path)]) == 2
     assert "no splat.ply" in (error := capsys.readouterr().err) and "expected at least one finished run" in error
@@ -116,7 +130,7 @@ def test_without_any_finished_run_it_is_one_clear_error(tmp_path, capsys):
         read_run(tmp_path)
 
 
-def test_an_unknown_metric_lists_the_known_ones(tmp_path, capsys):
+def test_an_unknown_metric_lists_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([str(tmp_path), "--metrics", "psnr"])
     error = capsys.readouterr().err
@@ -134,21 +148,27 @@ def test_an_unknown_metric_lists_the_known_ones(tmp_path, capsys):
         (["{run}", "--report", "{run}/splat.ply"], ["report", "splat.ply", "--report"]),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, runs, capsys):
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], words: list[str], runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate.main([argument.format(run=runs[0]) for argument in arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and all(word in error for word in words), error
 
 
-def test_without_matplotlib_the_error_says_what_to_install(runs, tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_the_error_says_what_to_install(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert evaluate.main([str(runs[0]), "--report", str(tmp_path)]) == 2
     assert "matplotlib" in (error := capsys.readouterr().err) and "pip install 'gscfd[eval]'" in error
 
 
-def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scores, "VIEWS", 12)
+def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
     folder = write_run(tmp_path / "owl", prompt="a steampunk owl", seed=0, kind="duck", color="brown")
     assert evaluate.main([str(folder)]) == 0
     out = capsys.readouterr().out
@@ -158,7 +178,7 @@ def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(runs, tmp_path, 
 # Networks
 
 
-def test_the_aesthetic_score_is_the_linear_stack_on_clips_features(tmp_path):
+def test_the_aesthetic_score_is_the_linear_stack_on_clips_features(tmp_path: Path) -> None:
     scorer, generator = Scorer(SCORER), torch.Generator().manual_seed(0)
     first, second = torch.randn(4, 128, generator=generator), torch.randn(1, 4, generator=generator)
     bias = {"layers.0.bias": torch.ones(4), "layers.2.bias": torch.full((1,), 2.0)}
@@ -171,13 +191,15 @@ def test_the_aesthetic_score_is_the_linear_stack_on_clips_features(tmp_path):
         Aesthetic(tmp_path / "wide.pth", [scorer])
 
 
-def test_inception_is_shown_bytes_and_answers_with_features_and_probabilities(tmp_path, monkeypatch):
+def test_inception_is_shown_bytes_and_answers_with_features_and_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Network(torch.nn.Module):
-        def __init__(self, name, features, feature_extractor_weights_path):
+        def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
             super().__init__()
             assert (name, features) == ("inception-v3-compat", ["2048", "logits_unbiased"])
 
-        def forward(self, images):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             assert images.dtype == torch.uint8
             mean = images.float().mean((1, 2, 3))
             return mean[:, None].expand(-1, 2048), torch.stack([mean, torch.zeros_like(mean)], 1)
@@ -201,7 +223,7 @@ def test_inception_is_shown_bytes_and_answers_with_features_and_probabilities(tm
         Inception(weights)
 
 
-def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path):
+def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path: Path) -> None:
     for file in SCORER.iterdir():
         (tmp_path / file.name).symlink_to(file)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -213,28 +235,29 @@ def test_a_clip_is_shown_pictures_as_its_preprocessor_says(tmp_path):
     assert not torch.allclose(Scorer(tmp_path).image_features(images), plain, atol=1e-2)
 
 
-def test_with_two_seeds_the_interval_of_the_diversity_is_over_prompts():
+def test_with_two_seeds_the_interval_of_the_diversity_is_over_prompts() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def seen(prompt, spread):
+    def seen(prompt: str, spread: float) -> list[Examined]:
         common = torch.ones(12, 4)
         sides = [F.normalize(common + spread * torch.randn(12, 4, generator=generator), dim=-1) for _ in range(2)]
         return [replace(examined(prompt, seed), sides=sides[seed]) for seed in range(2)]
 
     prompts = [f"prompt {i}" for i in range(6)]
     wide, narrow = ([run for prompt in prompts for run in seen(prompt, spread)] for spread in (1.0, 0.1))
-    each = [estimate("diversity", wide[2 * i : 2 * i + 2], {}).value for i in range(6)]
-    found, apart = estimate("diversity", wide, {}), difference("diversity", wide, narrow, {})
+    each = [present(estimate("diversity", wide[2 * i : 2 * i + 2], {})).value for i in range(6)]
+    found = present(estimate("diversity", wide, {}))
+    apart = present(difference("diversity", wide, narrow, {}))
     assert found.value == pytest.approx(sum(each) / 6) and found.count == 12
     half = stats.t.ppf(0.975, 5) * np.std(each, ddof=1) / 6**0.5
     assert found.high - found.value == pytest.approx(half, rel=0.1)
     assert apart.low > 0, "six prompts agree"
-    assert difference("diversity", wide, wide, {}).value == 0
-    assert math.isnan(estimate("diversity", wide[:2], {}).low), "one pair says nothing of its spread"
+    assert present(difference("diversity", wide, wide, {})).value == 0
+    assert math.isnan(present(estimate("diversity", wide[:2], {})).low), "one pair says nothing of its spread"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "without a weight", "of another model"])
-def test_a_clip_that_cannot_be_read_is_named(tmp_path, damage):
+def test_a_clip_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "clip"
     if damage != "missing":
         shutil.copytree(SCORER, folder)
@@ -251,7 +274,7 @@ def test_a_clip_that_cannot_be_read_is_named(tmp_path, damage):
         Scorer(folder)
 
 
-def test_a_caption_is_read_alike_alone_and_among_others():
+def test_a_caption_is_read_alike_alone_and_among_others() -> None:
     alone, among = Scorer(SCORER), Scorer(SCORER)
     captions = ["a red mug", "a blue duck", "a red mug"]
     features = among.text_features(captions)
@@ -263,48 +286,48 @@ def test_a_caption_is_read_alike_alone_and_among_others():
 # Sets of runs
 
 
-def examined(prompt, seed, **values):
+def examined(prompt: str, seed: int, **values: float) -> Examined:
     return Examined(run=f"{prompt}-{seed}", prompt=prompt, seed=seed, values=values)
 
 
-def test_differences_are_of_equal_prompts_and_seeds():
+def test_differences_are_of_equal_prompts_and_seeds() -> None:
     ours = [examined("a mug", seed, clip=10.0 * seed + 1) for seed in range(6)]
     theirs = [examined("a mug", seed, clip=10.0 * seed) for seed in range(5, 0, -1)]
-    found = difference("clip", ours, theirs, {})
+    found = present(difference("clip", ours, theirs, {}))
     assert found.count == 5 and found.value == pytest.approx(1)
     assert (found.low, found.high) == pytest.approx((1, 1)), "paired, what the seeds have in common cancels"
     assert difference("clip", ours, [examined("a duck", 1, clip=1.0)], {}) is None
-    assert wins("clip", ours, theirs).value == 1 and wins("clip", theirs, ours).value == 0
-    assert math.isnan(wins("clip", ours, theirs).low), "five of five are not surely all"
+    assert present(wins("clip", ours, theirs)).value == 1 and present(wins("clip", theirs, ours)).value == 0
+    assert math.isnan(present(wins("clip", ours, theirs)).low), "five of five are not surely all"
     theirs[0].values["clip"] += 2
-    found = wins("clip", ours, theirs)
+    found = present(wins("clip", ours, theirs))
     assert found.value == 0.8 and found.low < 0.8 < found.high
 
 
-def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads():
+def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def seen(prompt, seeds):
+    def seen(prompt: str, seeds: Iterable[int]) -> list[Examined]:
         sides = F.normalize(torch.randn(8, 12, 4, generator=generator), dim=-1)
         return [replace(examined(prompt, seed), sides=sides[seed]) for seed in seeds]
 
     ours, theirs = seen("a mug", range(4)), seen("a mug", range(4))
-    whole = difference("diversity", ours, theirs, {})
+    whole = present(difference("diversity", ours, theirs, {}))
     one_pair = difference("diversity", ours + seen("a duck", [0, 1]), theirs + seen("a duck", [1, 2]), {})
     assert one_pair == whole and whole.count == 4
     assert difference("diversity", seen("a duck", [0, 1]), seen("a duck", [1, 2]), {}) is None
 
 
-def test_a_metric_without_what_it_needs_has_no_estimate():
+def test_a_metric_without_what_it_needs_has_no_estimate() -> None:
     runs = [examined("a mug", seed, clip=1.0) for seed in range(4)]
-    assert estimate("clip", runs, {}).value == 1
+    assert present(estimate("clip", runs, {})).value == 1
     assert all(estimate(name, runs, {}) is None for name in ("fid", "is", "diversity", "janus", "pickscore"))
 
 
-def test_runs_are_named_by_what_differs_between_them():
+def test_runs_are_named_by_what_differs_between_them() -> None:
     from gscfd.config import Config, merged
 
-    changes = [
+    changes: list[dict[str, object]] = [
         {"guidance": "cfd"},
         {"guidance": "cfd", "noise": {"gamma": 0.01}},
         {"guidance": "sds"},
@@ -315,8 +338,8 @@ def test_runs_are_named_by_what_differs_between_them():
     assert labels_of([Config(seed=1), Config(seed=2, prompt="a mug")]) == ["cfd", "cfd"]
 
 
-def test_a_single_prompt_has_no_r_precision(runs, monkeypatch):
-    monkeypatch.setattr(scores, "VIEWS", 12)
+def test_a_single_prompt_has_no_r_precision(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
     found = examine(runs[0], Judges(scorers=[Scorer(SCORER)]), ["a yellow duck"], size=32)
     assert "r_precision" not in found.values and not math.isnan(found.values["similarity"])
     assert yaml.safe_load((runs[0] / "config.yaml").read_text())["prompt"] == "a yellow duck"

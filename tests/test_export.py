@@ -24,20 +24,21 @@ import torch
 import trimesh
 from PIL import Image
 from plyfile import PlyData
+from present import as_a
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gscfd import runs
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, __main__, mesh, sog
-from gscfd.export.__main__ import APPLIES, AXES, MESHES, SPLATS, main
-from gscfd.export.ply import read_ply
+from gscfd.export import FORMATS, Axes, Format, mesh, sog, write
+from gscfd.export.__main__ import main
 from gscfd.export.spz import fractional_bits
-from gscfd.export.transform import FROM_Z_UP, Axes, change_of_axes, transformed, turned_harmonics, with_degree
-from gscfd.export.turntable import WHOLE
-from gscfd.gaussians import Gaussians, ball, rgb_to_sh0
-from gscfd.rasterize.reference import harmonic_basis
+from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
+from gscfd.export.turntable import WHOLE_RADIUS
+from gscfd.export.write import APPLIES, AXES, MESHES, SPLATS
+from gscfd.gaussians import Gaussians, ball
+from gscfd.harmonics import harmonic_basis, rgb_to_sh0
+from gscfd.runs import names as runs_names
 from gscfd.types import Cameras
 
 LOSSLESS = 50.0
@@ -51,7 +52,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or
 
 
 def shell(degree: int, count: int = 3000, radius: float = 0.7) -> Gaussians:
-    """A sphere of flat discs in many colours, nothing symmetric about it."""
+    """A sphere of flat discs in many colors, nothing symmetric about it."""
     g = torch.Generator().manual_seed(0)
     normal = normalize(torch.randn(count, 3, generator=g), dim=-1)
     towards_normal = torch.stack([1 + normal[:, 2], -normal[:, 1], normal[:, 0], torch.zeros(count)], -1)
@@ -105,7 +106,7 @@ def back(gaussians: Gaussians, axes: Axes) -> Gaussians:
 
 
 def by_plyfile(path: Path) -> Gaussians:
-    """Read independently of read_ply, from the layout that the 3DGS reference program documents."""
+    """Read independently of Gaussians.load_ply, from the layout that the 3DGS reference program documents."""
     v = PlyData.read(str(path))["vertex"]
 
     def block(names: list[str]) -> Tensor:
@@ -205,7 +206,7 @@ def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
     position = gltf.accessors[primitive.attributes.POSITION]
     assert len(position.min) == len(position.max) == 3
     assert all(view.byteOffset % 4 == 0 for view in gltf.bufferViews)
-    cloud = trimesh.load(source.with_suffix(".glb")).geometry
+    cloud = as_a(trimesh.Scene, trimesh.load(source.with_suffix(".glb"))).geometry
     assert sum(len(part.vertices) for part in cloud.values()) == position.count, "a reader of points sees points"
 
 
@@ -213,7 +214,7 @@ def test_a_glb_says_what_the_extension_asks_for(source: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "at_least"), [("compressed.ply", 45.0), ("splat", 50.0), ("spz", 52.0), ("sog", 58.0)]
 )
-def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kind: str, at_least: float) -> None:
+def test_a_lossy_format_looks_like_the_splat(splat: Gaussians, source: Path, kind: Format, at_least: float) -> None:
     assert main([str(source), "--to", kind]) == 0
     read = by_splat_transform(source.with_name(f"splat.{kind}"))
     assert len(read) == len(splat) and read.sh_degree == (0 if kind == "splat" else splat.sh_degree)
@@ -383,7 +384,7 @@ def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) ->
     hit = scene.cast_rays(rays)
     triangle, uv = hit["primitive_ids"].numpy(), hit["primitive_uvs"].numpy()
     filled = triangle != scene.INVALID_ID
-    corners = sphere.colours[sphere.triangles[np.where(filled, triangle, 0)]]
+    corners = sphere.colors[sphere.triangles[np.where(filled, triangle, 0)]]
     weights = np.stack([1 - uv.sum(-1), uv[..., 0], uv[..., 1]], -1)[..., None]
     image = torch.from_numpy(np.where(filled[..., None], (corners * weights).sum(-2), 1.0))
     level = psnr(image, pictures(shell(0), camera)[0])
@@ -396,26 +397,26 @@ def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) ->
 def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     MESHES[kind](sphere, path)
-    read = trimesh.load(path, process=False, force="mesh")
+    read = as_a(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh"))
     assert np.allclose(read.vertices, sphere.vertices, atol=1e-6) and np.array_equal(read.faces, sphere.triangles)
     if kind == "mesh.glb":
         light = by_pygltflib(path)["COLOR_0"].astype(np.float64)
-        colours = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        colors = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     else:
-        colours = read.visual.vertex_colors[:, :3] / 255
-    assert np.abs(colours - sphere.colours).max() < 1.01 / 255
+        colors = as_a(trimesh.visual.ColorVisuals, read.visual).vertex_colors[:, :3] / 255
+    assert np.abs(colors - sphere.colors).max() < 1.01 / 255
 
 
 @degree_0
 def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corners = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
     triangle = mesh.Mesh(corners, np.array([[0, 1, 2]], np.int32), np.full((3, 3), 0.5))
-    monkeypatch.setattr(__main__, "extract_mesh", lambda gaussians, resolution: triangle)
+    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution: triangle)
     assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
     assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
-    turned = trimesh.load(source.with_suffix(".obj"), process=False, force="mesh")
+    turned = as_a(trimesh.Trimesh, trimesh.load(source.with_suffix(".obj"), process=False, force="mesh"))
     assert np.allclose(turned.vertices, [[0, 0, 0.1], [0.2, 0, 0], [0, 0.3, 0]]), "front to +z, up to +y"
-    as_it_is = trimesh.load(source.with_suffix(".mesh.ply"), process=False, force="mesh")
+    as_it_is = as_a(trimesh.Trimesh, trimesh.load(source.with_suffix(".mesh.ply"), process=False, force="mesh"))
     assert np.allclose(as_it_is.vertices, corners)
 
 
@@ -448,7 +449,7 @@ def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussia
     rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
     assert rgba.shape == (128, 128, 4) and rgba[0, 0, 3] == 0 and rgba[..., 3].max() > 0.95
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE))[0]) > LOSSLESS
+    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE_RADIUS))[0]) > LOSSLESS
     assert psnr(rgba[..., :3], pictures(splat)[0]) < 30, "control: without its alpha it is another picture"
 
 
@@ -461,7 +462,7 @@ def test_every_format_is_written_beside_a_run_which_stays_a_run(tmp_path: Path) 
         small = ["--frames", "2", "--size", "16"] if kind in APPLIES["size"] else []
         assert main([str(tmp_path), "--to", kind, *small]) == 0
         assert (tmp_path / f"splat.{kind}").stat().st_size > 100
-    assert not runs.foreign_files(tmp_path), "--overwrite must still know the folder as a run"
+    assert not runs_names.foreign_files(tmp_path), "--overwrite must still know the folder as a run"
 
 
 @pytest.mark.parametrize(
@@ -507,9 +508,9 @@ def test_a_file_is_replaced_only_on_request(source: Path, capsys: pytest.Capture
 
 
 def test_what_is_left_out_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    degree = read_ply(source).sh_degree
+    degree = Gaussians.load_ply(source).sh_degree
     assert main([str(source), "--to", "splat"]) == 0
-    assert ("depend on the view" in capsys.readouterr().out) == (degree > 0)
+    assert ("view-dependent color is dropped" in capsys.readouterr().out) == (degree > 0)
 
 
 def test_an_unreadable_source_is_an_error_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,20 +1,25 @@
-"""Normals from depth, and what the regularisers cost."""
+"""Normals from depth, and what the regularizers cost."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from scenes import render_scene, sphere, views
 from tiny import stage_config
+from torch import Tensor
 
 from gscfd.cameras import camera_to_world, turntable
+from gscfd.distil.regularizers import regularizers
 from gscfd.gaussians import ball
-from gscfd.geometry import normal_map, normals, regularisers
+from gscfd.geometry import normal_map, normals
 from gscfd.rasterize import rasterization, reference
 from gscfd.types import Cameras, Render
 
 NAMES = ("means", "quats", "scales", "opacities")
 
 
-def points(render, cameras):
+def points(render: Render, cameras: Cameras) -> Tensor:
     """[V, H, W, 3] in the world, where there is a surface."""
     rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
     pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1)
@@ -23,11 +28,11 @@ def points(render, cameras):
     return torch.einsum("vhwj,vij->vhwi", rays * render.depth, poses[:, :3, :3]) + poses[:, None, None, :3, 3]
 
 
-def facing(found, expected, where):
+def facing(found: Tensor, expected: Tensor, where: Tensor | tuple[int | slice, ...]) -> Tensor:
     return (found * expected).sum(-1)[where]
 
 
-def test_a_spheres_normals_are_its_directions_in_every_view():
+def test_a_spheres_normals_are_its_directions_in_every_view() -> None:
     cameras = views(20.0, 130.0, 250.0, size=128)
     cameras = Cameras(cameras.viewmats.float(), cameras.Ks.float(), 128, 128)
     render = render_scene(sphere(), cameras)
@@ -41,7 +46,7 @@ def test_a_spheres_normals_are_its_directions_in_every_view():
     assert facing(unturned, outward, inside).mean() < 0.5, "the control: normals in the camera's axes"
 
 
-def test_a_normal_does_not_reach_across_an_edge():
+def test_a_normal_does_not_reach_across_an_edge() -> None:
     """Two parallel planes, one behind the other: both face the camera, up to the edge between them."""
     cameras = turntable(1, size=16)
     depth = torch.full((1, 16, 16, 1), 2.0)
@@ -54,7 +59,7 @@ def test_a_normal_does_not_reach_across_an_edge():
     assert facing(across, -back, (0, slice(None), 8)).max() < 0.999, "the control: a step that is no edge"
 
 
-def scene(dtype):
+def scene(dtype: torch.dtype) -> dict[str, Tensor]:
     """A few large Gaussians, nearly opaque in the middle."""
     gaussians = ball(8, radius=0.4, opacity=0.85, generator=torch.Generator().manual_seed(1))
     values = {name: value.detach().to(dtype) for name, value in gaussians.params.items()}
@@ -67,17 +72,17 @@ def scene(dtype):
     return {name: value.requires_grad_() for name, value in inputs.items()}
 
 
-def shown(rasterize, inputs, cameras):
+def shown(rasterize: Callable[..., Any], inputs: dict[str, Tensor], cameras: Cameras) -> Tensor:
     """A number that depends on every pixel of the normal maps."""
     settings = {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": cameras.width, "height": cameras.height}
-    colours, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
-    images = normal_map(Render(colours[..., :3], colours[..., 3:], opacity), cameras)
+    rendered, opacity, _ = rasterize(**inputs, colors=torch.zeros_like(inputs["means"]), **settings)
+    images = normal_map(Render(rendered[..., :3], rendered[..., 3:], opacity), cameras)
     weights = torch.rand(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (images * weights.to(images)).sum()
 
 
-def test_the_gradient_reaches_the_gaussians_through_depth():
-    """The reference rasteriser in float64 against finite differences, then the one that runs use against it."""
+def test_the_gradient_reaches_the_gaussians_through_depth() -> None:
+    """The reference rasterizer in float64 against finite differences, then the one that runs use against it."""
     cameras = turntable(2, size=16)
     exact = Cameras(cameras.viewmats.double(), cameras.Ks.double(), 16, 16)
     inputs = scene(torch.float64)
@@ -101,25 +106,25 @@ def test_the_gradient_reaches_the_gaussians_through_depth():
     assert (without - found[0]).norm() > 0.1 * found[0].norm(), "the control: no gradient through depth"
 
 
-def cut_depth(colours, opacity, info):
-    return torch.cat([colours[..., :3], colours[..., 3:].detach()], -1), opacity, info
+def cut_depth(rendered: Tensor, opacity: Tensor, info: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    return torch.cat([rendered[..., :3], rendered[..., 3:].detach()], -1), opacity, info
 
 
-def cost(opacity, image_size, **weights):
+def cost(opacity: Tensor, image_size: int, **weights: Any) -> float:
     gaussians = ball(10, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(0))
     render = Render(torch.zeros(*opacity.shape[:3], 3), torch.ones_like(opacity), opacity, None)
-    return regularisers(gaussians, render, stage_config(**weights), image_size=image_size).item()
+    return regularizers(gaussians, render, stage_config(**weights), image_size=image_size).item()
 
 
 @pytest.mark.parametrize("name", ["opacity_reg", "sparsity_reg"])
-def test_a_render_of_another_size_costs_the_same(name):
+def test_a_render_of_another_size_costs_the_same(name: str) -> None:
     small = torch.rand(2, 4, 4, 1, generator=torch.Generator().manual_seed(0))
     large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert cost(small, 16, **{name: 2.0}) == pytest.approx(cost(large, 16, **{name: 2.0}))
     assert cost(small, 4, **{name: 2.0}) < 0.1 * cost(large, 16, **{name: 2.0}), "the control: sums of other images"
 
 
-def test_sparsity_costs_what_is_covered():
+def test_sparsity_costs_what_is_covered() -> None:
     empty, full = torch.zeros(1, 4, 4, 1), torch.ones(1, 4, 4, 1)
     assert cost(empty, 4, sparsity_reg=2.0) == pytest.approx(2.0 * 16 * 0.1)
     assert cost(full, 4, sparsity_reg=2.0) == pytest.approx(2.0 * 16 * 1.01**0.5)

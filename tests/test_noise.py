@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +34,11 @@ from whiteness import (
 )
 
 import gscfd
-from gscfd import native, noise
+from gscfd import native
 from gscfd.cameras import camera_to_world, orbit
-from gscfd.noise import NoiseField
+from gscfd.noise import field as noise_field
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import reference
 from gscfd.types import Cameras, Render
 
@@ -90,7 +93,7 @@ def test_every_cell_has_one_owner(name: str) -> None:
 def test_every_view_is_white() -> None:
     cameras, render = scene("figure", 20, size=128)
     field = NoiseField(1, T, 32, 32, gamma=0.0)
-    fields = noise.surface(field, cameras, render, 0)[0]
+    fields = kinds.surface(field, cameras, render, 0)[0]
     assert_white_pixels(fields)
     assert (fields.mean(0) * math.sqrt(T)).square().mean().sqrt() < 1.05
     # Tails: the largest of N normals, and the fourth moment.
@@ -100,7 +103,7 @@ def test_every_view_is_white() -> None:
 
 def test_seeds_views_and_steps_are_white_images() -> None:
     cameras, render = scene("figure", 20)
-    images = [noise.surface(NoiseField(seed, 4, 64, 64), cameras, render, 100 * seed) for seed in range(64)]
+    images = [kinds.surface(NoiseField(seed, 4, 64, 64), cameras, render, 100 * seed) for seed in range(64)]
     fields = torch.cat(images).flatten(0, 1)
     value, p = morans_i(fields)
     ks = [ks_normal(field) for field in fields]
@@ -121,8 +124,8 @@ def test_views_correlate_as_their_shared_cells_say(beta: float, gamma: float, st
     cameras, render = scene("figure", 20, 45, size=128)
     field = NoiseField(3, T, 32, 32, gamma=gamma, beta=beta, span=1024)
     a, b = owner_views(NoiseField(3, 4, 32, 32), cameras, render)
-    noise_a = noise.surface(field, cameras[:1], _view(render, 0), step)[0].flatten(1)
-    noise_b = noise.surface(field, cameras[1:], _view(render, 1), later)[0].flatten(1)
+    noise_a = kinds.surface(field, cameras[:1], _view(render, 0), step)[0].flatten(1)
+    noise_b = kinds.surface(field, cameras[1:], _view(render, 1), later)[0].flatten(1)
     alpha_a, alpha_b = (np.where(v.counts > 0, v.coverage, 0) for v in (a, b))
     on_surface = scipy.sparse.diags(np.sqrt(alpha_a)) @ shared(a, b) @ scipy.sparse.diags(np.sqrt(alpha_b))
     on_screen = scipy.sparse.diags(np.sqrt((1 - alpha_a) * (1 - alpha_b)))
@@ -157,7 +160,7 @@ def test_nearest_at_twice_the_zoom_is_found_out_and_surface_noise_is_not() -> No
     cameras, _ = scene("sphere", 20)
     near = Cameras(cameras.viewmats, cameras.Ks * torch.tensor([2.0, 2.0, 1.0])[:, None], 256, 256)
     near.Ks[:, :2, 2] = 128
-    fields = noise.surface(NoiseField(5, 64, 64, 64), near, render_scene(sphere(), near), 0)[0]
+    fields = kinds.surface(NoiseField(5, 64, 64, 64), near, render_scene(sphere(), near), 0)[0]
     assert (morans_i(fields)[1] < 0.01).double().mean() <= 0.05
 
 
@@ -216,8 +219,8 @@ def test_smoothing_makes_views_of_a_rough_surface_agree() -> None:
 def test_smoothing_leaves_planes_as_they_are_up_to_their_edges(size: int) -> None:
     def kept(cameras: Cameras, render: Render) -> float:
         fields = (NoiseField(0, 1, size, size, smoothing=rounds) for rounds in (0, 2))
-        cells = [owner_views(field, cameras, render)[0].cells for field in fields]
-        return len(np.intersect1d(*cells)) / max(map(len, cells))
+        first, second = (owner_views(field, cameras, render)[0].cells for field in fields)
+        return len(np.intersect1d(first, second)) / max(len(first), len(second))
 
     cameras = views(20, size=128)
     x = (torch.arange(128) - 63.5) / cameras.Ks[0, 0, 0]
@@ -249,7 +252,7 @@ def test_opposite_and_mirrored_views_of_a_sphere_share_nothing() -> None:
 def test_shells_a_layer_apart_share_no_cells() -> None:
     field = NoiseField(0, 4, 64, 64)
     cameras = views(20)
-    gap = 1.001 * noise.grid(field).layer_depth
+    gap = 1.001 * kinds.grid(field).layer_depth
     inner, outer = (owner_views(field, cameras, render_scene(sphere(radius=r), cameras))[0] for r in (0.6, 0.6 + gap))
     assert len(np.intersect1d(inner.cells, outer.cells)) == 0
 
@@ -265,7 +268,7 @@ def test_covered_pixels_have_cells(name: str) -> None:
 def test_the_same_camera_and_surface_give_the_same_noise() -> None:
     cameras, render = scene("figure", 20)
     field = NoiseField(0, 4, 64, 64, gamma=0.0)
-    assert torch.equal(noise.surface(field, cameras, render, 0), noise.surface(field, cameras, render, 900))
+    assert torch.equal(kinds.surface(field, cameras, render, 0), kinds.surface(field, cameras, render, 900))
 
 
 # 9. Injection of fresh noise
@@ -291,7 +294,7 @@ def test_injected_noise_has_the_lag_correlations() -> None:
     cameras, render = scene("figure", 20, size=64)
     field = NoiseField(7, T, 16, 16, gamma=1e-3, span=1024)
     steps = [0, 1, 2, 10, 100, 500]
-    fields = [noise.surface(field, cameras, render, step)[0].flatten(1) for step in steps]
+    fields = [kinds.surface(field, cameras, render, step)[0].flatten(1) for step in steps]
     for step, image in zip(steps, fields, strict=True):
         found = (fields[0] * image).mean(0)
         worst = (found.mean() - (1 - 1e-3) ** (step / 2)).abs().item()
@@ -305,7 +308,7 @@ def test_without_injection_noise_is_constant() -> None:
     cameras, render = scene("figure", 20, size=64)
     for gamma in (0.0, [0.5, 0.0]):
         field = NoiseField(7, 4, 16, 16, gamma=gamma)
-        assert torch.equal(noise.surface(field, cameras, render, 1), noise.surface(field, cameras, render, 12345))
+        assert torch.equal(kinds.surface(field, cameras, render, 1), kinds.surface(field, cameras, render, 12345))
 
 
 @pytest.mark.parametrize("background", ["screen", "direction"])
@@ -313,7 +316,7 @@ def test_the_background_ages_exactly_once_per_step(background: str) -> None:
     cameras = views(20, size=64)
     render = render_scene(EMPTY, cameras)
     field = NoiseField(7, 1024, 16, 16, gamma=0.1, background=background)
-    images = [noise.surface(field, cameras, render, step)[0] for step in range(5)]
+    images = [kinds.surface(field, cameras, render, step)[0] for step in range(5)]
     for earlier, later in zip(images, images[1:], strict=False):
         assert abs((earlier * later).mean() - math.sqrt(0.9)) < 4 / math.sqrt(1024 * 256)
 
@@ -323,7 +326,7 @@ def test_a_restored_field_continues_bit_for_bit() -> None:
     field = NoiseField(9, 4, 16, 16, gamma=[1e-3, 2e-3], beta=0.9, background="direction", span=77)
     other = NoiseField(0, 4, 16, 16)
     other.load_state_dict(field.state_dict())
-    assert torch.equal(noise.surface(field, cameras, render, 50), noise.surface(other, cameras, render, 50))
+    assert torch.equal(kinds.surface(field, cameras, render, 50), kinds.surface(other, cameras, render, 50))
     with pytest.raises(ValueError, match="channels, height, width"):
         NoiseField(0, 4, 32, 32).load_state_dict(field.state_dict())
 
@@ -334,34 +337,34 @@ def test_a_restored_field_continues_bit_for_bit() -> None:
 def test_noise_depends_on_neither_batch_nor_threads_nor_instruction_set() -> None:
     cameras, render = scene("figure", 20, 110, 200, 290, size=64)
     field = NoiseField(2, 4, 16, 16, background="fresh", beta=0.9)
-    together = noise.surface(field, cameras, render, 3)
-    assert torch.equal(together, noise.surface(field, cameras, render, 3))
+    together = kinds.surface(field, cameras, render, 3)
+    assert torch.equal(together, kinds.surface(field, cameras, render, 3))
     order = torch.tensor([2, 0, 3, 1])
     shuffled = Cameras(cameras.viewmats[order], cameras.Ks[order], 64, 64)
     other = Render(render.rgb[order], render.depth[order], render.opacity[order])
-    assert torch.equal(together[order], noise.surface(field, shuffled, other, 3))
+    assert torch.equal(together[order], kinds.surface(field, shuffled, other, 3))
     for v in range(4):
-        assert torch.equal(together[v : v + 1], noise.surface(field, cameras[v : v + 1], _view(render, v), 3))
+        assert torch.equal(together[v : v + 1], kinds.surface(field, cameras[v : v + 1], _view(render, v), 3))
     threads, widest = torch.get_num_threads(), native.instruction_set()
     try:
         for count in (2, 3):
             torch.set_num_threads(count)
-            assert torch.equal(together, noise.surface(field, cameras, render, 3))
+            assert torch.equal(together, kinds.surface(field, cameras, render, 3))
         for name in ("baseline", "avx2"):
             if name == "baseline" or widest == "avx512":
                 native.set_instruction_set(name)
-                assert torch.equal(together, noise.surface(field, cameras, render, 3))
+                assert torch.equal(together, kinds.surface(field, cameras, render, 3))
     finally:
         torch.set_num_threads(threads)
         native.set_instruction_set(widest)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 16])
-@pytest.mark.parametrize("background", noise.BACKGROUNDS)
+@pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
 def test_channels_do_not_depend_on_their_number(channels: int, background: str) -> None:
     cameras, render = scene("figure", 20, size=64)
     few, many = (
-        noise.surface(NoiseField(2, c, 16, 16, background=background), cameras, render, 3) for c in (channels, 16)
+        kinds.surface(NoiseField(2, c, 16, 16, background=background), cameras, render, 3) for c in (channels, 16)
     )
     assert torch.equal(few, many[:, :channels])
 
@@ -385,8 +388,8 @@ def test_any_shape_and_coverage_is_white(latent: tuple[int, int], image: tuple[i
         cameras = _camera(20.0, 15.0, 9.0, 40.0, image)
     render = render_scene(hit, cameras)
     field = NoiseField(4, 64, *latent)
-    parts = noise.surface_parts(field, cameras, render, 0)
-    fields = noise.surface(field, cameras, render, 0)[0]
+    parts = kinds.surface_parts(field, cameras, render, 0)
+    fields = kinds.surface(field, cameras, render, 0)[0]
     assert fields.shape == (64, *latent)
     assert abs(fields.var() - 1) < 5 * math.sqrt(2 / fields.numel())
     assert abs(morans_i(fields)[0].mean()) < 5 / math.sqrt(2 * fields.numel()) + 1 / fields[0].numel()
@@ -405,7 +408,7 @@ def test_direction_background_follows_the_view() -> None:
     turn[0, 2], turn[2, 0] = math.sin(angle), -math.sin(angle)
     cameras.viewmats[1] = turn @ cameras.viewmats[1]
     render = render_scene(EMPTY, cameras)
-    a, b = noise.surface(NoiseField(0, 512, 32, 32, background="direction"), cameras, render, 0)
+    a, b = kinds.surface(NoiseField(0, 512, 32, 32, background="direction"), cameras, render, 0)
     found = [(a[:, 16, 16] * b[:, 16, column]).mean().item() for column in range(32)]
     assert max(found) == max(found[20:28]) and max(found) > 0.4
     assert morans_i(a)[1].min() > 1e-6 and abs(a.var() - 1) < 0.01
@@ -414,22 +417,22 @@ def test_direction_background_follows_the_view() -> None:
 def test_iid_is_new_in_every_view_and_step_and_fixed_is_not() -> None:
     cameras, render = scene("figure", 20, 30, size=64)
     field = NoiseField(0, 256, 16, 16, gamma=0.0)
-    fresh, later = noise.iid(field, cameras, render, 0), noise.iid(field, cameras, render, 1)
+    fresh, later = kinds.iid(field, cameras, render, 0), kinds.iid(field, cameras, render, 1)
     assert ks_normal(fresh) > 1e-3
     for a, b in ((fresh[0], fresh[1]), (fresh[0], later[0]), (fresh[0], later[1])):
         assert abs((a * b).mean()) < 4 / math.sqrt(a.numel())
-    same = noise.fixed(field, cameras, render, 0)
-    assert torch.equal(same[0], same[1]) and torch.equal(same, noise.fixed(field, cameras, render, 1))
+    same = kinds.fixed(field, cameras, render, 0)
+    assert torch.equal(same[0], same[1]) and torch.equal(same, kinds.fixed(field, cameras, render, 1))
 
 
 def test_the_surface_is_the_depth_that_was_chosen() -> None:
     cameras, render = scene("sphere", 20, size=64)
     expected, median = NoiseField(0, 4, 16, 16), NoiseField(0, 4, 16, 16, depth="median")
     both = Render(render.rgb, render.depth + 0.3, render.opacity, median_depth=render.depth)
-    assert torch.equal(noise.surface(expected, cameras, render, 0), noise.surface(median, cameras, both, 0))
-    assert not torch.equal(noise.surface(expected, cameras, both, 0), noise.surface(median, cameras, both, 0))
+    assert torch.equal(kinds.surface(expected, cameras, render, 0), kinds.surface(median, cameras, both, 0))
+    assert not torch.equal(kinds.surface(expected, cameras, both, 0), kinds.surface(median, cameras, both, 0))
     with pytest.raises(ValueError, match=r"render.median_depth: .*got None"):
-        noise.surface(median, cameras, render, 0)
+        kinds.surface(median, cameras, render, 0)
 
 
 def test_undefined_depth_is_no_surface() -> None:
@@ -437,9 +440,9 @@ def test_undefined_depth_is_no_surface() -> None:
     depth = render.depth.clone()
     depth[:, :32] = torch.tensor([math.nan, math.inf, -1.0, 0.0]).repeat(16)[:, None]
     broken = Render(render.rgb, depth, render.opacity)
-    parts = noise.surface_parts(NoiseField(0, 4, 16, 16), cameras, broken, 0)
+    parts = kinds.surface_parts(NoiseField(0, 4, 16, 16), cameras, broken, 0)
     assert parts.counts[:, :8].sum() == 0 and parts.counts[:, 8:].sum() > 0
-    assert noise.surface(NoiseField(0, 4, 16, 16), cameras, broken, 0).isfinite().all()
+    assert kinds.surface(NoiseField(0, 4, 16, 16), cameras, broken, 0).isfinite().all()
 
 
 # The core against the oracle
@@ -476,7 +479,7 @@ def test_core_agrees_with_the_oracle_anywhere(
     render = render_scene(hit, cameras)
     field = NoiseField(6, 2, *latent)
     assert_as_oracle(field, cameras, render)
-    assert noise.surface(field, cameras, render, 0).isfinite().all()
+    assert kinds.surface(field, cameras, render, 0).isfinite().all()
 
 
 def test_counter_based_words_are_philox() -> None:
@@ -505,22 +508,22 @@ def test_counter_based_words_are_philox() -> None:
     + [("footprint", 0.0), ("span", 0), ("opacity_threshold", 1.0), ("normal_radius", 0), ("smoothing", -1)],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
-    arguments = {"seed": 0, "channels": 4, "height": 8, "width": 8, name: value}
+    arguments: dict[str, Any] = {"seed": 0, "channels": 4, "height": 8, "width": 8, name: value}
     with pytest.raises(ValueError, match=rf"{name}.*expected .* got"):
-        NoiseField(**arguments)  # pyright: ignore
+        NoiseField(**arguments)
 
 
 def test_sizes_that_disagree_are_named() -> None:
     cameras, render = scene("figure", 20, size=64)
     field = NoiseField(0, 4, 16, 16)
     with pytest.raises(ValueError, match=r"render.depth: expected \[1, 32, 32, 1\].*cameras.resized"):
-        noise.surface(field, cameras.resized(32, 32), render, 0)
+        kinds.surface(field, cameras.resized(32, 32), render, 0)
     with pytest.raises(ValueError, match="step: expected"):
-        noise.surface(field, cameras, render, -1)
+        kinds.surface(field, cameras, render, -1)
 
 
 def test_public_names() -> None:
-    assert gscfd.NoiseField is NoiseField and gscfd.surface is noise.surface
+    assert gscfd.NoiseField is NoiseField and gscfd.surface is kinds.surface
 
 
 def _camera(azimuth: float, elevation: float, distance: float, fov: float, image: tuple[int, int]) -> Cameras:
@@ -546,7 +549,8 @@ def _points(cameras: Cameras, render: Render) -> Tensor:
     rays = pixels @ torch.linalg.inv(cameras.Ks.double()).transpose(1, 2)
     depth = torch.where(render.opacity > 0, render.depth, math.nan).double().flatten(1, 2)
     pose = camera_to_world(cameras).double()
-    return (rays * depth) @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]
+    points: Tensor = (rays * depth) @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]
+    return points
 
 
 def test_a_coarse_render_has_noise_as_white_and_mostly_the_same_as_a_fine_one() -> None:
@@ -555,12 +559,12 @@ def test_a_coarse_render_has_noise_as_white_and_mostly_the_same_as_a_fine_one() 
     for size in (64, 256):
         cameras = views(20.0, 80.0, size=size)
         render = render_scene(figure(), cameras)
-        found[size] = noise.surface(field, cameras, render, 0)
+        found[size] = kinds.surface(field, cameras, render, 0)
         covered = torch.nn.functional.adaptive_avg_pool2d(render.opacity[..., 0], 32) > 0.99
     coarse, fine = (found[size].permute(0, 2, 3, 1)[covered] for size in (64, 256))
     spread = 4 / math.sqrt(coarse.numel())
     for values in (coarse, fine):
         assert abs(values.mean()) < spread and abs(values.square().mean() - 1) < spread * math.sqrt(2)
     assert (coarse * fine).mean() > 0.8
-    other = noise.surface(NoiseField(1, 16, 32, 32, gamma=0.0), cameras, render, 0).permute(0, 2, 3, 1)[covered]
+    other = kinds.surface(NoiseField(1, 16, 32, 32, gamma=0.0), cameras, render, 0).permute(0, 2, 3, 1)[covered]
     assert abs((coarse * other).mean()) < spread, "the control: another seed"

@@ -18,15 +18,17 @@ from scenes import Hit, ellipsoid, figure, render_scene, sphere, torus, union, v
 from torch import Tensor
 from whiteness import View, assert_white_pixels, consistency, ks_normal, ks_uniform, morans_i, owner_views, shared
 
-from gscfd import native, noise
+from gscfd import native
 from gscfd.cameras import orbit
-from gscfd.noise import NoiseField
+from gscfd.noise import field as noise_field
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import reference
-from gscfd.types import Cameras, Noise, Render
+from gscfd.types import Cameras, Render
 
 SCENES = {"sphere": sphere(), "figure": figure(), "torus": torus(), "wing": wing()}
 EMPTY = sphere((0.0, 0.0, -50.0), 0.1)
-KINDS = {"world_map": noise.world_map, "radial": noise.radial}
+KINDS = {"world_map": kinds.world_map, "radial": kinds.radial}
 T = 4096
 
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -48,7 +50,7 @@ def radial_views(name: str) -> list[View]:
 
 
 @every_kind
-def test_every_view_is_white(kind: Noise) -> None:
+def test_every_view_is_white(kind: kinds.Kind) -> None:
     field = NoiseField(1, T, 32, 32, gamma=0.0)
     fields = kind(field, *scene("figure", 20, size=128), 0)[0]
     assert_white_pixels(fields)
@@ -56,7 +58,7 @@ def test_every_view_is_white(kind: Noise) -> None:
 
 
 @every_kind
-def test_seeds_and_steps_are_white_images(kind: Noise) -> None:
+def test_seeds_and_steps_are_white_images(kind: kinds.Kind) -> None:
     cameras, render = scene("figure", 20, size=128)
     fields = torch.cat([kind(NoiseField(s, 4, 64, 64), cameras, render, 100 * s) for s in range(64)]).flatten(0, 1)
     value, p = morans_i(fields)
@@ -68,8 +70,8 @@ def test_seeds_and_steps_are_white_images(kind: Noise) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("background", noise.BACKGROUNDS)
-def test_it_ages_exactly_once_per_step_and_blends(kind: Noise, background: str) -> None:
+@pytest.mark.parametrize("background", noise_field.BACKGROUNDS)
+def test_it_ages_exactly_once_per_step_and_blends(kind: kinds.Kind, background: str) -> None:
     """Lags 1 to 4 correlate by (1 - gamma)^(lag / 2), on the surface and off it; beta scales what lasts."""
     cameras, render = scene("figure", 20, size=64)
     field = NoiseField(7, 512, 16, 16, gamma=0.1, beta=0.8, background=background, span=8)
@@ -83,13 +85,13 @@ def test_it_ages_exactly_once_per_step_and_blends(kind: Noise, background: str) 
 
 
 @every_kind
-def test_without_injection_it_is_constant(kind: Noise) -> None:
+def test_without_injection_it_is_constant(kind: kinds.Kind) -> None:
     field = NoiseField(7, 4, 16, 16, gamma=0.0)
     assert torch.equal(kind(field, *scene("figure", 20, size=64), 1), kind(field, *scene("figure", 20, size=64), 999))
 
 
 @every_kind
-def test_it_depends_on_neither_batch_nor_threads_nor_instruction_set(kind: Noise) -> None:
+def test_it_depends_on_neither_batch_nor_threads_nor_instruction_set(kind: kinds.Kind) -> None:
     cameras, render = scene("figure", 20, 110, 200, 290, size=64)
     field = NoiseField(2, 5, 16, 16, background="direction", beta=0.9)
     together = kind(field, cameras, render, 3)
@@ -111,7 +113,7 @@ def test_it_depends_on_neither_batch_nor_threads_nor_instruction_set(kind: Noise
 
 @every_kind
 @pytest.mark.parametrize("latent, image", [((48, 80), (96, 160)), ((30, 48), (100, 160)), ((64, 64), (40, 40))])
-def test_any_shape_and_coverage_is_white(kind: Noise, latent: tuple[int, int], image: tuple[int, int]) -> None:
+def test_any_shape_and_coverage_is_white(kind: kinds.Kind, latent: tuple[int, int], image: tuple[int, int]) -> None:
     for hit in (figure(), EMPTY, sphere((0.0, 0.0, 0.0), 1.2)):
         cameras = views(20, size=image)
         fields = kind(NoiseField(4, 64, *latent), cameras, render_scene(hit, cameras), 0)[0]
@@ -121,7 +123,7 @@ def test_any_shape_and_coverage_is_white(kind: Noise, latent: tuple[int, int], i
 
 
 @every_kind
-def test_sizes_that_disagree_are_named(kind: Noise) -> None:
+def test_sizes_that_disagree_are_named(kind: kinds.Kind) -> None:
     cameras, render = scene("figure", 20, size=64)
     field = NoiseField(0, 4, 16, 16)
     with pytest.raises(ValueError, match=r"render.*: expected \[1, 32, 32, 1\].*cameras.resized"):
@@ -140,7 +142,7 @@ def _patches(field: NoiseField, azimuths: list[float], elevations: list[float]) 
     a, e = torch.tensor(azimuths).double(), torch.tensor(elevations).double()
     cameras = orbit(a, e, torch.full_like(a, 3.0), torch.full_like(a, 30.0), 32, 32)
     full = torch.ones(len(a), 32, 32, 1)
-    return noise.world_map(field, cameras, Render(full.expand(-1, -1, -1, 3), full, full), 0)
+    return kinds.world_map(field, cameras, Render(full.expand(-1, -1, -1, 3), full, full), 0)
 
 
 @pytest.mark.parametrize("theta", [60.0, 115.0, 180.0, 360.0])
@@ -181,9 +183,9 @@ def test_the_foreground_of_the_world_map_is_decided_over_the_latent_footprint() 
     render = Render(opacity.expand(-1, -1, -1, 3), opacity, opacity)
     field = NoiseField(0, 4, 2, 2)
     full = torch.ones_like(opacity)
-    surface_only = noise.world_map(field, cameras, Render(full, full, full), 0)[0]
-    empty_only = noise.world_map(field, cameras, Render(0 * full, full, 0 * full), 0)[0]
-    found = noise.world_map(field, cameras, render, 0)[0]
+    surface_only = kinds.world_map(field, cameras, Render(full, full, full), 0)[0]
+    empty_only = kinds.world_map(field, cameras, Render(0 * full, full, 0 * full), 0)[0]
+    found = kinds.world_map(field, cameras, render, 0)[0]
     assert torch.equal(found[:, 0, 0], surface_only[:, 0, 0]), "an average of .525"
     assert torch.equal(found[:, 0, 1], empty_only[:, 0, 1]), "an average of .475"
     assert torch.equal(found[:, 1], empty_only[:, 1])
@@ -196,15 +198,15 @@ def test_the_world_map_agrees_between_near_views_but_not_where_the_surface_went(
     render = render_scene(sphere(), cameras)
     field = NoiseField(0, 4096, 24, 24, gamma=0.0)
     best = {}
-    for kind in (noise.world_map, noise.surface):
+    for kind in (kinds.world_map, kinds.surface):
         a, b = kind(field, cameras, render, 0)[:, :, 9:15, 9:15]
         correlation = torch.einsum("chw,cij->hwij", a, b) / len(a)
         best[kind.__name__] = (correlation**2 - 1 / 4096).sum((2, 3)).mean().item()
     print(f"E in the middle of a sphere, 7.5 degrees on: {best}")
-    assert best["world_map"] > 0.7, "neighbours predict each other"
+    assert best["world_map"] > 0.7, "neighbors predict each other"
     cameras = views(20, 65, size=96, elevation=0)
     render = render_scene(sphere(), cameras)
-    a, b = noise.world_map(field, cameras, render, 0)
+    a, b = kinds.world_map(field, cameras, render, 0)
     moved = [(a[:, 12, x] * b[:, 12, 12]).mean().item() for x in range(24)]
     points_moved = 0.9 * 12 * math.sin(math.radians(45))
     assert max(moved) > 0.9 and abs(moved.index(max(moved)) - 12 - points_moved) > 1, "but not where the surface went"

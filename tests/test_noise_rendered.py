@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from scenes import Hit, capsule, render_scene, sphere, union, views
 from whiteness import View, assert_white_pixels, consistency, ks_normal, ks_uniform, morans_i, owner_views, shared
 
-from gscfd import noise
 from gscfd.cameras import camera_to_world, orbit
-from gscfd.noise import NoiseField
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.rasterize import rasterization
 from gscfd.toybox.objects import sample_object
 from gscfd.types import Cameras, Render
@@ -35,9 +35,10 @@ AZIMUTHS = (20, 30, 80, 10, -40)
 def rendered(seed: int) -> tuple[Cameras, Render]:
     thing, cameras = sample_object(seed), views(*AZIMUTHS, size=128)
     cameras = Cameras(cameras.viewmats.float(), cameras.Ks.float(), 128, 128)
-    tensors = [torch.from_numpy(x) for x in (thing.means, thing.quats, thing.scales, thing.opacities, thing.colors)]
-    size = {"width": 128, "height": 128}
-    images, opacity, _ = rasterization(*tensors, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, render_mode="RGB+ED")
+    arrays = (thing.means, thing.quats, thing.scales, thing.opacities, thing.colors)
+    means, quats, scales, opacities, colors = (torch.from_numpy(array) for array in arrays)
+    matrices = (cameras.viewmats, cameras.Ks)
+    images, opacity, _ = rasterization(means, quats, scales, opacities, colors, *matrices, 128, 128)
     return cameras, Render(rgb=images[..., :3], depth=images[..., 3:], opacity=opacity)
 
 
@@ -71,7 +72,7 @@ def test_every_cell_of_a_splat_has_one_owner(seed: int) -> None:
 
 def test_every_view_of_a_splat_is_white() -> None:
     cameras, render = rendered(0)
-    fields = noise.surface(NoiseField(1, T, 32, 32, gamma=0.0), cameras[:1], _view(render, 0), 0)[0]
+    fields = kinds.surface(NoiseField(1, T, 32, 32, gamma=0.0), cameras[:1], _view(render, 0), 0)[0]
     assert_white_pixels(fields)
 
 
@@ -80,7 +81,7 @@ def test_objects_seeds_and_views_are_white_images() -> None:
     for seed in range(65):  # one view of each: views of one noise agree, and so would their p-values
         cameras, render = rendered(seed % len(OBJECTS))
         v = seed % len(cameras)
-        fields.append(noise.surface(NoiseField(seed, 4, 32, 32), cameras[v : v + 1], _view(render, v), 20 * seed)[0])
+        fields.append(kinds.surface(NoiseField(seed, 4, 32, 32), cameras[v : v + 1], _view(render, v), 20 * seed)[0])
     images = torch.cat(fields)
     value, p = morans_i(images)
     ks = [ks_normal(image) for image in images]
@@ -97,7 +98,8 @@ def test_views_of_a_splat_correlate_as_their_shared_cells_say(seed: int) -> None
     cameras, render = rendered(seed)
     field = NoiseField(3, T, 32, 32, gamma=0.0)
     a, b = rendered_views(seed)[:2]
-    noise_a, noise_b = noise.surface(field, cameras[:2], Render(*(x[:2] for x in _images(render))), 0).flatten(2)
+    two = Render(render.rgb[:2], render.depth[:2], render.opacity[:2])
+    noise_a, noise_b = kinds.surface(field, cameras[:2], two, 0).flatten(2)
     alpha_a, alpha_b = (np.where(v.counts > 0, v.coverage, 0) for v in (a, b))
     on_surface = sparse.diags(np.sqrt(alpha_a)) @ shared(a, b) @ sparse.diags(np.sqrt(alpha_b))
     pairs = (on_surface + sparse.diags(np.sqrt((1 - alpha_a) * (1 - alpha_b)))).tocoo()
@@ -108,7 +110,7 @@ def test_views_of_a_splat_correlate_as_their_shared_cells_say(seed: int) -> None
     assert abs(z.mean()) < 0.05 + 4 / math.sqrt(len(z)) and 0.95 <= z.std() <= 1.05 and np.abs(z).max() < bound
 
 
-def _images(render: Render) -> tuple[torch.Tensor, ...]:
+def _images(render: Render) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return render.rgb, render.depth, render.opacity
 
 
@@ -139,14 +141,14 @@ def test_covered_pixels_of_a_splat_have_cells(seed: int) -> None:
 def test_noise_on_splats_ages_and_repeats_bit_for_bit() -> None:
     cameras, render = rendered(2)
     field = NoiseField(7, 1024, 32, 32, gamma=0.1, span=16)
-    images = [noise.surface(field, cameras[:1], _view(render, 0), step)[0] for step in range(3)]
+    images = [kinds.surface(field, cameras[:1], _view(render, 0), step)[0] for step in range(3)]
     for lag in (1, 2):
         assert abs((images[0] * images[lag]).mean() - 0.9 ** (lag / 2)) < 4 / math.sqrt(1024 * 1024)
-    assert torch.equal(images[2], noise.surface(field, cameras[:1], _view(render, 0), 2)[0])
+    assert torch.equal(images[2], kinds.surface(field, cameras[:1], _view(render, 0), 2)[0])
     still = NoiseField(7, 4, 32, 32, gamma=0.0)
-    assert torch.equal(noise.surface(still, cameras, render, 0), noise.surface(still, cameras, render, 77))
+    assert torch.equal(kinds.surface(still, cameras, render, 0), kinds.surface(still, cameras, render, 77))
     again = rendered.__wrapped__(2)
-    assert torch.equal(noise.surface(still, *again, 0), noise.surface(still, cameras, render, 0))
+    assert torch.equal(kinds.surface(still, *again, 0), kinds.surface(still, cameras, render, 0))
 
 
 # 5. Negative control: a reference map whose charts are folded
@@ -210,7 +212,7 @@ def test_owners_are_unique_and_views_uncorrelated_but_for_shared_cells_anywhere(
     turn: tuple[float, float],
     image: tuple[int, int],
     latent: tuple[int, int],
-    shapes: list[tuple[float, ...]],
+    shapes: list[tuple[float, float, float, float, float, float]],
     radial: bool,
 ) -> None:
     hit: Hit = union(*(capsule(s[:3], (s[3], s[4], s[2] + 0.3), s[5]) for s in shapes))
@@ -228,7 +230,7 @@ def test_owners_are_unique_and_views_uncorrelated_but_for_shared_cells_anywhere(
     # Each row of R has the norm of a share of variance: at most 1. Sums of n cells over sqrt(n): variance 1.
     r = shared(a, b)
     assert float(np.asarray(r.multiply(r).sum(1)).max(initial=0)) <= 1 + 1e-6
-    parts = (noise.radial_parts if radial else noise.surface_parts)(field, cameras, render, 0)
+    parts = (kinds.radial_parts if radial else kinds.surface_parts)(field, cameras, render, 0)
     owned = parts.noise.transpose(0, 1)[:, parts.counts > 0]
     assert (parts.noise.transpose(0, 1)[:, parts.counts == 0] == 0).all()
     if owned.numel():

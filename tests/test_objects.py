@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.spatial import KDTree
 
-from gscfd.toybox.kinds import CATALOGUE
-from gscfd.toybox.objects import (
-    COLORS,
-    KINDS,
-    WITHHELD,
-    Caption,
-    ToyObject,
-    parse_caption,
-    sample_object,
-    unknown_words,
-    vocabulary,
-)
+from gscfd.toybox.kinds import CATALOGUE, COLORS
+from gscfd.toybox.objects import KINDS, WITHHELD, ToyObject, sample_object
+from gscfd.toybox.words import Caption, parse_caption, unknown_words, vocabulary
 
 ARRAYS = ("means", "quats", "scales", "opacities", "colors", "normals")
 
@@ -112,7 +104,7 @@ def blocked(start: np.ndarray, direction: np.ndarray, surface: np.ndarray) -> np
 
 
 def spacing_ratio(points: np.ndarray) -> float:
-    """5th percentile of the nearest-neighbour distances over their median: 1 for a lattice."""
+    """5th percentile of the nearest-neighbor distances over their median: 1 for a lattice."""
     nearest = KDTree(points).query(points, k=2)[0][:, 1]
     return float(np.percentile(nearest, 5) / np.median(nearest))
 
@@ -150,7 +142,7 @@ def test_surfaces_have_no_holes() -> None:
 
 
 def color_distance(rgb: np.ndarray, name: str) -> float:
-    """Distance of a lit colour to a colour word that ignores brightness where there is hue."""
+    """Distance of a lit color to a color word that ignores brightness where there is hue."""
     hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
     target_hue, target_saturation, target_value = colorsys.rgb_to_hsv(*COLORS[name])
     turn = abs(hue - target_hue)
@@ -159,15 +151,16 @@ def color_distance(rgb: np.ndarray, name: str) -> float:
 
 
 def share_of_color(thing: ToyObject, name: str) -> float:
-    """Share of the surface that faces up, into the light, whose nearest colour word is the given one."""
+    """Share of the surface that faces up, into the light, whose nearest color word is the given one."""
     lit = thing.colors[thing.normals[:, 2] > 0]
     words = [min(COLORS, key=lambda word: color_distance(rgb, word)) for rgb in lit[:: len(lit) // 60]]
     return float(np.mean([word == name for word in words]))
 
 
 def stated(thing: ToyObject) -> str:
-    """The first colour word of the most specific caption, read without the package's own parser."""
-    return next(word for word in re.findall(r"[a-z]+", thing.captions[0]) if word in COLORS)
+    """The first color word of the most specific caption, read without the package's own parser."""
+    words: list[str] = re.findall(r"[a-z]+", thing.captions[0])
+    return next(word for word in words if word in COLORS)
 
 
 def test_caption_and_object_agree_on_the_color() -> None:
@@ -308,6 +301,6 @@ def test_unknown_words_come_with_the_nearest_known_one() -> None:
         ({"spacing": float("nan")}, "spacing: expected a positive distance, got nan"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         sample_object(0, **arguments)

@@ -1,4 +1,4 @@
-"""read_ply on the files of other programs, and on broken ones."""
+"""Gaussians.load_ply on the files of other programs, and on broken ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from plyfile import PlyData, PlyElement
+from present import present
 
 from gscfd.errors import UserError
-from gscfd.export.ply import HEADER_LIMIT, read_ply
-from gscfd.gaussians import SH_C0, Gaussians, ball
+from gscfd.gaussians import Gaussians, ball
+from gscfd.harmonics import SH_C0
+from gscfd.ply import HEADER_LIMIT
 
 PLACES = [*"xyz"]
 NORMALS = ["nx", "ny", "nz"]
-COLOUR = [f"f_dc_{i}" for i in range(3)]
+COLOR = [f"f_dc_{i}" for i in range(3)]
 SHAPE = ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
@@ -43,11 +45,11 @@ def save(path: Path, table: np.ndarray, *, text: bool = False, byte_order: str =
 
 
 LAYOUTS = {
-    "INRIA, degree 3": PLACES + NORMALS + COLOUR + rest(45) + SHAPE,
-    "gsplat, degree 2": PLACES + COLOUR + rest(24) + SHAPE,
-    "degree 0, without normals": PLACES + COLOUR + SHAPE,
-    "another order": SHAPE[::-1] + rest(9)[::-1] + COLOUR[::-1] + PLACES[::-1],
-    "further properties": PLACES + ["red", "green", "blue", "label"] + COLOUR + SHAPE + ["confidence"],
+    "INRIA, degree 3": PLACES + NORMALS + COLOR + rest(45) + SHAPE,
+    "gsplat, degree 2": PLACES + COLOR + rest(24) + SHAPE,
+    "degree 0, without normals": PLACES + COLOR + SHAPE,
+    "another order": SHAPE[::-1] + rest(9)[::-1] + COLOR[::-1] + PLACES[::-1],
+    "further properties": PLACES + ["red", "green", "blue", "label"] + COLOR + SHAPE + ["confidence"],
 }
 
 
@@ -57,9 +59,9 @@ def test_files_of_other_programs_are_read(tmp_path: Path, layout: str, how: str)
     kinds = {"red": "u1", "green": "u1", "blue": "u1", "label": "i4", "confidence": "f8"}
     table = rows(LAYOUTS[layout], kinds=kinds)
     path = save(tmp_path / "a.ply", table, text=how == "ascii", byte_order=how if how != "ascii" else "=", extra=True)
-    read = read_ply(path)
-    k = len([name for name in table.dtype.names if name.startswith("f_rest")]) // 3
-    expected = {"means": PLACES, "scales": SHAPE[1:4], "quats": SHAPE[4:], "opacities": ["opacity"], "sh0": COLOUR}
+    read = Gaussians.load_ply(path)
+    k = len([name for name in present(table.dtype.names) if name.startswith("f_rest")]) // 3
+    expected = {"means": PLACES, "scales": SHAPE[1:4], "quats": SHAPE[4:], "opacities": ["opacity"], "sh0": COLOR}
     for name, columns in expected.items():
         value = read.tensors()[name].reshape(len(table), -1)
         assert np.array_equal(value, np.stack([table[c] for c in columns], -1)), name
@@ -68,25 +70,25 @@ def test_files_of_other_programs_are_read(tmp_path: Path, layout: str, how: str)
         assert np.array_equal(read.shN[:, k - 1, 2].detach(), table[f"f_rest_{3 * k - 1}"]), "channel by channel"
 
 
-def test_bytes_of_colour_stand_for_f_dc_where_there_is_none(tmp_path: Path) -> None:
-    colours = ["red", "green", "blue"]
-    table = rows(PLACES + colours + SHAPE, kinds=dict.fromkeys(colours, "u1"))
-    read = read_ply(save(tmp_path / "a.ply", table))
+def test_bytes_of_color_stand_for_f_dc_where_there_is_none(tmp_path: Path) -> None:
+    colors = ["red", "green", "blue"]
+    table = rows(PLACES + colors + SHAPE, kinds=dict.fromkeys(colors, "u1"))
+    read = Gaussians.load_ply(save(tmp_path / "a.ply", table))
     rgb = SH_C0 * read.sh0[:, 0].detach() + 0.5
-    assert np.allclose(255 * rgb, np.stack([table[c] for c in colours], -1), atol=1e-3)
+    assert np.allclose(255 * rgb, np.stack([table[c] for c in colors], -1), atol=1e-3)
 
 
 def test_windows_line_ends_in_the_header_are_read(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.ply", rows(PLACES + COLOUR + SHAPE))
+    path = save(tmp_path / "a.ply", rows(PLACES + COLOR + SHAPE))
     head, body = path.read_bytes().split(b"end_header\n", 1)
     (tmp_path / "b.ply").write_bytes(head.replace(b"\n", b"\r\n") + b"end_header\r\n" + body)
-    assert torch.equal(read_ply(tmp_path / "b.ply").means, read_ply(path).means)
+    assert torch.equal(Gaussians.load_ply(tmp_path / "b.ply").means, Gaussians.load_ply(path).means)
 
 
 def test_full_opacity_and_no_size_are_finite_afterwards(tmp_path: Path) -> None:
-    table = rows(PLACES + COLOUR + SHAPE)
+    table = rows(PLACES + COLOR + SHAPE)
     table["opacity"][:2], table["scale_2"][0] = [np.inf, -np.inf], -np.inf
-    read = read_ply(save(tmp_path / "a.ply", table))
+    read = Gaussians.load_ply(save(tmp_path / "a.ply", table))
     assert read.opacities[:2].tolist() == [20, -20] and read.scales[0, 2] == -20
 
 
@@ -103,28 +105,28 @@ def test_full_opacity_and_no_size_are_finite_afterwards(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_cannot_be_drawn_are_named(tmp_path: Path, name: str, value: float, message: str) -> None:
-    table = rows(PLACES + COLOUR + SHAPE)
+    table = rows(PLACES + COLOR + SHAPE)
     table[name][3] = value
     with pytest.raises(UserError, match=message):
-        read_ply(save(tmp_path / "a.ply", table))
+        Gaussians.load_ply(save(tmp_path / "a.ply", table))
 
 
 def test_a_rotation_of_length_0_is_named(tmp_path: Path) -> None:
-    table = rows(PLACES + COLOUR + SHAPE)
+    table = rows(PLACES + COLOR + SHAPE)
     for i in range(4):
         table[f"rot_{i}"][5] = 0
     with pytest.raises(UserError, match="1 Gaussians with a rotation of length 0"):
-        read_ply(save(tmp_path / "a.ply", table))
+        Gaussians.load_ply(save(tmp_path / "a.ply", table))
 
 
 @pytest.mark.parametrize("kind", ["binary_little_endian", "ascii"])
 @pytest.mark.parametrize("count", [13, 10**12, 10**18, 10**40])
 def test_a_header_that_lies_about_the_count_costs_no_memory(tmp_path: Path, kind: str, count: int) -> None:
-    path = save(tmp_path / "a.ply", rows(PLACES + COLOUR + SHAPE), text=kind == "ascii")
+    path = save(tmp_path / "a.ply", rows(PLACES + COLOR + SHAPE), text=kind == "ascii")
     path.write_bytes(path.read_bytes().replace(b"element vertex 12", b"element vertex %d" % count))
     tracemalloc.start()
     with pytest.raises(UserError, match="declares|header line"):
-        read_ply(path)
+        Gaussians.load_ply(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
@@ -136,7 +138,7 @@ def test_a_file_without_an_end_of_its_header_is_not_read_to_its_end(tmp_path: Pa
         file.truncate(1 << 30)
     tracemalloc.start()
     with pytest.raises(UserError, match="header"):
-        read_ply(tmp_path / "a.ply")
+        Gaussians.load_ply(tmp_path / "a.ply")
     assert tracemalloc.get_traced_memory()[1] < 20 * HEADER_LIMIT
     tracemalloc.stop()
 
@@ -164,18 +166,18 @@ def test_a_file_without_an_end_of_its_header_is_not_read_to_its_end(tmp_path: Pa
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "a.ply").write_bytes(text)
     with pytest.raises(UserError, match=message):
-        read_ply(tmp_path / "a.ply")
+        Gaussians.load_ply(tmp_path / "a.ply")
 
 
 def test_three_or_nine_coefficients_but_not_seven(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="7 properties f_rest"):
-        read_ply(save(tmp_path / "a.ply", rows(PLACES + COLOUR + rest(7) + SHAPE)))
+        Gaussians.load_ply(save(tmp_path / "a.ply", rows(PLACES + COLOR + rest(7) + SHAPE)))
 
 
 def test_a_missing_file_and_a_folder_are_user_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.ply", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            read_ply(path)
+            Gaussians.load_ply(path)
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -215,7 +217,7 @@ def test_a_thousand_broken_files_are_splats_or_user_errors(tmp_path: Path) -> No
     for i in range(1000):
         (tmp_path / "a.ply").write_bytes(mutated(originals[i % 3], rng))
         try:
-            read = read_ply(tmp_path / "a.ply")
+            read = Gaussians.load_ply(tmp_path / "a.ply")
         except UserError as error:
             outcomes["error"] += 1
             assert "\n" not in str(error) and len(str(error)) < 500
@@ -225,3 +227,17 @@ def test_a_thousand_broken_files_are_splats_or_user_errors(tmp_path: Path) -> No
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
     assert outcomes["splat"] > 50 and outcomes["error"] > 500, "control: both happen"
+
+
+@pytest.mark.parametrize("kind, white", [("uchar", 255), ("ushort", 65535), ("float", 1), ("float", 255)])
+def test_colors_have_the_range_of_their_type_or_are_refused(kind: str, white: int, tmp_path: Path) -> None:
+    names = ["x", "y", "z", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+    lines = ["ply", "format ascii 1.0", "element vertex 1", *(f"property float {name}" for name in names)]
+    lines += [*(f"property {kind} {name}" for name in ("red", "green", "blue")), "end_header", ""]
+    (tmp_path / "x.ply").write_text("\n".join([*lines, f"0 0 0 0 0 0 0 1 0 0 0 {white} {white} 0", "", ""]))
+    if (kind, white) == ("float", 255):
+        with pytest.raises(UserError, match="floats above 1"):
+            Gaussians.load_ply(tmp_path / "x.ply")
+        return
+    sh0 = Gaussians.load_ply(tmp_path / "x.ply").sh0.detach().flatten()
+    assert torch.allclose(sh0, torch.tensor([1.0, 1.0, -1.0]) * 0.5 / 0.28209479177387814, atol=1e-4)

@@ -2,16 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import tiny_teachers as tiny
 import torch
 from huggingface_hub import constants
 
-from gscfd import plan, train
-from gscfd.config import load_preset, presets
-from gscfd.cost import Cost
+from gscfd import train
+from gscfd.config import StageName, load_preset, presets
 from gscfd.devices import DTYPES, choose_dtype
+from gscfd.distil import pipeline, preflight
+from gscfd.distil.lora import unet_of
+from gscfd.runs import options as runs_options
+from gscfd.runs import plan
+from gscfd.runs.cost import Cost
+from gscfd.runs.folder import RunFolder
 from gscfd.teachers.load import is_here
 
 LARGE = sorted(set(presets()) - {"toybox"})
@@ -20,16 +27,16 @@ ONE_STAGE = {"mvdream-only": ["coarse"], "sd21": ["refine"]}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kinds = {"mvdream": tiny.mvdream, "sd": tiny.stable_diffusion, "sdxl": tiny.sdxl, "flux": tiny.flux}
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in kinds.items()}
 
 
-def stages_of(preset):
+def stages_of(preset: str) -> list[str]:
     return ONE_STAGE.get(preset, ["coarse", "refine"])
 
 
-def options(preset, folders):
+def options(preset: str, folders: dict[str, Path]) -> list[str]:
     """Of a run with the preset on tiny teachers."""
     chosen = {"coarse": folders["mvdream"], "refine": folders.get(preset, folders["sd"])}
     teachers = [word for stage in stages_of(preset) for word in (f"--{stage}.teacher", str(chosen[stage]))]
@@ -37,8 +44,10 @@ def options(preset, folders):
 
 
 @pytest.mark.parametrize("preset", LARGE)
-def test_every_preset_runs_to_its_end_with_folders_alone(preset, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply"))
+def test_every_preset_runs_to_its_end_with_folders_alone(
+    preset: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunFolder, "finish", lambda self, gaussians: gaussians.save_ply(self.path / "splat.ply"))
     steps = [word for stage in stages_of(preset) for word in (f"--{stage}.steps", "2")]
     assert train.main([*options(preset, folders), *steps, "--out", str(tmp_path / "run")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
@@ -50,7 +59,13 @@ def test_every_preset_runs_to_its_end_with_folders_alone(preset, folders, tmp_pa
 
 
 @pytest.mark.parametrize("preset", LARGE)
-def test_every_preset_dry_runs_and_makes_nothing(preset, folders, tmp_path, monkeypatch, capsys):
+def test_every_preset_dry_runs_and_makes_nothing(
+    preset: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     if preset in ("fast", "paper", "mvdream-only"):  # the teachers of mvdream-sd21, whose cost is known by now
         monkeypatch.setattr(plan, "cost_of", lambda call: Cost(flops=10**12, peak=10**9, traffic=10**9))
@@ -61,8 +76,10 @@ def test_every_preset_dry_runs_and_makes_nothing(preset, folders, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(folders, tmp_path, monkeypatch, capsys):
-    def ask(*arguments, **options):
+def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(*arguments: object, **options: object) -> NoReturn:
         pytest.fail("the hub was asked")
 
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", ask)
@@ -82,14 +99,16 @@ def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(folders
     "arguments, words",
     [(["--prompt", ""], "prompt: expected"), (["--prompt", "a mug", "--coarse.perp-neg"], "perp_neg: expected")],
 )
-def test_a_dry_run_of_bad_settings_is_refused(arguments, words, capsys):
+def test_a_dry_run_of_bad_settings_is_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.main([*arguments, "--dry-run"]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders):
-    def planned(dtype, views):
-        stage = train.parse(["--preset", "sd21", "--refine.views", str(views)]).refine
+def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders: dict[str, Path]) -> None:
+    def planned(dtype: torch.dtype, views: int) -> plan.TeacherPlan:
+        stage = runs_options.parse(["--preset", "sd21", "--refine.views", str(views)]).refine
         return plan.teacher_plan(plan.meta_teacher(str(folders["sd"]), dtype), stage, "a corgi")
 
     one, two, half = planned(torch.float32, 1), planned(torch.float32, 2), planned(torch.bfloat16, 1)
@@ -99,8 +118,8 @@ def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(fol
 
 
 @pytest.mark.parametrize("name", ["multiview", "singleview"])
-def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
-    stage = train.parse(["--prompt", "a mug"]).coarse
+def test_the_toybox_teachers_can_be_planned_in_any_precision(name: str) -> None:
+    stage = runs_options.parse(["--prompt", "a mug"]).coarse
     full, half = (
         plan.teacher_plan(plan.meta_teacher(f"toybox/{name}", dtype), stage, "a mug")
         for dtype in (torch.float32, torch.bfloat16)
@@ -117,7 +136,9 @@ def test_the_toybox_teachers_can_be_planned_in_any_precision(name):
         ({"neon": True}, torch.float32),
     ],
 )
-def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instructions, on_cpu):
+def test_the_precision_follows_the_device_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], on_cpu: torch.dtype
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert (choose_dtype("auto", cpu), choose_dtype("auto", cuda)) == (on_cpu, torch.bfloat16)
@@ -125,34 +146,35 @@ def test_the_precision_follows_the_device_unless_it_is_set(monkeypatch, instruct
 
 
 @pytest.mark.parametrize("start", [[], ["--init", "scan.ply"]])
-def test_the_advice_against_too_little_memory_can_be_followed(start):
-    for preset, name in (("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")):
+def test_the_advice_against_too_little_memory_can_be_followed(start: list[str]) -> None:
+    cases: list[tuple[str, StageName]] = [("fast", "coarse"), ("sd21", "refine"), ("flux", "refine")]
+    for preset, name in cases:
         options = ["--preset", preset, "--dtype", "float32", *start]
-        advice = train.memory_advice(train.parse(options), name).split(", ")
+        advice = pipeline.memory_advice(runs_options.parse(options), name).split(", ")
         assert len(advice) == 3
         for words in advice:
-            assert train.parse([*options, *words.split()]) != train.parse(options), words
+            assert runs_options.parse([*options, *words.split()]) != runs_options.parse(options), words
 
 
 @torch.no_grad()
-def test_the_precision_reaches_the_networks(folders):
+def test_the_precision_reaches_the_networks(folders: dict[str, Path]) -> None:
     for name, dtype in DTYPES.items():
-        config = train.parse([*options("sd21", folders), "--dtype", name])
-        assert train.load_teachers(config)["refine"].denoiser.unet.dtype == dtype
+        config = runs_options.parse([*options("sd21", folders), "--dtype", name])
+        assert unet_of(preflight.load_teachers(config)["refine"], "teacher").unet.dtype == dtype
 
 
-def test_what_is_advised_when_memory_is_short_can_be_given():
+def test_what_is_advised_when_memory_is_short_can_be_given() -> None:
     named = ["--preset", "mvdream-sd21", "--prompt", "a corgi"]
-    advised = train.memory_advice(train.parse(named), "refine").split(", ")
+    advised = pipeline.memory_advice(runs_options.parse(named), "refine").split(", ")
     assert advised == ["--refine.views 2", "--vae-checkpointing", "--refine.no-perp-neg"]
-    config = train.parse([*named, *(word for option in advised for word in option.split())])
+    config = runs_options.parse([*named, *(word for option in advised for word in option.split())])
     assert config.refine.views == 2 and config.vae_checkpointing and not config.refine.perp_neg
 
 
 # --------------------------------------------------------------------------------------------------- the default preset
 
 
-def cached(folder, name, hub):
+def cached(folder: Path, name: str, hub: Path) -> Path:
     """The folder as the hub's cache keeps the repository `name`."""
     snapshot = hub / f"models--{name.replace('/', '--')}" / "snapshots" / "0123"
     shutil.copytree(folder, snapshot)
@@ -162,25 +184,35 @@ def cached(folder, name, hub):
     return snapshot
 
 
-def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(folders, tmp_path, monkeypatch):
+def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = load_preset("mvdream-sd21")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(train, "is_here", is_here)
+    monkeypatch.setattr("gscfd.teachers.load.is_here", is_here)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train.default_preset(None) == ("toybox", "without a CUDA device")
+    assert runs_options.default_preset(None) == ("toybox", "without a CUDA device")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cached(folders["mvdream"], large.coarse.teacher, tmp_path)
-    preset, why = train.default_preset(None)
+    preset, why = runs_options.default_preset(None)
     assert preset == "toybox" and large.refine.teacher in why and large.coarse.teacher not in why
     snapshot = cached(folders["sd"], large.refine.teacher, tmp_path)
-    assert train.default_preset("auto")[0] == train.parse(["--prompt", "a corgi"]).preset == "mvdream-sd21"
-    assert train.default_preset("cpu")[0] == train.parse(["--prompt", "a mug", "--device", "cpu"]).preset == "toybox"
-    assert train.parse(["--prompt", "a mug", "--preset", "toybox"]).preset == "toybox"
+    assert (
+        runs_options.default_preset("auto")[0] == runs_options.parse(["--prompt", "a corgi"]).preset == "mvdream-sd21"
+    )
+    assert (
+        runs_options.default_preset("cpu")[0]
+        == runs_options.parse(["--prompt", "a mug", "--device", "cpu"]).preset
+        == "toybox"
+    )
+    assert runs_options.parse(["--prompt", "a mug", "--preset", "toybox"]).preset == "toybox"
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert train.default_preset(None)[0] == "toybox", "a teacher that is not whole is not here"
+    assert runs_options.default_preset(None)[0] == "toybox", "a teacher that is not whole is not here"
 
 
-def test_the_choice_of_the_preset_is_said_in_one_line_with_the_others(tmp_path, capsys, monkeypatch):
+def test_the_choice_of_the_preset_is_said_in_one_line_with_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main(["--prompt", "a mug", "--device", "cpu", "--dry-run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]

@@ -1,57 +1,70 @@
 """A teacher's own samples: samplers against teachers whose answers are known, and the command on every kind."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
 import imageio.v3 as iio
 import pytest
 import tiny_teachers as tiny
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny import TinyTeacher
+from tiny import PixelTeacher, TinyTeacher
+from torch import Tensor
 
 from gscfd import preview
-from gscfd.sampling import ddim
-from gscfd.teachers.schedules import Diffusion, Flow
+from gscfd.cameras import turntable
+from gscfd.distil import sampling
+from gscfd.distil.sampling import ddim
+from gscfd.teachers.schedules import Diffusion, Flow, Schedule
+from gscfd.types import Cameras
 
 
-def make(folder, *arguments, prompt="a yellow duck"):
+def make(folder: Path, *arguments: str | int | Path, prompt: str = "a yellow duck") -> int:
     options = ["--prompt", prompt, "--steps", "2", "--device", "cpu"]
     return preview.main([*options, "--out", str(folder / "x.png"), *map(str, arguments)])
 
 
-class Blob:
+class Blob(PixelTeacher):
     """Data drawn from N(0, spread^2): the best answer is known, and the flow takes the noise x to spread * x."""
 
     spread = 0.4
+    image_size, latent_shape = 8, (4, 8, 8)
 
-    def __init__(self, schedule):
-        self.alpha_sigma, self.timesteps = schedule.alpha_sigma, schedule.timesteps
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule, self.timesteps = schedule, schedule.timesteps
 
-    def predict_eps(self, x_t, t, cameras):
+    def alpha_sigma(self, t: int) -> tuple[float, float]:
+        return self.schedule.alpha_sigma(t)
+
+    def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
         return sigma * x_t / ((alpha * self.spread) ** 2 + sigma**2)
 
 
+CAMERAS = turntable(2, size=8)
 BETAS = torch.linspace(0.0001, 0.02, 1000)
 CASES = {
-    "diffusion": (preview.trailing_times, Blob(Diffusion((1 - BETAS).cumprod(0), "epsilon"))),
-    "flow": (preview.shifted_times, Blob(Flow(1000))),
+    "diffusion": (sampling.trailing_times, Blob(Diffusion((1 - BETAS).cumprod(0), "epsilon"))),
+    "flow": (sampling.shifted_times, Blob(Flow(1000))),
 }
 
 
-def start():
+def start() -> Tensor:
     return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_samples_follow_the_flow_to_the_data(name):
+def test_samples_follow_the_flow_to_the_data(name: str) -> None:
     times, teacher = CASES[name]
     x = start()
-    pictures = [ddim(teacher, x, times(steps, 1000), None) for steps in (1, 20, 200)]
+    pictures = [ddim(teacher, x, times(steps, 1000), CAMERAS) for steps in (1, 20, 200)]
     errors = [(picture / x - teacher.spread).abs().max().item() for picture in pictures]
     assert errors[2] < 0.01
     assert errors[0] > 0.3 and errors[0] > errors[1] > errors[2], "the control: one step gives the mean of the data"
 
 
-def diffusers_sample(name, steps):
+def diffusers_sample(name: str, steps: int) -> Tensor:
     """By diffusers' own scheduler."""
     times, teacher = CASES[name]
     if name == "diffusion":
@@ -63,30 +76,30 @@ def diffusers_sample(name, steps):
         scheduler.set_timesteps(sigmas=[t / 1000 for t in times(steps, 1000)])
     x = start()
     for t, now in zip(times(steps, 1000), scheduler.timesteps, strict=True):
-        eps = teacher.predict_eps(x, t, None)
+        eps = teacher.predict_eps(x, t, CAMERAS)
         alpha, _ = teacher.alpha_sigma(t)
         x = scheduler.step(eps if name == "diffusion" else (eps - x) / alpha, now, x).prev_sample
     return x
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_samples_are_those_of_diffusers(name):
+def test_samples_are_those_of_diffusers(name: str) -> None:
     """At step counts that divide the 1000 times: at others, diffusers' DDIM steps miss their next time by rounding."""
     times, teacher = CASES[name]
     for steps in (8, 50):
         expected = diffusers_sample(name, steps)
-        assert (ddim(teacher, start(), times(steps, 1000), None) - expected).abs().max() < 1e-5
-        assert (ddim(teacher, start(), times(steps + 1, 1000), None) - expected).abs().max() > 1e-4, "the control"
+        assert (ddim(teacher, start(), times(steps, 1000), CAMERAS) - expected).abs().max() < 1e-5
+        assert (ddim(teacher, start(), times(steps + 1, 1000), CAMERAS) - expected).abs().max() > 1e-4, "the control"
 
 
-def test_a_teacher_of_one_picture_gives_that_picture():
+def test_a_teacher_of_one_picture_gives_that_picture() -> None:
     teacher = TinyTeacher()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    picture = ddim(teacher, x, preview.trailing_times(20, teacher.timesteps), None)
+    picture = ddim(teacher, x, sampling.trailing_times(20, teacher.timesteps), CAMERAS)
     assert torch.allclose(picture, teacher.target.expand(2, -1, -1, -1), atol=1e-4)
 
 
-def test_the_toybox_draws_four_views_and_the_seed_decides(tmp_path, capsys):
+def test_the_toybox_draws_four_views_and_the_seed_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make(tmp_path) == 0
     first = (tmp_path / "x.png").read_bytes()
     assert iio.imread(first).shape == (64, 256, 3) and "4 views by toybox/multiview" in capsys.readouterr().out
@@ -100,7 +113,7 @@ KINDS = [tiny.mvdream, tiny.stable_diffusion, tiny.sdxl, tiny.sd3, tiny.flux, ti
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_kind_of_teacher_is_sampled(kind, tmp_path):
+def test_every_kind_of_teacher_is_sampled(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     folder, mine = tmp_path / "teacher", tmp_path / "mine.yaml"
     folder.mkdir()
     # One letter is one token here: only a short negative prompt fits the 77 of DeepFloyd IF.
@@ -111,7 +124,7 @@ def test_every_kind_of_teacher_is_sampled(kind, tmp_path):
     assert sheet.shape[1] == 4 * sheet.shape[0] and sheet.std() > 1
 
 
-def test_without_a_place_the_picture_stands_beside_the_run(tmp_path, monkeypatch):
+def test_without_a_place_the_picture_stands_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert preview.main(["--prompt", "a red mug", "--steps", "1", "--device", "cpu"]) == 0
     assert (tmp_path / "outputs" / "a-red-mug-0-coarse.png").is_file()
@@ -128,23 +141,27 @@ def test_without_a_place_the_picture_stands_beside_the_run(tmp_path, monkeypatch
         (["--prompt", "a zebra"], "prompt: the toybox teachers do not know 'zebra'"),
     ],
 )
-def test_bad_input_is_one_clear_error(arguments, words, tmp_path, capsys):
+def test_bad_input_is_one_clear_error(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert make(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error
     assert not (tmp_path / "x.png").exists()
 
 
-def test_too_large_a_teacher_is_one_clear_error(tmp_path, capsys, monkeypatch):
-    def full(*arguments, **options):
+def test_too_large_a_teacher_is_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(preview, "load_teacher", full)
+    monkeypatch.setattr("gscfd.teachers.load_teacher", full)
     assert make(tmp_path) == 1 and "--device cpu" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
 
-def test_a_picture_is_not_overwritten_unasked(tmp_path, capsys):
+def test_a_picture_is_not_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.png").write_bytes(b"mine")
     assert make(tmp_path) == 2 and "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "x.png").read_bytes() == b"mine"

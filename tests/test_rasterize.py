@@ -1,4 +1,4 @@
-"""The CPU rasteriser against a float64 torch oracle, against gsplat's pure-torch functions, and its promises."""
+"""The CPU rasterizer against a float64 torch oracle, against gsplat's pure-torch functions, and its promises."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
-from gscfd.gaussians import Gaussians
-from gscfd.rasterize import cpu, rasterization, rasterize, reference
+from gscfd.gaussians import Gaussians, rasterize
+from gscfd.rasterize import cpu, degree_zero, rasterization, reference
 from gscfd.types import Cameras
 
 Scene = dict[str, Tensor]
@@ -42,29 +42,29 @@ def make_cameras(views: int = 2, width: int = 45, height: int = 37) -> Cameras:
 
 
 def render(scene: Any, cameras: Cameras, **settings: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    size = {"width": cameras.width, "height": cameras.height}
+    size: dict[str, Any] = {"width": cameras.width, "height": cameras.height}
     return rasterization(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
 
 
 def outputs_and_gradients(
     function: Any, scene: Scene, cameras: Cameras, dtype: torch.dtype, **settings: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What `function` renders, and the gradients of a fixed random weighting of colours and alphas."""
+    """What `function` renders, and the gradients of a fixed random weighting of colors and alphas."""
     leaves = {name: value.to(dtype, copy=True).requires_grad_() for name, value in scene.items()}
     if "backgrounds" in settings:
         settings["backgrounds"] = leaves["backgrounds"] = settings["backgrounds"].to(dtype, copy=True).requires_grad_()
     tensors = [leaves[name] for name in NAMES]
     matrices = (cameras.viewmats.to(dtype), cameras.Ks.to(dtype))
-    colours, alphas, info = function(*tensors, *matrices, cameras.width, cameras.height, **settings)
+    rendered, alphas, info = function(*tensors, *matrices, cameras.width, cameras.height, **settings)
     info["means2d"].retain_grad()
     g = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=g) for t in (colours, alphas)]
-    loss = (colours * weights[0].to(dtype)).sum() + (alphas * weights[1].to(dtype)).sum()
+    weights = [torch.randn(t.shape, generator=g) for t in (rendered, alphas)]
+    loss = (rendered * weights[0].to(dtype)).sum() + (alphas * weights[1].to(dtype)).sum()
     loss.backward()
     gradients = {name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grad = info["means2d"].grad
     gradients["means2d"] = grad if grad is not None else torch.zeros_like(info["means2d"])
-    return {"colours": colours, "alphas": alphas, "median_depth": info["median_depth"]}, gradients
+    return {"colors": rendered, "alphas": alphas, "median_depth": info["median_depth"]}, gradients
 
 
 def relative_errors(scene: Scene, cameras: Cameras, **settings: Any) -> dict[str, float]:
@@ -134,7 +134,7 @@ def test_spherical_harmonics_match_the_oracle(degree: int, per_view: bool) -> No
     assert_matches_oracle(scene, make_cameras(), sh_degree=degree)
 
 
-def test_colours_per_view_match_the_oracle() -> None:
+def test_colors_per_view_match_the_oracle() -> None:
     colors = torch.rand(2, 150, 3, generator=torch.Generator().manual_seed(5))
     assert_matches_oracle(make_scene() | {"colors": colors}, make_cameras())
 
@@ -146,7 +146,7 @@ def front_camera(size: int = 32, focal: float = 32.0) -> Cameras:
 
 
 def test_tile_borders_match_the_oracle() -> None:
-    """Centres on and within a hair of the borders of tiles, small and large."""
+    """Centers on and within a hair of the borders of tiles, small and large."""
     offsets = torch.tensor([-1e-3, 0.0, 1e-3, 0.5, 7.5, 8.0, 15.999, 16.0])
     x, y = torch.meshgrid(offsets, offsets, indexing="ij")
     scene = make_scene(64)
@@ -191,7 +191,7 @@ def test_degenerate_scales_match_the_oracle(kind: str) -> None:
     assert_matches_oracle(scene, front_camera())
 
 
-def test_unnormalised_and_zero_quaternions() -> None:
+def test_unnormalized_and_zero_quaternions() -> None:
     scene = make_scene()
     scene["quats"] *= torch.logspace(-3, 3, 150)[:, None]
     assert_matches_oracle(scene, make_cameras())
@@ -237,10 +237,10 @@ def test_absgrad_is_the_sum_of_absolute_values_over_pixels() -> None:
     """Rendered one pixel at a time, the absolute values of the ordinary gradient must add up to it."""
     scene, cameras = make_scene(30), make_cameras(1, 12, 9)
     leaves = {name: value.requires_grad_() for name, value in scene.items()}
-    colours, _, info = render(leaves, cameras, absgrad=True, render_mode="RGB")
-    weights = torch.randn(colours.shape, generator=torch.Generator().manual_seed(6))
+    rendered, _, info = render(leaves, cameras, absgrad=True, render_mode="RGB")
+    weights = torch.randn(rendered.shape, generator=torch.Generator().manual_seed(6))
     expected = torch.zeros_like(info["means2d"])
-    per_pixel = (colours * weights).sum(-1).flatten()
+    per_pixel = (rendered * weights).sum(-1).flatten()
     for pixel in per_pixel:
         expected += torch.autograd.grad(pixel, info["means2d"], retain_graph=True)[0].abs()
     per_pixel.sum().backward()
@@ -287,11 +287,11 @@ def test_spherical_harmonics_match_gsplat(degree: int) -> None:
     g = torch.Generator().manual_seed(7)
     means, coefficients = torch.randn(300, 3, generator=g), torch.randn(300, 16, 3, generator=g)
     cameras = make_cameras(2)
-    colours = cpu.harmonics(means, coefficients, cameras.viewmats, degree)
-    centres = torch.linalg.inv(cameras.viewmats)[:, :3, 3]
-    directions = (means - centres[:, None]).double()
+    rendered = cpu.harmonics(means, coefficients, cameras.viewmats, degree)
+    centers = torch.linalg.inv(cameras.viewmats)[:, :3, 3]
+    directions = (means - centers[:, None]).double()
     expected = _spherical_harmonics(degree, directions, coefficients.double().expand(2, -1, -1, -1))
-    assert torch.allclose(colours.double(), (expected + 0.5).clamp_min(0), atol=1e-5)
+    assert torch.allclose(rendered.double(), (expected + 0.5).clamp_min(0), atol=1e-5)
 
 
 def test_tile_lists_are_exact_and_sorted() -> None:
@@ -349,10 +349,10 @@ def test_default_type_of_torch_does_not_matter() -> None:
     scene, cameras = make_scene(), make_cameras()
     torch.set_default_dtype(torch.float64)
     try:
-        colours, _, _ = render(scene, cameras)
+        rendered, _, _ = render(scene, cameras)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(colours, expected["colours"])
+    assert torch.equal(rendered, expected["colors"])
 
 
 def test_tile_size_changes_only_rounding() -> None:
@@ -364,7 +364,7 @@ def test_tile_size_changes_only_rounding() -> None:
 
 @pytest.mark.parametrize("absgrad", [False, True])
 def test_default_strategy_densifies_unchanged(absgrad: bool) -> None:
-    """gsplat's own strategy duplicates, splits and prunes on what the rasteriser reports."""
+    """gsplat's own strategy duplicates, splits and prunes on what the rasterizer reports."""
     scene, cameras = make_scene(150, size=0.05), make_cameras(2, 48, 48)
     params = torch.nn.ParameterDict(
         {
@@ -386,9 +386,9 @@ def test_default_strategy_densifies_unchanged(absgrad: bool) -> None:
     target = torch.rand(2, 48, 48, 3, generator=torch.Generator().manual_seed(8))
     for step in range(12):
         activated = dict(params) | {"scales": params["scales"].exp(), "opacities": params["opacities"].sigmoid()}
-        colours, _, info = render(activated, cameras, absgrad=absgrad)
+        rendered, _, info = render(activated, cameras, absgrad=absgrad)
         strategy.step_pre_backward(params, optimizers, state, step, info)
-        (colours[..., :3] - target).square().mean().backward()
+        (rendered[..., :3] - target).square().mean().backward()
         if step == 5:
             assert state["count"].max() > 2 and state["grad2d"].max() > 0
         strategy.step_post_backward(params, optimizers, state, step, info)
@@ -399,7 +399,7 @@ def test_default_strategy_densifies_unchanged(absgrad: bool) -> None:
     assert all(len(value) == len(params["means"]) for value in params.values())
 
 
-def test_optimisation_recovers_an_image() -> None:
+def test_optimization_recovers_an_image() -> None:
     scene, cameras = make_scene(100, size=0.15), make_cameras(1, 32, 32)
     with torch.no_grad():
         target, _, _ = render(scene, cameras, render_mode="RGB")
@@ -426,9 +426,9 @@ def test_rasterize_reads_stored_parameters() -> None:
     images, _ = outputs_and_gradients(
         reference.rasterization, scene | {"colors": sh}, cameras, torch.float64, sh_degree=1
     )
-    colours, alphas = images["colours"], images["alphas"]
-    assert torch.allclose(image.rgb.double(), colours[..., :3], atol=1e-5)
-    assert torch.allclose(image.depth.double(), colours[..., 3:], atol=1e-4)
+    rendered, alphas = images["colors"], images["alphas"]
+    assert torch.allclose(image.rgb.double(), rendered[..., :3], atol=1e-5)
+    assert torch.allclose(image.depth.double(), rendered[..., 3:], atol=1e-4)
     assert torch.allclose(image.opacity.double(), alphas, atol=1e-5)
     assert image.median_depth is not None and torch.allclose(
         image.median_depth.double(), images["median_depth"], atol=1e-4
@@ -437,7 +437,7 @@ def test_rasterize_reads_stored_parameters() -> None:
     assert gaussians.means.grad is not None and gaussians.params["shN"].grad is not None
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "means": ({"means": torch.zeros(150, 2)}, r"means: expected \[N, 3\], got \[150, 2\]"),
     "quats": ({"quats": torch.zeros(150, 3)}, r"quats: expected \[150, 4\]"),
     "scales": ({"scales": torch.zeros(149, 3)}, r"scales: expected \[150, 3\]"),
@@ -466,7 +466,13 @@ WRONG = {
 def test_wrong_arguments_are_named(case: str) -> None:
     changed, message = WRONG[case]
     cameras = make_cameras()
-    arguments = make_scene() | {"viewmats": cameras.viewmats, "Ks": cameras.Ks, "width": 45, "height": 37}
+    arguments: dict[str, Any] = {
+        **make_scene(),
+        "viewmats": cameras.viewmats,
+        "Ks": cameras.Ks,
+        "width": 45,
+        "height": 37,
+    }
     with pytest.raises(ValueError, match=message):
         rasterization(**(arguments | changed))
 
@@ -476,12 +482,24 @@ def test_cpu_and_cuda_agree() -> None:
     scene, cameras = make_scene(), make_cameras()
     host, host_gradients = outputs_and_gradients(rasterization, scene, cameras, torch.float32)
     leaves = {name: value.cuda().requires_grad_() for name, value in scene.items()}
-    colours, alphas, _ = render(leaves, cameras.to("cuda"))
+    rendered, alphas, _ = render(leaves, cameras.to("cuda"))
     g = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=g).cuda() for t in (colours, alphas)]
-    ((colours * weights[0]).sum() + (alphas * weights[1]).sum()).backward()
-    assert torch.allclose(colours.cpu(), host["colours"], atol=1e-4)
+    weights = [torch.randn(t.shape, generator=g).cuda() for t in (rendered, alphas)]
+    ((rendered * weights[0]).sum() + (alphas * weights[1]).sum()).backward()
+    assert torch.allclose(rendered.cpu(), host["colors"], atol=1e-4)
     for name, leaf in leaves.items():
         assert leaf.grad is not None
         error = (leaf.grad.cpu() - host_gradients[name]).norm() / host_gradients[name].norm()
         assert error < 1e-3, name
+
+
+def test_colors_of_degree_zero_and_their_gradients_are_those_of_the_harmonics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means, viewmats = torch.randn(50, 3, generator=generator), turntable(2, size=16).viewmats
+    coefficients = (2 * torch.randn(50, 1, 3, generator=generator)).requires_grad_()
+    wanted = cpu.harmonics(means, coefficients, viewmats, 0)
+    found = degree_zero(coefficients).expand_as(wanted)
+    weights = torch.randn(wanted.shape, generator=generator)
+    first, second = (torch.autograd.grad((colors * weights).sum(), coefficients)[0] for colors in (wanted, found))
+    assert torch.allclose(found, wanted, atol=1e-6) and torch.allclose(first, second, atol=1e-6)
+    assert (wanted == 0).any(), "some are clamped"

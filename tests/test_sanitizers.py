@@ -22,11 +22,10 @@ import gscfd
 gscfd.__path__.insert(0, sys.argv[1])
 import torch
 from scenes import figure, render_scene, sphere, views
-from gscfd import native, noise
-from gscfd.gaussians import ball
-from gscfd.noise import NoiseField
+from gscfd import native
+from gscfd.gaussians import ball, rasterize
+from gscfd.noise import NoiseField, kinds
 from gscfd.noise_kernels import cpu
-from gscfd.rasterize import rasterize
 from gscfd.cameras import turntable
 
 torch.set_num_threads(2)
@@ -37,14 +36,14 @@ for latent, image in (((16, 16), (64, 64)), ((12, 20), (25, 40)), ((24, 24), (10
         render.depth[0, :3] = torch.tensor(float("nan"))
         for radius in (1, 3):
             field = NoiseField(2**64 - 1, 5, *latent, background="direction", beta=0.5, normal_radius=radius)
-            for kind in (noise.surface, noise.radial, noise.world_map, noise.fixed, noise.iid):
+            for kind in (kinds.surface, kinds.radial, kinds.world_map, kinds.fixed, kinds.iid):
                 assert kind(field, cameras, render, 1000).isfinite().all()
-            for grid in (noise.grid(field), noise.radial_grid(field)):
+            for grid in (kinds.grid(field), kinds.radial_grid(field)):
                 cpu.owners(grid, render.depth[1, ..., 0], render.opacity[1, ..., 0], cameras.viewmats[1], cameras.Ks[1])
 far = NoiseField(0, 4, 8, 8, footprint=1e-9)
 cameras = views(0, size=16)
-noise.surface(far, cameras, render_scene(figure(), cameras), 0)
-noise.radial(far, cameras, render_scene(figure(), cameras), 0)
+kinds.surface(far, cameras, render_scene(figure(), cameras), 0)
+kinds.radial(far, cameras, render_scene(figure(), cameras), 0)
 for degree in (0, 3):
     gaussians = ball(300, radius=0.6, opacity=0.5, sh_degree=degree, generator=torch.Generator().manual_seed(0))
     for size in (64, 33):
@@ -96,7 +95,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(900)
-def test_noise_and_rasteriser_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
+def test_noise_and_rasterizer_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
     sources = sorted([*PACKAGE.glob("csrc_common/*.cpp"), *PACKAGE.glob("*/csrc/*.cpp")])
     build(sources, tmp_path / "libgscfd_cpu.so")
     done = run(SCENES, str(tmp_path))

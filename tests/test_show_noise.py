@@ -10,11 +10,14 @@ import pytest
 import torch
 from whiteness import consistency, ks_normal, morans_i, owner_views
 
-from gscfd import noise, runs, show_noise
+from gscfd import show_noise
 from gscfd.cameras import turntable
 from gscfd.config import Config, to_yaml
 from gscfd.gaussians import Gaussians, ball
-from gscfd.noise import NoiseField
+from gscfd.lab import noise_pictures
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
+from gscfd.runs import names as runs_names
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def test_it_leaves_a_video_a_sheet_and_a_correlation_map(run: Path, capsys: pyte
     assert iio.imread(run / "noise-correlation.png").shape == (64, 192, 3)
     printed = capsys.readouterr().out
     assert "noise.mp4" in printed and "predicts" in printed
-    assert not runs.foreign_files(run), "--overwrite must still know the folder as a run"
+    assert not runs_names.foreign_files(run), "--overwrite must still know the folder as a run"
 
 
 def test_another_noise_and_another_place_can_be_chosen(run: Path, tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ def test_another_noise_and_another_place_can_be_chosen(run: Path, tmp_path: Path
 
 def test_a_still_frame_is_white_noise(splat: Gaussians) -> None:
     field = NoiseField(3, 3, 64, 64, gamma=0.0)
-    frame = show_noise.painted_turntable(splat, field, "surface", 2, 256)[0, ::4, 256::4]
+    frame = noise_pictures.painted_turntable(splat, field, "surface", 2, 256)[0, ::4, 256::4]
     values = (torch.from_numpy(frame).permute(2, 0, 1).double() / 255 - 0.5) * 5
     assert morans_i(values)[1].min() > 0.001
     # Eight bits, and the tails cut off at 2.5 standard deviations.
@@ -62,14 +65,14 @@ def test_a_still_frame_is_white_noise(splat: Gaussians) -> None:
 def test_the_map_shows_the_share_that_the_other_view_predicts(splat: Gaussians, radial: bool) -> None:
     cameras = turntable(36, size=64)[:2]
     render, field = splat.render(cameras), NoiseField(0, 3, 16, 16)
-    cells = noise.radial_grid(field) if radial else noise.grid(field)
-    share = show_noise.predicted_share(field, cells, cameras, render)
+    cells = kinds.radial_grid(field) if radial else kinds.grid(field)
+    share = noise_pictures.predicted_share(field, cells, cameras, render)
     a, b = owner_views(field, cameras, render, radial=radial)
     assert share.flatten()[torch.from_numpy(a.coverage == 1)].mean() == pytest.approx(consistency(a, b))
     assert share.min() == 0 and share.max() <= 1 + 1e-9
     same = turntable(36, size=64)[0:1]
     twice = type(cameras)(same.viewmats.repeat(2, 1, 1), same.Ks.repeat(2, 1, 1), 64, 64)
-    itself = show_noise.predicted_share(field, cells, twice, splat.render(twice)).flatten()
+    itself = noise_pictures.predicted_share(field, cells, twice, splat.render(twice)).flatten()
     assert np.allclose(itself[torch.from_numpy(a.counts > 0)], 1), "a view predicts itself"
 
 

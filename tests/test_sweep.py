@@ -3,38 +3,52 @@
 import builtins
 import json
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from present import present
 
-from gscfd import sweep, train
+from gscfd import sweep
+from gscfd.config import Config
 from gscfd.errors import UserError
-from gscfd.runs import RunFolder, next_config
-from gscfd.sweep import JOURNAL, Journal, Progress, Settings, carry_out, last_failures, plan_runs, state_of
-from gscfd.workers import Outcome, Place
+from gscfd.runs import names as runs_names
+from gscfd.runs import options as runs_options
+from gscfd.runs.folder import RunFolder
+from gscfd.runs.names import next_config
+from gscfd.sweeps import make as sweeps_make
+from gscfd.sweeps import plan as sweeps_plan
+from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
+from gscfd.sweeps.make import Progress, Run, carry_out, state_of
+from gscfd.sweeps.options import SweepOptions
+from gscfd.sweeps.plan import plan_runs
+from gscfd.sweeps.workers import Outcome, Place
 
-FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--init.count", "50"]
+OutcomeState = Literal["finished", "failed", "refused", "lost"]
+FEW = ["--coarse.steps", "2", "--refine.steps", "0", "--polish.steps", "0", "--init.count", "50"]
 
 
 @pytest.fixture
-def prompts(tmp_path):
+def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("# two objects\na yellow duck\n\n  a mug  \n")
     return path
 
 
 @pytest.fixture
-def planned(prompts, tmp_path):
-    def plan(*arguments, **settings):
-        return plan_runs(Settings(prompts=prompts, out=tmp_path / "out", **settings), [*FEW, *arguments])
+def planned(prompts: Path, tmp_path: Path) -> Callable[..., list[Run]]:
+    def plan(*arguments: str, **settings: Any) -> list[Run]:
+        return plan_runs(SweepOptions(prompts=prompts, out=tmp_path / "out", **settings), [*FEW, *arguments])
 
     return plan
 
 
-def run_sweep(prompts, out, *arguments):
+def run_sweep(prompts: Path, out: Path, *arguments: str) -> int:
     return sweep.main(["--prompts", str(prompts), "--out", str(out), *FEW, *arguments])
 
 
-def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planned):
+def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planned: Callable[..., list[Run]]) -> None:
     runs = planned(seeds="0:2,7", guidance="sds,cfd")
     assert [(r.config.prompt, r.config.guidance, r.config.seed) for r in runs] == [
         (prompt, method, seed)
@@ -46,15 +60,17 @@ def test_every_prompt_method_and_seed_is_a_run_those_of_a_prompt_together(planne
     assert {(r.config.coarse.steps, r.config.noise_kind) for r in runs} == {(2, "iid"), (2, "surface")}
 
 
-def test_a_run_is_what_train_makes_of_its_options(planned, tmp_path):
+def test_a_run_is_what_train_makes_of_its_options(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     (_, run) = planned("--coarse.cfg", "3", seeds="5")
     alone = ["--prompt", "a mug", "--seed", "5", "--coarse.cfg", "3", "--out", str(tmp_path / "out" / "a-mug-cfd-5")]
-    assert run.config == train.parse([*FEW, *alone])
+    assert run.config == runs_options.parse([*FEW, *alone])
 
 
-def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(planned, prompts):
+def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(
+    planned: Callable[..., list[Run]], prompts: Path
+) -> None:
     long = "a yellow duck on a brown table " * 3
-    names = {}
+    names: dict[str, str] = {}
     for texts in (["a mug", "A mug", "a  mug", "a mug,", long + "a", long + "b"], ["A mug", long + "b"]):
         prompts.write_text("\n".join(texts))
         found = {run.config.prompt: run.name for run in planned("--coarse.steps", "0")}
@@ -63,14 +79,14 @@ def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(planned,
 
 
 @pytest.mark.parametrize("seeds, numbers", [("4", [4]), ("0:3", [0, 1, 2]), ("5,0:2", [5, 0, 1]), (" 1 , 2:3", [1, 2])])
-def test_seeds_are_numbers_and_ranges_without_their_end(seeds, numbers):
-    assert sweep.read_seeds(seeds) == numbers
+def test_seeds_are_numbers_and_ranges_without_their_end(seeds: str, numbers: list[int]) -> None:
+    assert sweeps_plan.read_seeds(seeds) == numbers
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "-1", "3:3", "8:0", "0:", "1.5", "0,0", "0:4,3", "0:99999999", "0:2:2"])
-def test_bad_seeds_are_refused_by_name(seeds):
+def test_bad_seeds_are_refused_by_name(seeds: str) -> None:
     with pytest.raises(UserError, match="seeds: expected"):
-        sweep.read_seeds(seeds)
+        sweeps_plan.read_seeds(seeds)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +107,19 @@ def test_bad_seeds_are_refused_by_name(seeds):
         (b"a mug", ["--coarse.teacher", "/nowhere"], ["teacher", "/nowhere"]),
     ],
 )
-def test_bad_input_is_named_before_anything_starts(tmp_path, capsys, monkeypatch, content, arguments, words):
-    monkeypatch.setattr(sweep, "RayPool", lambda *a, **k: pytest.fail("Ray was started"))
+def test_bad_input_is_named_before_anything_starts(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr(sweeps_make, "RayPool", lambda *a, **k: pytest.fail("Ray was started"))
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
     try:
-        code = run_sweep(tmp_path / "prompts.txt", tmp_path / "out", *arguments)
+        code: object = run_sweep(tmp_path / "prompts.txt", tmp_path / "out", *arguments)
     except SystemExit as exited:  # by tyro, which frames its message
         code = exited.code
     error = " ".join(capsys.readouterr().err.split())
@@ -104,10 +127,12 @@ def test_bad_input_is_named_before_anything_starts(tmp_path, capsys, monkeypatch
     assert "Traceback" not in error and not (tmp_path / "out").exists()
 
 
-def test_without_ray_the_error_says_how_to_install_it(prompts, tmp_path, capsys, monkeypatch):
+def test_without_ray_the_error_says_how_to_install_it(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
-    def no_ray(name, *rest):
+    def no_ray(name: str, *rest: Any) -> Any:
         if name == "ray":
             raise ImportError("No module named 'ray'")
         return real(name, *rest)
@@ -119,24 +144,26 @@ def test_without_ray_the_error_says_how_to_install_it(prompts, tmp_path, capsys,
     assert run_sweep(prompts, tmp_path / "out", "--dry-run") == 0
 
 
-def test_more_workers_than_cores_are_warned_of_and_cores_are_shared_out(prompts, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "cores", lambda: 4)
-    shares = {n: sweep.local_threads(Settings(prompts=prompts, workers=n)) for n in (1, 2, 3, 4)}
+def test_more_workers_than_cores_are_warned_of_and_cores_are_shared_out(
+    prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps_make, "cores", lambda: 4)
+    shares = {n: sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=n)) for n in (1, 2, 3, 4)}
     assert shares == {1: 4, 2: 2, 3: 1, 4: 1}
     assert capsys.readouterr().err == ""
-    assert sweep.local_threads(Settings(prompts=prompts, workers=5)) == 1
+    assert sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=5)) == 1
     assert "5 workers of 1 threads on 4 cores" in capsys.readouterr().err
-    assert sweep.local_threads(Settings(prompts=prompts, workers=2, threads=3)) == 3
+    assert sweeps_make.local_threads(SweepOptions(prompts=prompts, workers=2, threads=3)) == 3
     assert "than --workers 1" in capsys.readouterr().err
 
 
-def begin(run):
+def begin(run: Run) -> None:
     """Its folder, as a run leaves it that was killed at once."""
     with RunFolder(run.config):
         pass
 
 
-def test_the_state_of_a_run_is_read_from_its_folder(planned, tmp_path):
+def test_the_state_of_a_run_is_read_from_its_folder(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     run = planned()[0]
     assert state_of(run, {}) == "new" and next_config(run.config) == run.config
     begin(run)
@@ -150,7 +177,9 @@ def test_the_state_of_a_run_is_read_from_its_folder(planned, tmp_path):
     assert state_of(run, {run.name: "no room"}) == "finished" and next_config(run.config) is None
 
 
-def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothing_else(planned):
+def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothing_else(
+    planned: Callable[..., list[Run]],
+) -> None:
     run = planned()[0]
     run.folder.mkdir(parents=True)
     (run.folder / ".config.yaml.12.tmp").write_text("prom")
@@ -159,10 +188,12 @@ def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothin
     (run.folder / "mine.txt").write_text("years of work")
     assert next_config(run.config) == run.config and (run.folder / "mine.txt").exists()
     with pytest.raises(UserError, match="exists"):
-        train.check_folder(run.config)
+        runs_names.check_folder(run.config)
 
 
-def test_runs_of_another_sweep_are_not_taken_for_this_one(planned, prompts, tmp_path, capsys):
+def test_runs_of_another_sweep_are_not_taken_for_this_one(
+    planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = planned("--coarse.cfg", "3")[0]
     begin(run)
     (run.folder / "turntable.mp4").write_text("")
@@ -171,7 +202,9 @@ def test_runs_of_another_sweep_are_not_taken_for_this_one(planned, prompts, tmp_
     assert "coarse.cfg = 3.0 (got 4.0)" in error and "another --out" in error
 
 
-def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(planned, prompts, tmp_path, capsys):
+def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(
+    planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     duck, mug = planned()
     begin(duck)
     journal = Journal(tmp_path / "out" / JOURNAL)
@@ -189,7 +222,7 @@ def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(planned, prom
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path):
+def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_bytes(b'{"run": "a", "event": "failed", "error": "x"}\n{"run": "b", "ev')
     journal = Journal(path)
@@ -205,38 +238,49 @@ def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path):
 class FakePool:
     """Workers that answer at once, each run with the outcomes that are given for it, in turn; else "finished"."""
 
-    def __init__(self, size, outcomes):
+    def __init__(self, size: int, outcomes: dict[str, list[OutcomeState]]) -> None:
         self.size, self.outcomes = size, outcomes
-        self.started, self.most, self.at_work = Counter(), 0, []
+        self.started, self.most = Counter[str](), 0
+        self.at_work: list[str] = []
 
-    def free(self):
+    def free(self) -> bool:
         return len(self.at_work) < self.size
 
-    def start(self, run, config):
-        assert config.out.name == run
+    def start(self, run: str, config: Config) -> Place:
+        assert present(config.out).name == run
         self.started[run] += 1
         self.at_work.append(run)
         self.most = max(self.most, len(self.at_work))
         return Place("here", len(self.started))
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> dict[str, Outcome]:
         run = self.at_work.pop(0)
         given = self.outcomes.get(run, [])
         return {run: Outcome(given.pop(0), "trouble") if given else Outcome("finished", seconds=1.0)}
 
 
-def carried_out(runs, path, outcomes, size=2, retries=2):
-    pool, said = FakePool(size, outcomes), []
+def carried_out(
+    runs: list[Run], path: Path, outcomes: dict[str, list[OutcomeState]], size: int = 2, retries: int = 2
+) -> tuple[FakePool, Progress, list[str]]:
+    pool = FakePool(size, outcomes)
+    said: list[str] = []
     journal, progress = Journal(path), Progress(len(runs))
     carry_out(runs, pool, journal, progress, retries=retries, say=said.append, show=lambda: None)
     journal.close()
     return pool, progress, said
 
 
-def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(planned, tmp_path):
+def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(
+    planned: Callable[..., list[Run]], tmp_path: Path
+) -> None:
     runs = planned(seeds="0:3")
     bad, ill, lost, wrong, *_ = (run.name for run in runs)
-    outcomes = {bad: ["failed"] * 9, ill: ["failed"], lost: ["lost", "lost"], wrong: ["refused"]}
+    outcomes: dict[str, list[OutcomeState]] = {
+        bad: ["failed"] * 9,
+        ill: ["failed"],
+        lost: ["lost", "lost"],
+        wrong: ["refused"],
+    }
     pool, progress, said = carried_out(runs, tmp_path / JOURNAL, outcomes)
     assert pool.started == Counter({bad: 3, ill: 2, lost: 3, wrong: 1, runs[4].name: 1, runs[5].name: 1})
     assert pool.most == 2 and progress.finished == 4 and not progress.running
@@ -247,18 +291,18 @@ def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(pla
     assert [row["attempt"] for row in rows if row["run"] == bad and row["event"] == "started"] == [1, 2, 3]
 
 
-def test_without_retries_one_failure_is_the_last(planned, tmp_path):
+def test_without_retries_one_failure_is_the_last(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     runs = planned()
     pool, progress, _ = carried_out(runs, tmp_path / JOURNAL, {runs[0].name: ["lost"]}, retries=0)
     assert pool.started[runs[0].name] == 1 and list(progress.failed) == [runs[0].name] and progress.finished == 1
 
 
-def test_the_table_shows_where_each_running_run_is(planned):
+def test_the_table_shows_where_each_running_run_is(planned: Callable[..., list[Run]]) -> None:
     run = planned()[0]
     begin(run)
-    assert sweep.reached(run.folder) == ""
+    assert sweeps_make.reached(run.folder) == ""
     with open(run.folder / "stats.jsonl", "a") as stats:
         stats.write('{"stage": "coarse", "step": 0}\n{"stage": "coarse", "step": 1}\n{"stage": "co')
-    assert sweep.reached(run.folder) == "coarse, step 2"
-    progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweep.SHOWN + 3)})
-    assert sweep.table(progress).row_count == sweep.SHOWN + 1
+    assert sweeps_make.reached(run.folder) == "coarse, step 2"
+    progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweeps_make.SHOWN_RUNS + 3)})
+    assert sweeps_make.table(progress).row_count == sweeps_make.SHOWN_RUNS + 1

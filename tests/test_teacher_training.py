@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from diffusers import AutoencoderTiny
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
+from gscfd.lab import teachers as measure
+from gscfd.lab.options import MeasureOptions
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
+from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.texts import read_tokenizer
-from gscfd.toybox import measure
 from gscfd.toybox.data import render_object
 from gscfd.toybox.objects import sample_object
 from gscfd.toybox.training import space, teacher
@@ -320,28 +323,36 @@ def test_the_posterior_mean_of_two() -> None:
 class Ideal:
     """A teacher that knows the few objects there are."""
 
-    def __init__(self, inner: object, known: torch.Tensor):
+    def __init__(self, inner: GuidedTeacher, known: torch.Tensor):
         self.inner, self.known = inner, known
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def predict_eps(self, x: torch.Tensor, t: int, cameras: object, cfg: float | None = None) -> torch.Tensor:
         alpha, sigma = self.inner.alpha_sigma(t)
-        return (x - alpha * measure.posterior_mean(x, self.known, alpha, sigma, joint=True)) / sigma
+        z = measure.posterior_mean(x, self.known, alpha, sigma, joint=True)
+        return (x - alpha * z) / sigma
 
 
 def test_an_ideal_teacher_has_no_excess(settings: teacher.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     training = prepared(settings)
     teacher.export(training, settings.out / "teacher")
     loaded = load_teacher(str(settings.out / "teacher"), device="cpu")
-    seen = []
-    monkeypatch.setattr(measure, "encoded", lambda teacher, images: seen.append(images) or teacher.encode(images))
+    seen: list[torch.Tensor] = []
+
+    def encoded(teacher: GuidedTeacher, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return teacher.encode(images)
+
+    monkeypatch.setattr(measure, "encoded", encoded)
     generator = torch.Generator().manual_seed(0)
     measured = measure.measure_denoising(loaded, "a red teapot", 3, 2, generator)
     assert all(inside > 0 for inside, _ in measured.values())
     ideal = Ideal(loaded, torch.stack([loaded.encode(images) for images in seen]))
-    exact = measure.measure_denoising(ideal, "a red teapot", 3, 2, torch.Generator().manual_seed(0))
+    exact = measure.measure_denoising(
+        cast(GuidedTeacher, ideal), "a red teapot", 3, 2, torch.Generator().manual_seed(0)
+    )
     assert all(max(errors) < 1e-6 for errors in exact.values())
 
 
@@ -355,6 +366,6 @@ def test_a_true_object_is_nearest_to_itself() -> None:
 
 
 @pytest.mark.parametrize("change", [{"objects": 0}, {"groups": 0}, {"out": Path("x.txt")}])
-def test_measuring_checks_its_settings(change: dict) -> None:
+def test_measuring_checks_its_settings(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
-        measure.check_settings(replace(measure.Settings(teacher="toybox/multiview"), **change))
+        measure.check_settings(replace(MeasureOptions(teacher="toybox/multiview"), **change))

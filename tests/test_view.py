@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
+from present import present
 from viewing import browsing, paint, until
 
 from gscfd import view
-from gscfd.checkpoint import Checkpoint, Checkpoints
 from gscfd.config import Config, ServerConfig, plain, to_yaml
-from gscfd.gaussians import ball
-from gscfd.state import StageState
+from gscfd.distil.state import Checkpoint, StageState
+from gscfd.gaussians import Gaussians, ball
+from gscfd.runs.checkpoint import Checkpoints
+from gscfd.viewer.display import Display
 from gscfd.viewer.saved import SavedViewer, saved
 
+Show = Callable[..., SavedViewer]
 
-def splat(seed=0, count=30):
+
+def splat(seed: int = 0, count: int = 30) -> Gaussians:
     return ball(count, radius=0.6, opacity=0.5, generator=torch.Generator().manual_seed(seed))
 
 
-def save_checkpoint(folder, step, keep=5):
+def ticked(viewer: SavedViewer) -> Display:
+    viewer.tick(time.monotonic())
+    return viewer.display
+
+
+def save_checkpoint(folder: Path, step: int, keep: int = 5) -> None:
     """As a run would; the splat has step + 20 Gaussians."""
     state = StageState(splat(step, step + 20), Config().coarse, seed=0, keep_every=1)
     state.step = step
@@ -29,7 +41,7 @@ def save_checkpoint(folder, step, keep=5):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Path:
     """The folder of a run that was stopped after its second checkpoint."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -40,11 +52,11 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def show():
+def show() -> Iterator[Show]:
     """A viewer of these paths, at work only when it is told to."""
     viewers = []
 
-    def of(*paths):
+    def of(*paths: Path) -> SavedViewer:
         viewers.append(SavedViewer(list(paths), ServerConfig(port=8760), paint))
         return viewers[-1]
 
@@ -53,14 +65,14 @@ def show():
         viewer.server.stop()
 
 
-def test_a_ply_is_shown_as_it_is(tmp_path, show):
+def test_a_ply_is_shown_as_it_is(tmp_path: Path, show: Show) -> None:
     splat().save_ply(tmp_path / "duck.ply")
     viewer = show(tmp_path / "duck.ply")
-    assert torch.equal(viewer.display.gaussians.means, splat().means)
+    assert torch.equal(present(viewer.display.gaussians).means, splat().means)
     assert not viewer.sources[0].slider.visible and "duck.ply: 30 Gaussians" in viewer.sources[0].text.content
 
 
-def test_a_run_has_its_checkpoints_and_then_its_splat(run, show):
+def test_a_run_has_its_checkpoints_and_then_its_splat(run: Path, show: Show) -> None:
     splat(count=7).save_ply(run / "splat.ply")
     viewer = show(run)
     source = viewer.sources[0]
@@ -69,36 +81,36 @@ def test_a_run_has_its_checkpoints_and_then_its_splat(run, show):
     for place in range(3):
         source.slider.value = place
         viewer.update()
-        counts.append(len(viewer.display.gaussians))
+        counts.append(len(present(viewer.display.gaussians)))
     assert counts == [30, 40, 7]
     source.slider.value = 0
     viewer.update()
     assert "coarse, step 10: 30 Gaussians" in source.text.content
 
 
-def test_a_run_that_goes_on_is_followed(run, show):
+def test_a_run_that_goes_on_is_followed(run: Path, show: Show) -> None:
     viewer = show(run)
     save_checkpoint(run, 30, keep=2)
     viewer.sources[0].look()
     viewer.update()
-    assert len(viewer.display.gaussians) == 50, "the newest was shown, and the newest is shown"
+    assert len(present(viewer.display.gaussians)) == 50, "the newest was shown, and the newest is shown"
     viewer.sources[0].slider.value = 0
     save_checkpoint(run, 40, keep=2)
     viewer.sources[0].look()
     viewer.update()
-    assert len(viewer.display.gaussians) == 50, "an older one stays where the slider is"
+    assert len(present(viewer.display.gaussians)) == 50, "an older one stays where the slider is"
 
 
-def test_a_checkpoint_that_is_gone_when_it_is_read_leaves_what_was_shown(run, show):
+def test_a_checkpoint_that_is_gone_when_it_is_read_leaves_what_was_shown(run: Path, show: Show) -> None:
     viewer = show(run)
     viewer.sources[0].slider.value = 0
     for path in (run / "checkpoints").glob("000001.*"):
         path.unlink()
     viewer.update()
-    assert len(viewer.display.gaussians) == 40
+    assert len(present(viewer.display.gaussians)) == 40
 
 
-def test_a_run_without_anything_saved_is_waited_for(run, show):
+def test_a_run_without_anything_saved_is_waited_for(run: Path, show: Show) -> None:
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     viewer = show(run)
@@ -107,27 +119,31 @@ def test_a_run_without_anything_saved_is_waited_for(run, show):
         viewer.tick(time.monotonic())
         save_checkpoint(run, 10)
         viewer.looked = 0.0
-        until(lambda: viewer.tick(time.monotonic()) or viewer.display.splat is not None)
+        until(lambda: ticked(viewer).splat is not None)
 
 
-def test_two_are_side_by_side_each_with_its_own_slider(run, tmp_path, show):
+def test_two_are_side_by_side_each_with_its_own_slider(run: Path, tmp_path: Path, show: Show) -> None:
     splat(count=7).save_ply(tmp_path / "other.ply")
     viewer = show(run, tmp_path / "other.ply")
-    assert len(viewer.display.gaussians) == 47
-    assert viewer.display.gaussians.means[:40, 1].max() < 0 < viewer.display.gaussians.means[40:, 1].min()
+    assert len(present(viewer.display.gaussians)) == 47
+    assert (
+        present(viewer.display.gaussians).means[:40, 1].max()
+        < 0
+        < present(viewer.display.gaussians).means[40:, 1].min()
+    )
     viewer.sources[0].slider.value = 0
     viewer.update()
-    assert len(viewer.display.gaussians) == 37
+    assert len(present(viewer.display.gaussians)) == 37
 
 
-def test_a_browser_is_shown_the_splat_and_the_views(run, show):
+def test_a_browser_is_shown_the_splat_and_the_views(run: Path, show: Show) -> None:
     viewer = show(run)
     with browsing(viewer):
         viewer.tick(time.monotonic())
-        assert viewer.display.splat.buffer.shape == (40, 8)
+        assert present(viewer.display.splat).buffer.shape == (40, 8)
         viewer.display.mode.value = "opacity"
-        until(lambda: viewer.tick(time.monotonic()) or viewer.display.views)
-        assert not viewer.display.splat.visible
+        until(lambda: ticked(viewer).views)
+        assert not present(viewer.display.splat).visible
 
 
 @pytest.mark.parametrize(
@@ -139,7 +155,9 @@ def test_a_browser_is_shown_the_splat_and_the_views(run, show):
         (["good.ply", "--host", "192.0.2.1"], "expected an address of this machine"),
     ],
 )
-def test_what_cannot_be_shown_is_one_clear_line_and_exit_code_2(tmp_path, capsys, arguments, words):
+def test_what_cannot_be_shown_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.ply").write_text("ply\nend_header\n")
     splat().save_ply(tmp_path / "good.ply")
@@ -148,10 +166,10 @@ def test_what_cannot_be_shown_is_one_clear_line_and_exit_code_2(tmp_path, capsys
     assert error.count("\n") == 1 and words in error
 
 
-def test_ctrl_c_ends_it(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     splat().save_ply(tmp_path / "duck.ply")
 
-    def interrupted(self, now):
+    def interrupted(self: SavedViewer, now: float) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SavedViewer, "tick", interrupted)
@@ -159,7 +177,7 @@ def test_ctrl_c_ends_it(tmp_path, monkeypatch, capsys):
     assert "viewer: http://127.0.0.1:8770" in capsys.readouterr().out
 
 
-def test_what_is_saved_is_known_by_its_place_and_time(run):
+def test_what_is_saved_is_known_by_its_place_and_time(run: Path) -> None:
     before = [state.key for state in saved(run)]
     splat().save_ply(run / "splat.ply")
     after = [state.key for state in saved(run)]

@@ -9,34 +9,39 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from present import present
 from tiny import tiny_stage
-from viewing import STEPS, Run, browsing, press, settings, until, viewing
+from torch import Tensor
+from viewing import STEPS, Run, browsing, paint, press, settings, until, viewing
 
-from gscfd import geometry
+from gscfd import geometry, pictures
 from gscfd.cameras import orbit, turntable
-from gscfd.config import Edit, ServerConfig
+from gscfd.config import Edit, NoiseKind, ServerConfig
+from gscfd.distil.pipeline import painted_noise
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
-from gscfd.runs import Interrupted
-from gscfd.train import painted_noise, parse
-from gscfd.types import Render
+from gscfd.runs.options import parse
+from gscfd.runs.signals import Interrupted
+from gscfd.types import Cameras, Render
 from gscfd.viewer import content, server
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.pace import Pace
 from gscfd.viewer.snapshot import Point
 
 
-def grey(count=40):
+def gray(count: int = 40) -> Gaussians:
     return ball(count, radius=0.5, opacity=0.6, generator=torch.Generator().manual_seed(0))
 
 
-def sphere_render(size=64):
+def sphere_render(size: int = 64) -> tuple[Render, Cameras]:
     """Of the unit sphere from the front."""
-    camera = orbit(*(torch.tensor([x]) for x in (0.0, 0.0, 4.0, 40.0)), size, size)
+    azimuth, elevation, distance, fov = (torch.tensor([x]) for x in (0.0, 0.0, 4.0, 40.0))
+    camera = orbit(azimuth, elevation, distance, fov, size, size)
     rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     x, y = (columns - size / 2) / camera.Ks[0, 0, 0], (rows - size / 2) / camera.Ks[0, 1, 1]
     a = x * x + y * y + 1
@@ -48,8 +53,8 @@ def sphere_render(size=64):
 # What is shown.
 
 
-def test_covariances_have_the_squared_scales_as_eigenvalues():
-    gaussians = grey()
+def test_covariances_have_the_squared_scales_as_eigenvalues() -> None:
+    gaussians = gray()
     with torch.no_grad():
         gaussians.params["scales"].normal_(-3, 0.5)
         eigenvalues = torch.linalg.eigvalsh(content.covariances(gaussians).double())
@@ -58,9 +63,10 @@ def test_covariances_have_the_squared_scales_as_eigenvalues():
 
 
 @pytest.mark.parametrize("turned", [0.0, 0.7])
-def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
-    def camera(azimuth):
-        return orbit(*(torch.tensor([x]) for x in (azimuth, 20.0, 3.0, 40.0)), 96, 64)
+def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned: float) -> None:
+    def camera(azimuth: float) -> Cameras:
+        place, elevation, distance, fov = (torch.tensor([x]) for x in (azimuth, 20.0, 3.0, 40.0))
+        return orbit(place, elevation, distance, fov, 96, 64)
 
     ours, ((wxyz, position),) = camera(50.0), content.poses(camera(50 + math.degrees(turned)))
     seen = content.camera_of(wxyz, position, math.radians(40), 1.5, 64, turned)
@@ -70,14 +76,14 @@ def test_a_browsers_camera_sees_what_ours_at_that_place_sees(turned):
     assert content.fields_of_view(ours)[0] == pytest.approx(math.radians(40))
 
 
-def test_the_colour_mode_is_the_render_over_the_background():
+def test_the_color_mode_is_the_render_over_the_background() -> None:
     camera, blue = turntable(1, size=32), (0.0, 0.2, 1.0)
-    shown = content.picture(grey(), camera, "colour", blue, None)
-    assert np.array_equal(shown, content.as_bytes(grey().render(camera).over(torch.tensor(blue))[0]))
-    assert not np.array_equal(shown, content.picture(grey(), camera, "colour", (1.0, 1.0, 1.0), None))
+    shown = content.picture(gray(), camera, "color", blue, paint)
+    assert np.array_equal(shown, pictures.as_bytes(gray().render(camera).over(torch.tensor(blue))[0]))
+    assert not np.array_equal(shown, content.picture(gray(), camera, "color", (1.0, 1.0, 1.0), paint))
 
 
-def test_normals_of_a_sphere_point_away_from_its_centre():
+def test_normals_of_a_sphere_point_away_from_its_center() -> None:
     render, camera = sphere_render()
     normals = geometry.normals(render, camera)[0]
     assert normals[32, 32] @ torch.tensor([1.0, 0.0, 0.0]) > 0.99, "the middle faces the camera at +x"
@@ -85,7 +91,7 @@ def test_normals_of_a_sphere_point_away_from_its_centre():
     assert normals[24, 32, 2] > 0.2 and normals[40, 32, 2] < -0.2, "up is +z"
 
 
-def test_near_is_lighter_than_far():
+def test_near_is_lighter_than_far() -> None:
     render, _ = sphere_render()
     shades = content.shades(render)[0, :, :, 0]
     assert shades[32, 32] == shades[render.opacity[0, ..., 0] > 0].max() == pytest.approx(0.95)
@@ -93,46 +99,46 @@ def test_near_is_lighter_than_far():
 
 
 @pytest.mark.parametrize("mode", [mode for mode in content.MODES if mode != "splat"])
-def test_every_mode_shows_the_object_and_an_empty_splat(mode):
+def test_every_mode_shows_the_object_and_an_empty_splat(mode: str) -> None:
     config = parse(["--prompt", "a mug"])
     camera, white = turntable(1, size=48), (1.0, 1.0, 1.0)
 
-    def paint(cameras, render):
+    def paint(cameras: Cameras, render: Render) -> Tensor:
         return painted_noise(config, cameras, render)
 
-    nothing = Gaussians(**{name: value[:0] for name, value in grey().tensors().items()})
-    shown, empty = (content.picture(splat, camera, mode, white, paint) for splat in (grey(), nothing))
+    nothing = Gaussians(**{name: value[:0] for name, value in gray().tensors().items()})
+    shown, empty = (content.picture(splat, camera, mode, white, paint) for splat in (gray(), nothing))
     assert shown.shape == empty.shape == (48, 48, 3) and shown.dtype == np.uint8
     assert not np.array_equal(shown, empty)
 
 
 @pytest.mark.parametrize("kind", ["surface", "radial", "world_map", "fixed"])
-def test_the_painted_noise_is_white_in_each_view(kind):
+def test_the_painted_noise_is_white_in_each_view(kind: NoiseKind) -> None:
     config = parse(["--prompt", "a mug"])
     config = replace(config, noise=replace(config.noise, kind=kind), guidance="fsd" if kind == "world_map" else "cfd")
     camera = turntable(1, size=256)
-    noise = painted_noise(config, camera, grey().render(camera))
+    noise = painted_noise(config, camera, gray().render(camera))
     assert noise.shape == (1, 3, 64, 64)
     assert abs(noise.mean()) < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
 
 
-def test_the_degree_is_cut_where_it_is_asked_for():
+def test_the_degree_is_cut_where_it_is_asked_for() -> None:
     gaussians = ball(40, radius=0.5, opacity=0.6, sh_degree=1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gaussians.params["shN"].normal_()
-    views = [content.picture(gaussians, turntable(1, size=32), "colour", (0, 0, 0), None, d) for d in (0, 1, 3)]
+    views = [content.picture(gaussians, turntable(1, size=32), "color", (0, 0, 0), paint, d) for d in (0, 1, 3)]
     assert not np.array_equal(views[0], views[1]) and np.array_equal(views[1], views[2])
 
 
-def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them():
-    left, right = grey(10), grey(20)
+def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them() -> None:
+    left, right = gray(10), gray(20)
     both = content.side_by_side([left, right])
     assert len(both) == 30
     assert torch.allclose(both.means[:10] - left.means, torch.tensor([0.0, -1.1, 0.0]))
     assert torch.allclose(both.means[10:] - right.means, torch.tensor([0.0, 1.1, 0.0]))
 
 
-def test_plots_keep_the_last_step_however_many_there_are():
+def test_plots_keep_the_last_step_however_many_there_are() -> None:
     points = [Point(i, 2.0 * i, 100 + i) for i in range(5000)]
     steps, losses, counts = content.curves(points)
     assert len(steps) == content.MOST_POINTS and steps[0] == 0 and steps[-1] == 4999
@@ -141,11 +147,11 @@ def test_plots_keep_the_last_step_however_many_there_are():
 
 
 @pytest.mark.parametrize("seconds, text", [(0.4, "0:00"), (75, "1:15"), (3700, "1:01:40")])
-def test_times_are_read_as_clocks(seconds, text):
+def test_times_are_read_as_clocks(seconds: float, text: str) -> None:
     assert content.clock(seconds) == text
 
 
-def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more():
+def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more() -> None:
     pace = Pace(0.1, 2.0)
     assert pace.ready(0.0)
     pace.worked(1.0, 0.5, 1.0)
@@ -156,26 +162,26 @@ def test_a_viewer_takes_its_share_of_time_and_bandwidth_and_no_more():
 # The server.
 
 
-def test_the_page_is_served_to_this_machine_only():
+def test_the_page_is_served_to_this_machine_only() -> None:
     with viewing() as viewer:
         assert viewer.server.get_host() == "127.0.0.1"
         with urllib.request.urlopen(viewer.address) as page:
             assert b"<html" in page.read().lower()
 
 
-def test_a_busy_port_is_replaced_by_a_free_one():
+def test_a_busy_port_is_replaced_by_a_free_one() -> None:
     with viewing() as first, viewing() as second:
         assert first.server.get_port() != second.server.get_port()
         assert str(second.server.get_port()) in second.address
 
 
-def test_an_address_that_is_not_this_machines_is_one_clear_error():
+def test_an_address_that_is_not_this_machines_is_one_clear_error() -> None:
     for host in ("192.0.2.1", "no such host", "256.1.1.1"):
         with pytest.raises(UserError, match="host: expected an address of this machine, got"):
             server.serve(ServerConfig(host=host))
 
 
-def test_no_free_port_is_one_clear_error():
+def test_no_free_port_is_one_clear_error() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 65535))
         busy.listen()
@@ -183,7 +189,7 @@ def test_no_free_port_is_one_clear_error():
             server.serve(ServerConfig(port=65535))
 
 
-def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch):
+def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--prompt", "a mug"]
     assert not parse(arguments).viewer.on and parse([*arguments, "--viewer"]).viewer.on
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -193,25 +199,25 @@ def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch):
 # A run that is watched.
 
 
-def test_the_page_follows_the_run():
+def test_the_page_follows_the_run() -> None:
     with viewing() as viewer, browsing(viewer):
         run = Run(viewer, seconds=0.1)
         until(lambda: viewer.shown is not None)
         run.finish()
-        until(lambda: viewer.shown.step == STEPS - 1)
+        until(lambda: present(viewer.shown).step == STEPS - 1)
         until(lambda: f"step {STEPS} of {STEPS}" in viewer.panel.status.content)
         assert viewer.panel.progress.value == 100
         assert len(viewer.panel.frustums) == 2 and viewer.panel.frustums[0].image.std() > 0
-        assert torch.equal(viewer.newest().means, run.gaussians.means)
-        assert viewer.display.splat.buffer.shape == (len(run.gaussians), 8)
+        assert torch.equal(present(viewer.newest()).means, run.gaussians.means)
+        assert present(viewer.display.splat).buffer.shape == (len(run.gaussians), 8)
         assert len(viewer.panel.loss.data[0]) == STEPS
 
 
-def test_a_snapshot_does_not_change_when_the_run_goes_on():
+def test_a_snapshot_does_not_change_when_the_run_goes_on() -> None:
     with viewing() as viewer, browsing(viewer):
         run = Run(viewer, seconds=0.1)
         until(lambda: viewer.snapshot is not None)
-        first = viewer.snapshot
+        first = present(viewer.snapshot)
         before = first.gaussians.tensors()
         run.finish()
         assert viewer.snapshot is not first
@@ -219,7 +225,7 @@ def test_a_snapshot_does_not_change_when_the_run_goes_on():
         assert not torch.equal(before["means"][:20], run.gaussians.means[:20]), "control: the run went on"
 
 
-def test_the_viewer_makes_no_second_team_of_threads(monkeypatch):
+def test_the_viewer_makes_no_second_team_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads and the run's together would be more than the cores, and slow down the run's."""
     seen, before = [], torch.get_num_threads()
     monkeypatch.setattr("gscfd.viewer.live.LiveViewer.tick", lambda *_: seen.append(torch.get_num_threads()))
@@ -232,13 +238,13 @@ def test_the_viewer_makes_no_second_team_of_threads(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_a_run_that_nobody_watches_copies_nothing(monkeypatch):
+def test_a_run_that_nobody_watches_copies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gscfd.viewer.live.take", lambda *_: pytest.fail("a copy"))
     with viewing() as viewer:
         assert Run(viewer).finish() is not None
 
 
-def test_a_watched_run_gives_the_same_splat():
+def test_a_watched_run_gives_the_same_splat() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.display.mode.value = "normal"
         viewer.panel.show_target.value = True
@@ -250,10 +256,15 @@ def test_a_watched_run_gives_the_same_splat():
     assert all(torch.equal(value, alone.tensors()[name]) for name, value in watched.tensors().items())
 
 
-def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch):
+def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     picture = content.picture
-    monkeypatch.setattr(content, "picture", lambda *arguments: sizes.append(arguments[1].width) or picture(*arguments))
+
+    def noted(gaussians: Gaussians, camera: Cameras, *arguments: Any) -> np.ndarray:
+        sizes.append(camera.width)
+        return picture(gaussians, camera, *arguments)
+
+    monkeypatch.setattr(content, "picture", noted)
     with viewing() as viewer, browsing(viewer), browsing(viewer, size=(480, 480)):
         viewer.controls.pause(True)
         viewer.display.mode.value = "depth"
@@ -267,7 +278,7 @@ def test_views_are_rendered_for_every_browser_and_only_when_something_changed(mo
         viewer.controls.pause(False)
 
 
-def test_the_teachers_images_are_decoded_only_while_they_are_asked_for():
+def test_the_teachers_images_are_decoded_only_while_they_are_asked_for() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -276,29 +287,29 @@ def test_the_teachers_images_are_decoded_only_while_they_are_asked_for():
         assert viewer.panel.decoded is None and not viewer.panel.target.visible
         viewer.panel.show_target.value = True
         until(lambda: viewer.panel.decoded is viewer.shown)
-        expected = run.teacher.decode(viewer.shown.target).permute(0, 2, 3, 1)
+        expected = run.teacher.decode(present(viewer.shown).target).permute(0, 2, 3, 1)
         assert np.array_equal(viewer.panel.target.image, content.row(expected, 128))
         viewer.controls.pause(False)
 
 
-def test_images_that_do_not_fit_the_memory_are_turned_off():
+def test_images_that_do_not_fit_the_memory_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.panel.show_target.value = True
         run = Run(viewer, seconds=0.1)
 
-        def full(z):
+        def full(z: Tensor) -> NoReturn:
             raise torch.OutOfMemoryError
 
-        run.teacher.decode = full
+        monkeypatch.setattr(run.teacher, "decode", full)
         assert run.finish() is not None
-        until(lambda: "no GPU memory" in viewer.controls.answer)
+        until(lambda: "Not enough GPU memory" in viewer.controls.answer)
         assert not viewer.panel.show_target.value and viewer.thread.is_alive()
 
 
 # A run that is steered.
 
 
-def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on():
+def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on() -> None:
     with viewing() as viewer:
         run = Run(viewer, seconds=0.05)
         until(lambda: len(run.steps) >= 2)
@@ -315,7 +326,7 @@ def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on():
         assert run.finish() is not None and run.steps == list(range(STEPS))
 
 
-def test_the_button_says_what_it_does():
+def test_the_button_says_what_it_does() -> None:
     with viewing() as viewer, browsing(viewer):
         press(viewer.panel.pause)
         until(lambda: viewer.panel.pause.label == "Resume")
@@ -323,7 +334,7 @@ def test_the_button_says_what_it_does():
         until(lambda: viewer.panel.pause.label == "Pause")
 
 
-def test_stop_saves_the_step_and_ends_like_ctrl_c():
+def test_stop_saves_the_step_and_ends_like_ctrl_c() -> None:
     with viewing() as viewer:
         run = Run(viewer, seconds=0.05)
         until(lambda: len(run.steps) >= 2)
@@ -333,7 +344,7 @@ def test_stop_saves_the_step_and_ends_like_ctrl_c():
         assert run.saved == run.steps[-1:] and len(run.steps) < STEPS
 
 
-def test_a_paused_run_hears_a_signal():
+def test_a_paused_run_hears_a_signal() -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -343,14 +354,14 @@ def test_a_paused_run_hears_a_signal():
         assert run.ended is run.signal
 
 
-def change(viewer, **values):
+def change(viewer: LiveViewer, **values: object) -> None:
     """Type into the fields and apply."""
     for name, value in values.items():
         getattr(viewer.panel, name).value = value
     press(viewer.panel.apply)
 
 
-def test_an_edit_counts_from_the_next_step_on_and_is_recorded():
+def test_an_edit_counts_from_the_next_step_on_and_is_recorded() -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -367,7 +378,7 @@ def test_an_edit_counts_from_the_next_step_on_and_is_recorded():
         assert run.steps == list(range(STEPS))
 
 
-def test_the_fields_show_the_settings_after_an_edit():
+def test_the_fields_show_the_settings_after_an_edit() -> None:
     with viewing() as viewer, browsing(viewer):
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -386,7 +397,7 @@ def test_the_fields_show_the_settings_after_an_edit():
         ({}, "Nothing to change"),
     ],
 )
-def test_a_bad_edit_is_answered_and_changes_nothing(values, words):
+def test_a_bad_edit_is_answered_and_changes_nothing(values: dict[str, object], words: str) -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
@@ -398,20 +409,22 @@ def test_a_bad_edit_is_answered_and_changes_nothing(values, words):
 
 
 @pytest.mark.parametrize("error", [UserError("text encoder: gone"), torch.OutOfMemoryError(), OSError(28, "No space")])
-def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error):
+def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     with viewing() as viewer:
         viewer.controls.pause(True)
         run = Run(viewer)
         until(lambda: run.steps)
 
-        def fails(*_):
+        def fails(*_: object) -> NoReturn:
             raise error
 
         if isinstance(error, OSError):
             run.kept.record = fails
         else:
             told = run.teacher.set_prompt
-            run.teacher.set_prompt = lambda prompt: told(prompt) if prompt.text == "a mug" else fails()
+            monkeypatch.setattr(
+                run.teacher, "set_prompt", lambda prompt: told(prompt) if prompt.text == "a mug" else fails()
+            )
         change(viewer, prompt="a red mug")
         until(lambda: "Not changed" in viewer.controls.answer)
         assert run.live.now == run.live.config == run.config
@@ -419,7 +432,7 @@ def test_an_edit_that_fails_leaves_the_teachers_as_they_were(error):
         viewer.controls.pause(False)
 
 
-def test_an_edit_after_the_last_step_of_a_stage_is_refused():
+def test_an_edit_after_the_last_step_of_a_stage_is_refused() -> None:
     with viewing() as viewer:
         run = Run(viewer)
         run.finish()
@@ -432,8 +445,8 @@ def test_an_edit_after_the_last_step_of_a_stage_is_refused():
 # A viewer that is in trouble.
 
 
-def test_a_dead_viewer_does_not_stop_the_run(monkeypatch, caplog):
-    def broken(self):
+def test_a_dead_viewer_does_not_stop_the_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(self: object) -> NoReturn:
         raise RuntimeError("connection lost")
 
     monkeypatch.setattr("gscfd.viewer.display.Display.refresh", broken)
@@ -442,19 +455,19 @@ def test_a_dead_viewer_does_not_stop_the_run(monkeypatch, caplog):
         run = Run(viewer)
         assert run.finish() is not None, "not even one that was paused"
         viewer.thread.join(30)
-        assert not viewer.thread.is_alive() and "the run goes on" in caplog.text
+        assert not viewer.thread.is_alive() and "the run continues" in caplog.text
 
 
-def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch):
+def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, free = threading.Event(), threading.Event()
 
-    def never_done(self):
+    def never_done(self: object) -> None:
         stuck.set()
         free.wait(120)
 
     monkeypatch.setattr("gscfd.viewer.display.Display.refresh", never_done)
     monkeypatch.setattr("gscfd.viewer.live.CLOSING_SECONDS", 0.1)
-    viewer = LiveViewer(settings(), None)
+    viewer = LiveViewer(settings(), paint)
     with browsing(viewer):
         run = Run(viewer, seconds=0.02)
         until(stuck.is_set)
@@ -463,7 +476,7 @@ def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch):
     free.set()
 
 
-def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run():
+def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run() -> None:
     from viewer_client import join
 
     with viewing() as viewer:
@@ -471,7 +484,7 @@ def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run():
         until(lambda: len(viewer.server.get_clients()) == 2)
         leaving.close_socket()
 
-        def stuck():
+        def stuck() -> bool:
             viewer.server.gui.add_html(os.urandom(4_000_000).hex())
             time.sleep(0.2)
             connections = viewer.server._websock_server._live_connections.values()

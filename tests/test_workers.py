@@ -7,19 +7,35 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 import torch
+from present import present
 
-from gscfd import train, workers
+from gscfd import train
 from gscfd.config import Config
+from gscfd.distil import preflight
+from gscfd.distil.preflight import KeptTeachers
 from gscfd.errors import UserError
-from gscfd.runs import RunFolder, Stopped, next_config
-from gscfd.sweep import JOURNAL, last_row
-from gscfd.workers import Worker
+from gscfd.runs import options as runs_options
+from gscfd.runs.folder import RunFolder, Stopped
+from gscfd.runs.names import next_config
+from gscfd.sweeps import workers
+from gscfd.sweeps.journal import JOURNAL
+from gscfd.sweeps.make import last_row
+from gscfd.sweeps.workers import Worker
+from gscfd.teachers import load_teacher
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.version import __version__
+
+T = TypeVar("T")
 
 RUN = ["--coarse.steps", "30", "--refine.steps", "0", "--init.count", "200", "--device", "cpu"]
+RUN += ["--polish.steps", "0"]
 RUN += ["--checkpoint.every", "2", "--checkpoint.seconds", "0"]
 BOTH = [*RUN, "--refine.steps", "1"]
 RUNS = ["a-yellow-duck-cfd-0", "a-yellow-duck-sds-0", "a-mug-cfd-0", "a-mug-sds-0"]
@@ -28,12 +44,12 @@ MINUTES = 20
 """Seconds on an idle machine."""
 
 
-def command(out):
+def command(out: Path) -> list[str]:
     arguments = ["--prompts", out / "prompts.txt", "--out", out, "--workers", 2, "--threads", 1]
     return [sys.executable, "-m", "gscfd.sweep", "--guidance", "cfd,sds", *map(str, arguments), *RUN]
 
 
-def alone(out, prompt, guidance):
+def alone(out: Path, prompt: str, guidance: str) -> bytes:
     """The same run by `train`, on as many threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,13 +58,13 @@ def alone(out, prompt, guidance):
     return (out / "splat.ply").read_bytes()
 
 
-def events(out):
+def events(out: Path) -> list[dict[str, Any]]:
     journal = out / JOURNAL
     lines = journal.read_text().splitlines() if journal.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def at_work(out):
+def at_work(out: Path) -> dict[str, Any] | None:
     """The row of the last begin of a run that has done some steps and has more to do, or None."""
     last = {row["run"]: row for row in events(out)}
     for name, row in last.items():
@@ -58,7 +74,7 @@ def at_work(out):
     return None
 
 
-def wait_for(condition, process):
+def wait_for(condition: Callable[[], T | None], process: subprocess.Popen[str]) -> T:
     end = time.monotonic() + 60 * MINUTES
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
@@ -67,12 +83,12 @@ def wait_for(condition, process):
     return found
 
 
-def start(out):
+def start(out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @contextmanager
-def ended(process):
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
     """SIGKILL, at the end of the block."""
     try:
         yield
@@ -81,12 +97,12 @@ def ended(process):
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A sweep with one run that cannot be made. A worker is killed, then the driver; then the same command again."""
     pytest.importorskip("ray")
     out = tmp_path_factory.mktemp("sweep")
     (out / "prompts.txt").write_text("a yellow duck\na mug\n")
-    with RunFolder(train.parse(["--prompt", "a mug", "--guidance", "sds", "--out", str(out / BAD), *RUN])):
+    with RunFolder(runs_options.parse(["--prompt", "a mug", "--guidance", "sds", "--out", str(out / BAD), *RUN])):
         (out / BAD / "checkpoints").write_text("a file where a folder has to be")
 
     with start(out) as first, ended(first):
@@ -113,7 +129,9 @@ pytestmark = pytest.mark.timeout(60 * 2 * MINUTES)  # half a minute on an idle m
 
 
 @pytest.mark.parametrize("prompt, guidance", [("a yellow duck", "cfd"), ("a yellow duck", "sds"), ("a mug", "cfd")])
-def test_every_run_ends_with_the_bytes_of_train_alone(story, tmp_path, prompt, guidance):
+def test_every_run_ends_with_the_bytes_of_train_alone(
+    story: dict[str, Any], tmp_path: Path, prompt: str, guidance: str
+) -> None:
     name = f"{prompt.replace(' ', '-')}-{guidance}-0"
     expected = alone(tmp_path / "alone", prompt, guidance)
     assert (story["out"] / name / "splat.ply").read_bytes() == expected
@@ -122,24 +140,24 @@ def test_every_run_ends_with_the_bytes_of_train_alone(story, tmp_path, prompt, g
     assert all((story["out"] / run / "splat.ply").read_bytes() != expected for run in others), "the control"
 
 
-def test_a_run_whose_worker_was_killed_is_resumed_by_another_worker(story):
+def test_a_run_whose_worker_was_killed_is_resumed_by_another_worker(story: dict[str, Any]) -> None:
     rows = [row for row in story["events"] if row["run"] == story["lost"]]
     assert [row["event"] for row in rows][:2] == ["started", "lost"] and rows[-1]["event"] == "finished"
     assert rows[-2]["pid"] != rows[0]["pid"]
     assert "resumed from coarse, step" in (story["out"] / story["lost"] / "log.txt").read_text()
 
 
-def test_after_the_driver_was_killed_the_same_command_continues_and_finishes(story):
+def test_after_the_driver_was_killed_the_same_command_continues_and_finishes(story: dict[str, Any]) -> None:
     assert [row["event"] for row in story["later"] if row["run"] == story["cut"]] == ["started", "finished"]
     assert "3 of 4 runs finished, 1 failed" in story["said"]
 
 
-def test_finished_runs_are_not_made_again(story):
+def test_finished_runs_are_not_made_again(story: dict[str, Any]) -> None:
     finished = [row["run"] for row in story["events"] if row["event"] == "finished"]
     assert sorted(finished) == sorted(set(RUNS) - {BAD})
 
 
-def test_a_run_that_fails_is_tried_again_and_reported_and_the_others_finish(story):
+def test_a_run_that_fails_is_tried_again_and_reported_and_the_others_finish(story: dict[str, Any]) -> None:
     assert story["code"] == 1 and "Traceback" not in story["said"] + story["errors"]
     tries = [row["event"] for row in story["later"] if row["run"] == BAD]
     assert tries == ["started", "failed"] * 3
@@ -147,35 +165,38 @@ def test_a_run_that_fails_is_tried_again_and_reported_and_the_others_finish(stor
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """One without Ray, in this process."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.jsonl").write_text("")
-    return Worker(tmp_path, tmp_path / "sweep.jsonl", workers.__version__)
+    return Worker(tmp_path, tmp_path / "sweep.jsonl", __version__)
 
 
-def test_a_worker_loads_each_teacher_once(worker, tmp_path, monkeypatch):
+def test_a_worker_loads_each_teacher_once(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, made = [], []
 
-    def load(name, original=train.load_teacher, **where):
+    def load(name: str, original: Callable[..., GuidedTeacher] = load_teacher, **where: Any) -> GuidedTeacher:
         loaded.append(name)
         return original(name, **where)
 
-    monkeypatch.setattr(train, "load_teacher", load)
+    monkeypatch.setattr(preflight, "load_teacher", load)
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
     for prompt in ("a mug", "a red car"):
         assert (
-            worker.make(train.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *BOTH])).state == "finished"
+            worker.make(runs_options.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *BOTH])).state
+            == "finished"
         )
     assert loaded == ["toybox/multiview", "toybox/singleview"]
     assert made[0][1] == made[1][1] and made[1][1]["coarse"].prompt.text == "a red car"
-    kept = train.load_teachers(train.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"]))
+    kept = preflight.load_teachers(
+        runs_options.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"])
+    )
     assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"
 
 
-def test_a_worker_says_how_a_run_ended(worker, tmp_path, monkeypatch):
-    def ends_with(error):
-        def make_run(config, teachers):
+def test_a_worker_says_how_a_run_ended(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends_with(error: BaseException) -> Callable[[Config, KeptTeachers], NoReturn]:
+        def make_run(config: Config, teachers: KeptTeachers) -> NoReturn:
             raise error
 
         return make_run
@@ -191,14 +212,16 @@ def test_a_worker_says_how_a_run_ended(worker, tmp_path, monkeypatch):
         worker.make(config)
 
 
-def test_a_worker_waits_for_a_run_that_another_process_still_holds(worker, tmp_path, monkeypatch):
-    config = train.parse(["--prompt", "a mug", "--out", str(tmp_path / "run"), *RUN])
+def test_a_worker_waits_for_a_run_that_another_process_still_holds(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = runs_options.parse(["--prompt", "a mug", "--out", str(tmp_path / "run"), *RUN])
     monkeypatch.setattr(workers, "load_teachers", lambda config, kept: {})
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: RunFolder(config).__exit__(None, None, None))
     holder = RunFolder(config)
     naps = []
 
-    def sleep(seconds):
+    def sleep(seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 3:
             holder.__exit__(None, None, None)
@@ -206,40 +229,40 @@ def test_a_worker_waits_for_a_run_that_another_process_still_holds(worker, tmp_p
     monkeypatch.setattr(time, "sleep", sleep)
     assert worker.make(config).state == "finished" and len(naps) == 3
     monkeypatch.setattr(workers, "LOCK_SECONDS", 0)
-    with RunFolder(next_config(config)):
+    with RunFolder(present(next_config(config))):
         outcome = worker.make(config)
     assert outcome.state == "refused" and "another process writes" in outcome.error
 
 
-def test_a_worker_that_sees_other_files_or_has_another_version_refuses_to_start(worker, tmp_path):
+def test_a_worker_that_sees_other_files_or_has_another_version_refuses_to_start(worker: Worker, tmp_path: Path) -> None:
     assert worker.place().pid == os.getpid()
     for home, journal, version in (
-        (tmp_path / "nowhere", "sweep.jsonl", workers.__version__),
-        (tmp_path, "other.jsonl", workers.__version__),
-        (tmp_path, "sweep.jsonl", "0.0.1"),
+        (tmp_path / "nowhere", Path("sweep.jsonl"), __version__),
+        (tmp_path, Path("other.jsonl"), __version__),
+        (tmp_path, Path("sweep.jsonl"), "0.0.1"),
     ):
         with pytest.raises(UserError, match="expected (a folder that all|gscfd 0.0.1 on)"):
             Worker(home, journal, version).place()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:123456"])
-def test_an_address_where_nothing_answers_is_named(address):
+def test_an_address_where_nothing_answers_is_named(address: str) -> None:
     with socket.socket() as held:  # a port that is taken, and does not listen
         held.bind(("127.0.0.1", 0))
         address = address.format(held.getsockname()[1])
-        with pytest.raises(UserError, match=f"address: expected that of a Ray cluster, got {address}"):
+        with pytest.raises(UserError, match=f"address: expected the address of a Ray cluster, got {address}"):
             workers.join(None, address)
 
 
-def test_a_ray_that_does_not_start_is_tried_again_and_then_named():
+def test_a_ray_that_does_not_start_is_tried_again_and_then_named() -> None:
     class Ray:
         tries = 0
 
-        def init(self, *arguments, **options):
+        def init(self, *arguments: object, **options: object) -> NoReturn:
             self.tries += 1
             raise Exception("The current node timed out during startup.")
 
-        def shutdown(self):
+        def shutdown(self) -> None:
             pass
 
     ray = Ray()
@@ -248,7 +271,7 @@ def test_a_ray_that_does_not_start_is_tried_again_and_then_named():
     assert ray.tries == workers.LOCAL_STARTS
 
 
-def test_gpus_are_asked_for_where_there_are_any_and_the_runs_may_use_them():
+def test_gpus_are_asked_for_where_there_are_any_and_the_runs_may_use_them() -> None:
     assert workers.gpus_per_run(None, "auto", 8) == 1
     assert workers.gpus_per_run(None, "cpu", 8) == 0
     assert workers.gpus_per_run(None, "auto", 0) == 0
@@ -258,7 +281,7 @@ def test_gpus_are_asked_for_where_there_are_any_and_the_runs_may_use_them():
             workers.gpus_per_run(gpus, device, 0)
 
 
-def test_workers_that_have_to_wait_for_room_are_warned_of(capsys):
+def test_workers_that_have_to_wait_for_room_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     workers.check_room([{"CPU": 16, "GPU": 8}], 8, 2, 1)
     workers.check_room([{"CPU": 4, "GPU": 2}] * 2, 8, 1, 0.5)
     assert capsys.readouterr().err == ""
@@ -275,7 +298,9 @@ def test_workers_that_have_to_wait_for_room_are_warned_of(capsys):
     "nodes, threads, gpus",
     [([{"CPU": 16}] * 4, 64, 0), ([{"CPU": 16}, {"GPU": 8}], 1, 1), ([{"CPU": 16, "GPU": 1}] * 2, 1, 2), ([{}], 1, 0)],
 )
-def test_a_worker_that_no_machine_has_room_for_is_an_error_not_an_endless_wait(nodes, threads, gpus):
+def test_a_worker_that_no_machine_has_room_for_is_an_error_not_an_endless_wait(
+    nodes: list[dict[str, float]], threads: int, gpus: float
+) -> None:
     with pytest.raises(UserError, match=f"threads: expected .* {threads} threads and {gpus} GPUs"):
         workers.check_room(nodes, 1, threads, gpus)
 
@@ -291,5 +316,7 @@ def test_a_worker_that_no_machine_has_room_for_is_an_error_not_an_endless_wait(n
         ([{"CPU": 64, "GPU": 8}], 16, 1, 8),
     ],
 )
-def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(nodes, count, gpus, threads):
+def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(
+    nodes: list[dict[str, float]], count: int, gpus: float, threads: int
+) -> None:
     assert workers.threads_per_worker(nodes, count, gpus) == threads

@@ -1,6 +1,9 @@
 """Teachers of every kind with a few channels and random weights, written to disk in their real layouts."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -13,6 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from ldm_reference import MultiviewUNet, TextTower, Vae
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -25,13 +29,15 @@ from transformers import (
 
 from gscfd.toybox.models import byte_characters
 
+Module = TypeVar("Module", bound=nn.Module)
+
 LENGTH = 320
 """Tokens that the tiny text encoders read: their tokenizers have one token for each letter."""
 WIDTH = 64
 
 
-def randomised(module, seed=0):
-    """All weights redrawn, so that no zero initialisation hides a path."""
+def randomized(module: Module, seed: int = 0) -> Module:
+    """All weights redrawn, so that no zero initialization hides a path."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -41,13 +47,13 @@ def randomised(module, seed=0):
     return module.eval()
 
 
-def clip_tokenizer(pad="!", length=LENGTH):
+def clip_tokenizer(pad: str = "!", length: int = LENGTH) -> CLIPTokenizer:
     tokens = [*byte_characters(), *(c + "</w>" for c in byte_characters()), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad, model_max_length=length)
 
 
-def clip_config(act="gelu", width=WIDTH):
+def clip_config(act: str = "gelu", width: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=514,
         hidden_size=width,
@@ -63,15 +69,23 @@ def clip_config(act="gelu", width=WIDTH):
     )
 
 
-def save_clip(folder, number="", *, act="gelu", pad=None, width=WIDTH, projected=False):
+def save_clip(
+    folder: Path,
+    number: str = "",
+    *,
+    act: str = "gelu",
+    pad: str | None = None,
+    width: int = WIDTH,
+    projected: bool = False,
+) -> None:
     """act: gelu is OpenCLIP's, which pads with "!"; quick_gelu is OpenAI's, which pads with the end token."""
     pad = pad or ("!" if act == "gelu" else "<|endoftext|>")
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
-    randomised(cls(clip_config(act, width)), seed=len(number)).save_pretrained(folder / f"text_encoder{number}")
+    randomized(cls(clip_config(act, width)), seed=len(number)).save_pretrained(folder / f"text_encoder{number}")
     clip_tokenizer(pad).save_pretrained(folder / f"tokenizer{number}")
 
 
-def save_t5(folder, number, width=WIDTH):
+def save_t5(folder: Path, number: str, width: int = WIDTH) -> None:
     letters = [(c, -1.0) for c in "abcdefghijklmnopqrstuvwxyz,"]
     tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
     T5Tokenizer(vocab=tokens, extra_ids=0, model_max_length=512).save_pretrained(folder / f"tokenizer{number}")
@@ -84,10 +98,10 @@ def save_t5(folder, number, width=WIDTH):
         num_heads=2,
         feed_forward_proj="gated-gelu",
     )
-    randomised(T5EncoderModel(config)).save_pretrained(folder / f"text_encoder{number}")
+    randomized(T5EncoderModel(config)).save_pretrained(folder / f"text_encoder{number}")
 
 
-def save_vae(folder, latent=4, **settings):
+def save_vae(folder: Path, latent: int = 4, **settings: Any) -> None:
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
@@ -97,14 +111,14 @@ def save_vae(folder, latent=4, **settings):
         latent_channels=latent,
         **settings,
     )
-    randomised(vae).save_pretrained(folder / "vae")
+    randomized(vae).save_pretrained(folder / "vae")
 
 
-def save_index(folder, name, parts):
+def save_index(folder: Path, name: str, parts: Mapping[str, object]) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name, "_diffusers_version": "0.36.0", **parts}))
 
 
-def unet(**settings):
+def unet(**settings: Any) -> UNet2DConditionModel:
     """Four levels in Stable Diffusion 2.1's order of blocks, over latents of 8 x 8."""
     values = {
         "sample_size": 8,
@@ -116,10 +130,10 @@ def unet(**settings):
         "use_linear_projection": True,
         **settings,
     }
-    return randomised(UNet2DConditionModel(**values))
+    return randomized(UNet2DConditionModel(**values))
 
 
-def stable_diffusion(folder, *, act="gelu", prediction="epsilon", **unet_settings):
+def stable_diffusion(folder: Path, *, act: str = "gelu", prediction: str = "epsilon", **unet_settings: Any) -> Path:
     """Stable Diffusion 2.1's layout; with act quick_gelu, 1.5's."""
     save_clip(folder, act=act)
     save_vae(folder)
@@ -130,12 +144,12 @@ def stable_diffusion(folder, *, act="gelu", prediction="epsilon", **unet_setting
     return folder
 
 
-def mvdream(folder):
+def mvdream(folder: Path) -> Path:
     """MVDream's plain diffusers layout."""
     return stable_diffusion(folder, class_embed_type="projection", projection_class_embeddings_input_dim=16)
 
 
-def sdxl(folder):
+def sdxl(folder: Path) -> Path:
     save_clip(folder, act="quick_gelu", width=32)
     save_clip(folder, "_2", width=32, projected=True)
     save_vae(folder, scaling_factor=0.13025)
@@ -159,7 +173,7 @@ def sdxl(folder):
     return folder
 
 
-def sd3(folder):
+def sd3(folder: Path) -> Path:
     save_clip(folder, act="quick_gelu", width=16, projected=True)
     save_clip(folder, "_2", width=32, projected=True)
     save_t5(folder, "_3")
@@ -174,7 +188,7 @@ def sd3(folder):
         pooled_projection_dim=48,
         pos_embed_max_size=8,
     )
-    randomised(transformer).save_pretrained(folder / "transformer")
+    randomized(transformer).save_pretrained(folder / "transformer")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     parts = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -191,7 +205,7 @@ def sd3(folder):
     return folder
 
 
-def flux(folder, guidance=True):
+def flux(folder: Path, guidance: bool = True) -> Path:
     save_clip(folder, act="quick_gelu", width=32)
     save_t5(folder, "_2")
     save_vae(folder, 16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
@@ -206,7 +220,7 @@ def flux(folder, guidance=True):
         guidance_embeds=guidance,
         axes_dims_rope=(4, 6, 6),
     )
-    randomised(transformer).save_pretrained(folder / "transformer")
+    randomized(transformer).save_pretrained(folder / "transformer")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     parts = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -221,7 +235,7 @@ def flux(folder, guidance=True):
     return folder
 
 
-def deepfloyd(folder, channels=3):
+def deepfloyd(folder: Path, channels: int = 3) -> Path:
     save_t5(folder, "")
     unet(
         in_channels=channels,
@@ -249,19 +263,19 @@ def deepfloyd(folder, channels=3):
 class LdmMVDream:
     """MVDream's three reference networks, and its single file."""
 
-    def __init__(self):
-        self.unet = randomised(MultiviewUNet([64, 64, 128, 128], WIDTH, 64))
-        self.vae = randomised(Vae([32, 64]), 1)
-        self.text = randomised(TextTower(514, WIDTH, 3, 1, LENGTH), 2)
+    def __init__(self) -> None:
+        self.unet = randomized(MultiviewUNet([64, 64, 128, 128], WIDTH, 64))
+        self.vae = randomized(Vae([32, 64]), 1)
+        self.text = randomized(TextTower(514, WIDTH, 3, 1, LENGTH), 2)
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         """The flat dictionary of the published file, with some of its buffers."""
         state = {f"model.diffusion_model.{k}": v for k, v in self.unet.state_dict().items()}
         state |= {f"first_stage_model.{k}": v for k, v in self.vae.state_dict().items()}
         state |= {f"cond_stage_model.model.{k}": v for k, v in self.text.state_dict().items()}
         return state | {"betas": torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2}
 
-    def save(self, folder):
+    def save(self, folder: Path) -> Path:
         torch.save(self.state(), folder / "mvdream.pt")
         clip_tokenizer().save_pretrained(folder / "tokenizer")
         return folder / "mvdream.pt"

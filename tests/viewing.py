@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tiny import TinyTeacher, stage_config, tiny_stage
 
 from gscfd.config import Config, ViewerConfig
-from gscfd.edits import LiveSettings
-from gscfd.train import steer
+from gscfd.distil.edits import LiveSettings
+from gscfd.runs.folder import RunFolder
+from gscfd.teachers import Prompt
 from gscfd.viewer.live import LiveViewer
+from gscfd.viewer.steer import steer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -26,16 +28,13 @@ STEPS = 12
 
 
 class ToldTeacher(TinyTeacher):
-    """Remembers what it was told, and decodes."""
+    """Remembers what it was told."""
 
     def __init__(self) -> None:
-        self.prompts: list[Any] = []
+        self.prompts: list[Prompt] = []
 
-    def set_prompt(self, prompt: Any) -> None:
+    def set_prompt(self, prompt: Prompt) -> None:
         self.prompts.append(prompt)
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return z.repeat_interleave(2, -1).repeat_interleave(2, -2).clamp(0, 1)
 
 
 def settings(**changes: Any) -> Config:
@@ -80,7 +79,7 @@ def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
 class Run:
     """A tiny run on a thread of its own, as the training thread would be, steered by a viewer."""
 
-    def __init__(self, viewer: LiveViewer, config: Config | None = None, seconds: float = 0.0):
+    def __init__(self, viewer: LiveViewer, config: Config | None = None, seconds: float = 0.0) -> None:
         """seconds: that every step is made to last longer."""
         self.config, self.seconds = config or settings(), seconds
         self.teacher = ToldTeacher()
@@ -109,7 +108,7 @@ class Run:
     def on_step(self, report: Any) -> None:
         self.steps.append(report.step)
         time.sleep(self.seconds)
-        steer(self.viewer, self.live, self.kept, report, self.interrupt)
+        steer(self.viewer, self.live, cast(RunFolder, self.kept), report, self.interrupt)
 
     def work(self) -> None:
         try:

@@ -11,14 +11,14 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from gscfd import noise
-from gscfd.noise import NoiseField
+from gscfd.noise import kinds
+from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cpu
 from gscfd.types import Cameras, Render
 
 
 def morans_i(images: Tensor) -> tuple[Tensor, Tensor]:
-    """([F], [F]) Moran's I with rook neighbours, and its two-sided p-value under normality, of images [F, h, w]."""
+    """([F], [F]) Moran's I with rook neighbors, and its two-sided p-value under normality, of images [F, h, w]."""
     x = images.double() - images.double().mean((1, 2), keepdim=True)
     h, w = x.shape[1:]
     n, pairs = h * w, h * (w - 1) + w * (h - 1)
@@ -44,16 +44,16 @@ def ks_uniform(p_values: Tensor | list[float]) -> float:
 
 
 def assert_white_pixels(fields: Tensor) -> None:
-    """Unit variance in every pixel and none shared by neighbours, over the T independent images of fields [T, h, w]."""
+    """Unit variance in every pixel and none shared by neighbors, over the T independent images of fields [T, h, w]."""
     count = len(fields)
     variance = (fields**2).mean(0)
     spread = variance.std().item() / math.sqrt(2 / count)
     across, down = (fields[:, :, 1:] * fields[:, :, :-1]).mean(0), (fields[:, 1:] * fields[:, :-1]).mean(0)
-    neighbours = torch.cat([across.flatten(), down.flatten()]).square().mean().sqrt().item() * math.sqrt(count)
-    print(f"variance {variance.mean():.5f}, its sd {spread:.3f} of expected, neighbours {neighbours:.3f} / sqrt(T)")
+    neighbors = torch.cat([across.flatten(), down.flatten()]).square().mean().sqrt().item() * math.sqrt(count)
+    print(f"variance {variance.mean():.5f}, its sd {spread:.3f} of expected, neighbors {neighbors:.3f} / sqrt(T)")
     assert abs(variance.mean() - 1) < 0.002
     assert abs(spread - 1) < 0.05
-    assert neighbours <= 1.05
+    assert neighbors <= 1.05
 
 
 @dataclass
@@ -71,9 +71,9 @@ class View:
 
 
 def owner_views(field: NoiseField, cameras: Cameras, render: Render, *, radial: bool = False) -> list[View]:
-    grid = noise.radial_grid(field) if radial else noise.grid(field)
-    parts = (noise.radial_parts if radial else noise.surface_parts)(field, cameras, render, 0)
-    depth, opacity = noise.surface_images(field, cameras, render)
+    grid = kinds.radial_grid(field) if radial else kinds.grid(field)
+    parts = (kinds.radial_parts if radial else kinds.surface_parts)(field, cameras, render, 0)
+    depth, opacity = kinds.surface_images(field, cameras, render)
     views = []
     for v in range(len(cameras)):
         cells, pixels = cpu.owners(grid, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v])

@@ -33,10 +33,10 @@ Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
 
 }  // namespace gscfd
 
-// 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
-GSCFD_EXPORT int gscfd_isa() { return static_cast<int>(gscfd::current_isa()); }
+// Returns the instruction set in use: 0 baseline, 1 AVX2 + FMA, 2 AVX-512.
+GSCFD_EXPORT int gscfd_isa() { return int(gscfd::current_isa()); }
 
-// Returns 0, or 1 when this CPU or this library lacks the instruction set.
+// Chooses an instruction set. Returns 0, or 1 if this CPU or this library lacks it.
 GSCFD_EXPORT int gscfd_set_isa(int isa) {
     if (isa < 0 || isa > 2 || !gscfd::supported(static_cast<gscfd::Isa>(isa))) return 1;
     gscfd::chosen().store(static_cast<gscfd::Isa>(isa));

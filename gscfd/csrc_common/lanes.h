@@ -1,4 +1,4 @@
-// A lane per item: between [N, size] arrays and Float vectors. For *.simd.cpp files only.
+// Conversion between [N, size] arrays and Float vectors with one item per lane. For *.simd.cpp files only.
 #pragma once
 
 #include "simd.h"
@@ -19,8 +19,8 @@ GSCFD_INLINE Vec3 cross(Vec3 a, Vec3 b) {
 }
 GSCFD_INLINE Vec3 or_zero(Mask m, Vec3 a) { return {or_zero(m, a.x), or_zero(m, a.y), or_zero(m, a.z)}; }
 
-// Items [first, first + Float::width) of an array whose rows are `stride` floats apart, `size` floats of each row;
-// lanes at and after `end` repeat the last item.
+// Reads items [first, first + Float::width) of an array: the first `size` floats of rows that are `stride` floats
+// apart. Lanes from `end` on repeat the last item.
 template <int size>
 GSCFD_INLINE void gather(const float* values, int64_t stride, int64_t first, int64_t end, Float* out) {
     float lanes[size][Float::width];
@@ -31,7 +31,7 @@ GSCFD_INLINE void gather(const float* values, int64_t stride, int64_t first, int
     for (int k = 0; k < size; ++k) out[k] = load(lanes[k]);
 }
 
-// The reverse; lanes at and after `end` are dropped.
+// Writes what gather reads. Lanes from `end` on are dropped.
 template <int size>
 GSCFD_INLINE void scatter(const Float* in, int64_t stride, int64_t first, int64_t end, float* values) {
     float lanes[size][Float::width];

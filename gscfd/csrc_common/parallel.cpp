@@ -30,11 +30,11 @@ struct Job {
 thread_local bool inside_job = false;
 
 class Pool {
-public:
-    // Runs the job on the caller and at most `helpers` workers.
+  public:
+    // Runs the job on the calling thread and at most `helpers` workers.
     void run(Job& job, int helpers) {
         std::lock_guard<std::mutex> one_job_at_a_time(submit_);
-        while (static_cast<int>(workers_.size()) < helpers) workers_.emplace_back([this] { serve(); });
+        while (int(workers_.size()) < helpers) workers_.emplace_back([this] { serve(); });
         {
             std::lock_guard<std::mutex> lock(mutex_);
             job_ = &job;
@@ -49,7 +49,7 @@ public:
         idle_.wait(lock, [this] { return busy_ == 0; });
     }
 
-private:
+  private:
     void serve() {
         inside_job = true;
         std::unique_lock<std::mutex> lock(mutex_);
@@ -72,8 +72,8 @@ private:
     int seats_ = 0, busy_ = 0;
 };
 
-// The pool of this process. A forked child has none of its parent's threads and makes its own. Pools are never
-// destroyed: their workers sleep until the process ends.
+// The pool of this process. A forked child inherits none of its parent's threads and makes its own pool. Pools are
+// never destroyed: their workers sleep until the process ends.
 Pool& pool() {
     static std::mutex mutex;
     static Pool* current = nullptr;
@@ -92,7 +92,7 @@ void parallel_ranges(int threads, int64_t n, int64_t grain, RangeFunction functi
     if (n <= 0) return;
     if (grain < 1) grain = 1;
     const int64_t pieces = (n + grain - 1) / grain;
-    if (threads > pieces) threads = static_cast<int>(pieces);
+    if (threads > pieces) threads = int(pieces);
     Job job{function, context, n, grain};
     if (threads <= 1 || inside_job) {
         job.work();

@@ -1,4 +1,5 @@
-// A small thread pool. Not OpenMP: torch ships its own, and two OpenMP runtimes in one process disturb each other.
+// A small thread pool. It replaces OpenMP because torch ships its own OpenMP runtime and two of them in one process
+// slow each other down.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +8,9 @@ namespace gscfd {
 
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 
-// Calls function(context, begin, end) over [0, n) in pieces of at most `grain`, on `threads` threads including the
-// caller. Which thread takes which piece is free, so a result must not depend on it. Returns when all are done.
-// A nested call runs on its own thread alone.
+// Calls function(context, begin, end) over [0, n) in pieces of at most `grain` on `threads` threads, the caller
+// included, and returns when all pieces are done. Any thread may take any piece, so results must not depend on it.
+// A nested call runs entirely on its own thread.
 void parallel_ranges(int threads, int64_t n, int64_t grain, RangeFunction function, void* context);
 
 // parallel_for(threads, n, grain, [&](int64_t begin, int64_t end) { ... });

@@ -1,7 +1,8 @@
-// Float: one vector register of floats. Mask: one truth value per lane. For *.simd.cpp files only: everything stands
-// in the namespace of the instruction set that the file is being compiled for. Such files must not instantiate
-// templates or inline functions of the standard library: the linker keeps one copy of those for the whole library,
-// and might keep the one compiled for a CPU that this machine does not have.
+// Float: one vector register of floats. Mask: one truth value per lane.
+//
+// For *.simd.cpp files only: everything is in the namespace of the instruction set that the file is compiled for. These
+// files must not instantiate templates or inline functions of the standard library: the linker keeps one copy of each
+// for the whole library, possibly the one that needs instructions this CPU lacks.
 #pragma once
 
 #include <cstdint>
@@ -40,20 +41,20 @@ GSCFD_INLINE Float min(Float a, Float b) { return _mm512_min_ps(a.v, b.v); }
 GSCFD_INLINE Float max(Float a, Float b) { return _mm512_max_ps(a.v, b.v); }
 GSCFD_INLINE Float abs(Float a) { return _mm512_abs_ps(a.v); }
 GSCFD_INLINE Float sqrt(Float a) { return _mm512_sqrt_ps(a.v); }
-// 1 / a to one unit in the last place or so: a Newton step is faster than 512-bit division.
+// 1 / a to about one unit in the last place. A Newton step is faster than 512-bit division.
 GSCFD_INLINE Float reciprocal(Float a) {
     const Float guess = _mm512_rcp14_ps(a.v);
     return fma(guess, fnma(a, guess, Float(1.0f)), guess);
 }
 GSCFD_INLINE Float ceil(Float a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
 GSCFD_INLINE Float round(Float a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// a * 2^n for whole n.
+// a * 2^n for integer n.
 GSCFD_INLINE Float scale_by_power(Float a, Float n) { return _mm512_scalef_ps(a.v, n.v); }
 GSCFD_INLINE Mask operator<(Float a, Float b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 GSCFD_INLINE Mask operator<=(Float a, Float b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
-GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & b.m)}; }
-GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.m | b.m)}; }
-GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {static_cast<__mmask16>(a.m & ~b.m)}; }
+GSCFD_INLINE Mask operator&(Mask a, Mask b) { return {__mmask16(a.m & b.m)}; }
+GSCFD_INLINE Mask operator|(Mask a, Mask b) { return {__mmask16(a.m | b.m)}; }
+GSCFD_INLINE Mask and_not(Mask a, Mask b) { return {__mmask16(a.m & ~b.m)}; }
 GSCFD_INLINE bool any(Mask a) { return a.m != 0; }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
 GSCFD_INLINE Float or_zero(Mask m, Float a) { return _mm512_maskz_mov_ps(m.m, a.v); }
@@ -128,12 +129,12 @@ GSCFD_INLINE Float operator*(Float a, Float b) { return a.v * b.v; }
 GSCFD_INLINE Float operator/(Float a, Float b) { return a.v / b.v; }
 GSCFD_INLINE Float fma(Float a, Float b, Float c) { return a.v * b.v + c.v; }
 GSCFD_INLINE Float fnma(Float a, Float b, Float c) { return c.v - a.v * b.v; }
-GSCFD_INLINE Float blend(Integer4 m, Float a, Float b) {
-    return (Vector4)(((Integer4)a.v & m) | ((Integer4)b.v & ~m));
-}
+GSCFD_INLINE Integer4 bits(Vector4 v) { return reinterpret_cast<Integer4>(v); }
+GSCFD_INLINE Vector4 from_bits(Integer4 i) { return reinterpret_cast<Vector4>(i); }
+GSCFD_INLINE Float blend(Integer4 m, Float a, Float b) { return from_bits((bits(a.v) & m) | (bits(b.v) & ~m)); }
 GSCFD_INLINE Float min(Float a, Float b) { return blend(a.v < b.v, a, b); }
 GSCFD_INLINE Float max(Float a, Float b) { return blend(a.v > b.v, a, b); }
-GSCFD_INLINE Float abs(Float a) { return (Vector4)((Integer4)a.v & 0x7fffffff); }
+GSCFD_INLINE Float abs(Float a) { return from_bits(bits(a.v) & 0x7fffffff); }
 GSCFD_INLINE Float sqrt(Float a) {
     return Vector4{__builtin_sqrtf(a.v[0]), __builtin_sqrtf(a.v[1]), __builtin_sqrtf(a.v[2]), __builtin_sqrtf(a.v[3])};
 }
@@ -141,11 +142,11 @@ GSCFD_INLINE Float reciprocal(Float a) { return Float(1.0f) / a; }
 GSCFD_INLINE Float ceil(Float a) {
     return Vector4{__builtin_ceilf(a.v[0]), __builtin_ceilf(a.v[1]), __builtin_ceilf(a.v[2]), __builtin_ceilf(a.v[3])};
 }
-// To the nearest whole number, for |a| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+// Rounds to the nearest integer if |a| < 2^22: the sum with 1.5 * 2^23 has no bits left for a fraction.
 GSCFD_INLINE Float round(Float a) { return (a.v + 12582912.0f) - 12582912.0f; }
 GSCFD_INLINE Float scale_by_power(Float a, Float n) {
-    const Integer4 exponent = ((Integer4)(n.v + 12582912.0f) - 0x4b400000) << 23;
-    return (Vector4)((Integer4)a.v + exponent);
+    const Integer4 exponent = (bits(n.v + 12582912.0f) - 0x4b400000) << 23;
+    return from_bits(bits(a.v) + exponent);
 }
 GSCFD_INLINE Mask operator<(Float a, Float b) { return {a.v < b.v}; }
 GSCFD_INLINE Mask operator<=(Float a, Float b) { return {a.v <= b.v}; }
@@ -158,11 +159,11 @@ GSCFD_INLINE bool any(Mask a) {
     return (halves[0] | halves[1]) != 0;
 }
 GSCFD_INLINE Float select(Mask m, Float a, Float b) { return blend(m.m, a, b); }
-GSCFD_INLINE Float or_zero(Mask m, Float a) { return (Vector4)((Integer4)a.v & m.m); }
+GSCFD_INLINE Float or_zero(Mask m, Float a) { return from_bits(bits(a.v) & m.m); }
 
 #endif
 
-// out[i] is the sum of the lanes of a[i]; the order of the additions is fixed.
+// Sets out[i] to the sum of the lanes of a[i], added in a fixed order.
 #if defined(__AVX2__) && defined(__FMA__)
 GSCFD_INLINE __m256 sum_four_halves(const Float* a) {
     return _mm256_hadd_ps(_mm256_hadd_ps(fold(a[0]), fold(a[1])), _mm256_hadd_ps(fold(a[2]), fold(a[3])));
@@ -193,7 +194,7 @@ GSCFD_INLINE Float& operator*=(Float& a, Float b) { return a = a * b; }
 GSCFD_INLINE Mask operator>(Float a, Float b) { return b < a; }
 GSCFD_INLINE Mask operator>=(Float a, Float b) { return b <= a; }
 
-// 2^x for -126 <= x <= 127: nearest whole power times a minimax polynomial, relative error below 2e-7.
+// 2^x for -126 <= x <= 127: the nearest integer power times a minimax polynomial. Relative error below 2e-7.
 GSCFD_INLINE Float exp2(Float x) {
     const Float n = round(x), f = x - n;
     Float p = fma(Float(1.32764716e-3f), f, Float(9.67554137e-3f));

@@ -1,4 +1,4 @@
-"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and coloured triangles."""
+"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and colored triangles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import expit
 
 from gscfd.files import atomic_write
-from gscfd.gaussians import SH_C0, Gaussians
+from gscfd.gaussians import Gaussians
+from gscfd.harmonics import SH_C0
 
 if TYPE_CHECKING:
     from gscfd.export.mesh import Mesh
@@ -24,9 +25,10 @@ SPLAT = "KHR_gaussian_splatting"
 
 
 def write_splat_glb(gaussians: Gaussians, path: str | Path) -> None:
-    """All parameters as float32, and COLOR_0 for programs that only know points (the ratified KHR_gaussian_splatting).
+    """Writes all parameters as float32 (the ratified KHR_gaussian_splatting), plus COLOR_0 for programs that only
+    support points.
 
-    The axes of glTF are y up, front +z; the Gaussians must be in them.
+    The Gaussians must be in glTF's axes: y up, front +z.
     """
     values = {name: value.cpu().numpy() for name, value in gaussians.tensors().items()}
     opacity = expit(values["opacities"])
@@ -47,24 +49,24 @@ def write_splat_glb(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def write_mesh_glb(mesh: Mesh, path: str | Path) -> None:
-    """Triangles whose colours are shown as they are, without lights."""
+    """Writes triangles with unlit vertex colors."""
     unlit = "KHR_materials_unlit"
     material = {"extensions": {unlit: {}}, "doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0}}
     arrays = {
         "POSITION": mesh.vertices,
-        "COLOR_0": linear(mesh.colours),
+        "COLOR_0": linear(mesh.colors),
         "indices": mesh.triangles.astype(np.uint32).ravel(),
     }
     _write(path, arrays, {"mode": TRIANGLES, "material": 0}, {"extensionsUsed": [unlit], "materials": [material]})
 
 
 def linear(srgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1] to linear light, as glTF wants its vertex colours."""
+    """Converts sRGB in [0, 1] to linear light, as glTF requires for vertex colors."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def _write(path: str | Path, arrays: dict[str, np.ndarray], primitive: dict[str, Any], extra: dict[str, Any]) -> None:
-    """A scene of one primitive; `arrays` become its attributes by name, "indices" its indices."""
+    """Writes a scene with one primitive. `arrays` become its attributes by name; "indices" becomes its indices."""
     blob, names = bytearray(), dict[str, int]()
     views, accessors = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, array in arrays.items():

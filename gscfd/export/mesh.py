@@ -1,4 +1,4 @@
-"""Triangles from a splat: depth images from all around, fused in a signed distance volume (Curless and Levoy 1996)."""
+"""Meshes from a splat: depth images from all sides, fused in a signed distance volume (Curless and Levoy 1996)."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ ELEVATIONS = (-75.0, -40.0, 0.0, 40.0, 75.0)
 AZIMUTHS = 12
 FOV, DISTANCE = 40.0, 3.0
 TRUNCATION = 4.0
-"""Voxels on each side of the surface that a depth image speaks of."""
+"""Truncation distance of the signed distance, in voxels on each side of the surface."""
 BLOCK = 16
-"""Voxels on each side of a block of the sparse volume."""
+"""Edge length in voxels of a block of the sparse volume."""
 FEWEST_VIEWS = 3.0
-"""Surface that fewer views see is left out."""
+"""Minimum number of views that must see a surface; the rest is dropped."""
 SMALLEST_PART = 0.05
-"""Parts with fewer triangles than this share of the largest one's are floaters and are removed."""
+"""Connected parts with fewer triangles than this share of the largest part are floaters and are removed."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with a colour at each corner."""
+    """Triangles with vertex colors."""
 
     vertices: np.ndarray
     """[V, 3] float32."""
     triangles: np.ndarray
     """[F, 3] int32, counter-clockwise from outside."""
-    colours: np.ndarray
+    colors: np.ndarray
     """[V, 3] float64 sRGB in [0, 1]."""
 
     def transformed(self, rotation: Tensor, scale: float) -> Mesh:
-        """Turned by rotation [3, 3] about the origin, then scale times as large."""
+        """Returns the mesh rotated by `rotation` [3, 3] about the origin, then scaled."""
         vertices = scale * self.vertices.astype(np.float64) @ rotation.numpy().T
-        return Mesh(vertices.astype(np.float32), self.triangles, self.colours)
+        return Mesh(vertices.astype(np.float32), self.triangles, self.colors)
 
 
 def extract_mesh(gaussians: Gaussians, resolution: int) -> Mesh:
-    """The surface where rays from outside lose half of their light, of what is in the ball of radius 1.
+    """Extracts the surface inside the ball of radius 1, where rays from outside lose half of their light.
 
-    gaussians: on the CPU. resolution: voxels along the ball's diameter. Raises UserError when open3d is missing and
-    when nothing is opaque enough to have a surface.
+    gaussians: on the CPU. resolution: voxels along the ball's diameter. Raises UserError if open3d is missing or
+    nothing is opaque enough to have a surface.
     """
     o3d = _open3d()
     float32 = o3d.core.float32
@@ -70,7 +70,7 @@ def extract_mesh(gaussians: Gaussians, resolution: int) -> Mesh:
 
 
 def surround(size: int) -> Cameras:
-    """Views from all around, of the ball of radius 1."""
+    """Returns views of the ball of radius 1 from all sides."""
     azimuth = torch.arange(AZIMUTHS).repeat(len(ELEVATIONS)) * (360.0 / AZIMUTHS)
     elevation = torch.tensor(ELEVATIONS).repeat_interleave(AZIMUTHS)
     ones = torch.ones(len(azimuth))
@@ -91,19 +91,19 @@ def _open3d() -> Any:
 
 
 def _integrate(o3d: Any, grid: Any, camera: Cameras, render: Render) -> None:
-    """Add one view. Depth is where transmittance falls below one half, 0 where it never does."""
+    """Integrates one view. Depth is where transmittance falls below one half, 0 where it never does."""
     assert render.median_depth is not None
-    colour = (render.rgb / render.opacity.clamp_min(1e-6)).clamp(0, 1)[0].numpy()
+    color = (render.rgb / render.opacity.clamp_min(1e-6)).clamp(0, 1)[0].numpy()
     depth_image = o3d.t.geometry.Image(o3d.core.Tensor(render.median_depth[0].numpy()))
-    colour_image = o3d.t.geometry.Image(o3d.core.Tensor(colour))
+    color_image = o3d.t.geometry.Image(o3d.core.Tensor(color))
     matrices = [o3d.core.Tensor(matrix.double().numpy()) for matrix in (camera.Ks[0], camera.viewmats[0])]
     limits = (1.0, 2 * DISTANCE, TRUNCATION)
     blocks = grid.compute_unique_block_coordinates(depth_image, *matrices, *limits)
-    grid.integrate(blocks, depth_image, colour_image, *matrices, *limits)
+    grid.integrate(blocks, depth_image, color_image, *matrices, *limits)
 
 
 def _cleaned(mesh: Any) -> Mesh:
-    """Without doubled vertices, triangles of no area, and floaters."""
+    """Returns the mesh without duplicate vertices, degenerate triangles and floaters."""
     mesh.remove_duplicated_vertices()
     mesh.remove_degenerate_triangles()
     part, sizes, _ = mesh.cluster_connected_triangles()
@@ -115,21 +115,21 @@ def _cleaned(mesh: Any) -> Mesh:
 
 
 def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:
-    """Each vertex line ends with its colour, which Blender, MeshLab and others read."""
+    """Writes .obj; vertex lines end with a color, which Blender, MeshLab and others read."""
     with atomic_write(path) as file:
-        np.savetxt(file, np.column_stack([mesh.vertices, mesh.colours]), fmt="v %.7g %.7g %.7g %.4f %.4f %.4f")
+        np.savetxt(file, np.column_stack([mesh.vertices, mesh.colors]), fmt="v %.7g %.7g %.7g %.4f %.4f %.4f")
         np.savetxt(file, mesh.triangles + 1, fmt="f %d %d %d")
 
 
 def write_mesh_ply(mesh: Mesh, path: str | Path) -> None:
-    """Binary little-endian, colours as bytes."""
+    """Writes a binary little-endian .ply with colors as bytes."""
     vertices = np.empty(
         len(mesh.vertices), [(n, "<f4") for n in ("x", "y", "z")] + [(n, "u1") for n in ("red", "green", "blue")]
     )
     for i, name in enumerate(("x", "y", "z")):
         vertices[name] = mesh.vertices[:, i]
     for i, name in enumerate(("red", "green", "blue")):
-        vertices[name] = np.round(255 * mesh.colours[:, i])
+        vertices[name] = np.round(255 * mesh.colors[:, i])
     faces = np.empty(len(mesh.triangles), [("vertex_indices", "<i4", (3,))])
     faces["vertex_indices"] = mesh.triangles
     ply = PlyData([PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")], byte_order="<")

@@ -1,4 +1,4 @@
-"""PlayCanvas' .sog, version 2: a zip of lossless WebP images, one pixel for each Gaussian
+"""PlayCanvas' .sog, version 2: a zip of lossless WebP images with one pixel per Gaussian
 (https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog)."""
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
 PALETTE = 16384
-"""Distinct view-dependent colours that a file holds; a splat with more shares the nearest of them."""
+"""Maximum number of distinct view-dependent colors in a file; a splat with more uses the nearest of them."""
 PALETTE_ROUNDS = 3
 PALETTE_COLUMNS = 64
 CODEBOOK_ROUNDS = 20
 
 
 def write_sog(gaussians: Gaussians, path: str | Path) -> None:
-    """About 10 bytes for each Gaussian."""
+    """Writes about 10 bytes per Gaussian."""
     tensors = gaussians.tensors()
     order = sort_centers(tensors["means"], torch.arange(len(gaussians)))
     values = {name: value[order].cpu().double().numpy() for name, value in tensors.items()}
@@ -42,7 +42,7 @@ def write_sog(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def _means(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    """sign(x) ln(1 + |x|) between its extremes, 16 bits in two images."""
+    """Stores sign(x) ln(1 + |x|), scaled to its range, as 16 bits split over two images."""
     logs = np.sign(values["means"]) * np.log1p(np.abs(values["means"]))
     low, high = logs.min(0), logs.max(0)
     levels = np.round(65535 * (logs - low) / np.where(high > low, high - low, 1)).astype(np.uint16)
@@ -57,7 +57,8 @@ def _scales(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[st
 
 
 def _quats(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    """All components of wxyz but the largest, as bytes of their range +-sqrt(1/2); alpha 252 + the largest's index."""
+    """Stores the components of wxyz except the largest as bytes over +-sqrt(1/2); alpha is 252 + the index of the
+    largest."""
     unit = values["quats"] / np.linalg.norm(values["quats"], axis=1, keepdims=True)
     largest = np.abs(unit).argmax(1)
     unit *= np.where(np.take_along_axis(unit, largest[:, None], 1) < 0, -1, 1)
@@ -75,7 +76,8 @@ def _sh0(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[str, 
 
 
 def _shN(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[str, np.ndarray]) -> None:
-    """A palette of coefficients, 64 entries in a row, each as wide as it has coefficients; and the entry of each."""
+    """Stores a palette of coefficients, 64 entries per row, one pixel per coefficient, and each Gaussian's palette
+    index."""
     count, coefficients, _ = values["shN"].shape
     entries, labels = palette(values["shN"].reshape(count, -1))
     book, indices = codebook(entries)
@@ -93,7 +95,8 @@ def _shN(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[str, 
 
 
 def codebook(values: np.ndarray) -> tuple[list[float], np.ndarray]:
-    """256 numbers, ascending, and the nearest one's index for each value (Lloyd's algorithm from the quantiles)."""
+    """Returns 256 ascending numbers and, for each value, the index of the nearest (Lloyd's algorithm from the
+    quantiles)."""
     book = np.quantile(values, np.linspace(0, 1, 256))
     for _ in range(CODEBOOK_ROUNDS):
         nearest = np.searchsorted((book[1:] + book[:-1]) / 2, values.ravel())
@@ -105,8 +108,8 @@ def codebook(values: np.ndarray) -> tuple[list[float], np.ndarray]:
 
 
 def palette(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most PALETTE entries and the nearest one's index for each row (Lloyd's algorithm); the rows themselves, if
-    they fit."""
+    """Returns at most PALETTE entries and, for each row, the index of the nearest (Lloyd's algorithm). If the rows fit,
+    they are the entries."""
     if len(rows) <= PALETTE:
         return rows, np.arange(len(rows))
     points = torch.from_numpy(rows).float()
@@ -124,7 +127,7 @@ def _nearest(points: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
 
 
 def in_rows(pixels: np.ndarray) -> np.ndarray:
-    """[H, W, C] uint8, as square as can be, from pixels [N, C] in reading order; the rest is 0."""
+    """Arranges pixels [N, C] in reading order as an image [H, W, C] uint8, as square as possible and padded with 0."""
     width = math.ceil(math.sqrt(len(pixels)))
     image = np.zeros((math.ceil(len(pixels) / width) * width, pixels.shape[1]), np.uint8)
     image[: len(pixels)] = pixels
@@ -132,7 +135,7 @@ def in_rows(pixels: np.ndarray) -> np.ndarray:
 
 
 def webp(image: np.ndarray) -> bytes:
-    """Lossless, also where alpha is 0."""
+    """Encodes losslessly, including pixels with alpha 0."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="WEBP", lossless=True, exact=True)
     return buffer.getvalue()

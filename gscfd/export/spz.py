@@ -1,4 +1,4 @@
-"""Niantic's .spz, version 3: gzip over bytes in columns, y up (https://github.com/nianticlabs/spz)."""
+"""Niantic's .spz, version 3: gzip over bytes stored by attribute, y up (https://github.com/nianticlabs/spz)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
+from gscfd.errors import UserError
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
 MAGIC = 0x5053474E
 VERSION = 3
 MOST_FRACTIONAL_BITS = 20
+LARGEST = 2**23 - 1
+"""Largest signed 24-bit number."""
 
 
 def write_spz(gaussians: Gaussians, path: str | Path) -> None:
-    """20 bytes for each Gaussian before gzip, and one for each further coefficient.
+    """Writes 20 bytes per Gaussian before gzip, plus one per higher-degree coefficient.
 
-    The axes of the format are x right, y up, z back; the Gaussians must be in them.
+    The Gaussians must be in the format's axes: x right, y up, z back.
     """
     values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
     bits = fractional_bits(float(np.abs(values["means"]).max()))
@@ -40,19 +44,26 @@ def write_spz(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def fractional_bits(extent: float) -> int:
-    """The most bits after the point with which a signed 24-bit number still reaches extent."""
-    return min(MOST_FRACTIONAL_BITS, 22 - math.ceil(math.log2(max(extent, 1.0))))
+    """Returns the largest number of fractional bits with which a signed 24-bit number still covers `extent`. Raises
+    UserError if none does."""
+    fitting = [bits for bits in range(MOST_FRACTIONAL_BITS + 1) if round(extent * 2**bits) <= LARGEST]
+    if not fitting:
+        raise UserError(
+            f"to: spz holds positions up to {LARGEST}, got {extent:.6g}; use a smaller --scale, or --to sog"
+        )
+    return fitting[-1]
 
 
 def fixed_point(means: np.ndarray, bits: int) -> bytes:
-    """Three bytes for each number, the lowest first."""
+    """Encodes each number in three bytes, least significant first."""
     whole = np.round(means * 2**bits).astype("<i4")
-    return whole.reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
+    columns: NDArray[np.uint8] = whole.reshape(-1, 1).view(np.uint8)[:, :3]
+    return columns.tobytes()
 
 
 def smallest_three(quats: np.ndarray) -> bytes:
-    """Four bytes for each rotation, wxyz [N, 4] of any length: the index of the largest component of xyzw in the top
-    two bits, then sign and 9 bits of magnitude / sqrt(1/2) for each of the others, in order."""
+    """Encodes rotations, wxyz [N, 4] of any length, in four bytes each: the index of the largest component of xyzw in
+    the top two bits, then sign and 9 bits of magnitude / sqrt(1/2) for each other component, in order."""
     xyzw = np.roll(quats, -1, axis=1) / np.linalg.norm(quats, axis=1, keepdims=True)
     largest = np.abs(xyzw).argmax(1)
     xyzw *= np.where(np.take_along_axis(xyzw, largest[:, None], 1) < 0, -1, 1)
@@ -61,8 +72,10 @@ def smallest_three(quats: np.ndarray) -> bytes:
         magnitude = np.round(511 * np.abs(xyzw[:, i]) * math.sqrt(2)).clip(0, 511).astype(np.uint32)
         shifted = (packed << np.uint32(10)) | ((xyzw[:, i] < 0).astype(np.uint32) << np.uint32(9)) | magnitude
         packed = np.where(largest == i, packed, shifted)
-    return packed.astype("<u4").tobytes()
+    words: NDArray[np.uint32] = packed.astype("<u4")
+    return words.tobytes()
 
 
 def _bytes(values: np.ndarray) -> bytes:
-    return values.round().clip(0, 255).astype(np.uint8).tobytes()
+    levels: NDArray[np.uint8] = values.round().clip(0, 255).astype(np.uint8)
+    return levels.tobytes()

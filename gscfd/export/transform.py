@@ -1,19 +1,17 @@
-"""The same splat in other axes, another unit or another degree of spherical harmonics."""
+"""Changes of a splat's axes, unit or degree of spherical harmonics."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from gscfd.export import Axes
 from gscfd.gaussians import Gaussians
-from gscfd.rasterize.reference import harmonic_basis
+from gscfd.harmonics import harmonic_basis
 
-Axes = Literal["z-up", "y-up", "y-down"]
-"""gscfd's own (front +x), glTF's (front +z), and that of 3DGS captures (front +z; half a turn about z from y-up)."""
 FROM_Z_UP: dict[Axes, list[list[float]]] = {
     "z-up": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "y-up": [[0, 1, 0], [0, 0, 1], [1, 0, 0]],
@@ -22,13 +20,13 @@ FROM_Z_UP: dict[Axes, list[list[float]]] = {
 
 
 def change_of_axes(source: Axes, target: Axes) -> Tensor:
-    """[3, 3] float64, target = R source."""
+    """Returns R [3, 3] float64 with target = R source."""
     a, b = (torch.tensor(FROM_Z_UP[axes], dtype=torch.float64) for axes in (source, target))
     return b @ a.T
 
 
 def transformed(gaussians: Gaussians, rotation: Tensor, scale: float = 1.0) -> Gaussians:
-    """The splat turned by rotation [3, 3] (float64) about the origin, then scale times as large."""
+    """Returns the splat rotated by `rotation` [3, 3] (float64) about the origin, then scaled."""
     if scale == 1 and torch.equal(rotation, torch.eye(3, dtype=rotation.dtype)):
         return gaussians
     values = {name: value.double().cpu() for name, value in gaussians.tensors().items()}
@@ -41,20 +39,22 @@ def transformed(gaussians: Gaussians, rotation: Tensor, scale: float = 1.0) -> G
 
 
 def turned_harmonics(coefficients: Tensor, rotation: Tensor) -> Tensor:
-    """[N, K - 1, 3] the coefficients whose colour towards R d is that of the given ones towards d.
+    """Returns the coefficients [N, K - 1, 3] whose color toward R d equals that of the given ones toward d.
 
-    Solves Y(R d) c' = Y(d) c for enough directions d; exact, because a rotation keeps each degree's span.
+    Solves Y(R d) c' = Y(d) c for enough directions d; the solution is exact because a rotation keeps each degree's
+    span.
     """
     degree = math.isqrt(coefficients.shape[1] + 1) - 1
     if degree == 0:
         return coefficients
     directions = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=rotation.dtype)
     before, after = (harmonic_basis(degree, d)[:, 1:] for d in (directions, directions @ rotation.T))
-    return torch.linalg.lstsq(after, before).solution @ coefficients
+    turn: Tensor = torch.linalg.lstsq(after, before).solution
+    return turn @ coefficients
 
 
 def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
-    """The splat with spherical harmonics of this degree, 0 to 3: cut off, or filled up with zeros."""
+    """Returns the splat with spherical harmonics of this degree, 0 to 3, truncated or zero-padded."""
     values = gaussians.tensors()
     rest = values["shN"][:, : (degree + 1) ** 2 - 1]
     missing = (degree + 1) ** 2 - 1 - rest.shape[1]

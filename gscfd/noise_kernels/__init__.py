@@ -1,1 +1,1 @@
-"""Surface noise: the compiled core, how it is called, and a float64 oracle that shares no code with it."""
+"""Surface noise: calls of the compiled core, and a float64 reference that shares no code with it."""

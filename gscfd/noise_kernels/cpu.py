@@ -1,72 +1,14 @@
-"""Calls of the compiled CPU noise (csrc/): shapes, types and memory, and nothing else."""
+"""Calls of the compiled CPU noise (csrc/): handles only shapes, types and memory."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gscfd import native
-
-Nodes = Sequence[tuple[int, float]]
-"""A cell's value as a weighted sum of its draws: (index of the draw, weight)."""
-
-
-class _Geometry(ctypes.Structure):
-    _fields_ = [
-        ("render_width", ctypes.c_int32),
-        ("render_height", ctypes.c_int32),
-        ("latent_width", ctypes.c_int32),
-        ("latent_height", ctypes.c_int32),
-        ("pitch", ctypes.c_float),
-        ("layer_depth", ctypes.c_float),
-        ("opacity_threshold", ctypes.c_float),
-        ("near", ctypes.c_float),
-        ("normal_radius", ctypes.c_int32),
-        ("smoothing", ctypes.c_int32),
-    ]
-
-
-@dataclass(kw_only=True)
-class Grid:
-    """How the surface is cut into cells and the image into latent pixels."""
-
-    height: int
-    """Latent rows."""
-    width: int
-    """Latent columns."""
-    pitch: float
-    """Spacing of the columns of cells, world units."""
-    layer_depth: float
-    """Extent of a cell along its column, world units; surfaces farther apart share no cell."""
-    opacity_threshold: float = 0.5
-    """Samples at or below it show no surface."""
-    near: float = 0.01
-    """Samples at or before this depth are rejected, world units."""
-    normal_radius: int = 1
-    """Samples on each side of the centre that take part in its normal."""
-    smoothing: int = 0
-    """Rounds of smoothing of the depth."""
-    radial: int = 0
-    """0: cells stand in columns along the axes (`surface`). Else cells are squares of the radial map, this many along
-    each side of its two squares (`radial`)."""
-    cells_per_pixel: int = 24
-    """What the first table on CUDA holds, mean over the latents; an object that fills them takes about 20."""
-
-
-@dataclass
-class Surface:
-    """What the kernel returns for a batch of views."""
-
-    noise: Tensor
-    """[V, C, h, w] n^-1/2 times the sum of the cells that the pixel owns; 0 where it owns none."""
-    counts: Tensor
-    """[V, h, w] int32, n: the cells that the pixel owns."""
-    coverage: Tensor
-    """[V, h, w] share of the pixel's render samples that show the surface, in [0, 1]."""
+from gscfd.noise_kernels.cells import SURFACE_ARGUMENTS, WHITE_ARGUMENTS, Grid, Nodes, Surface, geometry_of, node_arrays
 
 
 def surface(
@@ -81,10 +23,10 @@ def surface(
     stream: int,
     nodes: Nodes,
 ) -> Surface:
-    """Foreground noise of a batch of views.
+    """Returns the foreground noise of a batch of views.
 
-    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on the CPU.
-    Raises MemoryError.
+    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on the CPU. Raises
+    MemoryError if memory runs out.
     """
     views, geometry = len(depth), geometry_of(grid, depth)
     depth, opacity, viewmats, Ks = (t.detach().float().contiguous() for t in (depth, opacity, viewmats, Ks))
@@ -118,9 +60,10 @@ def surface(
 
 
 def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
-    """([M] int64 cell keys, [M] int64 row-major latent pixel that owns each) of one view, for tests and pictures.
+    """Returns cell keys [M] and, for each, its row-major owning latent pixel [M], both int64; one view, for tests and
+    images.
 
-    depth, opacity: [H, W]; viewmat: [4, 4]; K: [3, 3]. Raises MemoryError.
+    depth, opacity: [H, W]; viewmat: [4, 4]; K: [3, 3]. Raises MemoryError if memory runs out.
     """
     geometry = geometry_of(grid, depth[None])
     depth, opacity, viewmat, K = (t.detach().float().contiguous() for t in (depth, opacity, viewmat, K))
@@ -148,7 +91,8 @@ def owners(grid: Grid, depth: Tensor, opacity: Tensor, viewmat: Tensor, K: Tenso
 
 
 def compose(surface: Surface, background: Tensor) -> Tensor:
-    """[V, C, h, w] sqrt(a) noise + sqrt(1 - a) background, a the coverage; a pixel without cells is background.
+    """Returns sqrt(a) noise + sqrt(1 - a) background with coverage a, [V, C, h, w]; a pixel without cells is all
+    background.
 
     background: [V, C, h, w], or [C, h, w] for all views.
     """
@@ -167,9 +111,9 @@ def white(
     nodes: Nodes,
     device: torch.device | None = None,
 ) -> Tensor:
-    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel).
+    """Returns noise of the image plane [C, h, w]: a pure function of (seed, stream, key, draws, channel, pixel).
 
-    device: the CPU; there so that the signature is that of the other devices.
+    device: the CPU; part of the signature shared with other devices.
     """
     noise = torch.empty(1, channels, height, width)
     _white(noise, seed, stream, key, None, None, nodes)
@@ -179,7 +123,8 @@ def white(
 def fresh(
     channels: int, height: int, width: int, viewmats: Tensor, Ks: Tensor, *, seed: int, stream: int, nodes: Nodes
 ) -> Tensor:
-    """[V, C, h, w] as `white`, with a key of the bits of each view's matrices: its place in the batch does not count.
+    """Returns noise [V, C, h, w] like `white`, keyed by the bits of each view's matrices, not by its index in the
+    batch.
 
     viewmats: [V, 4, 4]; Ks: [V, 3, 3].
     """
@@ -196,46 +141,3 @@ def _white(
     inputs = map(native.pointer, (viewmats, Ks))
     shape = (len(noise), noise.shape[1], noise[0, 0].numel())
     call(seed, stream, key, *inputs, *node_arrays(nodes), len(nodes), *shape, native.pointer(noise), native.threads())
-
-
-WHITE_ARGUMENTS = (
-    ctypes.c_uint64,
-    *[ctypes.c_uint32] * 2,
-    *[ctypes.c_void_p] * 4,
-    *[ctypes.c_int] * 3,
-    ctypes.c_int64,
-    ctypes.c_void_p,
-)
-
-
-SURFACE_ARGUMENTS = (
-    *[ctypes.c_void_p] * 5,
-    *[ctypes.c_int] * 2,
-    ctypes.c_uint64,
-    ctypes.c_uint32,
-    *[ctypes.c_void_p] * 2,
-    ctypes.c_int,
-    *[ctypes.c_void_p] * 3,
-)
-
-
-def geometry_of(grid: Grid, depth: Tensor) -> _Geometry:
-    """The C struct of a grid and [V, H, W] images."""
-    return _Geometry(
-        depth.shape[2],
-        depth.shape[1],
-        grid.width,
-        grid.height,
-        grid.pitch,
-        grid.layer_depth,
-        grid.opacity_threshold,
-        grid.near,
-        grid.normal_radius,
-        grid.smoothing,
-    )
-
-
-def node_arrays(nodes: Nodes) -> tuple[ctypes.Array[ctypes.c_uint32], ctypes.Array[ctypes.c_float]]:
-    """Draws and weights as C arrays."""
-    indices, weights = zip(*nodes, strict=True)
-    return (ctypes.c_uint32 * len(nodes))(*indices), (ctypes.c_float * len(nodes))(*weights)

@@ -1,43 +1,74 @@
-"""Calls of the compiled CUDA noise (csrc/noise_cuda.cu), with the signatures of cpu.py: all views at once, on torch's
-current stream, without waiting for the device.
+"""Calls of the CUDA noise (csrc/noise_cuda.cu), with the signatures of cpu.py: all views at once, on torch's current
+stream, without waiting for the device.
 
-The cells of a view are found in a table. How large it must be is known only on the device: a view with more cells than
-its table holds has none in that call, so that all its pixels are background (white as ever, counts 0). The device
-reports the need to pinned memory; the next call that finds the report warns, and takes a table that holds them.
+The kernels are compiled at the first call for a GPU, by NVRTC, and kept (gscfd/gpu/nvrtc.py). csrc/noise_launch.cpp, a
+part of the CPU library, launches them by the functions of the driver that a _Launcher holds.
+
+The cells of a view are looked up in a table whose required size is known only on the device. A view with more cells
+than its table holds gets no cells in that call: all its pixels are background (still white, counts 0). The device
+reports the required size to pinned memory; the next call that finds the report warns and enlarges the table.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gscfd import native
-from gscfd.noise_kernels.cpu import (
-    SURFACE_ARGUMENTS,
-    WHITE_ARGUMENTS,
-    Grid,
-    Nodes,
-    Surface,
-    geometry_of,
-    node_arrays,
-)
+from gscfd.gpu import driver as cuda_driver
+from gscfd.gpu import nvrtc
+from gscfd.noise_kernels.cells import SURFACE_ARGUMENTS, WHITE_ARGUMENTS, Grid, Nodes, Surface, geometry_of, node_arrays
 
 MAX_NORMAL_RADIUS = 15
+MAX_TABLES = 32
+"""Number of tables kept, besides those that CUDA graphs use."""
+COUNTER_STRIDE = 16
+"""kCounterStride in csrc/noise_cuda.h: words between the counters of two views."""
+SOURCES = [Path(__file__).with_name("csrc") / name for name in ("noise_cuda.cu", "noise_cuda.h", "noise_core.h")]
+KERNELS = [f"gscfd_kernel_{name}" for name in ("prepare", "smooth", "enumerate", "gather", "white", "compose")]
+"""Kernels in the order of the enum Kernel in csrc/noise_cuda.h."""
+
+
+class _Launcher(ctypes.Structure):
+    _fields_ = [
+        ("set_context", ctypes.c_void_p),
+        ("launch", ctypes.c_void_p),
+        ("copy_to_host", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("kernels", ctypes.c_void_p * len(KERNELS)),
+    ]
+
+
+@functools.cache
+def _launcher(index: int) -> _Launcher:
+    """Returns the compiled kernels of a device, compiled and loaded at the first call for it.
+
+    Raises ImportError without NVRTC or the driver, RuntimeError if the device cannot run the kernels.
+    """
+    if driver.capturing():
+        raise RuntimeError("surface noise: call it once on this GPU before a CUDA graph is captured")
+    architecture = nvrtc.target(torch.cuda.get_device_capability(index))
+    kernels = cuda_driver.load(index, nvrtc.kernels(SOURCES, architecture), KERNELS)
+    names = ("cuCtxSetCurrent", "cuLaunchKernel", "cuMemcpyDtoHAsync_v2")
+    functions = [cuda_driver.address(name) for name in names]
+    return _Launcher(*functions, cuda_driver.context(index), (ctypes.c_void_p * len(KERNELS))(*kernels))
 
 
 class Driver:
-    """What is asked of torch about its device; tests put another one here."""
+    """Queries about torch's device; tests replace it."""
 
     def index(self, device: torch.device) -> int:
         return torch.cuda.current_device() if device.index is None else device.index
 
-    def guard(self, device: torch.device) -> AbstractContextManager:
+    def guard(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.cuda.device(device)
 
     def stream(self, device: torch.device) -> int:
@@ -46,8 +77,18 @@ class Driver:
     def capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
-    def pinned(self, views: int) -> Tensor:
-        return torch.zeros(views, dtype=torch.int64, pin_memory=True)
+    def launcher(self, device: torch.device) -> int:
+        """Returns the address of the device's Launcher."""
+        return ctypes.addressof(_launcher(self.index(device)))
+
+    def words(self, code: int) -> str:
+        return cuda_driver.words(code)
+
+    def pinned(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64, pin_memory=True)
+
+    def wait(self, index: int | None) -> None:
+        torch.cuda.synchronize(index)
 
 
 driver = Driver()
@@ -55,25 +96,31 @@ driver = Driver()
 
 @dataclass
 class Table:
-    """The table of one use of noise: the same field, latents and number of views."""
+    """Table for one use of noise: the same field, latents and number of views."""
 
     slots: int
-    """Per view, a power of two."""
+    """Slots per view, a power of two."""
     needed: Tensor
-    """[V] int64 in pinned memory: how many cells each view wanted, in a call that the device has done."""
+    """[V] int64, the first word of each row of pinned memory [V, COUNTER_STRIDE]: number of cells each view needed, as
+    reported by a call the device has completed."""
+
+    captured: bool = False
+    """Whether a CUDA graph uses the table; its kernels write to `needed` at every replay."""
 
     @property
     def capacity(self) -> int:
-        """Cells of a view that it holds."""
+        """Number of cells per view that the table holds."""
         return self.slots // 4 * 3
 
 
 _tables: dict[tuple[int | None, int, int, int, int], Table] = {}
+"""Tables by device, stream, views, height and width; the least recently used first."""
 
 
 def check(device: torch.device) -> None:
-    """Raise ImportError where the library is missing, RuntimeError where it cannot run on this device."""
-    _call("gscfd_cuda_check", ctypes.c_int)(driver.index(device))
+    """Compiles and loads all kernels. Raises ImportError if NVRTC or the driver is missing, RuntimeError if the kernels
+    cannot run on this device."""
+    driver.launcher(device)
 
 
 def surface(
@@ -88,10 +135,10 @@ def surface(
     stream: int,
     nodes: Nodes,
 ) -> Surface:
-    """Foreground noise of a batch of views.
+    """Returns the foreground noise of a batch of views.
 
-    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on one CUDA device.
-    Raises ValueError for a normal radius above 15 and for the radial map, RuntimeError for what the device reports.
+    depth, opacity: [V, H, W]; viewmats: [V, 4, 4]; Ks: [V, 3, 3] for the H x W image; all on one CUDA device. Raises
+    ValueError for a normal radius above 15 and for the radial map, RuntimeError for errors reported by the device.
     """
     if grid.radial:
         raise ValueError("radial: has no CUDA kernel; pass cameras.to('cpu') and render.to('cpu')")
@@ -105,12 +152,7 @@ def surface(
     coverage = torch.empty(views, grid.height, grid.width, device=device)
     table = _table(device, stream, views, grid)
     size = native.function(
-        "gscfd_cuda_noise_scratch",
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_int64,
-        restype=ctypes.c_int64,
-        of=native.cuda_library,
+        "gscfd_cuda_noise_scratch", ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, restype=ctypes.c_int64
     )
     scratch = torch.empty(size(ctypes.addressof(geometry), views, table.slots) + 255, dtype=torch.uint8, device=device)
     call = _call(
@@ -118,9 +160,7 @@ def surface(
         *SURFACE_ARGUMENTS,
         ctypes.c_void_p,
         ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 3,
     )
     with driver.guard(device):
         call(
@@ -136,14 +176,15 @@ def surface(
             (scratch.data_ptr() + 255) // 256 * 256,
             table.slots,
             native.pointer(table.needed),
-            driver.index(device),
+            driver.launcher(device),
             driver.stream(device),
         )
     return Surface(noise, counts, coverage)
 
 
 def compose(surface: Surface, background: Tensor) -> Tensor:
-    """[V, C, h, w] sqrt(a) noise + sqrt(1 - a) background, a the coverage; a pixel without cells is background.
+    """Returns sqrt(a) noise + sqrt(1 - a) background with coverage a, [V, C, h, w]; a pixel without cells is all
+    background.
 
     background: [V, C, h, w], or [C, h, w] for all views.
     """
@@ -155,9 +196,7 @@ def compose(surface: Surface, background: Tensor) -> Tensor:
         ctypes.c_int64,
         *[ctypes.c_void_p] * 4,
         ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 3,
     )
     with driver.guard(device):
         call(
@@ -166,7 +205,7 @@ def compose(surface: Surface, background: Tensor) -> Tensor:
             *map(native.pointer, (noise, surface.counts, surface.coverage, background)),
             background.ndim == 3,
             native.pointer(out),
-            driver.index(device),
+            driver.launcher(device),
             driver.stream(device),
         )
     return out
@@ -183,7 +222,7 @@ def white(
     nodes: Nodes,
     device: torch.device,
 ) -> Tensor:
-    """[C, h, w] noise of the image plane: a pure function of (seed, stream, key, draws, channel, pixel)."""
+    """Returns noise of the image plane [C, h, w]: a pure function of (seed, stream, key, draws, channel, pixel)."""
     noise = torch.empty(1, channels, height, width, device=device)
     _white(noise, seed, stream, key, None, None, nodes)
     return noise[0]
@@ -192,7 +231,8 @@ def white(
 def fresh(
     channels: int, height: int, width: int, viewmats: Tensor, Ks: Tensor, *, seed: int, stream: int, nodes: Nodes
 ) -> Tensor:
-    """[V, C, h, w] as `white`, with a key of the bits of each view's matrices: its place in the batch does not count.
+    """Returns noise [V, C, h, w] like `white`, keyed by the bits of each view's matrices, not by its index in the
+    batch.
 
     viewmats: [V, 4, 4]; Ks: [V, 3, 3].
     """
@@ -205,23 +245,27 @@ def fresh(
 def _white(
     noise: Tensor, seed: int, stream: int, key: int, viewmats: Tensor | None, Ks: Tensor | None, nodes: Nodes
 ) -> None:
-    call = _call("gscfd_cuda_noise_white", *WHITE_ARGUMENTS, ctypes.c_int, ctypes.c_void_p)
+    call = _call("gscfd_cuda_noise_white", *WHITE_ARGUMENTS, *[ctypes.c_void_p] * 2)
     inputs = map(native.pointer, (viewmats, Ks))
     shape, device = (len(noise), noise.shape[1], noise[0, 0].numel()), noise.device
     with driver.guard(device):
-        where = native.pointer(noise), driver.index(device), driver.stream(device)
+        where = native.pointer(noise), driver.launcher(device), driver.stream(device)
         call(seed, stream, key, *inputs, *node_arrays(nodes), len(nodes), *shape, *where)
 
 
 def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
-    """The table for these views, larger than in the call before if the device has reported that it was too small."""
+    """Returns the table for these views, enlarged if the device has reported that it was too small."""
     key = (device.index, stream, views, grid.height, grid.width)
+    capturing = driver.capturing()
     if key not in _tables:
-        if driver.capturing():
+        if capturing:
             raise RuntimeError("surface noise: call it once with these sizes before a CUDA graph is captured")
         cells = grid.cells_per_pixel * grid.height * grid.width
-        _tables[key] = Table(_slots(cells), driver.pinned(views))
-    table = _tables[key]
+        _evict(MAX_TABLES - 1)
+        counters = driver.pinned(views * COUNTER_STRIDE).view(views, COUNTER_STRIDE)
+        _tables[key] = Table(_slots(cells), counters[:, 0])
+    table = _tables[key] = _tables.pop(key)
+    table.captured |= capturing
     needed = int(table.needed.max()) if views else 0
     if needed > table.capacity:
         poor, capacity = int((table.needed > table.capacity).sum()), table.capacity
@@ -236,21 +280,26 @@ def _table(device: torch.device, stream: int, views: int, grid: Grid) -> Table:
     return table
 
 
+def _evict(keep: int) -> None:
+    """Drops the least recently used tables beyond `keep`, except those that CUDA graphs use."""
+    loose = [key for key, table in _tables.items() if not table.captured]
+    if len(loose) > keep:
+        for key in loose[: len(loose) - keep]:
+            driver.wait(key[0])  # calls in flight still write to the table's pinned memory
+            del _tables[key]
+
+
 def _slots(cells: int) -> int:
-    """The smallest power of two of which three quarters hold so many cells."""
+    """Returns the smallest power of two whose three quarters hold `cells` cells."""
     return max(1024, 1 << (-(-4 * cells // 3) - 1).bit_length())
 
 
 def _call(name: str, *argtypes: type) -> Callable[..., None]:
-    """The C function `name`; raises RuntimeError with CUDA's own words for an error code that is not 0."""
-    function = native.function(name, *argtypes, restype=ctypes.c_int, of=native.cuda_library)
+    """Returns the C function `name`, which raises RuntimeError with the driver's message for a nonzero error code."""
+    function = native.function(name, *argtypes, restype=ctypes.c_int)
 
     def call(*arguments: object) -> None:
-        error = function(*arguments)
-        if error:
-            words = native.function("gscfd_cuda_error", ctypes.c_int, restype=ctypes.c_char_p, of=native.cuda_library)(
-                error
-            )
-            raise RuntimeError(f"gscfd's CUDA library, {name}: {words.decode()} (cudaError {error})")
+        if error := function(*arguments):
+            raise RuntimeError(f"gscfd's CUDA noise, {name}: {driver.words(error)}")
 
     return call

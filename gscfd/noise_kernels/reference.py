@@ -1,7 +1,7 @@
-"""Float64 oracle of the surface noise: plain numpy, one view at a time, no code shared with the compiled core.
+"""Float64 reference of the surface noise in plain numpy, one view at a time, sharing no code with the compiled core.
 
-The algorithm is stated in docs/noise.md; this file follows it with whole-image arrays, Python integers and a sort where
-the core has loops, bit fields and a hash table.
+It follows the algorithm in docs/noise.md with whole-image arrays, Python integers and a sort in place of the core's
+loops, bit fields and hash table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Indices = NDArray[np.int64]
 
 @dataclass
 class Owners:
-    """Which latent pixel owns which cell in one view."""
+    """Owning latent pixel of each cell in one view."""
 
     cells: Words
     """[M] packed cell keys, ascending, unique."""
@@ -49,11 +49,11 @@ def surface_owners(
     normal_radius: int = 1,
     smoothing: int = 0,
 ) -> Owners:
-    """Owner map of one view.
+    """Returns the owner map of one view.
 
-    depth, opacity: [H, W]; viewmat: [4, 4] world-to-camera; K: [3, 3] in pixels; latent: (h, w);
-    pitch, layer_depth, near: world units; normal_radius: samples on each side in the normal fit;
-    smoothing: rounds of smoothing of the depth.
+    depth, opacity: [H, W]; viewmat: [4, 4] world-to-camera; K: [3, 3] in pixels; latent: (h, w); pitch, layer_depth,
+    near: world units; normal_radius: number of samples on each side in the normal fit; smoothing: rounds of depth
+    smoothing.
     """
     samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius, smoothing, pitch)
     z, normal, point, rotation = samples.z, samples.normal, samples.point, samples.rotation
@@ -98,7 +98,8 @@ def radial_owners(
     normal_radius: int = 1,
     smoothing: int = 0,
 ) -> Owners:
-    """Owner map of one view for radial noise. cells: along each side of the map's two squares; else as above."""
+    """Returns the owner map of one view for radial noise. cells: number along each side of the map's two squares; other
+    arguments as for `surface_owners`."""
     samples = _samples(depth, opacity, viewmat, K, latent, opacity_threshold, near, normal_radius, smoothing, pitch)
     radius = np.linalg.norm(samples.point, axis=1)
     offset = (samples.normal * samples.point).sum(1)
@@ -127,7 +128,7 @@ def radial_owners(
 
 
 def foreground(owners: Owners, channels: int, seed: int, nodes: Sequence[tuple[int, float]], stream: int = 0) -> Floats:
-    """[C, h, w] n^-1/2 times the sum of the owned cells' values; 0 where a pixel owns none.
+    """Returns n^-1/2 times the sum of the owned cells' values, [C, h, w]; 0 for a pixel without cells.
 
     nodes: (draw, weight); a cell's value is the weighted sum of its draws.
     """
@@ -140,7 +141,8 @@ def foreground(owners: Owners, channels: int, seed: int, nodes: Sequence[tuple[i
 
 
 def normals(cells: Words, channels: int, seed: int, node: int, stream: int) -> Floats:
-    """[C, M] N(0, 1), a pure function of (seed, stream, cell, node, channel): Philox4x32-10 and Box-Muller."""
+    """Returns values [C, M], N(0, 1), a pure function of (seed, stream, cell, node, channel): Philox4x32-10 and
+    Box-Muller."""
     low, high = cells & np.uint64(0xFFFFFFFF), cells >> np.uint64(32)
     out = []
     for block in range((channels + 3) // 4):
@@ -155,7 +157,7 @@ def normals(cells: Words, channels: int, seed: int, node: int, stream: int) -> F
 
 
 def philox4x32(counter: Sequence[Words], seed: int) -> list[Words]:
-    """Ten rounds of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
+    """Runs ten rounds of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     c0, c1, c2, c3 = counter
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
@@ -178,16 +180,17 @@ class _Samples:
     normal: Floats
     """[N, 3] world axes, away from the camera, any length."""
     point: Floats
-    """[N, 3] world."""
+    """[N, 3] world coordinates."""
     pixels: Indices
     """[N] latent pixel, row-major."""
     rotation: Floats
     focal: tuple[float, float]
     size: tuple[int, int]
-    """Rows and columns of the image."""
+    """(rows, columns) of the image."""
 
     def holds(self, offset: Floats) -> NDArray[np.bool_]:
-        """[N] whether the points at `offset` [N, 3] from the samples', camera axes, project into the samples."""
+        """Returns [N] whether the points at `offset` [N, 3] from the samples, camera axes, project into their
+        samples."""
         zc = self.z + offset[:, 2]
         px = self.focal[0] * (offset[:, 0] - self.ray[:, 0] * offset[:, 2])
         py = self.focal[1] * (offset[:, 1] - self.ray[:, 1] * offset[:, 2])
@@ -223,7 +226,7 @@ def _samples(
 
 
 class _Claims:
-    """Who wants which cell; the smallest rank gets it, then the first sample."""
+    """Claims of samples on cells; the smallest rank wins, then the first sample."""
 
     def __init__(self) -> None:
         self.cells: list[Words] = []
@@ -231,7 +234,7 @@ class _Claims:
         self.samples: list[Indices] = []
 
     def add(self, cells: Words, ranks: Floats, hit: NDArray[np.bool_]) -> None:
-        """Claims of the samples that `hit` marks, in their order."""
+        """Adds claims of the samples marked by `hit`, in order."""
         self.cells.append(cells)
         self.ranks.append(ranks)
         self.samples.append(np.nonzero(hit)[0])
@@ -251,8 +254,8 @@ class _Claims:
 
 
 def _square(direction: Floats, side: int) -> tuple[Floats, Floats]:
-    """[N] twice: directions [N, 3] on the square of the hemisphere side * z >= 0, [-1, 1]^2 and beyond (docs/noise.md:
-    equal-area disc, then concentric map)."""
+    """Maps directions [N, 3] to the square of the hemisphere side * z >= 0, two arrays [N] in [-1, 1] and beyond
+    (docs/noise.md: equal-area disc, then concentric map)."""
     radius = np.sqrt(np.maximum(1 - side * direction[:, 2], 0))
     angle = np.arctan2(direction[:, 1], direction[:, 0])
     quarter = np.round(angle / (np.pi / 2))
@@ -264,7 +267,7 @@ def _square(direction: Floats, side: int) -> tuple[Floats, Floats]:
 
 
 def _unsquare(u: Floats, v: Floats, side: int) -> Floats:
-    """[N, 3] the direction of a point of the square."""
+    """Returns the directions [N, 3] of points of the square."""
     radius = np.maximum(np.abs(u), np.abs(v))
     wide = np.abs(u) >= np.abs(v)
     major = np.where(wide, u, v)
@@ -277,7 +280,8 @@ def _unsquare(u: Floats, v: Floats, side: int) -> Floats:
 
 
 def _smoothed(z: Floats, latent: tuple[int, int], rounds: int, reach: float) -> Floats:
-    """[H, W] depth, 0 where there is none; 1/z is averaged over pairs of opposite neighbours within `reach` of it."""
+    """Returns the depth [H, W], 0 without surface; 1/z is averaged over pairs of opposite neighbors within `reach` of
+    it."""
     ratio = min(z.shape[0] / latent[0], z.shape[1] / latent[1])
     spacings = [2**i for i in range(20) if 2 ** (i + 1) <= ratio][::-1]
     for spacing in spacings * rounds:
@@ -294,7 +298,8 @@ def _smoothed(z: Floats, latent: tuple[int, int], rounds: int, reach: float) -> 
 
 
 def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple[Floats, Floats]:
-    """[H, W] twice: slope of 1/z per sample, least squares through the centre; 1/z is linear on a plane."""
+    """Returns the slopes of 1/z per sample, two arrays [H, W], by least squares through the center; 1/z is linear on a
+    plane."""
     height, width = z.shape
     padded = np.pad(z, radius)
     sxx, syy = np.full_like(z, RIDGE), np.full_like(z, RIDGE)
@@ -313,16 +318,18 @@ def _inverse_depth_slopes(z: Floats, fx: float, fy: float, radius: int) -> tuple
 
 
 def _clamped_normal(ray: Floats, z: Floats, a: Floats, b: Floats) -> Floats:
-    """[N, 3] normal in the camera frame, pointing away from it, n . ray = 1/z, incidence cosine at least .1."""
-    normal = np.stack([a, b, 1 / z - a * ray[:, 0] - b * ray[:, 1]], -1)
+    """Returns normals [N, 3] in the camera frame, pointing away from the camera, n . ray = 1/z, incidence cosine at
+    least .1."""
+    normal: Floats = np.stack([a, b, 1 / z - a * ray[:, 0] - b * ray[:, 1]], -1)
     along = ray / (z * (ray**2).sum(1))[:, None]
     across = normal - along
     limit = MAX_TANGENT * np.linalg.norm(along, axis=1)
     factor = np.minimum(1.0, limit / np.maximum(np.linalg.norm(across, axis=1), 1e-30))
-    return along + factor[:, None] * across
+    normal = along + factor[:, None] * across
+    return normal
 
 
-def _pack(axis: Indices, outward: NDArray, layer: NDArray, iu: Floats, iv: Floats) -> Words:
+def _pack(axis: Indices, outward: Floats | Indices, layer: Floats | Indices, iu: Floats, iv: Floats) -> Words:
     """Cell key: axis (2 bits), sign (1), layer (19), column u (21), column v (21), most significant first."""
     fields = [(axis, 62), (outward > 0, 61), (layer + 2**18, 42), (iu + 2**20, 21), (iv + 2**20, 0)]
     key = np.zeros(len(axis), np.uint64)
@@ -332,7 +339,8 @@ def _pack(axis: Indices, outward: NDArray, layer: NDArray, iu: Floats, iv: Float
 
 
 def _mix(x: Words) -> Words:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    """The finalizer of splitmix64 (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: Words = x ^ (x >> np.uint64(31))
+    return mixed

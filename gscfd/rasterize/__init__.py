@@ -1,17 +1,18 @@
-"""Gaussians to images: gsplat on CUDA, gscfd's own native rasteriser on the CPU, behind gsplat's signature."""
+"""Renders Gaussians: gsplat on CUDA, gscfd's own native rasterizer on the CPU, behind gsplat's signature."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+import functools
+import importlib.util
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from gscfd.errors import UserError
+from gscfd.gpu import toolkit
+from gscfd.harmonics import SH_C0
 from gscfd.rasterize import cpu
-from gscfd.types import Cameras, Render
-
-if TYPE_CHECKING:
-    from gscfd.gaussians import Gaussians
 
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 
@@ -38,28 +39,28 @@ def rasterization(
     render_mode: RenderMode = "RGB+ED",
     absgrad: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Render N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
+    """Renders N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
 
-    The names, meanings and info entries are those of gsplat.rasterization; on CUDA tensors this is that function.
+    Names, meanings and info entries are those of gsplat.rasterization, which handles CUDA tensors.
 
-    means: [N, 3] world positions. quats: [N, 4] wxyz, normalised here. scales: [N, 3] standard deviations, linear.
-    opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or
-    [V, N, K, 3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels.
-    near_plane, far_plane: depths outside are left out. radius_clip: splats whose radius in pixels is at most this are
-    left out. eps2d: added to the 2D covariance, in square pixels. tile_size: 8 or 16 pixels; None takes the one that
-    is expected to be faster, on CUDA always 16. backgrounds: [V, D], added where the Gaussians leave transmittance;
-    depth has none.
-    render_mode: "RGB" colour, "D" depth accumulated with the compositing weights, "ED" that divided by alpha.
-    absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after backward.
+    means: [N, 3] world positions. quats: [N, 4] wxyz, normalized here. scales: [N, 3] standard deviations, linear.
+    opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or [V, N, K,
+    3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels. near_plane, far_plane:
+    Gaussians at depths outside this range are dropped. radius_clip: splats with a radius of at most this many pixels
+    are dropped. eps2d: added to the 2D covariance, square pixels. tile_size: 8 or 16 pixels; None chooses the size
+    expected to be faster, always 16 on CUDA. backgrounds: [V, D], weighted by the remaining transmittance; depth has no
+    background. render_mode: "RGB" is color, "D" is depth accumulated with the compositing weights, "ED" is that depth
+    divided by alpha. absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after
+    backward.
 
-    Returns colours [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
-    gradient), radii [V, N, 2] int32 (0 where culled), depths, conics (no gradient), opacities, tile_width, tile_height,
-    tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also
-    median_depth [V, H, W, 1], the depth at which transmittance falls below one half, 0 where it never does. On the CPU
-    the tile lists hold only the tiles where a splat's alpha reaches 1/255, gsplat's those of its bounding box.
+    Returns colors [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
+    gradient), radii [V, N, 2] int32 (0 if culled), depths, conics (no gradient), opacities, tile_width, tile_height,
+    tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also median_depth [V,
+    H, W, 1], the depth at which transmittance falls below one half, or 0 if it never does. On the CPU the tile lists
+    hold only the tiles where a splat's alpha reaches 1/255; gsplat's hold those of its bounding box.
 
-    Gradients flow to means, quats, scales, opacities, colors and backgrounds; on the CPU not to viewmats and Ks.
-    Raises ValueError for arguments of a wrong shape, type, device or range.
+    Gradients flow to means, quats, scales, opacities, colors and backgrounds; on the CPU not to viewmats and Ks. Raises
+    ValueError for arguments of a wrong shape, type, device or range.
     """
     _check_geometry(means, quats, scales, opacities, viewmats, Ks)
     channels = _check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])
@@ -69,42 +70,57 @@ def rasterization(
     _check_device(means, tensors)
 
     if means.is_cuda:
-        import gsplat
-
-        return gsplat.rasterization(
+        gsplat = cuda_renderer()
+        if sh_degree == 0:
+            colors, sh_degree = degree_zero(colors), None
+        drawn: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
             tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode, absgrad=absgrad,
         )  # fmt: skip
+        return drawn
 
     _check_cpu(means, tensors, packed)
-    wants_colour, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
-    if not wants_colour:
+    wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
+    if not wants_color:
         colors = means.new_empty(means.shape[0], 0)
     elif sh_degree is not None:
         colors = cpu.harmonics(means, colors, viewmats, sh_degree)
-    colours, alphas, info = cpu.rasterize_splats(
+    rendered, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
         far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size,
         depth_channel=wants_depth, expected="ED" in render_mode, absgrad=absgrad,
     )  # fmt: skip
-    if backgrounds is not None and wants_colour:
+    if backgrounds is not None and wants_color:
         behind = (1.0 - alphas) * backgrounds[:, None, None, :]
-        colours = torch.cat([colours[..., :channels] + behind, colours[..., channels:]], dim=-1)
-    return colours, alphas, info
+        rendered = torch.cat([rendered[..., :channels] + behind, rendered[..., channels:]], dim=-1)
+    return rendered, alphas, info
 
 
-def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
-    """Render a splat: colour over black, depth divided by opacity, opacity, and median depth where the device gives it.
+def degree_zero(coefficients: Tensor) -> Tensor:
+    """Returns the colors of SH coefficients of degree 0, [..., K, 3] to [..., 3]: what gsplat's harmonics give, without
+    its wait for the inverse of the cameras."""
+    return (SH_C0 * coefficients[..., 0, :] + 0.5).clamp_min(0.0)
 
-    gaussians and cameras on the same device. absgrad: as in `rasterization`.
+
+@functools.cache
+def cuda_renderer() -> Any:
+    """Returns gsplat with its CUDA kernels, compiled now if they never were, which takes minutes.
+
+    Raises UserError if they are missing and cannot be compiled.
     """
-    colours, alphas, info = rasterization(
-        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
-        torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
-        sh_degree=gaussians.sh_degree, absgrad=absgrad,
-    )  # fmt: skip
-    return Render(colours[..., :3], colours[..., 3:], alphas, info.get("median_depth"), info)
+    if importlib.util.find_spec("gsplat.csrc") is None:
+        toolkit.set_up()
+        print("gsplat: its CUDA kernels are compiled at the first render here: 2 to 10 minutes, once", flush=True)
+    import gsplat
+    from gsplat.cuda import _backend
+
+    if _backend._C is None:
+        raise UserError(
+            "device: expected gsplat's CUDA kernels, got none: they could not be compiled; see gscfd doctor, or use "
+            "--device cpu"
+        )
+    return gsplat
 
 
 def _check_geometry(
@@ -124,7 +140,7 @@ def _check_geometry(
 
 
 def _check_colors(colors: Tensor, sh_degree: int | None, n: int, views: int) -> int:
-    """The number of colour channels."""
+    """Returns the number of color channels."""
     shape = tuple(colors.shape)
     if sh_degree is None:
         if shape[:-1] not in {(n,), (views, n)} or shape[-1] < 1:
@@ -180,6 +196,6 @@ def _check_cpu(means: Tensor, tensors: dict[str, Tensor], packed: bool) -> None:
             raise ValueError(f"{name}: expected torch.float32 on the CPU, got {tensor.dtype}; use .float()")
     for name in ("viewmats", "Ks"):
         if tensors[name].requires_grad:
-            raise ValueError(f"{name}: the CPU rasteriser has no gradient for cameras; pass {name}.detach()")
+            raise ValueError(f"{name}: the CPU rasterizer has no gradient for cameras; pass {name}.detach()")
     if packed:
-        raise ValueError("packed: the CPU rasteriser has only the dense layout; pass packed=False")
+        raise ValueError("packed: the CPU rasterizer has only the dense layout; pass packed=False")

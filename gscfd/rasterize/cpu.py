@@ -1,9 +1,10 @@
-"""The CPU rasteriser: autograd around the native code in csrc/. Callers have checked shapes, types and devices."""
+"""The CPU rasterizer: autograd around the native code in csrc/. Callers check shapes, types and devices."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from gscfd import native
 
-# The C structures of csrc/*.h: pairs of a type and the names of consecutive fields.
+# Types of the C structures of csrc/*.h, which are given as pairs of a type and the names of consecutive fields.
 _POINTER, _LONG, _INT, _BOOL, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_float
 
 
@@ -35,35 +36,36 @@ _ProjectionGradient = _structure(
 )
 _Harmonics = _structure(
     "Harmonics", (_LONG, "views count"), (_INT, "degree bases"), (_BOOL, "per_view"),
-    (_POINTER, "means centres coefficients colours"),
+    (_POINTER, "means centers coefficients colors"),
 )  # fmt: skip
-_HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colours d_means d_coefficients"))
+_HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colors d_means d_coefficients"))
 _Grid = _structure("Grid", (_INT, "width height tile tiles_x tiles_y"))
 _Tiles = _structure(
     "Tiles", (_LONG, "views count"), (_Grid, "grid"),
     (_POINTER, "log_opacities radii means2d factors depths tiles_per_splat first_slot"),
 )  # fmt: skip
 _Records = _structure(
-    "Records", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view"),
-    (_POINTER, "radii means2d factors depths log_opacities colours records"),
+    "Records", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view"),
+    (_POINTER, "radii means2d factors depths log_opacities colors records"),
 )  # fmt: skip
 _Composite = _structure(
     "Composite", (_Grid, "grid"), (_LONG, "views"), (_INT, "channels"), (_BOOL, "expected"),
-    (_POINTER, "records offsets entries colours alphas medians transmittance last"),
+    (_POINTER, "records offsets entries colors alphas medians transmittance last"),
 )  # fmt: skip
 _CompositeGradient = _structure(
-    "CompositeGradient", (_POINTER, "d_colours d_alphas"), (_BOOL, "absolute"), (_POINTER, "sums used")
+    "CompositeGradient", (_POINTER, "d_colors d_alphas"), (_BOOL, "absolute"), (_POINTER, "sums used")
 )
 _Reduction = _structure(
-    "Reduction", (_LONG, "views count"), (_INT, "channels colour_channels"), (_BOOL, "colours_per_view absolute"),
+    "Reduction", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view absolute"),
     (_POINTER, "factors opacities tiles_per_splat first_slot sums used"),
-    (_POINTER, "d_means2d d_factors d_depths d_opacities d_colours absolute_means2d"),
+    (_POINTER, "d_means2d d_factors d_depths d_opacities d_colors absolute_means2d"),
 )  # fmt: skip
 
 
 @functools.cache
 def _native(name: str) -> Any:
-    """The native function gscfd_<name>, which takes the number of threads and addresses of structures or arrays."""
+    """Returns the native function gscfd_<name>. Its arguments are the number of threads and addresses of structures or
+    arrays."""
     arguments: dict[str, list[type]] = {
         "tiles_finish": [_INT, *[_POINTER] * 3],
         "record_stride": [_INT],
@@ -81,17 +83,36 @@ def _run(name: str, *structures: ctypes.Structure) -> Any:
 
 
 def _addresses(*tensors: Tensor | None) -> list[int | None]:
-    """Addresses of contiguous tensors, which the caller keeps alive."""
+    """Returns addresses of contiguous tensors, which the caller must keep alive."""
     return [native.pointer(t) for t in tensors]
 
 
+Context = Any
+"""The context of an autograd function, to which its forward adds attributes."""
+
+
+def _apply(function: type[Function], *arguments: object) -> Any:
+    """Calls `function.apply`, which torch leaves without types."""
+    apply: Callable[..., Any] = function.apply
+    return apply(*arguments)
+
+
 class _Project(Function):
-    """Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N]; without gradient conics [V, N, 3],
-    radii [V, N, 2] and log2 of the opacities [N]. The factors are the Cholesky factors of the conics (csrc/splat.h).
-    """
+    """Projects Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N]; without gradient conics [V, N,
+    3], radii [V, N, 2] and log2 of the opacities [N]. Factors are the Cholesky factors of the conics (csrc/splat.h)."""
 
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, viewmats, Ks, image, limits):
+    def forward(
+        ctx: Context,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        image: tuple[int, int],
+        limits: tuple[float, float, float, float],
+    ) -> tuple[Tensor, ...]:
         views, count = viewmats.shape[0], means.shape[0]
         inputs = [t.contiguous() for t in (means, quats, scales, opacities, viewmats, Ks)]
         radii = means.new_empty(views, count, 2, dtype=torch.int32)
@@ -107,7 +128,7 @@ class _Project(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_means2d, d_factors, d_depths = grad_outputs[:3]
         *inputs, depths = ctx.saved_tensors
         gradients = [torch.empty_like(t) for t in inputs[:3]]
@@ -119,28 +140,28 @@ class _Project(Function):
 
 
 class _EvaluateHarmonics(Function):
-    """SH coefficients [N, K, 3] or [V, N, K, 3] to colours [V, N, 3]."""
+    """Evaluates SH coefficients [N, K, 3] or [V, N, K, 3] to colors [V, N, 3]."""
 
     @staticmethod
-    def forward(ctx, means, coefficients, centres, degree):
-        inputs = [t.contiguous() for t in (means, centres, coefficients)]
-        colours = means.new_empty(centres.shape[0], *means.shape)
-        ctx.sizes = (*colours.shape[:2], degree, coefficients.shape[-2], coefficients.ndim == 4)
-        _run("harmonics", _Harmonics(*ctx.sizes, *_addresses(*inputs, colours)))
+    def forward(ctx: Context, means: Tensor, coefficients: Tensor, centers: Tensor, degree: int) -> Tensor:
+        inputs = [t.contiguous() for t in (means, centers, coefficients)]
+        colors = means.new_empty(centers.shape[0], *means.shape)
+        ctx.sizes = (*colors.shape[:2], degree, coefficients.shape[-2], coefficients.ndim == 4)
+        _run("harmonics", _Harmonics(*ctx.sizes, *_addresses(*inputs, colors)))
         ctx.save_for_backward(*inputs)
-        return colours
+        return colors
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colours):  # pyright: ignore[reportIncompatibleMethodOverride]
-        means, centres, coefficients = ctx.saved_tensors
-        d_colours, d_means, d_coefficients = (
-            d_colours.contiguous(),
+    def backward(ctx: Context, d_colors: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        means, centers, coefficients = ctx.saved_tensors
+        d_colors, d_means, d_coefficients = (
+            d_colors.contiguous(),
             torch.empty_like(means),
             torch.zeros_like(coefficients),
         )
-        harmonics = _Harmonics(*ctx.sizes, *_addresses(means, centres, coefficients, None))
-        _run("harmonics_backward", harmonics, _HarmonicsGradient(*_addresses(d_colours, d_means, d_coefficients)))
+        harmonics = _Harmonics(*ctx.sizes, *_addresses(means, centers, coefficients, None))
+        _run("harmonics_backward", harmonics, _HarmonicsGradient(*_addresses(d_colors, d_means, d_coefficients)))
         return d_means, d_coefficients, None, None
 
 
@@ -149,11 +170,11 @@ class Tiles:
     """Lists of splats per tile, nearest first."""
 
     grid: ctypes.Structure
-    """Sizes of the image and of its tiles."""
+    """Sizes of the image and its tiles."""
     offsets: Tensor
-    """[V * tiles + 1] int32: where the list of each tile starts."""
+    """[V * tiles + 1] int32: start of each tile's list."""
     entries: Tensor
-    """[P, 2] int32: flat id (view * N + Gaussian), and the entry's place when entries are ordered by splat."""
+    """[P, 2] int32: flat id (view * N + Gaussian), and index of the entry in splat order."""
     tiles_per_gauss: Tensor
     """[V, N] int32."""
     first_slot: Tensor
@@ -179,12 +200,23 @@ def _make_tiles(
 
 
 class _CompositeSplats(Function):
-    """Splats to images: colours [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
+    """Composites splats to images: colors [V, H, W, C], alphas [V, H, W, 1], medians [V, H, W, 1]."""
 
     @staticmethod
     def forward(
-        ctx, means2d, factors, depths, opacities, colors, radii, log_opacities, tiles, depth_channel, expected, absgrad
-    ):
+        ctx: Context,
+        means2d: Tensor,
+        factors: Tensor,
+        depths: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        radii: Tensor,
+        log_opacities: Tensor,
+        tiles: Tiles,
+        depth_channel: bool,
+        expected: bool,
+        absgrad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         views, count = depths.shape
         channels, grid = colors.shape[-1] + depth_channel, tiles.grid
         colors = colors.contiguous()
@@ -192,51 +224,53 @@ class _CompositeSplats(Function):
         arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
         _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
 
-        colours = depths.new_empty(views, grid.height, grid.width, channels)
+        rendered = depths.new_empty(views, grid.height, grid.width, channels)
         alphas, medians = (depths.new_empty(views, grid.height, grid.width, 1) for _ in range(2))
         transmittance = depths.new_empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
-        arrays = (records, tiles.offsets, tiles.entries, colours, alphas, medians, transmittance, last)
-        _run("composite", _Composite(grid, views, channels, expected, *_addresses(*arrays)))
-        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, colours, alphas, transmittance, last)
-        ctx.tiles, ctx.colour_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
+        arrays = _addresses(records, tiles.offsets, tiles.entries, rendered, alphas, medians, transmittance, last)
+        _run("composite", _Composite(grid, views, channels, expected, *arrays))
+        ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, rendered, alphas, transmittance, last)
+        ctx.tiles, ctx.color_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
-        return colours, alphas, medians
+        return rendered, alphas, medians
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_colours, d_alphas, _medians):  # pyright: ignore[reportIncompatibleMethodOverride]
-        means2d, factors, opacities, records, colours, alphas, transmittance, last = ctx.saved_tensors
-        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], colours.shape[-1]
-        d_colours, d_alphas = d_colours.contiguous(), d_alphas.contiguous()
+    def backward(ctx: Context, d_rendered: Tensor, d_alphas: Tensor, _medians: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        means2d, factors, opacities, records, rendered, alphas, transmittance, last = ctx.saved_tensors
+        tiles, (views, count), channels = ctx.tiles, means2d.shape[:2], rendered.shape[-1]
+        d_rendered, d_alphas = d_rendered.contiguous(), d_alphas.contiguous()
         sums = means2d.new_empty(len(tiles.entries), _native("sums_stride")(channels))
         used = means2d.new_zeros(len(tiles.entries), dtype=torch.uint8)
-        arrays = (records, tiles.offsets, tiles.entries, colours, alphas, None, transmittance, last)
-        composite = _Composite(tiles.grid, views, channels, ctx.expected, *_addresses(*arrays))
-        given = _addresses(d_colours, d_alphas)
+        arrays = _addresses(records, tiles.offsets, tiles.entries, rendered, alphas, None, transmittance, last)
+        composite = _Composite(tiles.grid, views, channels, ctx.expected, *arrays)
+        given = _addresses(d_rendered, d_alphas)
         _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
         d_means2d, d_factors, d_opacities = (torch.empty_like(t) for t in (means2d, factors, opacities))
         d_depths = means2d.new_zeros(views, count)
-        d_colors = means2d.new_empty(ctx.colour_shape)
+        d_colors = means2d.new_empty(ctx.color_shape)
         absolute = torch.empty_like(means2d) if ctx.absgrad else None
         sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, ctx.absgrad)
-        arrays = (factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums, used)
-        outputs = (d_means2d, d_factors, d_depths, d_opacities, d_colors, absolute)
-        _run("reduce", _Reduction(*sizes, *_addresses(*arrays, *outputs)))
+        arrays = _addresses(factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums, used)
+        outputs = _addresses(d_means2d, d_factors, d_depths, d_opacities, d_colors, absolute)
+        _run("reduce", _Reduction(*sizes, *arrays, *outputs))
         if absolute is not None:
             means2d.absgrad = absolute
         return d_means2d, d_factors, d_depths, d_opacities, d_colors, None, None, None, None, None, None
 
 
 def harmonics(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
-    """[V, N, 3] colours max(0, SH + 1/2) of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
-    centres = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
-    return _EvaluateHarmonics.apply(means, coefficients, centres, degree)  # pyright: ignore
+    """Returns colors max(0, SH + 1/2) [V, N, 3] of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
+    centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+    colors: Tensor = _apply(_EvaluateHarmonics, means, coefficients, centers, degree)
+    return colors
 
 
 def _faster_tile_size(radii: Tensor) -> int:
-    """16 where the mean radius of the visible splats is above 9 pixels, else 8 (measured: benchmarks/rasterize.md)."""
+    """Returns 16 if the mean radius of the visible splats exceeds 9 pixels, else 8 (measured:
+    benchmarks/rasterize.md)."""
     visible = int((radii > 0).sum())
     return 16 if int(radii.sum()) > 9 * visible else 8
 
@@ -261,21 +295,20 @@ def rasterize_splats(
     expected: bool,
     absgrad: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The native pipeline on checked float32 CPU tensors; `rasterization` in __init__.py says what it means.
+    """Runs the native pipeline on checked float32 CPU tensors; see `rasterization` in __init__.py.
 
-    colors: [N, D] or [V, N, D], D may be 0 if depth_channel is set.
+    colors: [N, D] or [V, N, D]; D may be 0 if depth_channel is set.
     """
     views, count = viewmats.shape[0], means.shape[0]
     limits = (eps2d, near_plane, far_plane, radius_clip)
-    means2d, factors, depths, conics, radii, log_opacities = _Project.apply(
-        means, quats, scales, opacities, viewmats, Ks, (width, height), limits
-    )  # pyright: ignore
+    means2d, factors, depths, conics, radii, log_opacities = _apply(
+        _Project, means, quats, scales, opacities, viewmats, Ks, (width, height), limits
+    )
     tile_size = tile_size or _faster_tile_size(radii)
     grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
     tiles = _make_tiles(means2d, factors, depths, radii, log_opacities, grid)
-    colours, alphas, medians = _CompositeSplats.apply(
-        means2d, factors, depths, opacities, colors, radii, log_opacities, tiles, depth_channel, expected, absgrad
-    )  # pyright: ignore
+    images = (means2d, factors, depths, opacities, colors, radii, log_opacities, tiles)
+    rendered, alphas, medians = _apply(_CompositeSplats, *images, depth_channel, expected, absgrad)
     info = {
         "batch_ids": None,
         "camera_ids": None,
@@ -297,4 +330,4 @@ def rasterize_splats(
         "n_cameras": views,
         "median_depth": medians,
     }
-    return colours, alphas, info
+    return rendered, alphas, info

@@ -1,7 +1,7 @@
-"""Plain torch rasteriser with autograd in any float type: the oracle that the native one is tested against.
+"""Plain torch rasterizer with autograd in any float type: the reference for tests of the native one.
 
-Slow and memory-hungry (every Gaussian meets every pixel); small images only. Formulas: EWA splatting (Zwicker et al.
-2001) and 3DGS (Kerbl et al. 2023), with gsplat's constants.
+Slow and memory-hungry (every Gaussian is evaluated at every pixel); small images only. Formulas: EWA splatting (Zwicker
+et al. 2001) and 3DGS (Kerbl et al. 2023), with gsplat's constants.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_C0 = 0.28209479177387814
-_C1 = 0.4886025119029199
+from gscfd.harmonics import spherical_harmonics
 
 
 def project(
@@ -26,7 +25,8 @@ def project(
     far_plane: float = 1e10,
     eps2d: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """means2d [V, N, 2], conics [V, N, 3], depths [V, N] and whether the depth is inside the planes [V, N]."""
+    """Returns means2d [V, N, 2], conics [V, N, 3], depths [V, N] and whether each depth is between the planes [V,
+    N]."""
     position = torch.einsum("vij,nj->vni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
     depths = position[..., 2]
     visible = (depths >= near_plane) & (depths <= far_plane)
@@ -47,39 +47,6 @@ def project(
     return means2d, torch.stack([c, -b, a], -1) / det[..., None], z, visible
 
 
-def harmonic_basis(degree: int, directions: Tensor) -> Tensor:
-    """[..., (degree + 1)^2] Y_k in the order and with the signs of 3DGS, for directions [..., 3] of any length."""
-    x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
-    bases = [torch.full_like(x, _C0)]
-    if degree > 0:
-        bases += [-_C1 * y, _C1 * z, -_C1 * x]
-    if degree > 1:
-        bases += [
-            1.0925484305920792 * x * y,
-            -1.0925484305920792 * y * z,
-            0.31539156525252005 * (3 * z * z - 1),
-            -1.0925484305920792 * x * z,
-            0.5462742152960396 * (x * x - y * y),
-        ]
-    if degree > 2:
-        bases += [
-            -0.5900435899266435 * y * (3 * x * x - y * y),
-            2.890611442640554 * x * y * z,
-            -0.4570457994644658 * y * (5 * z * z - 1),
-            0.3731763325901154 * z * (5 * z * z - 3),
-            -0.4570457994644658 * x * (5 * z * z - 1),
-            1.445305721320277 * z * (x * x - y * y),
-            -0.5900435899266435 * x * (x * x - 3 * y * y),
-        ]
-    return torch.stack(bases, -1)
-
-
-def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor) -> Tensor:
-    """[..., 3] colour max(0, sum_k Y_k c_k + 1/2) for directions [..., 3] of any length, coefficients [..., K, 3]."""
-    basis = harmonic_basis(degree, directions)
-    return ((basis[..., None] * coefficients[..., : basis.shape[-1], :]).sum(-2) + 0.5).clamp_min(0.0)
-
-
 def rasterization(
     means: Tensor,
     quats: Tensor,
@@ -98,7 +65,7 @@ def rasterization(
     backgrounds: Tensor | None = None,
     render_mode: str = "RGB+ED",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """As gscfd.rasterize.rasterization, on the CPU, in the type of its arguments.
+    """Same as gscfd.rasterize.rasterization, on the CPU, in the type of its arguments.
 
     info holds means2d, conics, depths and median_depth.
     """
@@ -108,8 +75,8 @@ def rasterization(
     means2d, conics, depths, visible = projection
     views = viewmats.shape[0]
     if sh_degree is not None:
-        centres = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
-        colors = spherical_harmonics(sh_degree, means - centres[:, None], colors)
+        centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+        colors = spherical_harmonics(sh_degree, means - centers[:, None], colors)
     channels = [colors.expand(views, -1, -1)] if "RGB" in render_mode else []
     if render_mode != "RGB":
         channels.append(depths[..., None])
@@ -127,20 +94,20 @@ def rasterization(
             depths[view, o],
         )
         images.append(_composite(*values, width, height))
-    colours, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
+    rendered, alphas, medians = (torch.stack(parts) for parts in zip(*images, strict=True))
     if "ED" in render_mode:
-        colours = torch.cat([colours[..., :-1], colours[..., -1:] / alphas.clamp_min(1e-10)], -1)
+        rendered = torch.cat([rendered[..., :-1], rendered[..., -1:] / alphas.clamp_min(1e-10)], -1)
     if backgrounds is not None and "RGB" in render_mode:
         d = backgrounds.shape[-1]
         behind = (1 - alphas) * backgrounds[:, None, None]
-        colours = torch.cat([colours[..., :d] + behind, colours[..., d:]], -1)
-    return colours, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
+        rendered = torch.cat([rendered[..., :d] + behind, rendered[..., d:]], -1)
+    return rendered, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
 
 
 def _composite(
     means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, depths: Tensor, width: int, height: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One view, Gaussians nearest first: [H, W, D] features, [H, W, 1] alpha, [H, W, 1] median depth."""
+    """Composites one view, Gaussians nearest first: [H, W, D] features, [H, W, 1] alpha, [H, W, 1] median depth."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pixels = torch.stack([x, y], -1).to(means2d) + 0.5
     dx, dy = (pixels[:, :, None] - means2d).unbind(-1)
@@ -148,18 +115,18 @@ def _composite(
     alpha = torch.clamp_max(opacities * torch.exp(-sigma), 0.999)
     alpha = torch.where((alpha >= 1.0 / 255.0) & (sigma >= 0), alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
-    # The Gaussian that would take transmittance to 1e-4, and all behind it, are left out.
+    # Drop the Gaussian that would reduce transmittance to 1e-4, and all behind it.
     alpha = torch.where(after > 1e-4, alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
     before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
-    colours = torch.einsum("hwn,nd->hwd", alpha * before, features)
+    rendered = torch.einsum("hwn,nd->hwd", alpha * before, features)
     alphas = (1 - after[..., -1:]) if depths.numel() else torch.zeros_like(pixels[..., :1])
     crosses = (before >= 0.5) & (after < 0.5)
-    return colours, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
+    return rendered, alphas, (crosses * depths.detach()).sum(-1, keepdim=True)
 
 
 def _rotation(quats: Tensor) -> Tensor:
-    """[N, 3, 3] rotation matrices of wxyz quaternions of any length."""
+    """Returns the rotation matrices [N, 3, 3] of wxyz quaternions of any length."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

@@ -1,4 +1,4 @@
-"""Teachers: diffusion models that say how a picture should change to fit the prompt."""
+"""Teachers: diffusion models that predict how an image should change to fit the prompt."""
 
 from gscfd.teachers.base import Prompt, Teacher
 from gscfd.teachers.load import load_teacher

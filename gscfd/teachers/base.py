@@ -1,4 +1,4 @@
-"""What a stage needs to know of a teacher."""
+"""Interface between a stage and its teacher."""
 
 from __future__ import annotations
 
@@ -7,55 +7,66 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gscfd.config import TeacherStage
 from gscfd.types import Cameras
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the teacher is asked for, and how firmly."""
+    """Request to a teacher: texts and guidance settings."""
 
     text: str
     negative: str | None = None
-    """The text of the unconditional branch (CFD App. E.1); None: the one of the teacher's family."""
+    """Text of the unconditional branch (CFD App. E.1); None: the default of the teacher's family."""
     cfg: float
-    """Classifier-free guidance in the conventional scale: eps_neg + cfg (eps_text - eps_neg)."""
+    """Classifier-free guidance on the conventional scale: eps_neg + cfg (eps_text - eps_neg)."""
     cfg_rescale: float = 0.0
     """In [0, 1]: how far the guided prediction is scaled back to the text prediction's standard deviation (Lin et al.
-    2023, section 3.4); it keeps colours from saturating."""
+    2023, section 3.4), which keeps colors from saturating."""
     perp_neg: bool = False
     """Mix the view words by the camera's azimuth and push away from the other views (Perp-Neg, against two-faced
-    objects); only for teachers that are told the view in words."""
+    objects); only for teachers that receive the view in words."""
 
 
 class Teacher(Protocol):
     multiview: bool
-    """Whether the views of a batch are one group that must be asked together."""
+    """Whether the views of a batch form one group that must be denoised together."""
     image_size: int
-    """Pixels, both ways, of the images it reads."""
+    """Width and height in pixels of the input images."""
     latent_shape: tuple[int, int, int]
-    """C, h, w of one view: VAE latents, or pixels for a teacher that has no VAE."""
+    """C, h, w of one view: VAE latents, or pixels for a teacher without a VAE."""
     timesteps: int
     """T: the number of integer times."""
 
     def set_prompt(self, prompt: Prompt) -> None:
-        """Raises UserError when the text encoders cannot be read, or the text is longer than they read."""
+        """Raises UserError if the text encoders cannot be read, or the text is longer than they support."""
         ...
 
     def alpha_sigma(self, t: int) -> tuple[float, float]:
-        """x_t = alpha z + sigma eps."""
+        """Returns alpha and sigma of x_t = alpha z + sigma eps."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V, 3, H, W] in [0, 1] to [V, C, h, w]; differentiable."""
+        """Maps [V, 3, H, W] in [0, 1] to [V, C, h, w]; differentiable."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """[V, C, h, w] to [V, 3, H, W] in [0, 1]; without gradient."""
+        """Maps [V, C, h, w] to [V, 3, H, W] in [0, 1]; without gradient."""
         ...
 
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
-        """[V, C, h, w] the noise in x_t under the prompt, guided; without gradient.
+        """Returns the guided prediction of the noise in x_t under the prompt, [V, C, h, w]; without gradient.
 
-        cfg: in place of the prompt's. 0, 1: what the negative prompt, or the text, predicts alone, as it is.
+        cfg: replaces the prompt's. 0 returns the negative prompt's prediction, 1 the text's, both unmodified.
         """
         ...
+
+
+def stage_prompt(text: str, stage: TeacherStage) -> Prompt:
+    return Prompt(
+        text=text,
+        negative=stage.negative_prompt,
+        cfg=stage.cfg,
+        cfg_rescale=stage.cfg_rescale,
+        perp_neg=stage.perp_neg,
+    )

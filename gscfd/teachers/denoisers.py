@@ -1,6 +1,6 @@
-"""The networks behind one call: (x [B, C, h, w], t, text of B, cameras of V) to what they put out, [B, C, h, w].
+"""Networks behind a common call: (x [B, C, h, w], t, text of B, cameras of V) to the output [B, C, h, w].
 
-B is a multiple of V: the branches of guidance, one after the other, each with all views.
+B is a multiple of V: the branches of guidance, one after another, each with all views.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch import Tensor
 
 from gscfd.cameras import mvdream_matrices
-from gscfd.late import moved
+from gscfd.deferred import moved
 from gscfd.teachers.multiview import join_views
 from gscfd.teachers.texts import TextFeatures
 from gscfd.types import Cameras
 
 FLUX_GUIDANCE = 1.0
-"""What FLUX.1-dev is told about its distilled guidance: 1 is none, so that `cfg` means the same for every teacher."""
+"""Distilled guidance passed to FLUX.1-dev: 1 is none, so that `cfg` means the same for every teacher."""
 
 
 TIME_IDS = 6
-"""Numbers that SDXL is told beside the text."""
+"""Numbers that SDXL receives in addition to the text."""
 
 
 class Denoiser(Protocol):
     text_width: int
-    """Numbers per token that the network reads."""
+    """Width of a token's features."""
     pooled_width: int
-    """Numbers of the whole text that it reads; 0 for none."""
+    """Width of the pooled text features; 0 for none."""
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor: ...
 
 
 def times(x: Tensor, t: int) -> Tensor:
-    """[B] the time of every sample, made on their device: nothing waits for it, and nothing is compiled for each t."""
+    """Returns the time of every sample [B], created on their device: this neither waits nor recompiles for each t."""
     return torch.full((len(x),), t, device=x.device)
 
 
 def camera_labels(x: Tensor, cameras: Cameras, dtype: torch.dtype) -> Tensor:
-    """[B, 16] the camera of every sample."""
+    """Returns the camera of every sample, [B, 16]."""
     return moved(mvdream_matrices(cameras), x.device).to(dtype).repeat(len(x) // len(cameras), 1)
 
 
 class UNetDenoiser:
-    """Stable Diffusion 1.x and 2.x, SDXL (image_size: told as its time ids) and DeepFloyd IF stage I."""
+    """Stable Diffusion 1.x and 2.x, SDXL (image_size: enters its time ids) and DeepFloyd IF stage I."""
 
     def __init__(self, unet: UNet2DConditionModel, *, image_size: int | None = None):
         self.unet, self.image_size = unet, image_size
@@ -57,25 +57,25 @@ class UNetDenoiser:
             )
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
-        """DeepFloyd IF puts out 6 channels, of which the last three are a variance."""
+        """DeepFloyd IF outputs 6 channels; the last three are a variance and are dropped."""
         added = None
         if self.image_size is not None:
             # Original size, crop corner, target size (Podell et al. 2023, section 2.2).
             ids = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
             time_ids = torch.tensor([ids] * len(x), dtype=self.unet.dtype)
             added = {"text_embeds": text.pooled, "time_ids": moved(time_ids, x.device)}
-        # None of these reads a camera; the twin that a LoRA is trained on does, in the LoRA's precision.
+        # None of these models reads a camera; the copy on which a LoRA is trained does, in the LoRA's precision.
         labels = None if self.unet.class_embedding is None else camera_labels(x, cameras, torch.float32)
-        output = self.unet(
+        output: Tensor = self.unet(
             x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels, added_cond_kwargs=added
         ).sample
         return output[:, : x.shape[1]]
 
 
 class MultiviewDenoiser:
-    """MVDream: a Stable Diffusion UNet that reads cameras and looks at all views of a group at once.
+    """MVDream: a Stable Diffusion UNet that reads cameras and attends to all views of a group jointly.
 
-    The views of a call are one group; the same cameras go to every branch of guidance.
+    The views of a call form one group; every branch of guidance gets the same cameras.
     """
 
     def __init__(self, unet: UNet2DConditionModel):
@@ -88,11 +88,12 @@ class MultiviewDenoiser:
             self.views = len(cameras)
             join_views(self.unet, self.views)
         labels = camera_labels(x, cameras, self.unet.dtype)
-        return self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
+        output: Tensor = self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
+        return output
 
 
 class SD3Denoiser:
-    """Stable Diffusion 3 and 3.5: model time 1000 sigma, which is t."""
+    """Stable Diffusion 3 and 3.5; model time is 1000 sigma, which equals t."""
 
     def __init__(self, transformer: SD3Transformer2DModel):
         self.transformer = transformer
@@ -100,30 +101,31 @@ class SD3Denoiser:
         self.pooled_width: int = transformer.config["pooled_projection_dim"]
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
-        return self.transformer(
+        output: Tensor = self.transformer(
             hidden_states=x.to(self.transformer.dtype),
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,
             timestep=times(x, t),
         ).sample
+        return output
 
 
 def pack(x: Tensor) -> Tensor:
-    """[B, C, h, w] to [B, (h / 2)(w / 2), 4 C]: FLUX's tokens are 2 x 2 cells."""
+    """Maps [B, C, h, w] to [B, (h / 2)(w / 2), 4 C]: FLUX's tokens are 2 x 2 cells."""
     batch, channels, h, w = x.shape
     cells = x.reshape(batch, channels, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return cells.reshape(batch, (h // 2) * (w // 2), channels * 4)
 
 
 def unpack(tokens: Tensor, h: int, w: int) -> Tensor:
-    """The inverse of `pack`."""
+    """Inverse of `pack`."""
     batch, _, width = tokens.shape
     cells = tokens.reshape(batch, h // 2, w // 2, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return cells.reshape(batch, width // 4, h, w)
 
 
 class FluxDenoiser:
-    """FLUX.1 dev and schnell: packed latents, model time sigma = t / timesteps."""
+    """FLUX.1 dev and schnell; latents are packed, model time is sigma = t / timesteps."""
 
     def __init__(self, transformer: FluxTransformer2DModel, timesteps: int):
         self.transformer, self.timesteps = transformer, timesteps

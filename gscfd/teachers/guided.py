@@ -1,4 +1,4 @@
-"""A teacher from its parts: what it sees, its network, its schedule and its words; and how predictions are guided."""
+"""A teacher composed of a space, a network, a schedule and its wording, with guided predictions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation
+from gscfd.deferred import moved
 from gscfd.errors import UserError
-from gscfd.late import moved
 from gscfd.prompts import VIEW_WORDS, ViewMix, Wording, join_words, perp_neg_mix, view_words, with_suffix
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser
@@ -20,13 +20,14 @@ from gscfd.types import Cameras
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """The part of x at right angles to y, for each sample: x - <x, y> / max(<y, y>, 1e-6) y. x, y: [V, C, h, w]."""
+    """Returns the component of x perpendicular to y per sample: x - <x, y> / max(<y, y>, 1e-6) y. x, y: [V, C, h,
+    w]."""
     share = (x * y).sum((1, 2, 3), keepdim=True) / y.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-6)
     return x - share * y
 
 
 def guide(negative: Tensor, text: Tensor, cfg: float, others: list[Tensor], weights: Tensor) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022), with Perp-Neg (Armandpour et al. 2023) where there are others:
+    """Classifier-free guidance (Ho & Salimans 2022), with Perp-Neg (Armandpour et al. 2023) if there are others:
     eps_neg + cfg (e + sum_i w_i perp(e_i, e)), e = eps_text - eps_neg, e_i = eps_i - eps_neg.
 
     negative, text and each of the K others: [V, C, h, w]. weights: [K, V].
@@ -38,16 +39,16 @@ def guide(negative: Tensor, text: Tensor, cfg: float, others: list[Tensor], weig
 
 
 def rescale(guided: Tensor, text: Tensor, share: float) -> Tensor:
-    """The guided x0, scaled back to the text prediction's standard deviation by `share` (Lin et al. 2023, Eq. 15-16).
+    """Scales the guided x0 back to the text prediction's standard deviation by `share` (Lin et al. 2023, Eq. 15-16).
 
-    guided, text: [V, C, h, w] denoised predictions. share: 0 leaves the guided value, 1 takes the scaled one.
+    guided, text: [V, C, h, w] denoised predictions. share: 0 keeps the guided value, 1 uses the scaled one.
     """
     ratio = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
     return guided * (1 - share + share * ratio)
 
 
 class GuidedTeacher:
-    """See `Teacher`. encode_texts: loads the text encoders, runs them and lets them go; its results are kept."""
+    """See `Teacher`. encode_texts: loads, runs and releases the text encoders; its results are cached."""
 
     def __init__(
         self,
@@ -76,10 +77,10 @@ class GuidedTeacher:
         return self.space.decode(z)
 
     def set_prompt(self, prompt: Prompt) -> None:
-        """Encode the prompt; a teacher that is told the view gets one text for each view word (DreamFusion)."""
+        """Encodes the prompt; a teacher that receives the view in words gets one text per view word (DreamFusion)."""
         if prompt.perp_neg and not self.wording.view_words:
             raise UserError(
-                "perp_neg: expected a teacher that is told the view in words, got one that reads the camera itself; "
+                "perp_neg: expected a teacher that receives the view in words, got one that reads the camera; "
                 "leave perp_neg off for this stage"
             )
         negative = self.wording.negative if prompt.negative is None else prompt.negative
@@ -93,7 +94,7 @@ class GuidedTeacher:
         width = self.known[negative].tokens.shape[-1]
         if width != self.denoiser.text_width:
             raise UserError(
-                f"text encoder: expected {self.denoiser.text_width} numbers per token, which the denoiser reads, got "
+                f"text encoder: expected {self.denoiser.text_width} numbers per token, as the denoiser reads, got "
                 f"{width}; take all parts from one model"
             )
         self.prompt = prompt
@@ -116,19 +117,19 @@ class GuidedTeacher:
         return (x_t - alpha * x0) / sigma
 
     def texts(self, cameras: Cameras) -> TextFeatures:
-        """The prompt alone, as it is put for each view."""
+        """Returns the positive prompt for each view."""
         return stacked(self.positives(self.view_mixes(cameras)))
 
     def branch_eps(self, x_t: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> tuple[Tensor, ...]:
-        """[V, C, h, w] the noise in x_t for each branch of the texts, which hold V for every one."""
+        """Returns the noise in x_t, [V, C, h, w], for each branch of the texts, which hold V texts per branch."""
         count = len(text.tokens) // len(x_t)
         x = x_t.repeat(count, 1, 1, 1)
-        # Copied: where the network is a CUDA graph, its next answer takes this one's place.
+        # Copied: if the network is a CUDA graph, its next output overwrites this one.
         output = self.denoiser(x, t, text, cameras).to(x.dtype, copy=True)
         return self.schedule.to_eps(x, output, t).chunk(count)
 
     def view_mixes(self, cameras: Cameras) -> list[ViewMix]:
-        """What each view asks for."""
+        """Returns the mix of view words of each view."""
         if not self.wording.view_words:
             return [ViewMix((("", 1.0),))] * len(cameras)
         azimuth, elevation = azimuth_elevation(cameras)
@@ -138,7 +139,8 @@ class GuidedTeacher:
         return [ViewMix(((view_words(a, e), 1.0),)) for a, e in places]
 
     def branches(self, mixes: list[ViewMix]) -> TextFeatures:
-        """The texts of one call: the negative of every view, then its positive, then each that it is pushed from."""
+        """Returns the texts of one call: the negatives of all views, then the positives, then the texts to push away
+        from."""
         of = {words: self.known[text] for words, text in self.asked.items()}
         pushed = [of[mix.negatives[k][0]] for k in range(len(mixes[0].negatives)) for mix in mixes]
         return stacked([*self.negatives(mixes), *self.positives(mixes), *pushed])

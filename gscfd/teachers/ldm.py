@@ -1,7 +1,7 @@
-"""MVDream in the names of latent-diffusion: its UNet, VAE and text encoder as diffusers' own networks.
+"""Converts MVDream from latent-diffusion's names: its UNet, VAE and text encoder as diffusers' own networks.
 
-The networks are stock: MVDream's UNet is `UNet2DConditionModel` with a camera projection in the place of its class
-embedding, and joint attention (`multiview.join_views`) that is attached when it is used. Only names change.
+The networks are standard: MVDream's UNet is `UNet2DConditionModel` with a camera projection in place of its class
+embedding, plus joint attention (`multiview.join_views`) attached at run time. Only names change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gscfd.teachers.weights import build, fill, read_json, read_state, read_weig
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 HEAD_CHANNELS = 64
-"""Channels of an attention head in MVDream's UNet and in its text encoder."""
+"""Channels per attention head in MVDream's UNet and text encoder."""
 IMAGE_SIZE = 256
 CAMERA_NUMBERS = 16
 SCHEDULER = {
@@ -70,13 +70,13 @@ TEXT_LAYER = {
 
 
 def unet_key(key: str) -> str:
-    """A tensor's name in diffusers' UNet with two resnets per level. Raises UserError."""
+    """Returns a tensor's name in diffusers' UNet with two resnets per level. Raises UserError for an unknown name."""
     for old, new in STEM_NAMES.items():
         if key.startswith(old + "."):
             return new + key.removeprefix(old)
     found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)", key)
     if not found:
-        raise UserError(f"UNet: expected the names of MVDream's, got {key}; it is of another model")
+        raise UserError(f"UNet: expected the names of MVDream's, got {key}; it is from another model")
     side, number, rest = found.groups()
     if side == "middle_block":
         return renamed_block("mid_block", MIDDLE.get(number, number), rest)
@@ -91,7 +91,7 @@ def unet_key(key: str) -> str:
 
 
 def renamed_block(prefix: str, part: str, rest: str) -> str:
-    """Names inside a resnet change; those inside a transformer stay."""
+    """Renames tensors inside a resnet; those inside a transformer keep their names."""
     if part.startswith("resnets"):
         for old, new in RESNET.items():
             if rest.startswith(old + "."):
@@ -100,9 +100,9 @@ def renamed_block(prefix: str, part: str, rest: str) -> str:
 
 
 def unet_config(state: dict[str, Tensor], head_channels: int, sample_size: int) -> dict[str, Any]:
-    """The config of diffusers' UNet, read from the shapes of the ldm-named tensors.
+    """Returns the config of diffusers' UNet, inferred from the shapes of the ldm-named tensors.
 
-    head_channels: what the shapes cannot tell; a wrong number loads without an error and ruins the output.
+    head_channels: cannot be inferred from shapes; a wrong number loads without an error and ruins the output.
     """
     levels = [b for b in range(8) if f"input_blocks.{1 + 3 * b}.0.in_layers.2.weight" in state]
     channels = [len(state[f"input_blocks.{1 + 3 * b}.0.in_layers.2.weight"]) for b in levels]
@@ -127,7 +127,7 @@ def unet_config(state: dict[str, Tensor], head_channels: int, sample_size: int) 
 
 
 def refuse_others(keys: set[str], where: Path) -> None:
-    """Raise UserError for what looks like MVDream and is not: ImageDream, or Stable Diffusion in ldm's names."""
+    """Raises UserError for lookalikes of MVDream: ImageDream, or Stable Diffusion with ldm names."""
     image = sorted(key for key in keys if "_ip." in key or "_ip_" in key or key.startswith("image_embed."))
     if image:
         raise UserError(
@@ -141,7 +141,7 @@ def refuse_others(keys: set[str], where: Path) -> None:
 
 
 def build_unet(state: dict[str, Tensor], head_channels: int, sample_size: int, where: Path) -> UNet2DConditionModel:
-    """MVDream's UNet from ldm-named tensors without a prefix. Raises UserError for any other network."""
+    """Builds MVDream's UNet from ldm-named tensors without a prefix. Raises UserError for any other network."""
     refuse_others(set(state), where)
     try:
         config = unet_config(state, head_channels, sample_size)
@@ -156,7 +156,7 @@ def build_unet(state: dict[str, Tensor], head_channels: int, sample_size: int, w
 
 
 def read_unet_folder(folder: Path) -> UNet2DConditionModel:
-    """The `unet` of a folder of class MultiViewUNetModel: ldm names and config under diffusers' file names."""
+    """Reads the `unet` of a folder of class MultiViewUNetModel: ldm names and config under diffusers' file names."""
     config = read_json(folder / "config.json")
     if config.get("ip_dim", 0) > 0:
         raise UserError(
@@ -169,7 +169,7 @@ def read_unet_folder(folder: Path) -> UNet2DConditionModel:
 
 
 def part(state: dict[str, Tensor], prefix: str, where: Path) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it. Raises UserError where there are none."""
+    """Returns the tensors under a prefix, with the prefix removed. Raises UserError if there are none."""
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not found:
         raise UserError(
@@ -179,12 +179,12 @@ def part(state: dict[str, Tensor], prefix: str, where: Path) -> dict[str, Tensor
 
 
 def read_unet(path: Path) -> UNet2DConditionModel:
-    """The UNet of a single-file MVDream checkpoint."""
+    """Reads the UNet of a single-file MVDream checkpoint."""
     return build_unet(part(read_state(path), UNET, path), HEAD_CHANNELS, IMAGE_SIZE // 8, path)
 
 
 def vae_key(key: str, levels: int) -> str:
-    """A tensor's name in diffusers' AutoencoderKL. levels: of resolution."""
+    """Returns a tensor's name in diffusers' AutoencoderKL. levels: number of resolution levels."""
     key = key.replace("nin_shortcut", "conv_shortcut").replace(".norm_out.", ".conv_norm_out.")
     key = re.sub(r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets.", key)
     key = re.sub(r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0.", key)
@@ -195,7 +195,7 @@ def vae_key(key: str, levels: int) -> str:
 
 
 def vae_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The config of diffusers' AutoencoderKL, read from the shapes of the ldm-named tensors."""
+    """Returns the config of diffusers' AutoencoderKL, inferred from the shapes of the ldm-named tensors."""
     channels = [
         len(state[f"encoder.down.{i}.block.0.conv1.weight"])
         for i in range(8)
@@ -214,7 +214,7 @@ def vae_config(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def read_vae(path: Path) -> AutoencoderKL:
-    """The VAE of a single-file MVDream checkpoint; 1 x 1 convolutions in its attention become linear layers."""
+    """Reads the VAE of a single-file MVDream checkpoint; 1 x 1 convolutions in its attention become linear layers."""
     state = part(read_state(path), VAE, path)
     try:
         config = vae_config(state)
@@ -231,7 +231,7 @@ def read_vae(path: Path) -> AutoencoderKL:
 
 
 def text_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """OpenCLIP's text tensors in transformers' names, with the first `layers` of its layers."""
+    """Returns OpenCLIP's text tensors under transformers' names, keeping the first `layers` layers."""
     renamed = {new: state[old] for old, new in TEXT_NAMES.items()}
     for key, value in state.items():
         found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", key)
@@ -247,7 +247,7 @@ def text_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def read_text_encoder(path: Path) -> CLIPTextModel:
-    """The text encoder of a single-file MVDream checkpoint: OpenCLIP's, without its last layer (as SD2 reads it)."""
+    """Reads the text encoder of a single-file MVDream checkpoint: OpenCLIP's without its last layer, as SD2 uses it."""
     state = part(read_state(path), TEXT, path)
     try:
         vocabulary, width = state["token_embedding.weight"].shape
@@ -272,6 +272,6 @@ def read_text_encoder(path: Path) -> CLIPTextModel:
     with torch.device("meta"):
         encoder = CLIPTextModel(config)
     fill(encoder, renamed, path)
-    # The one tensor that is computed and never stored.
+    # The only tensor that is computed, never stored.
     encoder.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     return encoder

@@ -1,4 +1,4 @@
-"""Load a teacher from a folder, a checkpoint file or the hub. Its kind is read from the files, not from the name."""
+"""Loads a teacher from a folder, a checkpoint file or the hub. The files determine its kind, not the name."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import diffusion, flow
 from gscfd.teachers.spaces import Latents, Pixels
 from gscfd.teachers.weights import first_line, read_json, read_network
+from gscfd.toybox.words import vocabulary
 
 SUPPORTED = (
     "Stable Diffusion 1.x and 2.x, MVDream (a diffusers folder, or the single file), SDXL, Stable Diffusion 3 and 3.5, "
     "FLUX.1, DeepFloyd IF stage I"
 )
 FLUX_LATENT_SIZE = 64
-"""FLUX reads every size; 512 pixels cost a quarter of 1024."""
+"""FLUX supports any size; 512 pixels cost a quarter of 1024."""
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 Loader = Callable[[Path, torch.device | str, torch.dtype], GuidedTeacher]
@@ -44,7 +45,7 @@ Loader = Callable[[Path, torch.device | str, torch.dtype], GuidedTeacher]
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """Where the parts of a Stable Diffusion, or MVDream, are; each is read when called, in its files' precision."""
+    """Readers of the parts of a Stable Diffusion or MVDream model, each in the precision of its files."""
 
     unet: Callable[[], UNet2DConditionModel]
     vae: Callable[[], Vae]
@@ -59,10 +60,10 @@ def load_teacher(
     dtype: torch.dtype = torch.float32,
     local_files_only: bool = False,
 ) -> GuidedTeacher:
-    """Load the teacher that `path_or_repo` names (see `find_teacher`), for SUPPORTED kinds. No code in it is run.
+    """Loads the teacher that `path_or_repo` names (see `find_teacher`), of any SUPPORTED kind. No code in it is run.
 
-    dtype: of the networks; a VAE that overflows in float16 stays in float32. Raises UserError when a part is missing,
-    damaged or of another model. The text encoders are read by `set_prompt`.
+    dtype: of the networks; a VAE that overflows in float16 stays in float32. Raises UserError if a part is missing,
+    damaged or of another model. `set_prompt` reads the text encoders.
     """
     source = find_teacher(path_or_repo, local_files_only=local_files_only)
     load = loader(source)
@@ -72,21 +73,21 @@ def load_teacher(
 
 @contextmanager
 def reading(source: Path) -> Iterator[None]:
-    """Turns what goes wrong in reading `source`, such as a config that fits no network, into UserError."""
+    """Converts errors while reading `source`, such as a config that fits no network, into UserError."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"teacher: expected a teacher that can be read, got {type(error).__name__} in {source}: {first_line(error)}"
+            f"teacher: expected a readable teacher, got {type(error).__name__} in {source}: {first_line(error)}"
             "; download it again"
         ) from error
 
 
 def is_here(path_or_repo: str) -> bool:
-    """Whether the teacher can be loaded without a network: every folder that it reads is on this machine, with weights
-    in those that hold a network."""
+    """Returns whether the teacher can be loaded offline: every folder it reads exists, with weights in those that hold
+    a network."""
     try:
         found = weight_bytes(find_teacher(path_or_repo, local_files_only=True))
     except UserError:
@@ -95,8 +96,8 @@ def is_here(path_or_repo: str) -> bool:
 
 
 def weight_bytes(source: Path) -> dict[str, int]:
-    """Bytes of the weights in each part of a teacher, of the files that are read; 0 for a part without. Raises
-    UserError for what is no teacher."""
+    """Returns the bytes of the weight files read for each part of a teacher, 0 for a part without weights. Raises
+    UserError if `source` is not a teacher."""
     if source.is_file():
         return {source.name: source.stat().st_size, "tokenizer": 0}
     files = wanted([path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()])
@@ -107,13 +108,23 @@ def weight_bytes(source: Path) -> dict[str, int]:
     }
 
 
+def known_words(path_or_repo: str) -> frozenset[str] | None:
+    """Returns the words that a teacher was trained on; None for free text and for a teacher that is not on this
+    machine."""
+    try:
+        load = loader(find_teacher(path_or_repo, local_files_only=True))
+    except UserError:
+        return None
+    return frozenset(vocabulary()) if load is load_toybox else None
+
+
 def check_teacher(path_or_repo: str) -> None:
-    """Raise UserError when there are no files of a supported kind; from the hub they are fetched now."""
+    """Raises UserError if there are no files of a supported kind; files on the hub are fetched now."""
     loader(find_teacher(path_or_repo))
 
 
 def loader(source: Path) -> Loader:
-    """What loads the files in `source`. Raises UserError for what is no teacher, or one of an unknown kind."""
+    """Returns the loader of the files in `source`. Raises UserError if it is not a teacher, or of an unknown kind."""
     if source.is_file():
         if source.suffix not in CHECKPOINTS:
             raise UserError(f"teacher: expected {', '.join(CHECKPOINTS)} or a folder, got {source}; give one of these")
@@ -132,7 +143,7 @@ def loader(source: Path) -> Loader:
 
 
 def unet_loader(source: Path, config: dict[str, Any]) -> Loader:
-    """The kind of a UNet, by what it reads besides the noisy image."""
+    """Returns the loader of a UNet, determined by its inputs besides the noisy image."""
     if "model_channels" in config:  # latent-diffusion's names under diffusers' layout
         return load_mvdream
     added, classes = config.get("addition_embed_type"), config.get("class_embed_type")
@@ -144,6 +155,8 @@ def unet_loader(source: Path, config: dict[str, Any]) -> Loader:
         return load_toybox if added == "text" else load_mvdream
     if classes is not None:
         raise unsupported(source, f"UNet with class_embed_type {classes}")
+    if added == "text_time" and (source / "text_encoder_2").is_dir() and not (source / "text_encoder").is_dir():
+        raise unsupported(source, "refiner of SDXL, which only finishes another model's pictures")
     known = {None: load_sd, "text": load_toybox, "text_time": load_sdxl}
     if added in known:
         return known[added]
@@ -155,7 +168,7 @@ def unsupported(source: Path, got: str) -> UserError:
 
 
 def checked(load: Loader, source: Path) -> Loader:
-    """The loader, when the folders it reads are there; UserError naming those that are not."""
+    """Returns the loader if the folders it reads exist. Raises UserError that lists missing ones."""
     missing = [part for part in PARTS_OF[load] if not (source / part).is_dir()]
     if missing:
         raise UserError(
@@ -166,9 +179,9 @@ def checked(load: Loader, source: Path) -> Loader:
 
 
 def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) -> ModelMixin:
-    """On its device, frozen, in the faster memory format: channels last, but for half precision on the CPU, whose group
-    norm takes several times as long with it."""
-    # Not network.to, which warns of layers to keep in float32 though these networks have none.
+    """Returns the network on its device, frozen, in the faster memory format: channels last, except for half precision
+    on the CPU, whose group norm is several times slower with it."""
+    # network.to would warn of layers to keep in float32, although these networks have none.
     nn.Module.to(network, device=device, dtype=dtype)
     half_on_cpu = torch.device(device).type == "cpu" and dtype in (torch.bfloat16, torch.float16)
     layout = torch.contiguous_format if half_on_cpu else torch.channels_last
@@ -176,13 +189,17 @@ def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) 
 
 
 def placed_vae(vae: Vae, device: torch.device | str, dtype: torch.dtype) -> Vae:
-    """Its config says whether it overflows in float16 (SDXL's stock VAE does); then it stays in float32."""
+    """Places a VAE. One whose config says that it overflows in float16 (SDXL's stock VAE) stays in float32."""
     half = dtype == torch.float16 and vae.config["force_upcast"]
     return placed(vae, device, torch.float32 if half else dtype)
 
 
 def latents(vae: Vae, size: int, channels: int, device: torch.device | str, dtype: torch.dtype) -> Latents:
-    """size: latent cells, both ways. channels: those the denoiser reads. Raises UserError when the VAE has others."""
+    """Returns the latent space of a VAE.
+
+    size: width and height in latent cells. channels: read by the denoiser. Raises UserError if the VAE has a different
+    number.
+    """
     if vae.config["latent_channels"] != channels:
         raise UserError(
             f"in_channels: expected the VAE's {vae.config['latent_channels']}, got {channels}; inpainting, depth and "
@@ -205,11 +222,12 @@ def clip_folder(source: Path) -> texts.Clip:
 
 
 def single_file_parts(file: Path) -> StableDiffusion:
-    """A single file has no tokenizer: that is `tokenizer/` beside it, Stable Diffusion 2.1's. Raises UserError."""
+    """Returns the readers of a single-file checkpoint. Its tokenizer, Stable Diffusion 2.1's, is expected in
+    `tokenizer/` next to it. Raises UserError if that is missing."""
     tokenizer = file.parent / "tokenizer"
     if not tokenizer.is_dir():
         raise UserError(
-            f"teacher: expected the folder {tokenizer} beside {file.name}, which holds no tokenizer, got none; fetch "
+            f"teacher: expected the folder {tokenizer} next to {file.name}, which has no tokenizer, got none; fetch "
             f"it with: hf download {SD21_MIRROR} --include 'tokenizer/*' --local-dir {file.parent}"
         )
     return StableDiffusion(
@@ -221,7 +239,7 @@ def single_file_parts(file: Path) -> StableDiffusion:
 
 
 def parts(source: Path) -> StableDiffusion:
-    """The parts of a Stable Diffusion or MVDream in any of its layouts."""
+    """Returns the readers of a Stable Diffusion or MVDream model in any of its layouts."""
     if source.is_file():
         return single_file_parts(source)
     ldm_names = "model_channels" in read_json(source / "unet" / "config.json")
@@ -259,7 +277,7 @@ def load_mvdream(source: Path, device: torch.device | str, dtype: torch.dtype) -
 
 
 def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
-    """The toybox's networks read the pooled text besides, and know no words but its own."""
+    """Loads a toybox teacher, which also reads the pooled text and only knows the toybox's words."""
     multiview = read_json(source / "unet" / "config.json").get("class_embed_type") is not None
     wording = prompts.TOYBOX_MULTIVIEW if multiview else prompts.TOYBOX_SINGLEVIEW
     return load_latent_unet(source, device, dtype, multiview=multiview, wording=wording)
@@ -333,4 +351,4 @@ PARTS_OF: dict[Loader, tuple[str, ...]] = {
     load_flux: ("transformer", *TWO_ENCODERS),
     load_if: ("unet", "scheduler", "text_encoder", "tokenizer"),
 }
-"""The folders that each reads."""
+"""Folders that each loader reads."""

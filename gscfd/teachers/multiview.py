@@ -1,4 +1,4 @@
-"""Joint attention over the views of a group: what turns a Stable Diffusion UNet into MVDream's (Shi et al. 2023)."""
+"""Joint attention over the views of a group, which turns a Stable Diffusion UNet into MVDream's (Shi et al. 2023)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class JointViewsProcessor:
         if batch % self.views:
             raise ValueError(f"views: expected a multiple of {self.views} images in the batch, got {batch}")
         grouped = hidden_states.reshape(batch // self.views, self.views * length, channels)
-        return self.attend(attn, grouped, encoder_hidden_states, attention_mask).reshape(batch, length, channels)
+        attended: Tensor = self.attend(attn, grouped, encoder_hidden_states, attention_mask)
+        return attended.reshape(batch, length, channels)
 
 
 def join_views(unet: UNet2DConditionModel, views: int) -> None:
-    """Attach joint attention to every self-attention (`attn1`) of the UNet; cross-attention stays as it is.
+    """Attaches joint attention to every self-attention (`attn1`) of the UNet; cross-attention is unchanged.
 
-    Processors are not part of a saved model: they are attached after every load.
+    Processors are not saved with a model, so they must be attached after every load.
     """
     processors = dict(unet.attn_processors)
     for name in processors:

@@ -1,4 +1,4 @@
-"""The noise schedules of teachers, x_t = alpha x0 + sigma eps, and what their networks' outputs mean under them."""
+"""Noise schedules of teachers, x_t = alpha x0 + sigma eps, and the meaning of their networks' outputs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from gscfd.errors import UserError
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
+LEAST_SQUARED_ALPHA = 5e-8
+"""Replaces alpha^2 = 0 at the last time of a schedule with zero terminal SNR, where steps would divide by it."""
+
+
 class Schedule(Protocol):
     timesteps: int
 
     def alpha_sigma(self, t: int) -> tuple[float, float]: ...
 
     def to_eps(self, x_t: Tensor, output: Tensor, t: int) -> Tensor:
-        """The noise in x_t that the network's output stands for; all [V, C, h, w]."""
+        """Converts the network's output to the noise in x_t; all [V, C, h, w]."""
         ...
 
     def target(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
-        """What the network should put out for x_t = alpha z + sigma eps; all [V, C, h, w]."""
+        """Returns the training target of the network for x_t = alpha z + sigma eps; all [V, C, h, w]."""
         ...
 
 
@@ -41,7 +45,7 @@ class Diffusion:
         return squared**0.5, (1 - squared) ** 0.5
 
     def to_eps(self, x_t: Tensor, output: Tensor, t: int) -> Tensor:
-        """v: eps = alpha v + sigma x_t (Salimans & Ho 2022, appendix D)."""
+        """For v-prediction, eps = alpha v + sigma x_t (Salimans & Ho 2022, appendix D)."""
         if self.prediction == "epsilon":
             return output
         alpha, sigma = self.alpha_sigma(t)
@@ -56,9 +60,9 @@ class Diffusion:
 
 
 class Flow:
-    """Rectified flow: sigma = t / T, alpha = 1 - sigma, the network puts out v = eps - x0 (Esser et al. 2024).
+    """Rectified flow: sigma = t / T, alpha = 1 - sigma; the network outputs v = eps - x0 (Esser et al. 2024).
 
-    The sampler's `shift` moves the times a sampler visits and is no part of the teacher.
+    The sampler's `shift` changes the times a sampler visits and is not part of the teacher.
     """
 
     def __init__(self, timesteps: int):
@@ -78,20 +82,27 @@ class Flow:
 
 
 def diffusion(config: dict[str, Any]) -> Diffusion:
-    """The schedule of a diffusers scheduler's config. Raises UserError for one that is not a plain diffusion."""
+    """Returns the schedule of a diffusers scheduler's config. Raises UserError if it is not a plain diffusion."""
     if "beta_schedule" not in config or config.get("use_flow_sigmas"):
         got = config.get("_class_name")
         raise UserError(
             f"scheduler: expected a diffusion schedule (with beta_schedule), got {got}; use the teacher's own"
         )
     betas = DDIMScheduler(**{key: config[key] for key in BETAS if key in config})
-    return Diffusion(betas.alphas_cumprod, config.get("prediction_type", "epsilon"))
+    schedule = Diffusion(betas.alphas_cumprod, config.get("prediction_type", "epsilon"))
+    if schedule.alphas_cumprod[-1] <= 0 and schedule.prediction == "epsilon":
+        raise UserError(
+            "scheduler.rescale_betas_zero_snr: expected false with prediction_type epsilon, which says nothing of the "
+            "image at zero SNR, got true; use the teacher's own scheduler"
+        )
+    schedule.alphas_cumprod = [max(squared, LEAST_SQUARED_ALPHA) for squared in schedule.alphas_cumprod]
+    return schedule
 
 
 def flow(config: dict[str, Any]) -> Flow:
-    """The schedule of a flow-matching scheduler's config. Raises UserError for any other.
+    """Returns the schedule of a flow-matching scheduler's config. Raises UserError for any other.
 
-    The class decides: a flow scheduler's config would make a wrong linear diffusion without an error.
+    The class name decides: a flow scheduler's config would silently produce a wrong linear diffusion.
     """
     name = str(config.get("_class_name"))
     if not name.startswith("FlowMatch"):

@@ -1,4 +1,4 @@
-"""What teachers see of an image: VAE latents, or the pixels themselves."""
+"""Input spaces of teachers: VAE latents, or the pixels themselves."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Space(Protocol):
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """[V, 3, H, W] to [V, 3, size, size], bilinear, pixel centres kept."""
+    """Resizes [V, 3, H, W] to [V, 3, size, size], bilinear, with pixel centers aligned."""
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear")
 
 
 class Latents:
-    """z = (E(2 x - 1) - shift) scale, E the mean of the VAE's posterior, so that the same image gives the same z. A
-    tiny autoencoder has no posterior: E is what it puts out.
+    """z = (E(2 x - 1) - shift) scale, where E is the mean of the VAE's posterior, so that equal images give equal z.
 
-    size: cells of the latent image, both ways. Scale and shift are the VAE's own, of its config.
+    A tiny autoencoder has no posterior: E is its output.
+    size: width and height in latent cells. Scale and shift come from the VAE's config.
     """
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny, size: int):
@@ -41,7 +41,7 @@ class Latents:
         self.scale: float = vae.config["scaling_factor"]
         self.shift: float = vae.config["shift_factor"] or 0.0
         self.checkpointing = False
-        """Whether views are encoded one after another, and again on the way back instead of being kept for it."""
+        """Whether views are encoded one at a time and recomputed in the backward pass instead of being stored."""
 
     def encode(self, images: Tensor) -> Tensor:
         images = resized(images, self.image_size).to(self.vae.dtype) * 2 - 1
@@ -52,18 +52,19 @@ class Latents:
         return (mean.float() - self.shift) * self.scale
 
     def mean(self, images: Tensor) -> Tensor:
-        """Of the VAE's posterior; images in [-1, 1]."""
+        """Returns the mean of the VAE's posterior for images in [-1, 1], or the output of a tiny autoencoder."""
         encoded = self.vae.encode(images)
-        return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+        mean: Tensor = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
+        return mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        decoded = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
+        decoded: Tensor = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 
 class Pixels:
-    """z = 2 x - 1. size: pixels, both ways."""
+    """z = 2 x - 1. size: width and height in pixels."""
 
     def __init__(self, size: int):
         self.image_size = size

@@ -1,4 +1,4 @@
-"""Texts to what denoisers read. The encoders are loaded, run and let go in one call: they run once per prompt."""
+"""Text features for denoisers. Encoders are loaded, run and released in one call, once per prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gscfd.errors import UserError
 from gscfd.teachers.weights import check_keys, first_line, text_variant
 
 IF_LENGTH, SD3_LENGTH, FLUX_SCHNELL_LENGTH, FLUX_DEV_LENGTH = 77, 256, 256, 512
-"""Tokens of T5 that each family was trained with."""
+"""Number of T5 tokens that each family was trained with."""
 
 Clip = tuple[CLIPTokenizer, CLIPTextModel]
 
@@ -38,18 +38,18 @@ class TextFeatures:
     tokens: Tensor
     """[L, D] or [B, L, D]."""
     pooled: Tensor | None = None
-    """[P] or [B, P] the whole text as one vector, where the network reads it."""
+    """[P] or [B, P]: the text as one vector, if the network reads it."""
 
 
 def stacked(texts: list[TextFeatures]) -> TextFeatures:
-    """A batch of texts."""
+    """Stacks texts into a batch."""
     tokens = torch.stack([text.tokens for text in texts])
     pooled = [text.pooled for text in texts if text.pooled is not None]
     return TextFeatures(tokens, torch.stack(pooled) if pooled else None)
 
 
 def mixed(parts: list[tuple[TextFeatures, float]]) -> TextFeatures:
-    """The weighted sum of texts: [(text, share)]."""
+    """Returns the weighted sum of texts, [(text, share)]."""
     if len(parts) == 1:
         return parts[0][0]
     tokens = sum((share * text.tokens for text, share in parts[1:]), parts[0][1] * parts[0][0].tokens)
@@ -58,12 +58,13 @@ def mixed(parts: list[tuple[TextFeatures, float]]) -> TextFeatures:
 
 
 def split(tokens: Tensor, pooled: Tensor | None = None) -> list[TextFeatures]:
-    """A batch as single texts."""
+    """Splits a batch into single texts."""
     return [TextFeatures(row, None if pooled is None else pooled[i]) for i, row in enumerate(tokens)]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> Any:
-    """The texts padded to `length`: input_ids and attention_mask [B, length]. Raises UserError when one is longer."""
+    """Returns the texts padded to `length`: input_ids and attention_mask [B, length]. Raises UserError if one is
+    longer."""
     longest, text = max((len(tokenizer(text).input_ids), text) for text in texts)
     if longest > length:
         raise UserError(f"prompt: expected at most {length} tokens, got {longest}; shorten {text!r}")
@@ -71,10 +72,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int)
 
 
 def check_clip(tokenizer: CLIPTokenizer, encoder: PreTrainedModel) -> None:
-    """Raise UserError for a tokenizer that is not the encoder's.
+    """Raises UserError if the tokenizer does not belong to the encoder.
 
-    OpenCLIP's encoders (SD2, MVDream; activation gelu) read texts padded with id 0, "!"; OpenAI's (quick_gelu) with the
-    end token. The wrong one loads without an error and blurs every prompt.
+    OpenCLIP's encoders (SD2, MVDream; activation gelu) expect padding with id 0, "!"; OpenAI's (quick_gelu) with the
+    end token. The wrong one loads without an error and degrades every prompt.
     """
     open_clip = encoder.config.hidden_act == "gelu"
     expected = 0 if open_clip else tokenizer.eos_token_id
@@ -92,7 +93,8 @@ def check_clip(tokenizer: CLIPTokenizer, encoder: PreTrainedModel) -> None:
 
 
 def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
-    """A tokenizer or text encoder of transformers, from its folder alone. Raises UserError when it cannot be read."""
+    """Loads a tokenizer or text encoder of transformers from its folder, offline. Raises UserError if it cannot be
+    read."""
     transformers_logging.disable_progress_bar()
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
@@ -115,9 +117,9 @@ def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
 def read_text_model(
     cls: type[PreTrainedModel], folder: Path, dtype: torch.dtype | Literal["auto"] = "auto"
 ) -> PreTrainedModel:
-    """A text encoder with every weight found in its folder; "auto" is its files' precision.
+    """Loads a text encoder and requires every weight in its folder; "auto" is the precision of its files.
 
-    Raises UserError when a weight is missing or has another shape.
+    Raises UserError if a weight is missing or has a different shape.
     """
     options = {"dtype": dtype, "variant": text_variant(folder), "output_loading_info": True}
     model, found = from_folder(cls, folder, ignore_mismatched_sizes=True, **options)
@@ -137,7 +139,8 @@ def ready(model: PreTrainedModel, device: torch.device | str, dtype: torch.dtype
 def encode_clip(
     read: Callable[[], Clip], texts: list[str], *, device: torch.device | str, dtype: torch.dtype
 ) -> list[TextFeatures]:
-    """Stable Diffusion 1.x, 2.x and MVDream: the last hidden state. read: loads tokenizer and encoder."""
+    """Encodes texts for Stable Diffusion 1.x, 2.x and MVDream: the last hidden state. read: loads tokenizer and
+    encoder."""
     tokenizer, encoder = read()
     check_clip(tokenizer, encoder)
     ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings).input_ids
@@ -148,9 +151,10 @@ def encode_clip(
 def clip_layers(
     folder: Path, number: str, texts: list[str], *, projected: bool, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """[B, L, D] the hidden states before the last layer, and [B, P] the whole text: projected, or the pooled state.
+    """Returns the hidden states before the last layer [B, L, D], and the text as one vector [B, P]: the projected or
+    the pooled state.
 
-    number: "" or "_2", which encoder.
+    number: "" or "_2", selects the encoder.
     """
     tokenizer = read_tokenizer(folder / f"tokenizer{number}")
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
@@ -172,20 +176,24 @@ def t5(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """[B, length, D] T5's last hidden state. number: "", "_2" or "_3". masked: whether it looks away from padding.
+    """Returns T5's last hidden state, [B, length, D]. number: "", "_2" or "_3". masked: whether attention ignores
+    padding.
 
-    Read in its own precision and not cast: in float16 some of its layers must stay in float32, and do.
+    The encoder is read in `dtype` and not cast afterward: in float16 some of its layers must stay in float32.
     """
     tokenizer = from_folder(T5Tokenizer, folder / f"tokenizer{number}")
     encoder = read_text_model(T5EncoderModel, folder / f"text_encoder{number}", dtype).to(device).eval()
     ids = token_ids(tokenizer, texts, length).to(device)
-    return encoder(ids.input_ids, attention_mask=ids.attention_mask if masked else None).last_hidden_state.to(dtype)
+    mask = ids.attention_mask if masked else None
+    hidden: Tensor = encoder(ids.input_ids, attention_mask=mask).last_hidden_state
+    return hidden.to(dtype)
 
 
 def encode_sdxl(
     folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype
 ) -> list[TextFeatures]:
-    """Both CLIPs side by side, and the second one's whole. The empty text is zeros, as SDXL was trained."""
+    """Encodes texts for SDXL: the tokens of both CLIPs side by side, and the pooled text of the second. The empty text
+    is zeros, as in SDXL's training."""
     first, _ = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype)
     second, pooled = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype)
     said = torch.tensor([float(bool(text)) for text in texts], device=first.device, dtype=dtype)[:, None]
@@ -193,7 +201,8 @@ def encode_sdxl(
 
 
 def encode_sd3(folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype) -> list[TextFeatures]:
-    """Both CLIPs side by side, padded with zeros to T5's width, then T5's tokens (Esser et al. 2024, figure 2)."""
+    """Encodes texts for SD3: both CLIPs side by side, zero-padded to T5's width, then T5's tokens (Esser et al. 2024,
+    figure 2)."""
     first, first_whole = clip_layers(folder, "", texts, projected=True, device=device, dtype=dtype)
     second, second_whole = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype)
     long = t5(folder, "_3", texts, SD3_LENGTH, masked=False, device=device, dtype=dtype)
@@ -205,12 +214,12 @@ def encode_sd3(folder: Path, texts: list[str], *, device: torch.device | str, dt
 def encode_flux(
     folder: Path, texts: list[str], *, length: int, device: torch.device | str, dtype: torch.dtype
 ) -> list[TextFeatures]:
-    """T5's tokens, and CLIP's pooled state. length: tokens of T5."""
+    """Encodes texts for FLUX: T5's tokens, and CLIP's pooled state. length: number of T5 tokens."""
     _, pooled = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype)
     return split(t5(folder, "_2", texts, length, masked=False, device=device, dtype=dtype), pooled)
 
 
 def encode_if(folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype) -> list[TextFeatures]:
-    """T5's tokens of the text in lower case, as DeepFloyd IF was trained."""
+    """Encodes texts for DeepFloyd IF: T5's tokens of the lowercase text, as in its training."""
     lowered = [text.lower().strip() for text in texts]
     return split(t5(folder, "", lowered, IF_LENGTH, masked=True, device=device, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Speed and memory of a loaded teacher's networks; what they compute stays the same, up to rounding."""
+"""Speed and memory settings of a loaded teacher's networks; results are unchanged up to rounding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gscfd.teachers.spaces import Latents
 
 
 def checkpoint_encoder(teacher: GuidedTeacher) -> None:
-    """See `Latents.checkpointing`. A teacher of pixels has no encoder, and stays as it is."""
+    """Enables `Latents.checkpointing`. A pixel-space teacher has no encoder and is left unchanged."""
     if isinstance(teacher.space, Latents):
         teacher.space.checkpointing = True
 
 
 def compile_networks(teacher: GuidedTeacher, **options: Any) -> None:
-    """torch.compile the denoiser and the VAE's encoder, in place, when they first run with a batch of some size.
+    """Compiles the denoiser and the VAE's encoder in place, on the first run with each batch size.
 
     options: of torch.compile.
     """

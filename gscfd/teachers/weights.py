@@ -1,4 +1,4 @@
-"""Weights from files: only tensors are ever read, and a network gets all of its own or none."""
+"""Reads weights from files: only tensors are read, and a network gets all of its weights or none."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Network = TypeVar("Network", bound=ModelMixin)
 
 STEM = "diffusion_pytorch_model"
 OLD_VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names that Stable Diffusion's VAE files still carry."""
+"""Old names still used in Stable Diffusion's VAE files."""
 
 
 def is_zip_file(path: Path) -> bool:
-    """Whether the file starts as torch.save's archives do, whole or not."""
+    """Returns whether the file, complete or not, starts like an archive of torch.save."""
     with open(path, "rb") as file:
         return file.read(2) == b"PK"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of one that torch.save wrote. No code in it is run.
+    """Returns the tensors of a .safetensors file or of a file written by torch.save. No code in it is run.
 
-    Raises UserError for a file that is truncated, holds pickled Python objects, or is no flat dictionary of tensors.
+    Raises UserError if the file is truncated, holds pickled Python objects, or is not a flat dictionary of tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -41,7 +41,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip_file(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: expected tensors alone, got pickled Python objects, which could run any code; it is not loaded. "
+            f"{path}: expected tensors alone, got pickled Python objects, which could run any code; not loaded. "
             "Ask for the same weights as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
@@ -58,7 +58,7 @@ def first_line(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError when the file is missing or no JSON object."""
+    """Reads a JSON object. Raises UserError if the file is missing or holds anything else."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -69,9 +69,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a network in diffusers' layout: one, or the shards that an index names; fp16 where only that is."""
+    """Returns the files of a network in diffusers' layout: one file, or the shards listed in an index; fp16 if only
+    that exists."""
     for kind in ("safetensors", "bin"):
-        for index in (f"{STEM}.{kind}.index.json", f"{STEM}.{kind}.index.fp16.json"):
+        for index in (f"{STEM}.{kind}.index.json", f"{STEM}.{kind}.index.fp16.json", f"{STEM}.{kind}.fp16.index.json"):
             if (folder / index).is_file():
                 names = set(read_json(folder / index).get("weight_map", {}).values())
                 return [folder / Path(name).name for name in sorted(names)]
@@ -82,7 +83,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a network in diffusers' layout. Raises UserError when a file is missing or damaged."""
+    """Returns all tensors of a network in diffusers' layout. Raises UserError if a file is missing or damaged."""
     state: dict[str, Tensor] = {}
     for file in weight_files(folder):
         if not file.is_file():
@@ -92,25 +93,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def text_variant(folder: Path) -> str | None:
-    """ "fp16" for a text encoder of which only the half-precision weights are there."""
+    """Returns "fp16" for a text encoder with half-precision weights only, else None."""
     names = {path.name for path in folder.iterdir()}
     plain = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
     return None if names & plain or not any(".fp16" in name for name in names) else "fp16"
 
 
 def check_keys(missing: Iterable[str], unexpected: Iterable[str], reshaped: Iterable[str], where: Path) -> None:
-    """Raise UserError, naming the first tensors that do not fit the network."""
+    """Raises UserError that names the first tensors that do not fit the network."""
     for what, keys in (("lacks", missing), ("has unknown", unexpected), ("has a wrong shape for", reshaped)):
         found = sorted(keys)
         if found:
             raise UserError(
                 f"{where}: expected exactly the network's weights, but it {what} {', '.join(found[:3])}"
-                f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; it is damaged, or of another model"
+                f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; it is damaged, or from another model"
             )
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-    """Give the network, built on the meta device, its weights: all of them, and nothing else, or UserError."""
+    """Loads weights into a network built on the meta device. Raises UserError unless they match exactly."""
     wanted = network.state_dict()
     reshaped = [
         f"{key} {list(state[key].shape)}, expected {list(wanted[key].shape)}"
@@ -122,13 +123,15 @@ def fill(network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
 
 
 def build(cls: type[Network], config: dict[str, Any]) -> Network:
-    """The network without memory for its weights; `fill` brings them."""
+    """Builds the network without memory for its weights; `fill` supplies them."""
     with torch.device("meta"):
-        return cls.from_config(config)
+        network: Network = cls.from_config(config)
+    return network
 
 
 def read_network(cls: type[Network], folder: Path) -> Network:
-    """A network in diffusers' layout, in the precision of its files. Raises UserError where a weight does not fit."""
+    """Loads a network in diffusers' layout, in the precision of its files. Raises UserError if a weight does not
+    fit."""
     network = build(cls, read_json(folder / "config.json"))
     state = read_weights(folder)
     for old, new in OLD_VAE_ATTENTION.items():

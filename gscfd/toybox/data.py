@@ -1,4 +1,4 @@
-"""Training data of the toybox teachers: captioned renders of the procedural world, made on the fly."""
+"""Training data of the toybox teachers: captioned renders of the procedural world, generated on demand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gscfd.backgrounds import random_background
 from gscfd.cameras import azimuth_elevation, mvdream_matrices, orbit, sample_group
+from gscfd.pictures import random_background
 from gscfd.prompts import view_words
 from gscfd.rasterize import rasterization
 from gscfd.toybox.objects import ToyObject, sample_object
@@ -34,7 +34,7 @@ class Group:
 
 
 def render_object(thing: ToyObject, cameras: Cameras, background: Tensor) -> Tensor:
-    """[V, 3, H, W] in [0, 1]: the object over a background [3]."""
+    """Renders the object over a background [3]; returns [V, 3, H, W] in [0, 1]."""
     colors, alphas, _ = rasterization(
         torch.from_numpy(thing.means),
         torch.from_numpy(thing.quats),
@@ -51,12 +51,12 @@ def render_object(thing: ToyObject, cameras: Cameras, background: Tensor) -> Ten
 
 
 def spacing_for(size: int) -> float:
-    """Distance between surface samples, about one pixel of an image of this many pixels."""
+    """Returns the distance between surface samples, about one pixel of an image `size` pixels wide."""
     return min(0.035, 2.2 / size)
 
 
 def free_views(views: int, size: int, generator: torch.Generator) -> Cameras:
-    """Independent cameras for the single-view teacher; one in ten looks from overhead."""
+    """Returns independent cameras for the single-view teacher; one in ten looks down from high above."""
     u = torch.rand(4, views, generator=generator)
     azimuth = 360.0 * u[0] - 180.0
     elevation = torch.where(u[1] < 0.1, 62.0 + 230.0 * u[1], -15.0 + 65.0 * (u[1] - 0.1) / 0.9)
@@ -66,9 +66,10 @@ def free_views(views: int, size: int, generator: torch.Generator) -> Cameras:
 
 
 def make_group(seed: int, *, views: int, size: int, grouped: bool, allow_withheld: bool = False) -> Group:
-    """One training example. grouped: views at equal azimuth steps (multi-view teacher), else independent.
+    """Returns one training example.
 
-    allow_withheld: also the (kind, colour) pairs that teachers must never see; the scorer, their judge, knows them.
+    grouped: views at equal azimuth steps (multi-view teacher), otherwise independent views. allow_withheld: include the
+    (kind, color) pairs that the teachers must never see; the scorer, which judges them, knows these pairs.
     """
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([7, seed]).generate_state(1)[0]))
     thing = sample_object(seed, spacing=spacing_for(size), allow_withheld=allow_withheld)

@@ -1,4 +1,4 @@
-"""The toybox networks, in the classes and folder layout of diffusers and transformers, with random weights."""
+"""The toybox networks with random weights, in the classes and folder layout of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPVisionConfig
 
-from gscfd.toybox.objects import vocabulary
+from gscfd.toybox.words import vocabulary
 
 TEXT_WIDTH = 128
 TEXT_LENGTH = 24
@@ -20,17 +20,18 @@ CLIP_SIZE = 64
 
 
 def byte_characters() -> list[str]:
-    """The 256 printable stand-ins for bytes that every CLIP vocabulary starts with (GPT-2's byte-level BPE)."""
+    """Returns the 256 printable stand-ins for bytes with which every CLIP vocabulary starts (GPT-2's byte-level
+    BPE)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def word_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges under which every word becomes one token.
+    """Returns byte-pair merges that turn every word into one token.
 
-    Each word is split with the merges found so far, and what is left of it is joined from left to right. Later
-    merges rank lower, so that they never change how an earlier word is split.
+    Each word is split with the merges found so far, and the remaining pieces are joined from left to right. Later
+    merges have a lower rank, so they never change how an earlier word is split.
     """
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
@@ -45,7 +46,7 @@ def word_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the toybox grammar is one token."""
+    """Returns a CLIP tokenizer that encodes every word of the toybox grammar as one token."""
     characters = byte_characters()
     merges = word_merges(vocabulary())
     tokens = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges)]
@@ -79,8 +80,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_vae() -> AutoencoderKL:
-    """Images [B, 3, 4h, 4w] in [-1, 1] to latents [B, 4, h, w]. It starts with little posterior noise: with the usual
-    unit noise, small networks stay in a grey, collapsed state for long."""
+    """Builds the VAE: images [B, 3, 4h, 4w] in [-1, 1] to latents [B, 4, h, w]. It starts with little posterior noise:
+    with the usual unit noise, small networks stay in a gray, collapsed state for a long time."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -103,11 +104,10 @@ def build_unet(
     layers: int = 1,
     latent_channels: int = LATENT_CHANNELS,
 ) -> UNet2DConditionModel:
-    """The denoiser; multiview adds the camera (16 numbers) to the time embedding, as MVDream does.
+    """Builds the denoiser; multiview adds the camera (16 numbers) to the time embedding, as MVDream does.
 
-    The text reaches the time embedding too, pooled: with cross-attention alone a short training ignores it.
-
-    channels: at each resolution, from the finest, which has no attention. layers: residual blocks at each.
+    The pooled text also enters the time embedding: with cross-attention alone, a short training run ignores the text.
+    channels: at each resolution, from the finest, which has no attention. layers: residual blocks at each resolution.
     """
     size = MULTIVIEW_SIZE if multiview else SINGLEVIEW_SIZE
     attended = len(channels) - 1
@@ -131,7 +131,8 @@ def build_unet(
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule; v-prediction, because a small network's errors in eps explode near t = T."""
+    """Builds Stable Diffusion's schedule with v-prediction, because a small network's errors in eps explode near t =
+    T."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -144,7 +145,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A small CLIP over 64 x 64 images, which scores how well a picture fits a caption."""
+    """Builds a small CLIP over 64 x 64 images, which scores how well an image fits a caption."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,

@@ -1,7 +1,7 @@
-"""The toybox world: captioned objects made of Gaussians, one for every seed.
+"""The toybox world: captioned objects made of Gaussians, one per seed.
 
-`sample_object(seed)` draws a kind, its colours and its proportions, samples the surfaces of its parts evenly, bakes
-soft light into the colours and says in words what it made. Whatever a caption leaves open varies from seed to seed.
+`sample_object(seed)` draws a kind, its colors and its proportions, samples the surfaces of its parts evenly, bakes soft
+light into the colors and describes the result in captions. Details not mentioned in a caption vary from seed to seed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = [
 ]
 
 KINDS: tuple[str, ...] = tuple(sorted(CATALOGUE))
-"""Every kind of object, one or two English words each."""
+"""All kinds of object, one or two English words each."""
 
 WITHHELD: frozenset[tuple[str, str]] = frozenset((name, kind.withheld) for name, kind in CATALOGUE.items())
-"""The (kind, colour) pairs kept out of training, to measure composition: one in twelve."""
+"""(kind, color) pairs excluded from training to measure composition: one in twelve."""
 
 RADIUS = 0.95
-"""Radius of the sphere around every object, in world units."""
+"""Radius of the bounding sphere of every object, in world units."""
 PAIR_SHARE = 0.15
-"""Share of two-object scenes among draws that name neither kind nor colour."""
+"""Share of two-object scenes among draws that specify neither kind nor color."""
 NATURAL_SHARE = 0.3
-"""Share of draws that take one of a kind's natural colours; the others take any colour."""
+"""Share of draws that use one of a kind's natural colors; the others use any color."""
 DISC_SIGMA = 0.65
 """Standard deviation of the discs along the surface, in spacings."""
 DISC_FLATNESS = 0.12
@@ -49,12 +49,12 @@ OPACITY = 0.97
 
 @dataclass(frozen=True, kw_only=True)
 class ToyObject:
-    """One object of N Gaussian discs in the unit ball; z up, front towards +x."""
+    """One object of N Gaussian discs in the unit ball; z up, front toward +x."""
 
     kind: str
-    """Noun of the object; of the upper one where two are stacked."""
+    """Noun of the object, or of the upper object of a stack."""
     color: str
-    """Word for its main colour."""
+    """Word for the main color."""
     captions: tuple[str, ...]
     """True descriptions, the most specific first."""
     means: NDArray[np.float32]
@@ -73,7 +73,7 @@ class ToyObject:
 
 @dataclass(frozen=True)
 class _Single:
-    """A built object before sampling."""
+    """An object built from parts, before sampling."""
 
     kind: str
     color: str
@@ -89,11 +89,10 @@ def sample_object(
     spacing: float = 0.035,
     allow_withheld: bool = False,
 ) -> ToyObject:
-    """The object of a seed, the same bit for bit for the same arguments.
+    """Returns the object of a seed, bit for bit the same for the same arguments.
 
-    kind, color: drawn when None. Two-object scenes are drawn only when both are None.
-    spacing: distance between neighbouring discs in world units.
-    allow_withheld: whether pairs in WITHHELD may be drawn or asked for.
+    kind, color: drawn if None. Two-object scenes are drawn only if both are None. spacing: distance between neighboring
+    discs in world units. allow_withheld: whether pairs in WITHHELD may be drawn or requested.
     """
     _check(kind, color, spacing, allow_withheld)
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -138,12 +137,12 @@ def _draw_color(rng: np.random.Generator, natural: tuple[str, ...], allowed: lis
 
 
 def _jitter(rng: np.random.Generator, color: str) -> Array:
-    """[3] RGB of the colour word, slightly lighter or darker and slightly off in hue."""
+    """Returns the RGB [3] of the color word, slightly varied in brightness and hue."""
     return np.clip(np.array(COLORS[color]) * (rng.uniform(0.92, 1.06) + rng.uniform(-0.02, 0.02, 3)), 0, 1)
 
 
 def _stack(upper: _Single, lower: _Single) -> list[Part]:
-    """The parts of the lower object and of the upper one, which stands on it."""
+    """Returns the parts of the lower object and of the upper one, which stands on it."""
     top = lower.parts[0].hull()
     center, size = (top.min(0) + top.max(0)) / 2, np.ptp(top, axis=0)
     points = np.concatenate([part.hull() for part in upper.parts])
@@ -173,7 +172,7 @@ def _pair_captions(upper: _Single, lower: _Single) -> tuple[str, ...]:
 
 
 def _finish(single: _Single, parts: list[Part], captions: tuple[str, ...], spacing: float) -> ToyObject:
-    parts = _normalised(parts)
+    parts = _normalized(parts)
     points, normals, albedo = _surface(parts, spacing)
     light = _light(normals) * _openness(points, normals, spacing)
     sigma = DISC_SIGMA * spacing
@@ -191,8 +190,8 @@ def _finish(single: _Single, parts: list[Part], captions: tuple[str, ...], spaci
     )
 
 
-def _normalised(parts: list[Part]) -> list[Part]:
-    """The parts centred at the origin and scaled to RADIUS."""
+def _normalized(parts: list[Part]) -> list[Part]:
+    """Returns the parts centered at the origin and scaled to RADIUS."""
     hull = np.concatenate([part.hull() for part in parts])
     center = (hull.min(0) + hull.max(0)) / 2
     scale = RADIUS / np.sqrt(((hull - center) ** 2).sum(1).max())
@@ -200,7 +199,7 @@ def _normalised(parts: list[Part]) -> list[Part]:
 
 
 def _surface(parts: list[Part], spacing: float) -> tuple[Array, Array, Array]:
-    """[N, 3] points, normals and colours of all parts, without the points inside another solid part."""
+    """Returns points, normals and colors of all parts, [N, 3] each, without points inside another solid part."""
     samples = [part.sample(spacing) for part in parts]
     owner = np.repeat(np.arange(len(parts)), [len(points) for points, _ in samples])
     points, normals = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
@@ -219,33 +218,36 @@ def _surface(parts: list[Part], spacing: float) -> tuple[Array, Array, Array]:
 
 
 def _facing(normals: Array) -> Array:
-    """[N, 4] the shortest rotations (wxyz) that take the z axis to the normals."""
+    """Returns the shortest rotations (wxyz) [N, 4] that take the z axis to the normals."""
     x, y, z = normals.T
     quats = np.stack([1 + z, -y, x, np.zeros_like(x)], 1)
     quats[z < 1e-9 - 1] = (0, 1, 0, 0)
-    return quats / np.sqrt(np.einsum("ij,ij->i", quats, quats))[:, None]
+    unit: Array = quats / np.sqrt(np.einsum("ij,ij->i", quats, quats))[:, None]
+    return unit
 
 
 # Light
 
 KEY = np.array([0.55, -0.45, 0.70]) / np.linalg.norm([0.55, -0.45, 0.70])
-"""Direction towards the key light: front, left, above."""
+"""Direction toward the key light: front, left, above."""
 AMBIENT, SKY, KEY_STRENGTH, WRAP = 0.68, 0.13, 0.28, 0.3
-"""Light from all around, its growth towards the zenith, the key light, and how far that reaches round the object."""
+"""Ambient light, its increase toward the zenith, the key light, and how far the key light wraps around the object."""
 
 
 def _light(normals: Array) -> Array:
-    """[N] light on matt surfaces: a bright sky above a pale ground, and a soft key light."""
+    """Returns the light [N] on matte surfaces: a bright sky above pale ground, and a soft key light."""
     key = np.maximum(normals @ KEY + WRAP, 0) / (1 + WRAP)
-    return AMBIENT + SKY * normals[:, 2] + KEY_STRENGTH * key
+    light: Array = AMBIENT + SKY * normals[:, 2] + KEY_STRENGTH * key
+    return light
 
 
 def _openness(points: Array, normals: Array, spacing: float, cell: float = 0.1) -> Array:
-    """[N] in [0.6, 1]: how free the view from each point is, from the surface density a little above it."""
+    """Returns the openness [N] of each point in [0.6, 1], from the surface density slightly above it."""
     size = int(2.2 / cell) + 4
     index = np.round(points / cell).astype(np.int64) + size // 2
     density = np.bincount(index @ [size * size, size, 1], minlength=size**3).reshape(size, size, size)
     blurred = uniform_filter(density * (spacing / cell) ** 2, 3)
     above = (points + 1.6 * cell * normals) / cell + size // 2
     crowd = map_coordinates(blurred, above.T, order=1)
-    return np.clip(1.0 - 1.1 * np.maximum(crowd - 0.12, 0), 0.6, 1.0)
+    openness: Array = np.clip(1.0 - 1.1 * np.maximum(crowd - 0.12, 0), 0.6, 1.0)
+    return openness

@@ -1,8 +1,8 @@
-"""Solid primitives with evenly sampled surfaces: lathes, tubes, boxes and extrusions, posed as coloured parts.
+"""Solid primitives with evenly sampled surfaces: lathes, tubes, boxes and extrusions, posed as colored parts.
 
-Every shape answers three questions in its own frame: `sample(spacing)` gives surface points and outward unit
-normals about one spacing apart, `inside(points, margin)` tells which points lie deeper than margin under the
-surface, and `hull()` gives a few points whose extent is that of the shape.
+Every shape implements three methods in its own frame: `sample(spacing)` returns surface points and outward unit normals
+about one spacing apart, `inside(points, margin)` returns which points lie deeper than margin below the surface, and
+`hull()` returns a few points with the extent of the shape.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ GOLDEN = 0.6180339887498949
 
 class Shape(Protocol):
     def sample(self, spacing: float) -> tuple[Array, Array]:
-        """[N, 3] surface points and [N, 3] outward unit normals, neighbours about spacing apart."""
+        """Returns surface points and outward unit normals, [N, 3] each, about one spacing apart."""
         ...
 
     def inside(self, points: Array, margin: float) -> NDArray[np.bool_]:
-        """[N] whether each of the [N, 3] points is deeper than margin under the surface."""
+        """Returns [N] whether each of the points [N, 3] is deeper than margin below the surface."""
         ...
 
     def hull(self) -> Array:
-        """[K, 3] points that span the shape's extent."""
+        """Returns points [K, 3] that span the shape's extent."""
         ...
 
 
 @dataclass(frozen=True)
 class Lathe:
-    """A contour turned around the z axis."""
+    """A contour revolved around the z axis."""
 
     outer: Array
     """[M, 2] (radius, z) of the outer contour, from the bottom up, z never decreasing."""
     inner: Array | None = None
-    """[M, 2] contour of the cavity, from the bottom up; it reaches radius 0 at the end where it is closed."""
+    """[M, 2] contour of the cavity, from the bottom up; it ends at radius 0 where the cavity is closed."""
     stretch: tuple[float, float] = (1.0, 1.0)
-    """Factors on x and y, at most 1: the section is an ellipse."""
+    """Factors on x and y, at most 1, which make the cross-section an ellipse."""
 
     def contour(self) -> Array:
         if self.inner is None:
@@ -72,7 +72,8 @@ class Lathe:
         height = points[:, 2]
         radius = np.hypot(points[:, 0] / self.stretch[0], points[:, 1] / self.stretch[1])
         bottom, top = self.outer[0, 1] + margin, self.outer[-1, 1] - margin
-        deep = (radius < np.interp(height, self.outer[:, 1], self.outer[:, 0]) - margin) & (height > bottom)
+        contour = np.interp(height, self.outer[:, 1], self.outer[:, 0])
+        deep: NDArray[np.bool_] = (radius < contour - margin) & (height > bottom)
         deep &= height < top
         if self.inner is not None:
             cavity = np.interp(height, self.inner[:, 1], self.inner[:, 0], left=-1, right=-1)
@@ -89,12 +90,12 @@ class Lathe:
 
 @dataclass(frozen=True)
 class Tube:
-    """A round section moved along a planar path, with round ends unless the path is closed."""
+    """A round cross-section swept along a planar path, with round ends unless the path is closed."""
 
     path: Array
     """[M, 3] points in one plane."""
     radius: Array
-    """[M] radius of the section at each point."""
+    """[M] radius of the cross-section at each point."""
 
     def sample(self, spacing: float) -> tuple[Array, Array]:
         line, tangent = resample(self._with_ends(), spacing)
@@ -117,10 +118,11 @@ class Tube:
         return deep
 
     def hull(self) -> Array:
-        return (self.path[:, None] + self.radius[:, None, None] * _DIRECTIONS).reshape(-1, 3)
+        points: Array = self.path[:, None] + self.radius[:, None, None] * _DIRECTIONS
+        return points.reshape(-1, 3)
 
     def _with_ends(self) -> Array:
-        """[K, 4] path and radius with the quarter circles of the round ends."""
+        """Returns path and radius [K, 4], including the quarter circles of the round ends."""
         line = np.concatenate([self.path, self.radius[:, None]], 1)
         if np.allclose(line[0], line[-1]):
             return line
@@ -134,7 +136,7 @@ class Tube:
 
 @dataclass(frozen=True)
 class Box:
-    """A box with rounded edges, centred at the origin."""
+    """A box with rounded edges, centered at the origin."""
 
     half: tuple[float, float, float]
     """Half the edge lengths."""
@@ -163,7 +165,8 @@ class Box:
 
     def inside(self, points: Array, margin: float) -> NDArray[np.bool_]:
         x, y, z = (np.abs(column) < half - margin for column, half in zip(points.T, self.half, strict=True))
-        return x & y & z
+        deep: NDArray[np.bool_] = x & y & z
+        return deep
 
     def hull(self) -> Array:
         inner = np.array(self.half) - 0.42 * self.rounding
@@ -172,7 +175,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Extrusion:
-    """A flat outline in the x-z plane, extended along y on both sides."""
+    """A flat outline in the x-z plane, extruded along y to both sides."""
 
     outline: Array
     """[M, 2] (x, z) of a simple polygon, counterclockwise seen from -y (x right, z up)."""
@@ -207,7 +210,7 @@ class Extrusion:
         return np.concatenate([np.stack([x, side, z], 1), np.stack([x, -side, z], 1)])
 
     def _face(self, spacing: float) -> Array:
-        """[K, 2] a triangular lattice within the outline."""
+        """Returns a triangular lattice [K, 2] within the outline."""
         low, high = self.outline.min(0), self.outline.max(0)
         height = spacing * math.sqrt(0.75)
         x = np.arange(low[0], high[0] + spacing, spacing)
@@ -218,18 +221,19 @@ class Extrusion:
         return grid[self._within(grid, 0.4 * spacing)]
 
     def _within(self, flat: Array, margin: float) -> NDArray[np.bool_]:
-        """[K] whether the [K, 2] points are inside the outline and further than margin from it."""
+        """Returns [K] whether the points [K, 2] are inside the outline and farther than margin from it."""
         edge_x, edge_z = (np.roll(self.outline, -1, 0) - self.outline).T[..., None]
         x, z = flat.T[:, None] - self.outline.T[..., None]
         along = np.clip((x * edge_x + z * edge_z) / (edge_x**2 + edge_z**2), 0, 1)
         distance = ((x - along * edge_x) ** 2 + (z - along * edge_z) ** 2).min(0)
         crosses = ((z < 0) != (z < edge_z)) & ((x * edge_z < z * edge_x) == (edge_z > 0))
-        return (crosses.sum(0) % 2 == 1) & (distance > margin**2)
+        within: NDArray[np.bool_] = (crosses.sum(0) % 2 == 1) & (distance > margin**2)
+        return within
 
 
 @dataclass(frozen=True)
 class Part:
-    """A shape with a colour and a pose: world = at + scale * turn @ local."""
+    """A shape with a color and a pose: world = at + scale * turn @ local."""
 
     shape: Shape
     color: Array
@@ -238,10 +242,10 @@ class Part:
     turn: Array = field(default_factory=lambda: np.eye(3))
     scale: float = 1.0
     solid: bool = True
-    """Whether other parts' samples inside this one are dropped; False for small details."""
+    """Whether samples of other parts inside this one are dropped; False for small details."""
 
     def sample(self, spacing: float) -> tuple[Array, Array]:
-        """[N, 3] points and normals in the world, spacing in world units."""
+        """Returns points and normals in the world, [N, 3] each; spacing is in world units."""
         points, normals = self.shape.sample(spacing / self.scale)
         return self.scale * points @ self.turn.T + self.at, normals @ self.turn.T
 
@@ -249,25 +253,27 @@ class Part:
         return self.shape.inside((points - self.at) @ self.turn / self.scale, margin / self.scale)
 
     def hull(self) -> Array:
-        return self.scale * self.shape.hull() @ self.turn.T + self.at
+        points: Array = self.scale * self.shape.hull() @ self.turn.T + self.at
+        return points
 
     def moved(self, offset: Array, scale: float) -> Part:
-        """The part scaled about the origin, then shifted."""
+        """Returns the part scaled about the origin, then shifted."""
         return replace(self, at=scale * self.at + offset, scale=scale * self.scale)
 
 
 def turned(*, x: float = 0, y: float = 0, z: float = 0) -> Array:
-    """[3, 3] rotation by degrees about x, then y, then z."""
+    """Returns the rotation [3, 3] by degrees about x, then y, then z."""
     cx, cy, cz = (math.cos(math.radians(angle)) for angle in (x, y, z))
     sx, sy, sz = (math.sin(math.radians(angle)) for angle in (x, y, z))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    rotation: Array = about_z @ about_y @ about_x
+    return rotation
 
 
 def resample(line: Array, spacing: float) -> tuple[Array, Array]:
-    """[n, k] points in the middle of n equal pieces of the [M, k] polyline, and the [n, k] unit tangents there."""
+    """Returns the midpoints [n, k] of n equal pieces of the polyline [M, k], and the unit tangents there [n, k]."""
     length = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(1)))])
     pieces = max(1, round(length[-1] / spacing))
     half_steps = np.linspace(0, length[-1], 2 * pieces + 1)
@@ -276,7 +282,7 @@ def resample(line: Array, spacing: float) -> tuple[Array, Array]:
 
 
 def _ring_angles(radius: Array, spacing: float) -> tuple[NDArray[np.int64], Array]:
-    """Even angles on each ring, each ring turned against the last: [N] ring index and [N] angle."""
+    """Returns evenly spaced angles on each ring, offset from ring to ring: ring index [N] and angle [N]."""
     counts = np.maximum(3, np.round(2 * math.pi / spacing * radius)).astype(np.int64)
     index = np.repeat(np.arange(len(radius)), counts)
     within = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -284,7 +290,7 @@ def _ring_angles(radius: Array, spacing: float) -> tuple[NDArray[np.int64], Arra
 
 
 def _even_on_ellipse(angle: Array, stretch: tuple[float, float]) -> Array:
-    """[N] parameters at which an ellipse's arc length is proportional to the given angles."""
+    """Returns the parameters [N] at which an ellipse's arc length is proportional to the given angles."""
     table = np.linspace(0, 2 * math.pi, 65)
     speed = np.hypot(stretch[0] * np.sin(table), stretch[1] * np.cos(table))
     arc = np.concatenate([[0.0], np.cumsum(speed[1:] + speed[:-1])])
@@ -292,7 +298,7 @@ def _even_on_ellipse(angle: Array, stretch: tuple[float, float]) -> Array:
 
 
 def _cells(half: float, spacing: float) -> Array:
-    """[n] centres of n equal cells of [-half, half]."""
+    """Returns the centers [n] of n equal cells of [-half, half]."""
     count = max(1, round(2 * half / spacing))
     return (np.arange(count, dtype=np.float64) + 0.5) * (2 * half / count) - half
 
@@ -303,12 +309,13 @@ def _unit(vectors: Array) -> Array:
 
 
 def _plane_normal(path: Array) -> Array:
-    """[3] unit vector at right angles to the plane of the path, or to the path where it is straight."""
+    """Returns a unit vector [3] perpendicular to the plane of the path, or to the path if it is straight."""
     steps = np.diff(path, axis=0)
     normal = np.cross(steps[0], steps[np.abs(np.cross(steps[0], steps)).sum(1).argmax()])
     if np.abs(normal).sum() < 1e-9:
         normal = np.cross(steps[0], np.eye(3)[np.abs(steps[0]).argmin()])
-    return _unit(normal[None])[0]
+    unit: Array = _unit(normal[None])[0]
+    return unit
 
 
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)

@@ -1,4 +1,4 @@
-"""True objects for a prompt: what the toybox's figures are compared with, and the prompts that they are made for."""
+"""True objects for a prompt, the reference of the toybox's metrics, and the prompts these are computed for."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ WITHHELD_PROMPTS = (
     "a gray fish",
     "a white sofa",
 )
-"""Pairs of kind and colour that the teachers never saw."""
+"""Pairs of kind and color that the teachers never saw in training."""
 TRIES = 1000
 
 
 def true_objects(prompt: str, count: int) -> Iterator[ToyObject]:
-    """Objects of the toybox world that the prompt describes; none for a scene of two objects, or no toybox caption."""
+    """Returns toybox objects described by the prompt; none for a two-object scene or a text that is not a toybox
+    caption."""
     said = parse_caption(prompt)
     if said is None or said.on_kind is not None:
         return iter(())

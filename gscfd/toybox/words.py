@@ -1,4 +1,4 @@
-"""What may be said in the toybox world: captions, their words, and reading them back."""
+"""The toybox language: captions, their words and their parser."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gscfd.errors import UserError
 from gscfd.prompts import VIEW_WORDS
 from gscfd.toybox.kinds import CATALOGUE, COLORS, SUPPORTS
-
-"""What may follow a caption after a comma to name the side it is seen from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What a caption says; None where it leaves something open."""
+    """Content of a caption; None for details it leaves open."""
 
     kind: str
     color: str | None = None
     part_color: str | None = None
-    """Colour of the kind's second part."""
+    """Color of the kind's second part."""
     on_kind: str | None = None
-    """Kind of the object that it stands on."""
+    """Kind of the object below it."""
     on_color: str | None = None
 
 
 def write_caption(caption: Caption) -> str:
-    """The caption in words: "a red mushroom with a white stem", "a yellow duck on a brown table"."""
+    """Writes the caption as text: "a red mushroom with a white stem", "a yellow duck on a brown table"."""
     text = _noun_phrase(caption.kind, caption.color)
     if caption.part_color:
         text += " " + with_articles(CATALOGUE[caption.kind].part.format(caption.part_color))
@@ -37,9 +36,9 @@ def write_caption(caption: Caption) -> str:
 
 
 def parse_caption(text: str) -> Caption | None:
-    """Reads a phrase of the grammar, whatever its case, spaces and articles; view words are ignored.
+    """Parses a phrase of the grammar, regardless of case, spaces and articles; view words are ignored.
 
-    Returns None where the text says something that the grammar does not have.
+    Returns None if the text says something outside the grammar.
     """
     words = [word for word in _split(text.split(",")[0]) if word not in ("a", "an")]
     color, kind, rest = _read_noun(words)
@@ -59,25 +58,25 @@ def parse_caption(text: str) -> Caption | None:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the captions and of the view phrases, and the comma, sorted."""
+    """Returns all words of the captions and view phrases, and the comma, sorted."""
     phrases = [*CATALOGUE, *COLORS, *VIEW_WORDS, *(kind.part for kind in CATALOGUE.values())]
     return sorted({",", "a", "an", "on"}.union(*(_split(phrase) for phrase in phrases)))
 
 
 def unknown_words(text: str) -> list[tuple[str, str]]:
-    """The words of the text that no caption has, in order, each with the nearest known one."""
+    """Returns the words of the text that occur in no caption, in order, each with the nearest known word."""
     known = vocabulary()
     unknown = dict.fromkeys(word for word in _split(text) if word not in known)
     return [(word, nearest(word, known)[0]) for word in unknown]
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The `count` known words that look most like the given one."""
+    """Returns the `count` known words that are spelled most like the given one."""
     return difflib.get_close_matches(word.lower(), list(known), n=count, cutoff=0.0)
 
 
 def with_articles(text: str) -> str:
-    """The text with every "a" before a vowel made "an"."""
+    """Returns the text with every "a" before a vowel replaced by "an"."""
     return re.sub(r"\ba(?= [aeiou])", "an", text)
 
 
@@ -86,7 +85,7 @@ def _noun_phrase(kind: str, color: str | None) -> str:
 
 
 def _read_noun(words: list[str]) -> tuple[str | None, str | None, list[str]]:
-    """Colour, kind, and what follows them."""
+    """Returns the color, the kind and the remaining words."""
     color = words[0] if words and words[0] in COLORS else None
     words = words[1:] if color else words
     for length in (2, 1):
@@ -97,3 +96,14 @@ def _read_noun(words: list[str]) -> tuple[str | None, str | None, list[str]]:
 
 def _split(text: str) -> list[str]:
     return re.findall(r"[^\W_]+|,", text.lower())
+
+
+def check_words(name: str, text: str) -> None:
+    """Raises UserError if the argument `name` contains words that the toybox teachers never saw."""
+    unknown = unknown_words(text)
+    if unknown:
+        words = ", ".join(f"{word!r} (nearest: {near!r})" for word, near in unknown)
+        raise UserError(
+            f"{name}: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
+            "know. Free text needs your own teachers: --coarse.teacher DIR --refine.teacher DIR"
+        )

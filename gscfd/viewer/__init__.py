@@ -1,2 +1,2 @@
-"""The page in the browser. `content` says what is shown, `controls` what is asked; `display` and `panel` put them on a
-viser page; `live` shows a run while it goes on, and `saved` what runs have left."""
+"""The browser page. `content` computes the data to show and `controls` holds requests; `display` and `panel` put them
+on a viser page; `live` shows a run in progress and `saved` shows saved results."""

@@ -1,4 +1,4 @@
-"""What the viewer shows, as pure functions of a splat, a camera and a snapshot: no browser, no threads."""
+"""Content of the viewer as pure functions of a splat, a camera and a snapshot: no browser, no threads."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from viser import transforms
 
 from gscfd.cameras import camera_to_world
 from gscfd.export.transform import with_degree
-from gscfd.gaussians import SH_C0, Gaussians
+from gscfd.gaussians import Gaussians
 from gscfd.geometry import normals
+from gscfd.harmonics import SH_C0
+from gscfd.pictures import as_bytes
 from gscfd.types import Cameras, Render
 from gscfd.viewer.snapshot import Point, Snapshot
 
-MODES = ("splat", "colour", "depth", "opacity", "normal", "noise")
-"""splat: drawn by the browser. The others are rendered here, for every browser's own camera."""
+MODES = ("splat", "color", "depth", "opacity", "normal", "noise")
+""""splat" is drawn by the browser. The other modes are rendered here for each browser's own camera."""
 Paint = Callable[[Cameras, Render], Tensor]
-"""[V, 3, H / 4, W / 4] noise of views, N(0, 1)."""
+"""Returns the noise of some views, [V, 3, H / 4, W / 4], N(0, 1)."""
 GRID = 4
-"""Sizes of pictures are multiples of it, as `Paint` needs them."""
+"""Image sizes are multiples of this number, as `Paint` requires."""
 MOST_POINTS = 400
-"""Of a plot."""
+"""Maximum number of points in a plot."""
 GAP = 2.2
-"""Between the centres of two splats side by side, world units."""
+"""Distance between the centers of two splats shown side by side, world units."""
 
 
 def covariances(gaussians: Gaussians) -> Tensor:
-    """[N, 3, 3] R diag(s^2) R^T."""
+    """Returns the covariance matrices R diag(s^2) R^T, [N, 3, 3]."""
     w, x, y, z = F.normalize(gaussians.quats, dim=-1).unbind(-1)
     rotation = torch.stack(
         [
@@ -42,14 +44,16 @@ def covariances(gaussians: Gaussians) -> Tensor:
         -1,
     ).unflatten(-1, (3, 3))
     scaled = rotation * gaussians.scales.exp()[:, None, :]
-    return scaled @ scaled.transpose(1, 2)
+    covariance: Tensor = scaled @ scaled.transpose(1, 2)
+    return covariance
 
 
 @torch.no_grad()
 def splat_arrays(gaussians: Gaussians) -> dict[str, np.ndarray]:
-    """What viser draws: centers [N, 3], covariances [N, 3, 3], rgbs [N, 3] and opacities [N, 1] in [0, 1], float32.
+    """Returns the arrays viser draws: centers [N, 3], covariances [N, 3, 3], rgbs [N, 3] and opacities [N, 1] in [0,
+    1], all float32.
 
-    The colour is the constant part of the spherical harmonics, as viser knows no other.
+    Colors come from the constant term of the spherical harmonics, the only one viser supports.
     """
     tensors = {
         "centers": gaussians.means,
@@ -61,7 +65,8 @@ def splat_arrays(gaussians: Gaussians) -> dict[str, np.ndarray]:
 
 
 def side_by_side(splats: Sequence[Gaussians]) -> Gaussians:
-    """One splat of several, from left to right as the front camera sees them, with gaps between their unit balls."""
+    """Merges splats into one, arranged left to right as the front camera sees them, with gaps between their unit
+    balls."""
     degree = max(splat.sh_degree for splat in splats)
     values = [with_degree(splat, degree).tensors() for splat in splats]
     for place, value in zip(places(len(splats)), values, strict=True):
@@ -70,26 +75,26 @@ def side_by_side(splats: Sequence[Gaussians]) -> Gaussians:
 
 
 def places(count: int) -> list[float]:
-    """y of the centres of splats side by side."""
+    """Returns the y coordinates of the centers of `count` splats shown side by side."""
     return [GAP * (i - (count - 1) / 2) for i in range(count)]
 
 
 def extent(gaussians: Gaussians) -> tuple[np.ndarray, float]:
-    """Centre [3] and radius of a ball with nearly all of the Gaussians."""
+    """Returns the center [3] and radius of a ball that contains nearly all Gaussians."""
     means = gaussians.means.detach().double().cpu().numpy()
     if not len(means):
         return np.zeros(3), 1.0
-    centre = np.median(means, axis=0)
-    return centre, max(float(np.quantile(np.linalg.norm(means - centre, axis=1), 0.98)), 1e-3)
+    center = np.median(means, axis=0)
+    return center, max(float(np.quantile(np.linalg.norm(means - center, axis=1), 0.98)), 1e-3)
 
 
 def camera_of(
     wxyz: np.ndarray, position: np.ndarray, fov: float, aspect: float, height: int, turned: float = 0.0
 ) -> Cameras:
-    """A browser's camera as one of ours, of about `height` pixels.
+    """Converts a browser's camera to `Cameras` with one view, about `height` pixels high.
 
-    wxyz, position: camera-to-world, OpenCV axes. fov: vertical, radians. aspect: width / height. turned: radians by
-    which the object is turned about z, counter-clockwise from above.
+    wxyz, position: camera-to-world, OpenCV axes. fov: vertical, radians. aspect: width / height. turned: rotation of
+    the object about z in radians, counter-clockwise seen from above.
     """
     turn = transforms.SO3.from_z_radians(-turned)
     rotation = (turn @ transforms.SO3(np.asarray(wxyz, dtype=np.float64))).as_matrix()
@@ -106,26 +111,26 @@ def camera_of(
 def picture(
     gaussians: Gaussians, camera: Cameras, mode: str, background: Sequence[float], paint: Paint, degree: int = 3
 ) -> np.ndarray:
-    """[H, W, 3] uint8: one view in one of MODES but "splat".
+    """Renders one view in any of MODES except "splat"; returns [H, W, 3] uint8.
 
-    background: three numbers in [0, 1]. degree: the most that is used of the spherical harmonics.
+    background: three numbers in [0, 1]. degree: maximum degree of the spherical harmonics to use.
     """
     shown = gaussians if degree >= gaussians.sh_degree else with_degree(gaussians, degree)
     render = shown.render(camera).to("cpu")
     if mode == "noise":
-        noise = noise_colours(paint(camera, render))[0]
+        noise = noise_colors(paint(camera, render))[0]
         return as_bytes(noise.repeat_interleave(GRID, 0).repeat_interleave(GRID, 1))
     if mode == "opacity":
         return as_bytes(render.opacity[0].expand(-1, -1, 3))
     backdrop = torch.tensor(background, dtype=torch.float32)
-    if mode == "colour":
+    if mode == "color":
         return as_bytes(render.over(backdrop)[0])
     value = shades(render) if mode == "depth" else (normals(render, camera) + 1) / 2
     return as_bytes((render.opacity * value + (1 - render.opacity) * backdrop)[0])
 
 
 def shades(render: Render) -> Tensor:
-    """[V, H, W, 1] depth as grey: what is nearest is light, what is farthest dark."""
+    """Returns the depth as gray levels, [V, H, W, 1]: near is light, far is dark."""
     surface = render.depth[render.opacity > 0.5]
     if not len(surface):
         return torch.ones_like(render.depth)
@@ -133,50 +138,47 @@ def shades(render: Render) -> Tensor:
     return 0.95 - 0.8 * ((render.depth - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
 
 
-def noise_colours(noise: Tensor) -> Tensor:
-    """[V, h, w, 3] in [0, 1]: the first three channels of noise [V, C, h, w], 2.5 standard deviations either way."""
+def noise_colors(noise: Tensor) -> Tensor:
+    """Maps the first three channels of noise [V, C, h, w] to colors, [V, h, w, 3] in [0, 1] over +-2.5 standard
+    deviations."""
     return (0.5 + noise[:, :3] / 5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-def as_bytes(image: Tensor) -> np.ndarray:
-    """Any shape in [0, 1] to uint8."""
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-
-
 def row(images: Tensor, size: int) -> np.ndarray:
-    """[size, V * size, 3] uint8: the views of [V, H, W, 3] side by side, each `size` pixels on a side."""
+    """Returns the views [V, H, W, 3] side by side as one image, [size, V * size, 3] uint8, each `size` x `size`
+    pixels."""
     shown = images.permute(0, 3, 1, 2).float()
     mode = "area" if shown.shape[-1] > size else "nearest"
     return as_bytes(torch.cat(list(F.interpolate(shown, size=(size, size), mode=mode)), -1).permute(1, 2, 0))
 
 
 def poses(cameras: Cameras) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(wxyz, position) of each camera in the world, OpenCV axes."""
+    """Returns (wxyz, position) of each camera, camera-to-world, OpenCV axes."""
     matrices = camera_to_world(cameras).double().cpu().numpy()
     return [(transforms.SO3.from_matrix(m[:3, :3]).wxyz, m[:3, 3]) for m in matrices]
 
 
 def fields_of_view(cameras: Cameras) -> list[float]:
-    """Vertical, radians."""
+    """Returns the vertical field of view of each camera in radians."""
     return [2 * float(np.arctan(0.5 * cameras.height / K[1, 1])) for K in cameras.Ks.cpu().numpy()]
 
 
 def curves(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps of the run, losses and Gaussian counts, at most MOST_POINTS of each, the last one among them."""
+    """Returns steps of the run, losses and Gaussian counts, at most MOST_POINTS of each, always including the last."""
     chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).round().astype(int))
     table = np.array([points[i] for i in chosen], dtype=np.float64).reshape(-1, 3)
     return table[:, 0], table[:, 1], table[:, 2]
 
 
 def clock(seconds: float) -> str:
-    """75 as 1:15, 3700 as 1:01:40."""
+    """Formats seconds: 75 as 1:15, 3700 as 1:01:40."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def status(snapshot: Snapshot, paused: bool) -> str:
-    """Where the run stands, as HTML."""
+    """Returns the state of the run as HTML."""
     done = snapshot.step + 1
     facts = [
         f"t = {snapshot.t:.2f}",
@@ -195,5 +197,5 @@ def status(snapshot: Snapshot, paused: bool) -> str:
 
 
 def text_block(content: str) -> str:
-    """HTML of the panel's own look."""
+    """Wraps HTML in the style of the panel."""
     return f'<div style="font-size: 0.875em; padding: 0.3em 0.8em; line-height: 1.5">{content}</div>'

@@ -1,4 +1,4 @@
-"""What is asked in the browser, kept until the training thread looks at it between two steps."""
+"""Requests from the browser, kept until the training thread reads them between two steps."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import threading
 from gscfd.config import Edit
 
 LOOK_SECONDS = 0.1
-"""How often a paused run looks for a signal."""
+"""Interval at which a paused run checks for signals, seconds."""
 
 
 class Controls:
-    """Written by the browser's threads, read by the training thread. Nobody holds the lock for longer than an
-    assignment."""
+    """Shared state: browser threads write, the training thread reads. The lock is never held longer than an assignment
+    takes."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.paused = False
         self.stopping = False
-        """Whether the run is asked to save and end."""
+        """Whether a browser has asked the run to save and stop."""
         self.answer = ""
-        """What became of the last edit."""
+        """Result of the last edit, shown on the page."""
         self.steps = 0
-        """To be made although it is paused."""
+        """Number of single steps to make while paused."""
         self.edits: list[Edit] = []
         self.released = False
 
     def release(self) -> None:
-        """The viewer is gone: nothing holds the run any more."""
+        """Stops holding the run, because the viewer is gone."""
         with self.changed:
             self.released = True
             self.changed.notify_all()
@@ -38,7 +38,7 @@ class Controls:
             self.changed.notify_all()
 
     def step(self) -> None:
-        """Make one step, then hold."""
+        """Makes one step, then pauses."""
         with self.changed:
             self.paused, self.steps = True, self.steps + 1
             self.changed.notify_all()
@@ -49,19 +49,19 @@ class Controls:
             self.changed.notify_all()
 
     def edit(self, edit: Edit) -> None:
-        """Ask for a change before the next step; its rollbacks and step are not known yet."""
+        """Requests a change before the next step. The edit's `rollbacks` and `step` are filled in later."""
         with self.changed:
             self.edits.append(edit)
             self.changed.notify_all()
 
     def take_edits(self) -> list[Edit]:
-        """Those asked for since the last call."""
+        """Returns and clears the edits requested since the last call."""
         with self.changed:
             edits, self.edits = self.edits, []
             return edits
 
     def may_step(self) -> bool:
-        """Whether the next step may begin."""
+        """Returns whether the next step may begin, and uses up one single step."""
         with self.changed:
             if self.paused and self.steps == 0 and not self.released:
                 return False
@@ -69,6 +69,6 @@ class Controls:
             return True
 
     def wait(self) -> None:
-        """Until something is asked, or LOOK_SECONDS."""
+        """Waits for a request, at most LOOK_SECONDS."""
         with self.changed:
             self.changed.wait(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""The scene, and the controls of how it is looked at: the same for a live run and for saved ones."""
+"""The scene and its view controls, shared by live and saved runs."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import numpy as np
 import viser
 from viser import transforms
 
-from gscfd.export.ply import ply_bytes
 from gscfd.gaussians import Gaussians
+from gscfd.ply import ply_bytes
 from gscfd.viewer import content
 
 SECONDS_PER_TURN = 20.0
 SPLAT_BYTES = 32
-"""Of one Gaussian on its way to the browser."""
+"""Bytes sent to the browser per Gaussian."""
 JPEG_SHARE = 0.1
-"""Of a picture's bytes that are left, about."""
+"""Approximate size of an image after JPEG compression, as a share of its raw bytes."""
 CAMERA = (4.0, -2.7, 1.4)
-"""Where a new browser stands: a little to the left of the object's front and above it, behind the training cameras."""
+"""Initial camera position: slightly left of the object's front and above it, farther away than the training cameras."""
 FOV = 0.7
-"""Its vertical field of view, radians."""
+"""Initial vertical field of view, radians."""
 OBJECT = "/object"
-"""What the turntable turns."""
+"""Scene node that the turntable rotates."""
 
 
 class Display:
-    """The splat as the browser draws it, or views that are rendered here.
+    """Shows the splat drawn by the browser, or views rendered here.
 
-    Only the viewer's own thread calls `turn` and `refresh`; what people set is read there.
+    Only the viewer's own thread calls `turn` and `refresh`, which read the current values of the controls.
     """
 
     def __init__(self, server: viser.ViserServer, paint: content.Paint):
         self.server, self.paint = server, paint
         self.gaussians: Gaussians | None = None
-        """What is to be shown; replaced, never changed."""
+        """The splat to show; replaced, never modified."""
         self.splat: viser.GaussianSplatHandle | None = None
         self.sent: Gaussians | None = None
         self.backdrop: tuple[Any, ...] | None = None
         self.views: dict[int, tuple[Any, ...]] = {}
-        """What each browser has been sent, when views are rendered here."""
+        """For each browser, the state last rendered and sent, in the modes rendered here."""
         self.turned, self.last_turn = 0.0, 0.0
         server.initial_camera.position = CAMERA
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
@@ -52,40 +52,40 @@ class Display:
             self.mode = gui.add_dropdown(
                 "Show",
                 content.MODES,
-                hint="splat: drawn by the browser. The others are rendered by gscfd from where you stand.",
+                hint="splat: drawn by the browser. The others are rendered by gscfd from your point of view.",
             )
             self.resolution = gui.add_slider(
-                "Resolution", 64, 1024, 64, 384, visible=False, hint="Rows of pixels of a view that gscfd renders."
+                "Resolution", 64, 1024, 64, 384, visible=False, hint="Height in pixels of a view rendered by gscfd."
             )
             self.degree = gui.add_slider(
-                "SH degree", 0, 3, 1, 3, visible=False, hint="Most that is used of the colours' dependence on the view."
+                "SH degree", 0, 3, 1, 3, visible=False, hint="Maximum degree of the view-dependent color to show."
             )
             self.background = gui.add_rgb("Background", (255, 255, 255))
             self.turntable = gui.add_checkbox("Turntable", False)
 
     def add_download(self, label: str, name: str, splat: Callable[[], Gaussians | None]) -> viser.GuiButtonHandle:
-        """A button that sends `name`.ply to whoever presses it."""
+        """Adds a button that sends `name`.ply to the browser that presses it."""
         button = self.server.gui.add_button(label, icon=viser.Icon.DOWNLOAD)
 
-        @button.on_click
-        def _(event: viser.GuiEvent) -> None:
+        def send(event: viser.GuiEvent) -> None:
             gaussians = splat()
             if gaussians is None:
                 event.client.add_notification("Nothing to download", "There is no splat yet.", auto_close_seconds=5)
                 return
-            event.client.send_file_download(f"{name}.ply", ply_bytes(gaussians), save_immediately=True)
+            event.client.send_file_download(f"{name}.ply", ply_bytes(gaussians.tensors()), save_immediately=True)
 
+        button.on_click(send)
         return button
 
     def turn(self, now: float) -> None:
-        """Move the turntable. now: seconds."""
+        """Moves the turntable. now: seconds."""
         if self.turntable.value:
             self.turned += (now - self.last_turn) * math.tau / SECONDS_PER_TURN
             self.frame.wxyz = transforms.SO3.from_z_radians(self.turned).wxyz
         self.last_turn = now
 
     def refresh(self) -> float:
-        """Send what has changed; returns about how many megabytes that is for each browser."""
+        """Sends whatever has changed; returns the approximate number of megabytes sent to each browser."""
         drawn = self.mode.value == "splat"
         self.resolution.visible = not drawn
         if self.gaussians is None:
@@ -115,13 +115,13 @@ class Display:
         return len(gaussians) * SPLAT_BYTES / 1e6
 
     def show_backdrop(self) -> None:
-        """Fill the page behind the splat."""
+        """Fills the background behind the splat."""
         if self.backdrop != self.background.value:
             self.backdrop = self.background.value
             self.server.scene.set_background_image(np.full((4, 4, 3), self.backdrop, np.uint8), format="png")
 
     def show_view(self, client: viser.ClientHandle, gaussians: Gaussians) -> float:
-        """Render what the client's camera sees, behind everything that the browser draws."""
+        """Renders the client's view as the background image, behind everything the browser draws."""
         camera, background = client.camera, tuple(c / 255 for c in self.background.value)
         looks = (self.mode.value, background, self.degree.value)
         place = (*camera.wxyz, *camera.position, camera.fov, camera.aspect, self.resolution.value, self.turned)

@@ -1,9 +1,9 @@
-"""The part of the page that a live run has: where it stands, how to steer it, what the teacher sees."""
+"""The live-run part of the page: progress, steering and the teacher's input."""
 
 from __future__ import annotations
 
 import html
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import viser
 from viser import uplot
 
 from gscfd.config import Config, Edit, StageName
-from gscfd.edits import time_range
+from gscfd.distil.edits import time_range
 from gscfd.errors import UserError
 from gscfd.viewer import content
 from gscfd.viewer.controls import Controls
@@ -19,20 +19,20 @@ from gscfd.viewer.display import JPEG_SHARE, OBJECT
 from gscfd.viewer.snapshot import Snapshot
 
 PICTURE_SIZE = 128
-"""Pixels, both ways, of a view in the panel and in its frustum."""
+"""Width and height in pixels of a view in the panel and in its frustum."""
 COLUMN_WIDTH = 320
 FRUSTUM_SCALE = 0.15
 MOST_VIEWS = 4
-"""Of a step that are shown as pictures in the panel."""
+"""Maximum number of views per step shown as images in the panel."""
 BLUE, ORANGE = "#2f6db5", "#d9730d"
 
 
 class Panel:
-    """Its buttons speak to the controls alone; only the viewer's own thread calls `show`."""
+    """Progress and steering. Buttons only write to the controls; only the viewer's own thread calls `show`."""
 
     def __init__(self, server: viser.ViserServer, controls: Controls, config: Config):
         self.server, self.controls = server, controls
-        self.stage: StageName = "coarse" if config.coarse.steps else "refine"
+        self.stage: StageName = next(iter(config.stages()))
         self.settings: Config | None = None
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.snapshot: Snapshot | None = None
@@ -66,15 +66,15 @@ class Panel:
         self.apply.on_click(lambda _: self.ask())
 
     def add_pictures(self) -> None:
-        """Plots and pictures, in a column of their own on the left."""
+        """Adds plots and images in a separate column on the left."""
         gui = self.server.gui
         column = gui.add_panel()
         with column.add_tab("Training"):
             blank = content.row(torch.ones(1, 1, 1, 3), PICTURE_SIZE)
-            self.images = gui.add_image(blank, label="what the teacher sees, before noise")
-            self.noise = gui.add_image(blank, label="the noise, first three channels")
+            self.images = gui.add_image(blank, label="Teacher's input, before noise")
+            self.noise = gui.add_image(blank, label="Noise, first three channels")
             self.show_target = gui.add_checkbox(
-                "What it makes of them", False, hint="Denoised images z0, decoded by its VAE: takes time from the run."
+                "What it makes of them", False, hint="Denoised images z0, decoded by its VAE; takes time from the run."
             )
             self.target = gui.add_image(blank, visible=False)
             self.show_frustums = gui.add_checkbox("Cameras in the scene", True)
@@ -90,22 +90,22 @@ class Panel:
             (np.zeros(1), np.zeros(1)), series, scales=scales, title=name, height=140, legend=uplot.Legend(show=False)
         )
 
-    def fill(self, config: Config, stage: str) -> None:
-        """Put the settings of the next step into the fields, unless they are there already."""
+    def fill(self, config: Config, stage: StageName) -> None:
+        """Puts the settings of the next step into the fields, unless they are already there."""
         now = self.values(config, stage)
         if self.settings is None or now != self.values(self.settings, self.stage) or stage != self.stage:
             self.prompt.value, self.cfg.value, self.times.value = now["prompt"], now["cfg"], now["t_range"]
-        self.settings, self.stage = config, cast(StageName, stage)
+        self.settings, self.stage = config, stage
 
-    def values(self, config: Config, stage: str) -> dict[str, Any]:
+    def values(self, config: Config, stage: StageName) -> dict[str, Any]:
         return {
             "prompt": config.prompt,
-            "cfg": float(getattr(config, stage).cfg),
+            "cfg": config.stage(stage).cfg,
             "t_range": tuple(map(float, time_range(config, stage))),
         }
 
     def ask(self) -> None:
-        """Ask for what differs in the fields from the settings."""
+        """Requests the changes between the fields and the current settings."""
         assert self.settings is not None
         asked = {"prompt": self.prompt.value.strip(), "cfg": self.cfg.value, "t_range": tuple(self.times.value)}
         now = self.values(self.settings, self.stage)
@@ -118,11 +118,11 @@ class Panel:
         except UserError as error:
             self.controls.answer = f"Not changed. {error}"
             return
-        self.controls.answer = "It counts from the next step on."
+        self.controls.answer = "Takes effect with the next step."
         self.controls.edit(edit)
 
     def tell(self) -> None:
-        """Show at once what costs nothing: whether the run is paused, and what became of the last edit."""
+        """Updates cheap elements at once: the paused state and the result of the last edit."""
         paused = self.controls.paused
         self.pause.label = "Resume" if paused else "Pause"
         if self.pause.icon != (icon := viser.Icon.PLAYER_PLAY if paused else viser.Icon.PLAYER_PAUSE):
@@ -135,22 +135,21 @@ class Panel:
             frustum.visible = self.show_frustums.value
 
     def show(self, snapshot: Snapshot) -> float:
-        """Send a step; returns about how many megabytes that is for each browser."""
+        """Sends a step; returns the approximate number of megabytes sent to each browser."""
         self.snapshot = snapshot
         self.fill(snapshot.config, snapshot.stage)
         self.progress.value = 100 * (snapshot.step + 1) / snapshot.steps
         steps, losses, counts = content.curves(snapshot.points)
         self.loss.data, self.count.data = (steps, losses), (steps, counts)
         self.images.image = content.row(snapshot.images[:MOST_VIEWS], PICTURE_SIZE)
-        self.noise.image = content.row(content.noise_colours(snapshot.noise[:MOST_VIEWS]), PICTURE_SIZE)
+        self.noise.image = content.row(content.noise_colors(snapshot.noise[:MOST_VIEWS]), PICTURE_SIZE)
         self.show_cameras(snapshot)
         self.tell()
         pictures = 4 * len(snapshot.images) * PICTURE_SIZE**2 * 3
         return (pictures * JPEG_SHARE + 2 * 16 * len(steps)) / 1e6
 
     def decode(self) -> None:
-        """Show the teacher's images if they are asked for, one view decoded after the other, which takes the least
-        memory."""
+        """Shows the teacher's denoised images if requested, decoding one view at a time to save memory."""
         if self.snapshot is None or self.decoded is self.snapshot or not self.show_target.value:
             return
         self.decoded = self.snapshot
@@ -158,12 +157,12 @@ class Panel:
             views = [self.snapshot.decode(z[None]) for z in self.snapshot.target[:MOST_VIEWS]]
         except torch.OutOfMemoryError:
             self.show_target.value = False
-            self.controls.answer = "There is no GPU memory left to decode the teacher's images."
+            self.controls.answer = "Not enough GPU memory to decode the teacher's images."
             return
         self.target.image = content.row(torch.cat(views).permute(0, 2, 3, 1), PICTURE_SIZE)
 
     def show_cameras(self, snapshot: Snapshot) -> None:
-        """The training cameras, each with what it rendered."""
+        """Shows the training cameras, each with its rendered image."""
         scene, count = self.server.scene, len(snapshot.cameras)
         while len(self.frustums) > count:
             self.frustums.pop().remove()

@@ -1,4 +1,4 @@
-"""What runs have left: finished splats, and the checkpoints of runs that were stopped or still go on."""
+"""Saved results of runs: finished splats, and checkpoints of runs that were stopped or are still in progress."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 import viser
 
-from gscfd.checkpoint import Checkpoint, Checkpoints, DamagedError
 from gscfd.config import ServerConfig
+from gscfd.distil.state import Checkpoint, part
 from gscfd.errors import UserError
-from gscfd.export.ply import read_ply
 from gscfd.gaussians import Gaussians
-from gscfd.state import part
+from gscfd.runs.checkpoint import Checkpoints, DamagedError
 from gscfd.viewer import content, server
 from gscfd.viewer.display import CAMERA, OBJECT, Display
 from gscfd.viewer.pace import Pace
 
 TICK_SECONDS = 0.05
 FRONT = (4.8, 0.0, 1.3)
-"""Where a new browser stands before two splats, in radii of both together."""
+"""Initial camera position for two splats, in units of their joint radius."""
 LOOK_SECONDS = 2.0
-"""How often a folder is looked into."""
+"""Interval at which folders are checked for new files, seconds."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,15 @@ class Saved:
     """One splat on disk."""
 
     key: tuple[str, int]
-    """Another one is another splat."""
+    """Identity of the splat: different keys mean different splats."""
     read: Callable[[], tuple[str, Gaussians]]
-    """What it is called, and the splat. Raises UserError and DamagedError."""
+    """Returns the name and the splat. Raises UserError or DamagedError."""
 
 
 def saved(path: Path) -> list[Saved]:
-    """The splats of a .ply, or of a run's folder: its checkpoints, oldest first, then its splat.ply."""
+    """Returns the splat of a .ply, or the splats of a run folder: its checkpoints, oldest first, then its splat.ply."""
     if path.is_file():
-        return [Saved((path.name, path.stat().st_mtime_ns), lambda: (path.name, read_ply(path)))]
+        return [Saved((path.name, path.stat().st_mtime_ns), lambda: (path.name, Gaussians.load_ply(path)))]
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     found = [Saved(("checkpoint", n), partial(read_checkpoint, checkpoints, n)) for n in checkpoints.numbers()]
     return found + (saved(path / "splat.ply") if (path / "splat.ply").is_file() else [])
@@ -54,7 +53,7 @@ def read_checkpoint(checkpoints: Checkpoints, number: int) -> tuple[str, Gaussia
 
 
 class Source:
-    """One of the things that are shown, and its slider over what is saved of it."""
+    """A .ply or run folder being shown, with a slider over its saved splats."""
 
     def __init__(self, path: Path, gui: viser.GuiApi):
         self.path = path
@@ -67,7 +66,7 @@ class Source:
         self.settle()
 
     def look(self) -> None:
-        """See what was saved since; the slider stays at the newest if it is there."""
+        """Checks for newly saved splats. A slider at the newest splat follows it."""
         states = saved(self.path)
         if [state.key for state in states] == [state.key for state in self.states]:
             return
@@ -78,13 +77,15 @@ class Source:
         self.slider.value = last if newest else min(self.slider.value, last)
 
     def settle(self) -> None:
-        """Fit the slider to what there is."""
+        """Fits the slider to the number of saved splats."""
         self.slider.max = max(len(self.states) - 1, 1)
         self.slider.visible = len(self.states) > 1
 
     def read(self) -> bool:
-        """Read what the slider stands at; whether that is another splat than before. Raises UserError for a .ply that
-        cannot be read."""
+        """Reads the splat at the slider's position; returns whether it differs from the previous one.
+
+        Raises UserError for a .ply that cannot be read.
+        """
         if not self.states:
             self.text.content = content.text_block("nothing is saved yet")
             return False
@@ -93,7 +94,7 @@ class Source:
             return False
         try:
             name, self.splat = state.read()
-        except DamagedError:  # replaced by a newer one while it was read
+        except DamagedError:  # replaced by a newer one during the read
             return False
         self.shown = state.key
         self.text.content = content.text_block(f"{name}: {len(self.splat):,} Gaussians")
@@ -101,10 +102,10 @@ class Source:
 
 
 class SavedViewer:
-    """One splat, or two side by side."""
+    """Shows one splat, or two side by side."""
 
     def __init__(self, paths: list[Path], config: ServerConfig, paint: content.Paint):
-        """Raises UserError when the page cannot be served, or a .ply not be read."""
+        """Raises UserError if the page cannot be served or a .ply cannot be read."""
         self.server = server.serve(config)
         self.address = server.address(self.server)
         self.pace, self.looked = Pace(1.0, config.bandwidth), time.monotonic()
@@ -122,13 +123,13 @@ class SavedViewer:
             server.stop(self.server)
             raise
         if self.display.gaussians is not None:
-            centre, radius = content.extent(self.display.gaussians)
+            center, radius = content.extent(self.display.gaussians)
             place = np.array(CAMERA if len(paths) == 1 else FRONT)
-            self.server.initial_camera.look_at = tuple(centre)
-            self.server.initial_camera.position = tuple(centre + radius * place)
+            self.server.initial_camera.look_at = tuple(center)
+            self.server.initial_camera.position = tuple(center + radius * place)
 
     def update(self) -> None:
-        """Read what is to be shown."""
+        """Reads the splats to show."""
         if any([source.read() for source in self.sources]):
             splats = [source.splat for source in self.sources]
             self.display.gaussians = content.side_by_side([splat for splat in splats if splat is not None])
@@ -145,7 +146,7 @@ class SavedViewer:
             self.pace.worked(time.monotonic(), 0.0, megabytes)
 
     def serve(self) -> None:
-        """Until Ctrl-C."""
+        """Serves the page until Ctrl-C."""
         try:
             while True:
                 self.tick(time.monotonic())

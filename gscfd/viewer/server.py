@@ -1,4 +1,4 @@
-"""viser's server: on a free port, and without words of its own."""
+"""The viser server, on a free port and without viser's own console output."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ BUSY = {errno.EADDRINUSE, errno.EACCES}
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """viser prints a table where it starts and a line where it stops."""
+    """Silences viser, which prints a table when it starts and a line when it stops."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or the next one that is free. Raises UserError when the host is not this machine, or has none."""
+    """Returns `port`, or the next free port. Raises UserError if `host` is not an address of this machine or has no
+    free port."""
     last = min(port + PORTS_TRIED, 2**16)
     for candidate in range(port, last):
         try:
@@ -43,15 +44,15 @@ def free_port(host: str, port: int) -> int:
     else:
         raise UserError(f"port: expected a free port from {port} to {last - 1}; choose another one")
     raise UserError(
-        f"host: expected an address of this machine, got {host!r}; 127.0.0.1 is for this machine alone, "
-        "0.0.0.0 for whoever reaches it"
+        f"host: expected an address of this machine, got {host!r}; 127.0.0.1 serves this machine only, "
+        "0.0.0.0 serves the network"
     )
 
 
 def serve(config: ServerConfig) -> viser.ViserServer:
-    """A server of an empty page. Raises UserError when there is no such address."""
+    """Starts a server with an empty page. Raises UserError if the address is not available."""
     port = free_port(config.host, config.port)
-    # Browsers open connections in advance and close them unused: no news.
+    # Browsers open connections in advance and close them unused; do not log that.
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     with quiet():
         server = viser.ViserServer(host=config.host, port=port, label="gscfd", verbose=False)
@@ -61,7 +62,7 @@ def serve(config: ServerConfig) -> viser.ViserServer:
 
 
 def address(server: viser.ViserServer) -> str:
-    """What to open in the browser."""
+    """Returns the URL to open in the browser."""
     host = server.get_host()
     return f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
 

@@ -1,4 +1,4 @@
-"""What the training thread leaves for the viewer: copies, made between two steps, in which nothing changes any more."""
+"""Immutable copies that the training thread makes between two steps for the viewer."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from typing import NamedTuple, SupportsFloat
 
 from torch import Tensor
 
-from gscfd.config import Config
-from gscfd.edits import LiveSettings
+from gscfd.config import Config, StageName
+from gscfd.distil.edits import LiveSettings
+from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
-from gscfd.stage import StepReport
 from gscfd.types import Cameras
 
 RATE_STEPS = 20
-"""Last steps that the speed is the mean of."""
+"""Number of recent steps over which the speed is averaged."""
 
 
 class Point(NamedTuple):
-    """Of the plots."""
+    """A point of the plots."""
 
     step: int
-    """Of the run: the refine stage goes on where the coarse one ended."""
+    """Step of the run; a stage continues counting where the one before it ended."""
     loss: SupportsFloat
-    """float() may wait for a CUDA device: not on the training thread."""
+    """float() may wait for a CUDA device, so do not call it on the training thread."""
     gaussians: int
 
 
 class History:
-    """What is plotted, and how fast the run goes. The training thread alone touches it."""
+    """Plot data and speed of the run. Used only on the training thread."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
         self.clocks: deque[Mapping[str, float]] = deque(maxlen=RATE_STEPS + 1)
 
     def add(self, report: StepReport, config: Config) -> None:
-        step = report.step + (config.coarse.steps if report.stage == "refine" else 0)
+        names = list(config.stages())
+        before = names[: names.index(report.stage)] if report.stage in names else []
+        step = report.step + sum(config.stage(name).steps for name in before)
         while self.points and self.points[-1].step >= step:
             self.points.pop()
         self.points.append(Point(step, report.loss, report.count))
@@ -45,8 +47,8 @@ class History:
 
     @property
     def rate(self) -> float:
-        """Steps per second without pauses, of the steps before the last, which a CUDA device may still work on; 0
-        before there are any."""
+        """Steps per second, excluding pauses and the last step, which a CUDA device may still be computing; 0 at the
+        start."""
         done = list(self.clocks)[:-1]
         total = sum(sum(clock.values()) for clock in done)
         return len(done) / total if total else 0.0
@@ -54,9 +56,9 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One step; the names are StepReport's."""
+    """State after one step; field names match StepReport."""
 
-    stage: str
+    stage: StageName
     step: int
     steps: int
     t: float
@@ -69,15 +71,16 @@ class Snapshot:
     noise: Tensor
     target: Tensor
     decode: Callable[[Tensor], Tensor]
-    """The teacher's: [V, C, h, w] to [V, 3, H, W] in [0, 1]."""
+    """The teacher's decoder: [V, C, h, w] to [V, 3, H, W] in [0, 1]."""
     config: Config
-    """The settings of the next step."""
+    """Settings of the next step."""
     points: tuple[Point, ...]
     rate: float
 
 
 def take(report: StepReport, live: LiveSettings, history: History) -> Snapshot:
-    """Copies the Gaussians, which the next step changes in place; the rest is made anew by every step."""
+    """Makes a snapshot. Copies the Gaussians, which the next step changes in place; every step creates the rest
+    anew."""
     return Snapshot(
         stage=report.stage,
         step=report.step,

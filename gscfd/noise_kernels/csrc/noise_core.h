@@ -1,13 +1,20 @@
 // The arithmetic of surface noise, one source for C++ and CUDA: smoothing and normals of the depth image, cell keys,
-// column enumeration, claims, and counter-based random numbers. The algorithm is stated in docs/noise.md.
+// column enumeration, claims, and counter-based random numbers. docs/noise.md states the algorithm.
 //
-// Plain functions over plain structs. Decisions that must agree between devices (which column, which layer, which
-// pixel) are made from offsets to the sample, which float32 holds to 1e-6 pixel; only the sample's position is double.
+// Plain functions on plain structs. Decisions that must agree between devices (which column, which layer, which pixel)
+// use offsets from the sample, which float32 holds to 1e-6 pixel. Only the sample's position is double.
 #pragma once
 
+#ifdef __CUDACC_RTC__
+using int32_t = int;
+using uint32_t = unsigned;
+using int64_t = long;
+using uint64_t = unsigned long;
+#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
 
 #ifdef __CUDACC__
 #define GSCFD_HD static __host__ __device__ __forceinline__
@@ -25,15 +32,15 @@
 namespace gscfd {
 namespace noise {
 
-constexpr int kHalfBox = 8;                // columns searched on each side of a sample
+constexpr int kHalfBox = 8;                 // columns searched on each side of a sample
 constexpr float kMaxTangent = 9.94987437f;  // sqrt(99): steeper tangent planes are tilted to an incidence cosine of .1
-constexpr float kRidge = 1e-3f;            // of the normal fit, in squared samples
-constexpr float kReach = 8;                // pitches in depth over which the depth is smoothed
+constexpr float kRidge = 1e-3f;             // ridge term of the normal fit, in squared samples
+constexpr float kReach = 8;                 // depth range of the smoothing, in pitches
 constexpr double kMaxColumn = (1 << 20) - 32;
 constexpr double kMaxLayer = (1 << 18) - 32;
 constexpr uint64_t kNoKey = ~uint64_t(0);
 
-// What one call computes; mirrored by _Geometry in gscfd/noise_kernels/cpu.py.
+// Parameters of one call. _Geometry in gscfd/noise_kernels mirrors this struct.
 struct Geometry {
     int32_t render_width, render_height, latent_width, latent_height;
     float pitch, layer_depth, opacity_threshold, near_plane;
@@ -50,9 +57,9 @@ struct Camera {
 // viewmat: 4 x 4 world to camera; K: 3 x 3 in pixels, both row-major.
 GSCFD_HD Camera make_camera(const float* viewmat, const float* K) {
     Camera camera;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; ++i) {
         camera.origin[i] = 0;
-        for (int j = 0; j < 3; j++) {
+        for (int j = 0; j < 3; ++j) {
             camera.rotation[3 * i + j] = viewmat[4 * i + j];
             camera.origin[i] -= double(viewmat[4 * j + i]) * double(viewmat[4 * j + 3]);
         }
@@ -68,12 +75,12 @@ GSCFD_HD Camera make_camera(const float* viewmat, const float* K) {
     return camera;
 }
 
-// Whether a sample shows the surface. An infinite or undefined depth fails the comparisons.
+// Whether a sample shows the surface. An infinite or NaN depth fails the comparisons.
 GSCFD_HD bool covers(const Geometry& g, float depth, float opacity) {
     return opacity > g.opacity_threshold && depth > g.near_plane && depth < 1e30f;
 }
 
-// The latent row (or column) that the centre of a render row (or column) falls in.
+// The latent row (or column) that contains the center of a render row (or column).
 GSCFD_HD int latent_index(int index, int render_size, int latent_size) {
     return int((2 * int64_t(index) + 1) * latent_size / (2 * int64_t(render_size)));
 }
@@ -85,8 +92,8 @@ GSCFD_HD int first_render_index(int latent, int render_size, int latent_size) {
 
 // ---- Smoothing ------------------------------------------------------------------------------------------------------
 
-// The distance, in samples, of the neighbours in a round's first pass: at most half a latent pixel. Each further pass
-// halves it, down to 1. 0: the samples are too coarse to be smoothed.
+// Distance to the neighbors in a round's first pass, in samples: at most half a latent pixel. Each further pass halves
+// it, down to 1. Returns 0 if the samples are too coarse to smooth.
 GSCFD_HD int first_spacing(const Geometry& g) {
     if (g.smoothing == 0) return 0;
     int samples = 1;
@@ -96,13 +103,13 @@ GSCFD_HD int first_spacing(const Geometry& g) {
     return samples / 2;
 }
 
-// The zeros around the masked image, so that neighbours need no test.
+// Width of the border of zeros around the masked image, which saves testing whether a neighbor exists.
 GSCFD_HD int margin(const Geometry& g) {
     const int spacing = first_spacing(g);
     return g.normal_radius > spacing ? g.normal_radius : spacing;
 }
 
-// Adds two opposite neighbours (1 / depth; 0: none) if both lie on the surface of the sample: |z0 - z| < reach.
+// Adds two opposite neighbors (1 / depth; 0: none) if both lie on the sample's surface: |z0 - z| < reach.
 GSCFD_HD void add_pair(float inverse0, float a, float b, float reach, float& sum, float& count) {
     const float limit = reach * inverse0;
     const bool near = (fabsf(a - inverse0) < limit * a) & (fabsf(b - inverse0) < limit * b);
@@ -110,34 +117,34 @@ GSCFD_HD void add_pair(float inverse0, float a, float b, float reach, float& sum
     count += near ? 2.0f : 0.0f;
 }
 
-// The mean of 1 / depth over a sample and its pairs of opposite neighbours. On a plane 1 / z is linear in the image, so
-// whole pairs leave it as it is, up to its edges. 0 stays 0.
-GSCFD_HD float smoothed(const float* centre, int64_t stride, int spacing, float reach) {
+// Mean of 1 / depth over a sample and its pairs of opposite neighbors. On a plane, 1 / z is linear in the image, so
+// complete pairs leave it unchanged right up to its edges. 0 stays 0.
+GSCFD_HD float smoothed(const float* center, int64_t stride, int spacing, float reach) {
     const int64_t down = spacing * stride;
-    float sum = centre[0], count = 1;
-    add_pair(centre[0], centre[-spacing], centre[spacing], reach, sum, count);
-    add_pair(centre[0], centre[-down], centre[down], reach, sum, count);
-    add_pair(centre[0], centre[-down - spacing], centre[down + spacing], reach, sum, count);
-    add_pair(centre[0], centre[-down + spacing], centre[down - spacing], reach, sum, count);
+    float sum = center[0], count = 1;
+    add_pair(center[0], center[-spacing], center[spacing], reach, sum, count);
+    add_pair(center[0], center[-down], center[down], reach, sum, count);
+    add_pair(center[0], center[-down - spacing], center[down + spacing], reach, sum, count);
+    add_pair(center[0], center[-down + spacing], center[down - spacing], reach, sum, count);
     return sum / count;
 }
 
 // ---- Tangent planes -------------------------------------------------------------------------------------------------
 
-// Normal equations of the slope of 1/z per sample, through the centre sample: on a plane, 1/z is linear in the image.
+// Normal equations for the slope of 1/z per sample, through the center sample. On a plane, 1/z is linear in the image.
 struct SlopeFit {
     float xx = kRidge, xy = 0, yy = kRidge, bx = 0, by = 0;
 };
 
-// The largest |z - centre z| / centre z at which the sample at offset (dx, dy) is of the same plane.
-GSCFD_HD float neighbour_limit(float fx, float fy, int dx, int dy) {
+// Largest |z - center z| / center z at which the sample at offset (dx, dy) counts as part of the same plane.
+GSCFD_HD float neighbor_limit(float fx, float fy, int dx, int dy) {
     const float x = dx / fx, y = dy / fy;
     return kMaxTangent * sqrtf(x * x + y * y);
 }
 
-// Adds the sample at offset (dx, dy); inverse is 0 where there is none. limit: of neighbour_limit.
-GSCFD_HD void add_neighbour(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy,
-                            float limit) {
+// Adds the sample at offset (dx, dy). inverse: 1 / z, or 0 if there is no sample. limit: from neighbor_limit.
+GSCFD_HD void add_neighbor(SlopeFit& fit, float z0, float inverse0, float z, float inverse, float dx, float dy,
+                           float limit) {
     const float step = z0 - z;
     const float weight = (inverse > 0 && fabsf(step) <= limit * z0) ? 1.0f : 0.0f;
     const float delta = weight * step * inverse0 * inverse;
@@ -148,25 +155,25 @@ GSCFD_HD void add_neighbour(SlopeFit& fit, float z0, float inverse0, float z, fl
     fit.by += delta * dy;
 }
 
-// A render sample's tangent plane in world axes, and the box of columns that it may hold.
+// A render sample's tangent plane in world axes, and the range of columns that may fall into the sample.
 struct Tangent {
-    int32_t axis;                 // the world axis of the largest normal component
-    int32_t outward;              // +1 or -1: the sign of the outward normal along it
-    float slope_u, slope_v;       // normal_u / normal_k, normal_v / normal_k
-    float low_u, high_u, low_v, high_v;  // extent of the sample on its plane along u, v, from its centre, world units
+    int32_t axis;                        // world axis of the normal's largest component
+    int32_t outward;                     // sign of the outward normal along that axis: +1 or -1
+    float slope_u, slope_v;              // normal_u / normal_k, normal_v / normal_k
+    float low_u, high_u, low_v, high_v;  // extent on the plane along u and v, from the sample's center, world units
 };
 
 GSCFD_HD float pick(int axis, float x, float y, float z) { return axis == 0 ? x : (axis == 1 ? y : z); }
 GSCFD_HD double pick(int axis, double x, double y, double z) { return axis == 0 ? x : (axis == 1 ? y : z); }
 
-// (x, y, 1): the sample's ray in the camera frame. z, inverse: its depth and 1 / depth.
+// (x, y, 1): the sample's ray in the camera frame. z, inverse: depth and 1 / depth.
 GSCFD_HD Tangent tangent_plane(const Camera& camera, float x, float y, float z, float inverse, const SlopeFit& fit) {
     const float determinant = fit.xx * fit.yy - fit.xy * fit.xy;
     const float fx = camera.fx, fy = camera.fy;
     const float a = (fit.bx * fit.yy - fit.by * fit.xy) / determinant * fx;
     const float b = (fit.by * fit.xx - fit.bx * fit.xy) / determinant * fy;
     const float c = inverse - a * x - b * y;
-    // The normal n in the camera frame has n . ray = 1 / z. Tilt it towards the ray where incidence is grazing.
+    // In the camera frame, the normal n satisfies n . ray = 1 / z. At grazing incidence, tilt it towards the ray.
     const float along = inverse / (x * x + y * y + 1);
     const float across_x = a - along * x, across_y = b - along * y, across_z = c - along;
     const float across = sqrtf(across_x * across_x + across_y * across_y + across_z * across_z);
@@ -187,10 +194,10 @@ GSCFD_HD Tangent tangent_plane(const Camera& camera, float x, float y, float z, 
     tangent.slope_u = pick(axis, m1, m2, m0) / mk;
     tangent.slope_v = pick(axis, m2, m0, m1) / mk;
 
-    // The four corner rays meet the plane at these offsets from the sample's point.
+    // Offsets from the sample's point to where the four corner rays meet the plane.
     float low0 = 0, low1 = 0, low2 = 0, high0 = 0, high1 = 0, high2 = 0;
     GSCFD_UNROLL
-    for (int corner = 0; corner < 4; corner++) {
+    for (int corner = 0; corner < 4; ++corner) {
         const float dx = corner & 1 ? camera.half_x : -camera.half_x, dy = corner & 2 ? camera.half_y : -camera.half_y;
         const float tilt = nx * dx + ny * dy;
         const float corner_inverse = inverse + tilt > 0.1f * inverse ? inverse + tilt : 0.1f * inverse;
@@ -216,12 +223,12 @@ GSCFD_HD Tangent tangent_plane(const Camera& camera, float x, float y, float z, 
 
 // ---- Columns --------------------------------------------------------------------------------------------------------
 
-// Where a sample stands among the columns of its axis.
+// Position of a sample among the columns of its axis.
 struct Place {
-    double along;              // coordinate k, world units
+    double along;  // coordinate k, world units
     int32_t column_u, column_v;
-    float within_u, within_v;  // in [0, 1): position inside that column, in pitches
-    int32_t valid;             // 0: out of the range of the keys
+    float within_u, within_v;  // position inside that column, in [0, 1) pitches
+    int32_t valid;             // 0 if out of the range of the keys
 };
 
 // (x, y, 1): the sample's ray.
@@ -246,7 +253,7 @@ GSCFD_HD Place place(const Camera& camera, double x, double y, float depth, int 
     return result;
 }
 
-// Columns, relative to the sample's own, whose centres may lie in [low, high] (in pitches from the sample).
+// First and last column, relative to the sample's own, whose center may lie in [low, high] (pitches from the sample).
 GSCFD_HD int first_column(float within, float low) {
     const float column = ceilf(within + low - 0.51f);
     return int(column > -kHalfBox ? (column < kHalfBox ? column : kHalfBox) : -kHalfBox);
@@ -256,7 +263,7 @@ GSCFD_HD int last_column(float within, float high) {
     return int(column < kHalfBox - 1 ? (column > -kHalfBox ? column : -kHalfBox) : kHalfBox - 1);
 }
 
-// The map from an offset (du, dv) in a sample's plane, world units, to twice the offset in the image times its depth.
+// Linear map from an offset (du, dv) in a sample's plane, in world units, to twice the offset in the image times depth.
 struct Projection {
     float xu, xv, yu, yv, zu, zv;
 };
@@ -271,7 +278,7 @@ GSCFD_HD Projection project_plane(const Camera& camera, float x, float y, const 
     return {sx * (xu - x * zu), sx * (xv - x * zv), sy * (yu - y * zu), sy * (yv - y * zv), zu, zv};
 }
 
-// Whether the point of the plane at offset (du, dv) projects into the sample itself.
+// Whether the plane's point at offset (du, dv) projects into the sample.
 GSCFD_HD bool projects_inside(const Projection& projection, float z, float du, float dv) {
     const float depth = z + projection.zu * du + projection.zv * dv;
     const float x = projection.xu * du + projection.xv * dv, y = projection.yu * du + projection.yv * dv;
@@ -280,7 +287,7 @@ GSCFD_HD bool projects_inside(const Projection& projection, float z, float du, f
 
 // ---- Keys -----------------------------------------------------------------------------------------------------------
 
-// The finaliser of splitmix64 (Steele, Lea, Flood 2014).
+// The finalizer of splitmix64 (Steele, Lea, Flood 2014).
 GSCFD_HD uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
@@ -293,14 +300,15 @@ GSCFD_HD uint64_t column_key(int axis, int outward, int column_u, int column_v) 
            uint64_t(column_v + (1 << 20));
 }
 
-// The cell of a column at the coordinate `along`. Each column has its own layer offset, so borders form no rings.
+// Key of a column's cell at coordinate `along`. Each column has its own layer offset, so that the layers' borders form
+// no rings.
 GSCFD_HD uint64_t cell_key(uint64_t column, double along, double inverse_layer) {
     const double jitter = double(mix(column) >> 40) * (1.0 / 16777216.0);
     const int layer = int(floor(along * inverse_layer + jitter));
     return column | uint64_t(layer + (1 << 18)) << 42;
 }
 
-// Who gets a cell that several samples want: the smallest claim. The outermost comes first, then the first sample.
+// Claim of a sample on a cell. The smallest claim wins: the outermost sample, then the one with the smallest index.
 GSCFD_HD uint64_t claim_of(double along, int outward, double inverse_pitch, uint32_t sample) {
     const int64_t height = int64_t(floor(outward * along * inverse_pitch * 16));
     return uint64_t(uint32_t(int64_t(0x80000000) - height)) << 32 | sample;
@@ -308,7 +316,7 @@ GSCFD_HD uint64_t claim_of(double along, int outward, double inverse_pitch, uint
 
 // ---- Random numbers -------------------------------------------------------------------------------------------------
 
-// Values, unlike the decisions above, may differ in the last bits between devices: quicker arithmetic on CUDA.
+// Unlike the decisions above, values may differ in the last bits between devices, so CUDA uses faster arithmetic.
 #ifdef __CUDA_ARCH__
 GSCFD_HD float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 GSCFD_HD float quotient(float a, float b) { return __fdividef(a, b); }
@@ -330,7 +338,7 @@ struct Words {
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 GSCFD_HD Words philox(Words x, uint32_t key0, uint32_t key1) {
     GSCFD_UNROLL
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 10; ++round) {
         const uint64_t p = uint64_t(0xD2511F53u) * x.a, q = uint64_t(0xCD9E8D57u) * x.c;
         x = {uint32_t(q >> 32) ^ x.b ^ key0, uint32_t(q), uint32_t(p >> 32) ^ x.d ^ key1, uint32_t(p)};
         key0 += 0x9E3779B9u;
@@ -356,7 +364,7 @@ GSCFD_HD float log_uniform(uint32_t x) {
     return multiply_add(float(exponent - 31), 0.693147181f, t * series);
 }
 
-// (radius cos, radius sin): two independent N(0, 1) from two words (Box and Muller 1958).
+// (radius cos, radius sin): two independent N(0, 1) samples from two words (Box and Muller 1958).
 GSCFD_HD void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
     const float radius = root(-2.0f * log_uniform(a));
     const uint32_t quarter = (b + (1u << 29)) >> 30;
@@ -372,7 +380,7 @@ GSCFD_HD void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
     second = y * sign_y;
 }
 
-// Four N(0, 1) of a cell: channels 4 block .. 4 block + 3.
+// Four N(0, 1) samples of a cell: channels 4 block to 4 block + 3.
 GSCFD_HD void normals(uint64_t seed, uint32_t stream, uint64_t cell, uint32_t node, uint32_t block, float out[4]) {
     const Words counter = {uint32_t(cell), uint32_t(cell >> 32), node, stream << 24 | block};
     const Words x = philox(counter, uint32_t(seed), uint32_t(seed >> 32));
@@ -380,12 +388,13 @@ GSCFD_HD void normals(uint64_t seed, uint32_t stream, uint64_t cell, uint32_t no
     box_muller(x.c, x.d, out[2], out[3]);
 }
 
-// A view's key for noise that is new in every view: of the bits of its matrices (4 x 4 and 3 x 3).
+// Key of a view, for noise that differs between views: a hash of the bits of its matrices (4 x 4 and 3 x 3).
 GSCFD_HD uint32_t view_key(const float* viewmat, const float* K) {
     uint64_t hash = 0;
-    for (int i = 0; i < 25; i++) {
+    for (int i = 0; i < 25; ++i) {
+        const float value = i < 16 ? viewmat[i] : K[i - 16];
         uint32_t bits;
-        memcpy(&bits, i < 16 ? viewmat + i : K + (i - 16), 4);
+        memcpy(&bits, &value, 4);
         hash = mix(hash + 0x9E3779B97F4A7C15ull + bits);
     }
     return uint32_t(hash >> 32);

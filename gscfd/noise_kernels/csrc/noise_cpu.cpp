@@ -1,5 +1,5 @@
-// The CPU driver: one view at a time, its latent rows shared out to the threads. Enumerate, claim, gather.
-// Every sum runs in the order of the render samples within its latent row, so results do not depend on threads.
+// CPU driver: enumerate, claim, gather, one view at a time, with the latent rows distributed among threads.
+// Every sum follows the order of the render samples within its latent row, so results do not depend on threads.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace gscfd {
 namespace noise {
 namespace {
 
-// Open addressing. A cell's slot may depend on thread order; the claim it ends up with does not.
+// Hash table with open addressing. A cell's slot may depend on thread order; its final claim does not.
 class ClaimTable {
   public:
     void reset(int64_t entries) {
@@ -26,7 +26,7 @@ class ClaimTable {
             size_ = size;
         }
         mask_ = size - 1;
-        for (size_t i = 0; i < size; i++) {
+        for (size_t i = 0; i < size; ++i) {
             slots_[i].cell.store(kNoKey, std::memory_order_relaxed);
             slots_[i].claim.store(~uint64_t(0), std::memory_order_relaxed);
         }
@@ -59,10 +59,10 @@ class ClaimTable {
     size_t size_ = 0, mask_ = 0;
 };
 
-// The owner map of one view at a time; its buffers are kept from view to view.
+// Owner map of one view at a time. Later views reuse its buffers.
 class OwnerMap {
   public:
-    // radial: as in enumerate_row.
+    // radial: see enumerate_row.
     OwnerMap(const Geometry& geometry, int radial, int threads)
         : g_(geometry), radial_(radial), threads_(threads), rows_(geometry.latent_height) {
         stride_ = g_.render_width + 2 * margin(g_);
@@ -85,7 +85,7 @@ class OwnerMap {
         const MaskedDepth masked{depth_.data(), inverse_.data(), stride_};
         std::atomic<bool> complete{true};
         parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
+            for (int64_t row = begin; row < end; ++row) {
                 int32_t* covered = covered_.data() + row * g_.latent_width;
                 if (!GSCFD_DISPATCH(enumerate_row, g_, radial_, camera, masked, int(row), rows_[row], covered))
                     complete = false;
@@ -96,8 +96,8 @@ class OwnerMap {
         for (const Candidates& row : rows_) entries += row.size;
         table_.reset(entries);
         parallel_for(threads_, g_.latent_height, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
-                for (int64_t i = 0; i < rows_[row].size; i++) {
+            for (int64_t row = begin; row < end; ++row) {
+                for (int64_t i = 0; i < rows_[row].size; ++i) {
                     Candidate& candidate = rows_[row].items[i];
                     candidate.slot = table_.claim(candidate.cell, candidate.claim);
                 }
@@ -105,11 +105,11 @@ class OwnerMap {
         });
     }
 
-    // Share of each latent pixel's samples that are covered, of one latent row.
+    // Writes the fraction of covered samples of each latent pixel in one latent row.
     void coverage(int row, float* out) const {
         const int rows = first_render_index(row + 1, g_.render_height, g_.latent_height) -
                          first_render_index(row, g_.render_height, g_.latent_height);
-        for (int x = 0; x < g_.latent_width; x++) {
+        for (int x = 0; x < g_.latent_width; ++x) {
             const int columns = first_render_index(x + 1, g_.render_width, g_.latent_width) -
                                 first_render_index(x, g_.render_width, g_.latent_width);
             const int covered = covered_[size_t(row) * g_.latent_width + x];
@@ -117,10 +117,10 @@ class OwnerMap {
         }
     }
 
-    // Calls visit(cell, latent column) for the cells that a latent row owns, in order.
+    // Calls visit(cell, latent column) for each cell that a latent row owns, in order.
     template <typename Visit>
     void owned(int row, Visit&& visit) const {
-        for (int64_t i = 0; i < rows_[row].size; i++) {
+        for (int64_t i = 0; i < rows_[row].size; ++i) {
             const Candidate& candidate = rows_[row].items[i];
             if (table_.owns(candidate)) visit(candidate.cell, candidate.column);
         }
@@ -132,12 +132,12 @@ class OwnerMap {
     template <typename Visit>
     void for_render_rows(Visit&& visit) const {
         parallel_for(threads_, g_.render_height, 64, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) visit(int(row));
+            for (int64_t row = begin; row < end; ++row) visit(int(row));
         });
     }
 
     void smooth() {
-        for (int round = 0; round < g_.smoothing; round++) {
+        for (int round = 0; round < g_.smoothing; ++round) {
             for (int spacing = first_spacing(g_); spacing > 0; spacing /= 2) {
                 for_render_rows([&](int row) {
                     GSCFD_DISPATCH(smooth_row, g_, row, spacing, inverse_.data(), smoothed_.data(), stride_);
@@ -159,7 +159,7 @@ class OwnerMap {
     ClaimTable table_;
 };
 
-// One latent row of n^-1/2 times the sum of its cells.
+// Computes one latent row: in each pixel, n^-1/2 times the sum of its n cells.
 void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int row, int channels, float* noise,
                 int32_t* counts) {
     const int64_t plane = int64_t(g.latent_height) * g.latent_width, start = int64_t(row) * g.latent_width;
@@ -171,14 +171,14 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
     map.owned(row, [&](uint64_t cell, uint32_t column) {
         cells.push_back(cell);
         columns.push_back(column);
-        counts[start + column]++;
+        ++counts[start + column];
     });
-    for (int c = 0; c < channels; c++) std::fill_n(noise + c * plane + start, g.latent_width, 0.0f);
+    for (int c = 0; c < channels; ++c) std::fill_n(noise + c * plane + start, g.latent_width, 0.0f);
     const int64_t size = int64_t(cells.size());
     GSCFD_DISPATCH(add_cells, draws, cells.data(), columns.data(), size, channels, noise + start, plane);
-    for (int x = 0; x < g.latent_width; x++) {
+    for (int x = 0; x < g.latent_width; ++x) {
         const float scale = 1.0f / sqrtf(float(std::max(counts[start + x], 1)));
-        for (int c = 0; c < channels; c++) noise[c * plane + start + x] *= scale;
+        for (int c = 0; c < channels; ++c) noise[c * plane + start + x] *= scale;
     }
 }
 
@@ -189,8 +189,9 @@ void gather_row(const Geometry& g, const OwnerMap& map, const Draws& draws, int 
 using namespace gscfd;
 using namespace gscfd::noise;
 
-// noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. radial: 0 for cells in columns along
-// the axes; else the cells along each side of the radial map. 0, or 1: out of memory.
+// Computes noise [views, channels, h, w], counts and coverage [views, h, w] of the surface. radial: 0 for cells in
+// columns along the axes, otherwise the number of cells along each side of the radial map. Returns 0, or 1 if out of
+// memory.
 GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const float* depth, const float* opacity,
                                      const float* viewmats, const float* Ks, int views, int channels, uint64_t seed,
                                      uint32_t stream, const uint32_t* node, const float* weight, int nodes,
@@ -200,10 +201,10 @@ GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const
     const int64_t pixels = int64_t(g.latent_height) * g.latent_width;
     const int64_t samples = int64_t(g.render_height) * g.render_width;
     OwnerMap map(g, radial, threads);
-    for (int64_t view = 0; view < views; view++) {
+    for (int64_t view = 0; view < views; ++view) {
         map.build(depth + view * samples, opacity + view * samples, viewmats + 16 * view, Ks + 9 * view);
         parallel_for(threads, g.latent_height, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; row++) {
+            for (int64_t row = begin; row < end; ++row) {
                 map.coverage(int(row), coverage + view * pixels + row * g.latent_width);
                 gather_row(g, map, draws, int(row), channels, noise + view * channels * pixels, counts + view * pixels);
             }
@@ -214,21 +215,21 @@ GSCFD_EXPORT int gscfd_noise_surface(const Geometry* geometry, int radial, const
     return 1;
 }
 
-// The cells of one view and the latent pixels that own them. Returns how many there are; writes at most `capacity`.
-// radial: as above. -1: out of memory.
+// Lists the cells of one view and the latent pixels that own them. Writes at most `capacity` of them; returns their
+// number, or -1 if out of memory. radial: as above.
 GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, const float* depth, const float* opacity,
                                         const float* viewmat, const float* K, int64_t capacity, uint64_t* cells,
                                         int64_t* pixels, int threads) try {
     OwnerMap map(*geometry, radial, threads);
     map.build(depth, opacity, viewmat, K);
     int64_t size = 0;
-    for (int row = 0; row < geometry->latent_height; row++) {
+    for (int row = 0; row < geometry->latent_height; ++row) {
         map.owned(row, [&](uint64_t cell, uint32_t column) {
             if (size < capacity) {
                 cells[size] = cell;
                 pixels[size] = int64_t(row) * geometry->latent_width + column;
             }
-            size++;
+            ++size;
         });
     }
     return size;
@@ -236,8 +237,8 @@ GSCFD_EXPORT int64_t gscfd_noise_owners(const Geometry* geometry, int radial, co
     return -1;
 }
 
-// noise [views, channels, pixels]: independent of any surface, keyed on (seed, stream, key, pixel). The key of a view is
-// view_key of its matrices, or `key` where there are none.
+// Computes noise [views, channels, pixels] that depends on no surface, keyed on (seed, stream, key, pixel). A view's
+// key is view_key of its matrices, or `key` if viewmats is null.
 GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key, const float* viewmats,
                                     const float* Ks, const uint32_t* node, const float* weight, int nodes, int views,
                                     int channels, int64_t pixels, float* noise, int threads) {
@@ -245,18 +246,18 @@ GSCFD_EXPORT void gscfd_noise_white(uint64_t seed, uint32_t stream, uint32_t key
     const Draws draws{seed, stream, nodes, node, weight};
     const int64_t chunks = (pixels + kChunk - 1) / kChunk;
     parallel_for(threads, views * chunks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t chunk = begin; chunk < end; chunk++) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
             const int64_t view = chunk / chunks, first = chunk % chunks * kChunk;
             const int64_t size = std::min(kChunk, pixels - first);
             const uint32_t view_word = viewmats ? view_key(viewmats + 16 * view, Ks + 9 * view) : key;
             float* out = noise + view * channels * pixels + first;
             uint64_t cells[kChunk];
             uint32_t columns[kChunk];
-            for (int64_t i = 0; i < size; i++) {
+            for (int64_t i = 0; i < size; ++i) {
                 cells[i] = uint64_t(view_word) << 32 | uint64_t(first + i);
                 columns[i] = uint32_t(i);
             }
-            for (int c = 0; c < channels; c++) std::fill_n(out + c * pixels, size, 0.0f);
+            for (int c = 0; c < channels; ++c) std::fill_n(out + c * pixels, size, 0.0f);
             GSCFD_DISPATCH(add_cells, draws, cells, columns, size, channels, out, pixels);
         }
     });

@@ -1,109 +1,28 @@
-// The CUDA driver: all views in one launch per phase. Prepare, enumerate and claim, gather, compose.
+// CUDA kernels: prepare, smooth, enumerate and claim, gather, compose, with one launch per phase for all views.
 //
-// A segment is 32 render samples of one latent pixel, one per lane of a warp. Candidates stand in the order of the
-// lanes, a latent pixel sums its cells in the order of its segments and lanes, and there are no float atomics: results
-// do not depend on the order of threads, on the batch, or on the size of the table.
+// A segment is 32 render samples of one latent pixel, one per lane of a warp. Candidates are stored in the order of the
+// lanes, a latent pixel sums its cells in the order of its segments and lanes, and there are no float atomics. Results
+// therefore do not depend on the order of threads, on the batch, or on the size of the table.
 //
-// Nothing is allocated and nothing waits: the caller passes scratch memory and a stream. tests/cuda_on_cpu.h runs this
-// very file on the CPU.
-#include <stdint.h>
-
-#include "dispatch.h"
+// noise_launch.cpp launches the kernels. gscfd/gpu/nvrtc.py compiles this file on the user's machine;
+// tests/cuda_on_cpu.h runs it on the CPU.
 #include "noise_core.h"
+#include "noise_cuda.h"
 
-#ifndef GSCFD_LAUNCH
-#define GSCFD_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
-#endif
+// C linkage: the name of a kernel in the compiled code is its name here.
+#define GSCFD_KERNEL extern "C" __global__ void __launch_bounds__(kThreads)
 
 namespace gscfd {
 namespace noise {
-namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kMaxRadius = 15;
-static_assert(sizeof(Camera) % 8 == 0, "a camera is copied in words");
-constexpr int kMaxNodes = 128;  // of a launch; more of them take more launches
-
-// A cell's owner so far.
-struct alignas(16) Slot {
-    unsigned long long cell, claim;
-};
-
-// The caller's scratch memory, and numbers that all threads need.
-struct Scratch {
-    double inverse_pitch, inverse_layer;
-    int32_t margin, first_spacing;
-    int64_t padded;              // samples of a view with its margin
-    Camera* cameras;             // [views]
-    unsigned long long* needed;  // [views] candidates found; the view has too small a table where > capacity
-    int32_t* row_starts;         // [latent_height + 1] first render row of each latent row
-    int32_t* column_starts;      // [latent_width + 1]
-    float2* samples;  // [views][render_height + 2 margin][render_width + 2 margin] depth and 1 / depth, 0: no surface
-    float* inverse[2];  // of the samples' shape, 1 / depth while it is smoothed
-    uint2* segments;  // [views][latent pixels][chunks] first candidate; covered samples << 16 | candidates
-    uint2* candidates;  // [views][capacity] slot, render sample
-    Slot* table;        // [views][slots]
-    int64_t slots, capacity;
-    int32_t chunks;  // segments of a latent pixel
-};
-
-// The Ornstein-Uhlenbeck bridge as a weighted sum of draws.
-struct Draws {
-    uint64_t seed;
-    uint32_t stream;
-    int32_t nodes;
-    uint32_t node[kMaxNodes];
-    float weight[kMaxNodes];
-};
-
-// The cuts of one kernel parameter's worth of draws.
-Draws some_draws(uint64_t seed, uint32_t stream, const uint32_t* node, const float* weight, int first, int nodes) {
-    Draws draws;
-    draws.seed = seed;
-    draws.stream = stream;
-    draws.nodes = nodes - first < kMaxNodes ? nodes - first : kMaxNodes;
-    for (int i = 0; i < draws.nodes; i++) draws.node[i] = node[first + i], draws.weight[i] = weight[first + i];
-    return draws;
-}
-
-// Divides the memory at `base` (aligned to 256 bytes); returns how many bytes that takes.
-int64_t divide_scratch(const Geometry& g, int64_t views, int64_t slots, char* base, Scratch& s) {
-    s.inverse_pitch = 1 / double(g.pitch);
-    s.inverse_layer = 1 / double(g.layer_depth);
-    s.margin = margin(g);
-    s.first_spacing = first_spacing(g);
-    s.padded = int64_t(g.render_width + 2 * s.margin) * (g.render_height + 2 * s.margin);
-    int64_t size = 0;
-    auto take = [&](auto*& pointer, int64_t count) {
-        pointer = reinterpret_cast<decltype(+pointer)>(base + size);
-        size += (count * int64_t(sizeof(*pointer)) + 255) / 256 * 256;
-    };
-    const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
-    const int64_t rows = (g.render_height + g.latent_height - 1) / g.latent_height;
-    const int64_t columns = (g.render_width + g.latent_width - 1) / g.latent_width;
-    s.slots = slots;
-    s.capacity = slots / 4 * 3;
-    s.chunks = int32_t((rows * columns + 31) / 32);
-    take(s.cameras, views);
-    take(s.needed, views);
-    take(s.row_starts, g.latent_height + 1);
-    take(s.column_starts, g.latent_width + 1);
-    take(s.samples, views * s.padded);
-    for (float*& inverse : s.inverse) take(inverse, s.first_spacing ? views * s.padded : 0);
-    take(s.segments, views * pixels * s.chunks);
-    take(s.candidates, views * s.capacity);
-    take(s.table, views * slots);
-    return size;
-}
 
 // ---- Prepare: mask the depth, clear the table -----------------------------------------------------------------------
 
 // Threads: max(padded samples, slots, latent sizes + 1) x views.
-__global__ void __launch_bounds__(kThreads)
-    prepare_kernel(const Geometry g, const Scratch s, const float* __restrict__ depth,
-                   const float* __restrict__ opacity, const float* __restrict__ viewmats,
-                   const float* __restrict__ Ks) {
+GSCFD_KERNEL gscfd_kernel_prepare(const Geometry g, const Scratch s, const float* __restrict__ depth,
+                                  const float* __restrict__ opacity, const float* __restrict__ viewmats,
+                                  const float* __restrict__ Ks) {
     const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const int width = g.render_width + 2 * s.margin;
     if (i < s.padded) {
@@ -125,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (i == 0) {
         s.cameras[view] = make_camera(viewmats + 16 * view, Ks + 9 * view);
-        s.needed[view] = 0;
+        s.needed[view * kCounterStride] = 0;
     }
     if (view == 0 && i <= g.latent_height) {
         s.row_starts[i] = first_render_index(int(i), g.render_height, g.latent_height);
@@ -137,9 +56,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- Smooth ---------------------------------------------------------------------------------------------------------
 
-// One pass, from s.inverse[source] into the other image, or, in the last one, into the samples. Threads: samples x views.
-__global__ void __launch_bounds__(kThreads)
-    smooth_kernel(const Geometry g, const Scratch s, int spacing, int source, bool last) {
+// One pass, from s.inverse[source] into the other image or, if it is the last pass, into the samples.
+// Threads: samples x views.
+GSCFD_KERNEL gscfd_kernel_smooth(const Geometry g, const Scratch s, int spacing, int source, bool last) {
     const int64_t view = blockIdx.y, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= int64_t(g.render_width) * g.render_height) return;
     const int stride = g.render_width + 2 * s.margin;
@@ -164,32 +83,32 @@ struct Sample {
     float z, slope_u, slope_v, within_u, within_v;
 };
 
-// kRadius: the radius where the loops shall be unrolled, else 0.
+// kRadius: the radius, if the loops are to be unrolled; otherwise 0.
 template <int kRadius>
-__device__ __forceinline__ SlopeFit fit_slopes(const float2* centre, int stride, int radius, const float* limits) {
+__device__ __forceinline__ SlopeFit fit_slopes(const float2* center, int stride, int radius, const float* limits) {
     const int r = kRadius ? kRadius : radius;
-    const float z = centre->x, inverse = centre->y;
+    const float z = center->x, inverse = center->y;
     SlopeFit fit;
 #pragma unroll
-    for (int dy = -r; dy <= r; dy++) {
+    for (int dy = -r; dy <= r; ++dy) {
 #pragma unroll
-        for (int dx = -r; dx <= r; dx++) {
+        for (int dx = -r; dx <= r; ++dx) {
             if (dx == 0 && dy == 0) continue;
-            const float2 other = centre[int64_t(dy) * stride + dx];
+            const float2 other = center[int64_t(dy) * stride + dx];
             const float limit = limits[(dy < 0 ? -dy : dy) * (r + 1) + (dx < 0 ? -dx : dx)];
-            add_neighbour(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
+            add_neighbor(fit, z, inverse, other.x, other.y, float(dx), float(dy), limit);
         }
     }
     return fit;
 }
 
 __device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, const Camera& camera,
-                                          const float2* centre, int stride, int column, int row, const float* limits) {
-    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(centre, stride, 1, limits)
-                                              : fit_slopes<0>(centre, stride, g.normal_radius, limits);
+                                          const float2* center, int stride, int column, int row, const float* limits) {
+    const SlopeFit fit = g.normal_radius == 1 ? fit_slopes<1>(center, stride, 1, limits)
+                                              : fit_slopes<0>(center, stride, g.normal_radius, limits);
     const double x = (column + 0.5 - camera.cx) * camera.inverse_fx, y = (row + 0.5 - camera.cy) * camera.inverse_fy;
-    const float z = centre->x, inverse_pitch = 1 / g.pitch;
-    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, centre->y, fit);
+    const float z = center->x, inverse_pitch = 1 / g.pitch;
+    const Tangent tangent = tangent_plane(camera, float(x), float(y), z, center->y, fit);
     const Place p = place(camera, x, y, z, tangent.axis, s.inverse_pitch, s.inverse_layer);
     Sample sample;
     sample.projection = project_plane(camera, float(x), float(y), tangent);
@@ -206,11 +125,11 @@ __device__ __forceinline__ Sample examine(const Geometry& g, const Scratch& s, c
     return sample;
 }
 
-// Calls visit(column u, column v, coordinate along the axis) for the columns of a sample, in order.
+// Calls visit(column u, column v, coordinate along the axis) for each column of a sample, in order.
 template <typename Visit>
 __device__ __forceinline__ void visit_columns(const Sample& s, float pitch, Visit&& visit) {
-    for (int iu = s.first_u; iu <= s.last_u; iu++) {
-        for (int iv = s.first_v; iv <= s.last_v; iv++) {
+    for (int iu = s.first_u; iu <= s.last_u; ++iu) {
+        for (int iv = s.first_v; iv <= s.last_v; ++iv) {
             const float du = (iu + 0.5f - s.within_u) * pitch, dv = (iv + 0.5f - s.within_v) * pitch;
             if (!projects_inside(s.projection, s.z, du, dv)) continue;
             visit(s.column_u + iu, s.column_v + iv, s.along - (s.slope_u * du + s.slope_v * dv));
@@ -218,15 +137,15 @@ __device__ __forceinline__ void visit_columns(const Sample& s, float pitch, Visi
     }
 }
 
-// Fewer cells than slots come in, so there is always an empty one. A cell's slot may depend on the order of threads;
-// the claim it ends up with does not.
+// Enters a claim on a cell; returns the cell's slot. There are fewer cells than slots, so an empty slot always exists.
+// A cell's slot may depend on the order of threads; its final claim does not.
 __device__ __forceinline__ uint32_t claim_cell(Slot* table, uint64_t mask, uint64_t cell, uint64_t claim) {
     uint64_t slot = mix(cell) & mask;
     for (;; slot = (slot + 1) & mask) {
-        const uint64_t found = atomicCAS(&table[slot].cell, (unsigned long long)kNoKey, (unsigned long long)cell);
+        const uint64_t found = atomicCAS(&table[slot].cell, AtomicWord(kNoKey), AtomicWord(cell));
         if (found == kNoKey || found == cell) break;
     }
-    atomicMin(&table[slot].claim, (unsigned long long)claim);
+    atomicMin(&table[slot].claim, AtomicWord(claim));
     return uint32_t(slot);
 }
 
@@ -240,15 +159,34 @@ __device__ __forceinline__ int inclusive_sum(int value, int lane) {
     return value;
 }
 
+// Reserves `total` places for each warp of the block by one addition to the counter; returns the warp's first place.
+// All threads of the block take part.
+__device__ __forceinline__ AtomicWord reserve(AtomicWord* counter, int total, int lane) {
+    __shared__ int totals[kWarps];
+    __shared__ AtomicWord block_first;
+    const int warp = threadIdx.x / 32;
+    if (lane == 0) totals[warp] = total;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int sum = 0;
+        for (int i = 0; i < kWarps; ++i) sum += totals[i];
+        block_first = sum ? atomicAdd(counter, AtomicWord(sum)) : 0;
+    }
+    __syncthreads();
+    AtomicWord first = block_first;
+    for (int i = 0; i < warp; ++i) first += totals[i];
+    return first;
+}
+
 // One warp per segment; blocks: (segments of a view / kWarps) x views.
-__global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, const Scratch s) {
+GSCFD_KERNEL gscfd_kernel_enumerate(const Geometry g, const Scratch s) {
     __shared__ float limits[(kMaxRadius + 1) * (kMaxRadius + 1)];
     __shared__ uint64_t camera_words[sizeof(Camera) / 8];
     const int64_t view = blockIdx.y;
     const Camera& source = s.cameras[view];
     const int side = g.normal_radius + 1;
     for (int i = threadIdx.x; i < side * side; i += kThreads) {
-        limits[i] = neighbour_limit(source.fx, source.fy, i % side, i / side);
+        limits[i] = neighbor_limit(source.fx, source.fy, i % side, i / side);
     }
     for (int i = threadIdx.x; i < int(sizeof(Camera) / 8); i += kThreads) {
         camera_words[i] = reinterpret_cast<const uint64_t*>(&source)[i];
@@ -257,8 +195,10 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
     __syncthreads();
 
     const int pixels = g.latent_width * g.latent_height, lane = threadIdx.x % 32;
-    const int64_t segment = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-    if (segment >= int64_t(pixels) * s.chunks) return;
+    // Warps after the last segment go through the block's barriers with the others, on the last segment.
+    const uint32_t segments = uint32_t(pixels) * s.chunks, own = blockIdx.x * kWarps + threadIdx.x / 32;
+    const bool exists = own < segments;
+    const uint32_t segment = exists ? own : segments - 1;
     const int pixel = int(segment / s.chunks), chunk = int(segment % s.chunks);
     const int latent_row = pixel / g.latent_width, latent_column = pixel % g.latent_width;
     const int first_row = s.row_starts[latent_row], rows = s.row_starts[latent_row + 1] - first_row;
@@ -267,32 +207,28 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
 
     const int index = 32 * chunk + lane;
     const int stride = g.render_width + 2 * s.margin;
-    const float2* centre = nullptr;
+    const float2* center = nullptr;
     int row = 0, column = 0;
-    if (index < rows * columns) {
+    if (exists && index < rows * columns) {
         row = first_row + index / columns, column = first_column + index % columns;
-        centre = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
+        center = s.samples + view * s.padded + (row + s.margin) * int64_t(stride) + column + s.margin;
     }
-    const bool covered = centre != nullptr && centre->x > 0;
+    const bool covered = center != nullptr && center->x > 0;
     const unsigned all_covered = __ballot_sync(kAllLanes, covered);
-    uint2* out = s.segments + view * pixels * s.chunks + segment;
-    if (all_covered == 0) {
-        if (lane == 0) *out = make_uint2(0, 0);
-        return;
-    }
 
     Sample sample;
     int count = 0;
     if (covered) {
-        sample = examine(g, s, camera, centre, stride, column, row, limits);
-        visit_columns(sample, g.pitch, [&](int, int, double) { count++; });
+        sample = examine(g, s, camera, center, stride, column, row, limits);
+        visit_columns(sample, g.pitch, [&](int, int, double) { ++count; });
     }
     const int place_after = inclusive_sum(count, lane), total = __shfl_sync(kAllLanes, place_after, 31);
-    unsigned long long first = 0;
-    if (lane == 0 && total > 0) first = atomicAdd(&s.needed[view], (unsigned long long)total);
-    first = __shfl_sync(kAllLanes, first, 0);
-    const bool fits = first + total <= (unsigned long long)s.capacity;
-    if (lane == 0) *out = make_uint2(fits ? uint32_t(first) : 0, __popc(all_covered) << 16 | (fits ? total : 0));
+    const AtomicWord first = reserve(s.needed + view * kCounterStride, total, lane);
+    const bool fits = first + total <= AtomicWord(s.capacity);
+    if (exists && lane == 0) {
+        uint2* out = s.segments + view * pixels * s.chunks + segment;
+        *out = make_uint2(fits ? uint32_t(first) : 0, __popc(all_covered) << 16 | (fits ? total : 0));
+    }
     if (!covered || !fits) return;
 
     Slot* table = s.table + view * s.slots;
@@ -308,49 +244,48 @@ __global__ void __launch_bounds__(kThreads) enumerate_kernel(const Geometry g, c
 
 // ---- Gather ---------------------------------------------------------------------------------------------------------
 
-// Adds `size` cells of one warp to four channels' sums, one (cell, draw) per lane at a time.
-__device__ __forceinline__ void add_cells(const unsigned long long* cells, int size, const Draws& draws,
-                                          const uint32_t* node, const float* weight, uint32_t block, int lane,
-                                          float sum[4]) {
+// Adds `size` cells of one warp to the sums of four channels, one (cell, draw) per lane at a time.
+__device__ __forceinline__ void add_cells(const AtomicWord* cells, int size, const Draws& draws, const uint32_t* node,
+                                          const float* weight, uint32_t block, int lane, float sum[4]) {
     const int cell_step = 32 / draws.nodes, node_step = 32 % draws.nodes;
     int cell = lane / draws.nodes, n = lane % draws.nodes;
     while (cell < size) {
         float draw[4];
         normals(draws.seed, draws.stream, cells[cell], node[n], block, draw);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
+        for (int c = 0; c < 4; ++c) sum[c] = multiply_add(weight[n], draw[c], sum[c]);
         cell += cell_step;
         n += node_step;
-        if (n >= draws.nodes) n -= draws.nodes, cell++;
+        if (n >= draws.nodes) n -= draws.nodes, ++cell;
     }
 }
 
-// The bridge's draws in shared memory, where each lane can read its own.
+// Copies the bridge's draws to shared memory, where each lane can read its own.
 __device__ __forceinline__ void load_draws(const Draws& draws, uint32_t* node, float* weight) {
     for (int i = threadIdx.x; i < draws.nodes; i += kThreads) node[i] = draws.node[i], weight[i] = draws.weight[i];
     __syncthreads();
 }
 
 // One warp per latent pixel; blocks: (latent pixels / kWarps) x views x blocks of four channels.
-// accumulate: add to what an earlier launch wrote.
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(const Geometry g, const Scratch s, const __grid_constant__ Draws draws, int channels, bool accumulate,
-                  float* __restrict__ noise, int32_t* __restrict__ counts, float* __restrict__ coverage) {
+// accumulate: add to the result of an earlier launch.
+GSCFD_KERNEL gscfd_kernel_gather(const Geometry g, const Scratch s, const __grid_constant__ Draws draws, int channels,
+                                 bool accumulate, float* __restrict__ noise, int32_t* __restrict__ counts,
+                                 float* __restrict__ coverage) {
     __shared__ uint32_t node[kMaxNodes];
     __shared__ float weight[kMaxNodes];
-    __shared__ unsigned long long owned_cells[kWarps][64];
+    __shared__ AtomicWord owned_cells[kWarps][64];
     load_draws(draws, node, weight);
 
     const int64_t view = blockIdx.y, pixels = int64_t(g.latent_width) * g.latent_height;
     const int lane = threadIdx.x % 32;
     const int64_t pixel = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
     if (pixel >= pixels) return;
-    unsigned long long* owned = owned_cells[threadIdx.x / 32];
-    const bool complete = s.needed[view] <= (unsigned long long)s.capacity;
+    AtomicWord* owned = owned_cells[threadIdx.x / 32];
+    const bool complete = s.needed[view * kCounterStride] <= AtomicWord(s.capacity);
     const Slot* table = s.table + view * s.slots;
     float sum[4] = {0, 0, 0, 0};
-    int waiting = 0, count = 0, covered = 0;  // waiting: cells in `owned`
-    for (int chunk = 0; chunk < s.chunks; chunk++) {
+    int waiting = 0, count = 0, covered = 0;  // waiting: number of cells in `owned`
+    for (int chunk = 0; chunk < s.chunks; ++chunk) {
         const uint2 segment = s.segments[(view * pixels + pixel) * s.chunks + chunk];
         const uint2* candidates = s.candidates + view * s.capacity + segment.x;
         const int size = complete ? int(segment.y & 0xFFFF) : 0;
@@ -381,7 +316,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
+        for (int c = 0; c < 4; ++c) sum[c] += __shfl_xor_sync(kAllLanes, sum[c], distance);
     }
 
     const float scale = 1.0f / sqrtf(float(count > 1 ? count : 1));
@@ -403,10 +338,9 @@ __global__ void __launch_bounds__(kThreads)
 // ---- The image plane ------------------------------------------------------------------------------------------------
 
 // Threads: latent pixels x views x blocks of four channels.
-__global__ void __launch_bounds__(kThreads)
-    white_kernel(const __grid_constant__ Draws draws, uint32_t key, const float* __restrict__ viewmats,
-                 const float* __restrict__ Ks, int channels, int64_t pixels, bool accumulate,
-                 float* __restrict__ noise) {
+GSCFD_KERNEL gscfd_kernel_white(const __grid_constant__ Draws draws, uint32_t key, const float* __restrict__ viewmats,
+                                const float* __restrict__ Ks, int channels, int64_t pixels, bool accumulate,
+                                float* __restrict__ noise) {
     __shared__ uint32_t view_word;
     const int64_t view = blockIdx.y, pixel = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (threadIdx.x == 0) view_word = viewmats ? view_key(viewmats + 16 * view, Ks + 9 * view) : key;
@@ -414,14 +348,14 @@ __global__ void __launch_bounds__(kThreads)
     if (pixel >= pixels) return;
     const uint64_t cell = uint64_t(view_word) << 32 | uint64_t(pixel);
     float sum[4] = {0, 0, 0, 0};
-    for (int n = 0; n < draws.nodes; n++) {
+    for (int n = 0; n < draws.nodes; ++n) {
         float draw[4];
         normals(draws.seed, draws.stream, cell, draws.node[n], blockIdx.z, draw);
 #pragma unroll
-        for (int c = 0; c < 4; c++) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
+        for (int c = 0; c < 4; ++c) sum[c] = multiply_add(draws.weight[n], draw[c], sum[c]);
     }
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
+    for (int c = 0; c < 4; ++c) {
         const int channel = 4 * int(blockIdx.z) + c;
         if (channel >= channels) break;
         float* out = noise + (view * channels + channel) * pixels + pixel;
@@ -429,11 +363,12 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// Threads: latent pixels x views x channels. background_view: its elements from view to view, 0: one for all.
-__global__ void __launch_bounds__(kThreads)
-    compose_kernel(int channels, int64_t pixels, const float* __restrict__ noise, const int32_t* __restrict__ counts,
-                   const float* __restrict__ coverage, const float* __restrict__ background, int64_t background_view,
-                   float* __restrict__ out) {
+// Threads: latent pixels x views x channels. background_view: distance between the backgrounds of two views in
+// elements; 0 if all views share one.
+GSCFD_KERNEL gscfd_kernel_compose(int channels, int64_t pixels, const float* __restrict__ noise,
+                                  const int32_t* __restrict__ counts, const float* __restrict__ coverage,
+                                  const float* __restrict__ background, int64_t background_view,
+                                  float* __restrict__ out) {
     const int64_t pixel = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const int64_t view = blockIdx.y, channel = blockIdx.z;
     if (pixel >= pixels) return;
@@ -443,94 +378,5 @@ __global__ void __launch_bounds__(kThreads)
     out[i] = sqrtf(alpha) * noise[i] + sqrtf(1 - alpha) * behind;
 }
 
-unsigned blocks_of(int64_t items, int64_t per_block) { return unsigned((items + per_block - 1) / per_block); }
-
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-}  // namespace
 }  // namespace noise
 }  // namespace gscfd
-
-using namespace gscfd;
-using namespace gscfd::noise;
-
-// All functions return 0 or a cudaError; `device` is the index of the device that the pointers and the stream are of.
-
-// Whether this library can run on the device.
-GSCFD_EXPORT int gscfd_cuda_check(int device) {
-    cudaFuncAttributes attributes;
-    const cudaError_t error = cudaSetDevice(device);
-    return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, gather_kernel);
-}
-
-GSCFD_EXPORT const char* gscfd_cuda_error(int error) { return cudaGetErrorString(cudaError_t(error)); }
-
-// Bytes of scratch memory for a table of `slots` (a power of two, at least 4, below 2^31) per view.
-GSCFD_EXPORT int64_t gscfd_cuda_noise_scratch(const Geometry* geometry, int views, int64_t slots) {
-    Scratch scratch;
-    return divide_scratch(*geometry, views, slots, nullptr, scratch);
-}
-
-// As gscfd_noise_surface, on device memory; scratch: aligned to 256 bytes. needed [views], pinned host memory or null,
-// receives, once the stream gets there, how many candidates each view had. A view with more than slots / 4 * 3 has no
-// cells at all: counts and noise 0.
-GSCFD_EXPORT int gscfd_cuda_noise_surface(const Geometry* geometry, const float* depth, const float* opacity,
-                                          const float* viewmats, const float* Ks, int views, int channels,
-                                          uint64_t seed, uint32_t stream_of_draws, const uint32_t* node,
-                                          const float* weight, int nodes, float* noise, int32_t* counts,
-                                          float* coverage, void* scratch, int64_t slots, int64_t* needed, int device,
-                                          cudaStream_t stream) {
-    const Geometry& g = *geometry;
-    if (g.normal_radius > kMaxRadius) return cudaErrorInvalidValue;
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
-    Scratch s;
-    divide_scratch(g, views, slots, static_cast<char*>(scratch), s);
-    const int64_t pixels = int64_t(g.latent_width) * g.latent_height;
-    const int64_t items = larger(larger(s.padded, slots), larger(g.latent_width, g.latent_height) + 1);
-    const dim3 prepare(blocks_of(items, kThreads), views);
-    GSCFD_LAUNCH(prepare_kernel, prepare, kThreads, stream, g, s, depth, opacity, viewmats, Ks);
-    const dim3 smooth(blocks_of(int64_t(g.render_width) * g.render_height, kThreads), views);
-    for (int round = 0, source = 0; round < g.smoothing; round++) {
-        for (int spacing = s.first_spacing; spacing > 0; spacing /= 2, source = 1 - source) {
-            const bool last = round == g.smoothing - 1 && spacing == 1;
-            GSCFD_LAUNCH(smooth_kernel, smooth, kThreads, stream, g, s, spacing, source, last);
-        }
-    }
-    const dim3 enumerate(blocks_of(pixels * s.chunks, kWarps), views);
-    GSCFD_LAUNCH(enumerate_kernel, enumerate, kThreads, stream, g, s);
-    const dim3 gather(blocks_of(pixels, kWarps), views, blocks_of(channels, 4));
-    for (int first = 0; first < nodes; first += kMaxNodes) {
-        const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
-        GSCFD_LAUNCH(gather_kernel, gather, kThreads, stream, g, s, draws, channels, first > 0, noise, counts, coverage);
-    }
-    if (const cudaError_t error = cudaGetLastError()) return error;
-    if (!needed) return 0;
-    return cudaMemcpyAsync(needed, s.needed, views * sizeof(int64_t), cudaMemcpyDeviceToHost, stream);
-}
-
-// As gscfd_noise_white, on device memory.
-GSCFD_EXPORT int gscfd_cuda_noise_white(uint64_t seed, uint32_t stream_of_draws, uint32_t key, const float* viewmats,
-                                        const float* Ks, const uint32_t* node, const float* weight, int nodes,
-                                        int views, int channels, int64_t pixels, float* noise, int device,
-                                        cudaStream_t stream) {
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
-    const dim3 grid(blocks_of(pixels, kThreads), views, blocks_of(channels, 4));
-    for (int first = 0; first < nodes; first += kMaxNodes) {
-        const Draws draws = some_draws(seed, stream_of_draws, node, weight, first, nodes);
-        GSCFD_LAUNCH(white_kernel, grid, kThreads, stream, draws, key, viewmats, Ks, channels, pixels, first > 0,
-                     noise);
-    }
-    return cudaGetLastError();
-}
-
-// out [views, channels, pixels] = sqrt(a) noise + sqrt(1 - a) background, a the coverage where counts > 0, else 0.
-// background [views, channels, pixels], or [channels, pixels] where one_background.
-GSCFD_EXPORT int gscfd_cuda_noise_compose(int views, int channels, int64_t pixels, const float* noise,
-                                          const int32_t* counts, const float* coverage, const float* background,
-                                          int one_background, float* out, int device, cudaStream_t stream) {
-    if (const cudaError_t error = cudaSetDevice(device)) return error;
-    const dim3 grid(blocks_of(pixels, kThreads), views, channels);
-    GSCFD_LAUNCH(compose_kernel, grid, kThreads, stream, channels, pixels, noise, counts, coverage, background,
-                 one_background ? 0 : channels * pixels, out);
-    return cudaGetLastError();
-}

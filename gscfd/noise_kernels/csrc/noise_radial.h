@@ -1,5 +1,5 @@
-// The reference map of radial noise: directions from the origin, on two equal-area squares, one for each hemisphere.
-// A cell is a square of that map and a layer of distance from the origin. docs/noise.md states the algorithm.
+// Reference map of radial noise: directions from the origin on two equal-area squares, one for each hemisphere. A cell
+// is a square of that map and a layer of distances from the origin. docs/noise.md states the algorithm.
 #pragma once
 
 #include "noise_core.h"
@@ -14,8 +14,9 @@ struct ChartPoint {
     double u, v;
 };
 
-// The square of the hemisphere side * z >= 0: Lambert's azimuthal equal-area disc, and the disc made a square by the
-// concentric map (Shirley and Chiu 1997). It goes on beyond the equator. (x, y, z): unit length.
+// Maps a direction (x, y, z) of unit length to the square of the hemisphere side * z >= 0: Lambert's azimuthal
+// equal-area projection to a disc, then the concentric map from disc to square (Shirley and Chiu 1997). The map extends
+// beyond the equator.
 GSCFD_HD ChartPoint chart_point(int side, double x, double y, double z) {
     const double cap = 1 - side * z, radius = sqrt(cap > 0 ? cap : 0);
     const bool wide = fabs(x) >= fabs(y);
@@ -25,7 +26,7 @@ GSCFD_HD ChartPoint chart_point(int side, double x, double y, double z) {
     return wide ? ChartPoint{along, across} : ChartPoint{across, along};
 }
 
-// The inverse, for points in [-1, 1]^2.
+// Inverse of chart_point, for points in [-1, 1]^2.
 GSCFD_HD void chart_direction(int side, ChartPoint point, double direction[3]) {
     const bool wide = fabs(point.u) >= fabs(point.v);
     const double along = wide ? point.u : point.v, across = wide ? point.v : point.u;
@@ -37,7 +38,7 @@ GSCFD_HD void chart_direction(int side, ChartPoint point, double direction[3]) {
     direction[2] = side * (1 - along * along);
 }
 
-// A render sample's tangent plane {Y : normal . Y = offset} and what it takes to project onto the sample.
+// A render sample's tangent plane {Y : normal . Y = offset} and the values needed to project onto the sample.
 struct RadialSample {
     double normal[3], offset, facing;  // facing: normal . ray
     double point[3], ray[3];           // world axes
@@ -46,10 +47,10 @@ struct RadialSample {
 
 GSCFD_HD double dot3(const double* a, const double* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
-// (x, y, 1) in the camera frame, in world axes.
+// The ray (x, y, 1) of the camera frame in world axes.
 GSCFD_HD void world_ray(const Camera& camera, double x, double y, double ray[3]) {
     const float* r = camera.rotation;
-    for (int i = 0; i < 3; i++) ray[i] = r[i] * x + r[3 + i] * y + r[6 + i];
+    for (int i = 0; i < 3; ++i) ray[i] = r[i] * x + r[3 + i] * y + r[6 + i];
 }
 
 GSCFD_HD RadialSample radial_sample(const Camera& camera, double x, double y, double z, int axis, double slope_u,
@@ -60,7 +61,7 @@ GSCFD_HD RadialSample radial_sample(const Camera& camera, double x, double y, do
     s.normal[axis == 2 ? 0 : axis + 1] = slope_u;
     s.normal[axis == 0 ? 2 : axis - 1] = slope_v;
     world_ray(camera, x, y, s.ray);
-    for (int i = 0; i < 3; i++) s.point[i] = camera.origin[i] + z * s.ray[i];
+    for (int i = 0; i < 3; ++i) s.point[i] = camera.origin[i] + z * s.ray[i];
     s.offset = dot3(s.normal, s.point);
     s.facing = dot3(s.normal, s.ray);
     return s;
@@ -71,30 +72,30 @@ GSCFD_HD ChartPoint chart_of_point(int side, const double* p) {
     return chart_point(side, p[0] / size, p[1] / size, p[2] / size);
 }
 
-// Cells of one hemisphere, first to last in both directions, that a sample may hold.
+// Range of the cells of one hemisphere that may fall into a sample, both ends included.
 struct ChartBox {
     int first_u, last_u, first_v, last_v;
 };
 
-// From where the corner rays meet the plane. cells: along each side of the square.
+// The range that contains the points where the corner rays meet the plane. cells: number along each side of the square.
 GSCFD_HD ChartBox chart_box(const Camera& camera, const RadialSample& s, int side, int cells) {
-    const ChartPoint centre = chart_of_point(side, s.point);
-    double low_u = centre.u, high_u = centre.u, low_v = centre.v, high_v = centre.v;
-    for (int corner = 0; corner < 4; corner++) {
+    const ChartPoint center = chart_of_point(side, s.point);
+    double low_u = center.u, high_u = center.u, low_v = center.v, high_v = center.v;
+    for (int corner = 0; corner < 4; ++corner) {
         double ray[3], point[3];
         world_ray(camera, s.x + (corner & 1 ? 0.5 : -0.5) * camera.inverse_fx,
                   s.y + (corner & 2 ? 0.5 : -0.5) * camera.inverse_fy, ray);
         const double nearer = dot3(s.normal, ray) / s.facing;
         const double depth = s.z / (nearer > 0.1 ? nearer : 0.1);
-        for (int i = 0; i < 3; i++) point[i] = camera.origin[i] + depth * ray[i];
+        for (int i = 0; i < 3; ++i) point[i] = camera.origin[i] + depth * ray[i];
         const ChartPoint c = chart_of_point(side, point);
         low_u = c.u < low_u ? c.u : low_u, high_u = c.u > high_u ? c.u : high_u;
         low_v = c.v < low_v ? c.v : low_v, high_v = c.v > high_v ? c.v : high_v;
     }
-    // The map bends straight edges, most on its diagonals: a margin of half the extent, and of half a cell.
+    // The map bends straight edges, most of all on its diagonals, hence a margin of half the extent plus half a cell.
     const double half = 0.5 * cells;
     const double margin = 0.5 * half * (high_u - low_u > high_v - low_v ? high_u - low_u : high_v - low_v);
-    const int base_u = int(floor((centre.u + 1) * half)), base_v = int(floor((centre.v + 1) * half));
+    const int base_u = int(floor((center.u + 1) * half)), base_v = int(floor((center.v + 1) * half));
     const double from_u = ceil((low_u + 1) * half - margin - 1), to_u = floor((high_u + 1) * half + margin);
     const double from_v = ceil((low_v + 1) * half - margin - 1), to_v = floor((high_v + 1) * half + margin);
     const int least_u = base_u > kHalfBox ? base_u - kHalfBox : 0, least_v = base_v > kHalfBox ? base_v - kHalfBox : 0;
@@ -104,13 +105,13 @@ GSCFD_HD ChartBox chart_box(const Camera& camera, const RadialSample& s, int sid
             from_v > least_v ? int(from_v) : least_v, to_v < most_v ? int(to_v) : most_v};
 }
 
-// The distance from the origin at which a cell's ray meets the plane inside the sample, or 0 where it does not.
+// Distance from the origin at which a cell's ray meets the plane inside the sample, or 0 if it does not.
 GSCFD_HD double radial_hit(const Camera& camera, const RadialSample& s, const double* direction) {
     const double distance = s.offset / dot3(s.normal, direction);
     if (!(distance > 0 && distance < 1e30)) return 0;
     double p[3], c[3];
-    for (int i = 0; i < 3; i++) p[i] = distance * direction[i] - camera.origin[i];
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 3; ++i) p[i] = distance * direction[i] - camera.origin[i];
+    for (int i = 0; i < 3; ++i) {
         const float* r = camera.rotation + 3 * i;
         c[i] = r[0] * p[0] + r[1] * p[1] + r[2] * p[2];
     }

@@ -1,4 +1,4 @@
-// The loops of the CPU noise, compiled once per instruction set (noise_rows.simd.cpp) and driven by noise_cpu.cpp.
+// Inner loops of the CPU noise. noise_rows.simd.cpp is compiled once per instruction set; noise_cpu.cpp drives it.
 #pragma once
 
 #include "dispatch.h"
@@ -7,13 +7,13 @@
 namespace gscfd {
 namespace noise {
 
-// One view's depth where it is covered, else 0, and its reciprocal, with a border of margin(geometry) zeros.
+// One view's depth, 0 where it is not covered, and its reciprocal, with a border of margin(geometry) zeros.
 struct MaskedDepth {
     float *depth, *inverse;
-    int64_t stride;  // samples from row to row
+    int64_t stride;  // samples per row, border included
 };
 
-// A cell that a render sample wants for its latent pixel.
+// A render sample's claim on a cell for its latent pixel.
 struct Candidate {
     uint64_t cell, claim;
     uint32_t column;  // of the latent pixel
@@ -38,20 +38,21 @@ struct Draws {
 }  // namespace noise
 }  // namespace gscfd
 
-// Fills one row of masked (row: of the image).
+// Fills one row of the masked depth. row: row of the image.
 GSCFD_DECLARE(void, mask_row,
               (const gscfd::noise::Geometry&, int row, const float* depth, const float* opacity,
                gscfd::noise::MaskedDepth))
 
-// Smooths 1 / depth of one row of the image from `inverse` into `out`, images as those of MaskedDepth.
+// Smooths one row of 1 / depth from `inverse` into `out`, images laid out like those of MaskedDepth.
 GSCFD_DECLARE(void, smooth_row,
               (const gscfd::noise::Geometry&, int row, int spacing, const float* inverse, float* out, int64_t stride))
 
 // Fills one row of masked.depth from masked.inverse.
 GSCFD_DECLARE(void, invert_row, (const gscfd::noise::Geometry&, int row, gscfd::noise::MaskedDepth))
 
-// Appends the candidates of a latent row; covered[latent_width] counts its covered samples. False: out of memory.
-// radial: 0 for cells in columns along the axes; else the cells along each side of the radial map.
+// Replaces the candidates by those of a latent row; covered [latent_width] receives the number of covered samples.
+// radial: 0 for cells in columns along the axes, otherwise the number of cells along each side of the radial map.
+// Returns false if out of memory.
 GSCFD_DECLARE(bool, enumerate_row,
               (const gscfd::noise::Geometry&, int radial, const gscfd::noise::Camera&, gscfd::noise::MaskedDepth,
                int latent_row, gscfd::noise::Candidates&, int32_t* covered))

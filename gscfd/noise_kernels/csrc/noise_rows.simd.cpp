@@ -14,7 +14,7 @@ namespace {
 constexpr int kBlock = 64;  // samples prepared together
 constexpr int kLanes = 16;  // cells drawn together
 
-// Samples of one render row, as arrays so that the loops below vectorise.
+// Samples of one render row, stored as arrays so that the loops below vectorize.
 struct Block {
     float xx[kBlock], xy[kBlock], yy[kBlock], bx[kBlock], by[kBlock];  // SlopeFit
     float x[kBlock], z[kBlock], inverse[kBlock];
@@ -26,24 +26,24 @@ struct Block {
     float within_u[kBlock], within_v[kBlock];
 };
 
-// Where a row of the image starts in an image with a margin.
+// Start of an image row in an image with a margin.
 int64_t row_start(const Geometry& g, int row, int64_t stride) { return (row + margin(g)) * stride + margin(g); }
 
 void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, const float* inverse, int64_t stride,
                 int size, Block& b) {
     const SlopeFit none;
-    for (int i = 0; i < size; i++) {
+    for (int i = 0; i < size; ++i) {
         b.xx[i] = none.xx, b.xy[i] = none.xy, b.yy[i] = none.yy, b.bx[i] = none.bx, b.by[i] = none.by;
     }
-    for (int dy = -g.normal_radius; dy <= g.normal_radius; dy++) {
-        for (int dx = -g.normal_radius; dx <= g.normal_radius; dx++) {
+    for (int dy = -g.normal_radius; dy <= g.normal_radius; ++dy) {
+        for (int dx = -g.normal_radius; dx <= g.normal_radius; ++dx) {
             if (dx == 0 && dy == 0) continue;
-            const float limit = neighbour_limit(camera.fx, camera.fy, dx, dy);
+            const float limit = neighbor_limit(camera.fx, camera.fy, dx, dy);
             const float* other = depth + dy * stride + dx;
             const float* other_inverse = inverse + dy * stride + dx;
-            for (int i = 0; i < size; i++) {
+            for (int i = 0; i < size; ++i) {
                 SlopeFit fit{b.xx[i], b.xy[i], b.yy[i], b.bx[i], b.by[i]};
-                add_neighbour(fit, b.z[i], b.inverse[i], other[i], other_inverse[i], float(dx), float(dy), limit);
+                add_neighbor(fit, b.z[i], b.inverse[i], other[i], other_inverse[i], float(dx), float(dy), limit);
                 b.xx[i] = fit.xx, b.xy[i] = fit.xy, b.yy[i] = fit.yy, b.bx[i] = fit.bx, b.by[i] = fit.by;
             }
         }
@@ -53,8 +53,8 @@ void fit_slopes(const Geometry& g, const Camera& camera, const float* depth, con
 void fit_planes(const Geometry& g, const Camera& camera_in, float y, int first, int size, Block& b) {
     const Camera camera = camera_in;
     const float inverse_pitch = 1 / g.pitch;
-    for (int i = 0; i < size; i++) b.x[i] = float((first + i + 0.5 - camera.cx) * camera.inverse_fx);
-    for (int i = 0; i < size; i++) {
+    for (int i = 0; i < size; ++i) b.x[i] = float((first + i + 0.5 - camera.cx) * camera.inverse_fx);
+    for (int i = 0; i < size; ++i) {
         const SlopeFit fit{b.xx[i], b.xy[i], b.yy[i], b.bx[i], b.by[i]};
         const Tangent t = tangent_plane(camera, b.x[i], y, b.z[i], b.inverse[i], fit);
         b.axis[i] = t.axis, b.outward[i] = t.outward, b.slope_u[i] = t.slope_u, b.slope_v[i] = t.slope_v;
@@ -65,7 +65,7 @@ void fit_planes(const Geometry& g, const Camera& camera_in, float y, int first, 
 
 void place_samples(const Geometry& g, const Camera& camera, double y, int first, int size, Block& block) {
     const double inverse_pitch = 1 / double(g.pitch), inverse_layer = 1 / double(g.layer_depth);
-    for (int i = 0; i < size; i++) {
+    for (int i = 0; i < size; ++i) {
         const double x = (first + i + 0.5 - camera.cx) * camera.inverse_fx;
         const Place p = place(camera, x, y, block.z[i], block.axis[i], inverse_pitch, inverse_layer);
         block.along[i] = p.along, block.column_u[i] = p.column_u, block.column_v[i] = p.column_v;
@@ -96,8 +96,8 @@ bool emit(const Geometry& g, const Camera& camera, float y, const Block& block, 
     Tangent tangent{};
     tangent.axis = block.axis[i], tangent.slope_u = block.slope_u[i], tangent.slope_v = block.slope_v[i];
     const Projection projection = project_plane(camera, block.x[i], y, tangent);
-    for (int iu = block.first_u[i]; iu <= block.last_u[i]; iu++) {
-        for (int iv = block.first_v[i]; iv <= block.last_v[i]; iv++) {
+    for (int iu = block.first_u[i]; iu <= block.last_u[i]; ++iu) {
+        for (int iv = block.first_v[i]; iv <= block.last_v[i]; ++iv) {
             const float du = (iu + 0.5f - block.within_u[i]) * g.pitch, dv = (iv + 0.5f - block.within_v[i]) * g.pitch;
             if (!projects_inside(projection, block.z[i], du, dv)) continue;
             const double along = block.along[i] - (block.slope_u[i] * du + block.slope_v[i] * dv);
@@ -116,11 +116,11 @@ bool emit_radial(const Geometry& g, int cells, const Camera& camera, const Radia
     const double size = sqrt(dot3(radial.point, radial.point));
     if (!(size > 1e-6 && size * inverse_layer < kMaxLayer / 2)) return true;
     for (int side = -1; side <= 1; side += 2) {
-        // The other hemisphere's square is looked at from 30 degrees beyond the equator.
+        // A hemisphere's square counts up to 30 degrees beyond the equator.
         if (side * radial.point[2] < -0.5 * size) continue;
         const ChartBox box = chart_box(camera, radial, side, cells);
-        for (int iu = box.first_u; iu <= box.last_u; iu++) {
-            for (int iv = box.first_v; iv <= box.last_v; iv++) {
+        for (int iu = box.first_u; iu <= box.last_u; ++iu) {
+            for (int iv = box.first_v; iv <= box.last_v; ++iv) {
                 double direction[3];
                 chart_direction(side, {(2 * iu + 1.0) / cells - 1, (2 * iv + 1.0) / cells - 1}, direction);
                 const double distance = radial_hit(camera, radial, direction);
@@ -139,7 +139,7 @@ bool emit_radial(const Geometry& g, int cells, const Camera& camera, const Radia
 void mask_row(const Geometry& g, int row, const float* depth, const float* opacity, MaskedDepth masked) {
     const int64_t source = int64_t(row) * g.render_width;
     const int64_t target = row_start(g, row, masked.stride);
-    for (int x = 0; x < g.render_width; x++) {
+    for (int x = 0; x < g.render_width; ++x) {
         const float z = depth[source + x];
         const bool covered = covers(g, z, opacity[source + x]);
         masked.depth[target + x] = covered ? z : 0.0f;
@@ -155,18 +155,18 @@ void smooth_row(const Geometry& g, int row, int spacing, const float* inverse, f
         const float* source = inverse + start + first;
         float* target = out + start + first;
         bool any = false;
-        for (int i = 0; i < size; i++) any |= source[i] > 0;
+        for (int i = 0; i < size; ++i) any |= source[i] > 0;
         if (any) {
-            for (int i = 0; i < size; i++) target[i] = smoothed(source + i, stride, spacing, reach);
+            for (int i = 0; i < size; ++i) target[i] = smoothed(source + i, stride, spacing, reach);
         } else {
-            for (int i = 0; i < size; i++) target[i] = 0;
+            for (int i = 0; i < size; ++i) target[i] = 0;
         }
     }
 }
 
 void invert_row(const Geometry& g, int row, MaskedDepth masked) {
     const int64_t start = row_start(g, row, masked.stride);
-    for (int x = 0; x < g.render_width; x++) {
+    for (int x = 0; x < g.render_width; ++x) {
         const float inverse = masked.inverse[start + x];
         masked.depth[start + x] = inverse > 0 ? 1 / inverse : 0.0f;
     }
@@ -176,15 +176,15 @@ bool enumerate_row(const Geometry& g, int radial, const Camera& camera, MaskedDe
                    Candidates& candidates, int32_t* covered) {
     static thread_local Block block;
     candidates.size = 0;
-    for (int i = 0; i < g.latent_width; i++) covered[i] = 0;
+    for (int i = 0; i < g.latent_width; ++i) covered[i] = 0;
     const int last_row = first_render_index(latent_row + 1, g.render_height, g.latent_height);
-    for (int row = first_render_index(latent_row, g.render_height, g.latent_height); row < last_row; row++) {
+    for (int row = first_render_index(latent_row, g.render_height, g.latent_height); row < last_row; ++row) {
         const double y = (row + 0.5 - camera.cy) * camera.inverse_fy;
         for (int first = 0; first < g.render_width; first += kBlock) {
             const int size = g.render_width - first < kBlock ? g.render_width - first : kBlock;
             const int64_t start = row_start(g, row, masked.stride) + first;
             bool any = false;
-            for (int i = 0; i < size; i++) {
+            for (int i = 0; i < size; ++i) {
                 const float z = masked.depth[start + i];
                 block.covered[i] = z > 0;
                 block.z[i] = z > 0 ? z : 1;
@@ -195,15 +195,15 @@ bool enumerate_row(const Geometry& g, int radial, const Camera& camera, MaskedDe
             fit_slopes(g, camera, masked.depth + start, masked.inverse + start, masked.stride, size, block);
             fit_planes(g, camera, float(y), first, size, block);
             place_samples(g, camera, y, first, size, block);
-            for (int i = 0; i < size; i++) {
+            for (int i = 0; i < size; ++i) {
                 if (!block.covered[i]) continue;
                 const int column = latent_index(first + i, g.render_width, g.latent_width);
-                covered[column]++;
+                ++covered[column];
                 const uint32_t sample = uint32_t(row) * g.render_width + first + i;
                 if (radial) {
                     const double x = (first + i + 0.5 - camera.cx) * camera.inverse_fx;
-                    const RadialSample where = radial_sample(camera, x, y, block.z[i], block.axis[i], block.slope_u[i],
-                                                             block.slope_v[i]);
+                    const RadialSample where =
+                        radial_sample(camera, x, y, block.z[i], block.axis[i], block.slope_u[i], block.slope_v[i]);
                     if (!emit_radial(g, radial, camera, where, sample, column, candidates)) return false;
                     continue;
                 }
@@ -220,23 +220,23 @@ void add_cells(const Draws& draws, const uint64_t* cells, const uint32_t* column
     for (int64_t first = 0; first < size; first += kLanes) {
         const int lanes = size - first < kLanes ? int(size - first) : kLanes;
         uint32_t low[kLanes], high[kLanes];
-        for (int i = 0; i < kLanes; i++) {
+        for (int i = 0; i < kLanes; ++i) {
             const uint64_t cell = i < lanes ? cells[first + i] : 0;
             low[i] = uint32_t(cell), high[i] = uint32_t(cell >> 32);
         }
-        for (int block = 0; 4 * block < channels; block++) {
+        for (int block = 0; 4 * block < channels; ++block) {
             float value[4][kLanes] = {};
-            for (int node = 0; node < draws.nodes; node++) {
-                for (int i = 0; i < kLanes; i++) {
+            for (int node = 0; node < draws.nodes; ++node) {
+                for (int i = 0; i < kLanes; ++i) {
                     float draw[4];
                     normals(draws.seed, draws.stream, uint64_t(high[i]) << 32 | low[i], draws.node[node], block, draw);
-                    for (int c = 0; c < 4; c++) value[c][i] += draws.weight[node] * draw[c];
+                    for (int c = 0; c < 4; ++c) value[c][i] += draws.weight[node] * draw[c];
                 }
             }
             const int end = channels - 4 * block < 4 ? channels - 4 * block : 4;
-            for (int c = 0; c < end; c++) {
+            for (int c = 0; c < end; ++c) {
                 float* row = sums + (4 * block + c) * channel_stride;
-                for (int i = 0; i < lanes; i++) row[columns[first + i]] += value[c][i];
+                for (int i = 0; i < lanes; ++i) row[columns[first + i]] += value[c][i];
             }
         }
     }

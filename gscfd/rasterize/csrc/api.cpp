@@ -1,5 +1,5 @@
-// The C interface of the CPU rasteriser. Every array is dense, row-major, float unless said otherwise; shapes stand in
-// project.h, tiles.h and composite.h. Nothing here throws: the callers in cpu.py have checked shapes and types.
+// C interface of the CPU rasterizer. Arrays are dense, row-major and, unless noted, float; project.h, harmonics.h,
+// tiles.h and composite.h give their shapes. Nothing here throws: the callers in cpu.py check shapes and types.
 #include "composite.h"
 #include "dispatch.h"
 #include "harmonics.h"
@@ -23,9 +23,9 @@ void write_records(const Records& r, int64_t begin, int64_t end) {
         for (int k = 0; k < 3; ++k) out[kFactor + k] = kFactorScale * r.factors[3 * id + k];
         out[kLogOpacity] = r.log_opacities[id % r.count];
         out[kDepth] = r.depths[id];
-        const float* colour = r.colours + (r.colours_per_view ? id : id % r.count) * r.colour_channels;
-        for (int d = 0; d < r.colour_channels; ++d) out[kChannels + d] = colour[d];
-        if (r.channels > r.colour_channels) out[kChannels + r.colour_channels] = r.depths[id];
+        const float* color = r.colors + (r.colors_per_view ? id : id % r.count) * r.color_channels;
+        for (int d = 0; d < r.color_channels; ++d) out[kChannels + d] = color[d];
+        if (r.channels > r.color_channels) out[kChannels + r.color_channels] = r.depths[id];
     }
 }
 
@@ -51,7 +51,7 @@ GSCFD_EXPORT void gscfd_project_backward(int threads, const Projection* p, const
                  [&](int64_t begin, int64_t end) { GSCFD_DISPATCH(project_backward, *p, *g, begin, end); });
 }
 
-// Returns a handle for gscfd_tiles_finish, which frees it. The arrays must live until then.
+// Returns a handle that gscfd_tiles_finish frees. The arrays must live until then.
 GSCFD_EXPORT void* gscfd_tiles_begin(int threads, const Tiles* tiles) { return begin_tiling(*tiles, threads); }
 
 GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries) {

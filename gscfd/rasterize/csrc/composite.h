@@ -1,4 +1,4 @@
-// Alpha compositing of the splats of each tile, front to back, and its derivative.
+// Alpha compositing of each tile's splats, front to back, and its derivative.
 #pragma once
 
 #include "dispatch.h"
@@ -6,49 +6,50 @@
 
 namespace gscfd {
 
-// What goes into the records.
+// Inputs of the records.
 struct Records {
     int64_t views, count;
-    int channels, colour_channels;  // with and without the depth channel
-    bool colours_per_view;          // colours [V, N, D] instead of [N, D]
-    const int32_t* radii;           // [V, N, 2]: culled splats are skipped
+    int channels, color_channels;             // with and without the depth channel
+    bool colors_per_view;                     // colors [V, N, D] instead of [N, D]
+    const int32_t* radii;                     // [V, N, 2]: culled splats are skipped
     const float *means2d, *factors, *depths;  // [V, N, 2 | 3 | 1]
-    const float *log_opacities, *colours;     // [N]
-    float* records;                 // [V * N, record_stride(channels)]
+    const float *log_opacities, *colors;      // [N]
+    float* records;                           // [V * N, record_stride(channels)]
 };
 
 struct Composite {
     Grid grid;
     int64_t views;
-    int channels;            // with the depth channel, if any, as the last
-    bool expected;           // divide the last channel by alpha
-    const float* records;    // [V * N, record_stride(channels)]
-    const int32_t* offsets;  // [V * tiles + 1]
-    const Entry* entries;    // of all tiles
-    float* colours;          // [V, H, W, channels]
+    int channels;             // including the depth channel, if any, which is the last
+    bool expected;            // divide the last channel by alpha
+    const float* records;     // [V * N, record_stride(channels)]
+    const int32_t* offsets;   // [V * tiles + 1]
+    const Entry* entries;     // of all tiles
+    float* colors;            // [V, H, W, channels]
     float *alphas, *medians;  // [V, H, W]
-    float *transmittance, *last;  // [V * tiles, tile * tile]: at the end, and which entry of the list came last (-1: none)
+    // [V * tiles, tile * tile]: final transmittance, and index of the last entry composited (-1: none).
+    float *transmittance, *last;
 };
 
 struct CompositeGradient {
-    const float *d_colours, *d_alphas;  // as in Composite
-    bool absolute;  // also sum absolute values, for absgrad
-    float* sums;    // [pairs, sums_stride(channels)] at the slots
-    uint8_t* used;  // [pairs], zeros at first: whether sums were written
+    const float *d_colors, *d_alphas;  // as in Composite
+    bool absolute;                     // also sum absolute values (absgrad)
+    float* sums;                       // [pairs, sums_stride(channels)] at the slots
+    uint8_t* used;                     // [pairs]: whether sums were written; the caller sets zeros
 };
 
-// From the sums of a splat's tiles to its gradients.
+// Reduction of a splat's per-tile sums to its gradients.
 struct Reduction {
     int64_t views, count;
-    int channels, colour_channels;  // with and without the depth channel
-    bool colours_per_view, absolute;
-    const float *factors, *opacities;                       // [V, N, 3], [N]
-    const int32_t* tiles_per_splat;                         // [V, N]
-    const int64_t* first_slot;                              // [V * N + 1]
+    int channels, color_channels;  // with and without the depth channel
+    bool colors_per_view, absolute;
+    const float *factors, *opacities;  // [V, N, 3], [N]
+    const int32_t* tiles_per_splat;    // [V, N]
+    const int64_t* first_slot;         // [V * N + 1]
     const float* sums;
     const uint8_t* used;
     float *d_means2d, *d_factors, *d_depths, *d_opacities;  // [V, N, 2 | 3 | 1], [N]
-    float* d_colours;                                       // [N, D] or [V, N, D]
+    float* d_colors;                                        // [N, D] or [V, N, D]
     float* absolute_means2d;                                // [V, N, 2], null unless absolute
 };
 

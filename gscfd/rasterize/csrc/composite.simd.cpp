@@ -7,24 +7,24 @@ namespace GSCFD_ISA {
 namespace {
 
 constexpr int kWidth = Float::width;
-constexpr int kMaxGroup = 4;  // channels that are composited at once
+constexpr int kMaxGroup = 4;  // channels composited together
 
-// The pixels of a tile as vectors, row-major. Lanes outside the image are computed and left out.
+// The pixels of a tile as vectors, row-major. Lanes outside the image are computed and discarded.
 template <int kTile>
 struct Pixels {
     static constexpr int kCount = kTile * kTile;
     static constexpr int kVectors = kCount / kWidth;
-    static constexpr int kColumns = kWidth >= kTile ? 1 : kTile / kWidth;  // different patterns of x
+    static constexpr int kColumns = kWidth >= kTile ? 1 : kTile / kWidth;  // distinct vectors of x
 
     Float x[kColumns], y[kVectors];
     int left, top, width, height;  // of the part inside the image
     int64_t view, first;           // index of the tile's first pixel in [V, H, W]
 
     Pixels(const Grid& grid, int64_t tile) {
-        const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
+        const int64_t tiles = int64_t(grid.tiles_x) * grid.tiles_y;
         view = tile / tiles;
-        left = static_cast<int>(tile % grid.tiles_x) * kTile;
-        top = static_cast<int>(tile % tiles / grid.tiles_x) * kTile;
+        left = int(tile % grid.tiles_x) * kTile;
+        top = int(tile % tiles / grid.tiles_x) * kTile;
         width = grid.width - left < kTile ? grid.width - left : kTile;
         height = grid.height - top < kTile ? grid.height - top : kTile;
         first = (view * grid.height + top) * grid.width + left;
@@ -37,12 +37,12 @@ struct Pixels {
         for (int k = 0; k < kVectors; ++k) y[k] = load(ys + k * kWidth);
     }
 
-    // body(index in the tile, index in [V, H, W]) for the pixels inside the image.
+    // Calls body(index in the tile, index in [V, H, W]) for each pixel inside the image.
     template <typename Body>
     GSCFD_INLINE void each(const Grid& grid, Body&& body) const {
         for (int row = 0; row < height; ++row)
             for (int column = 0; column < width; ++column)
-                body(row * kTile + column, first + static_cast<int64_t>(row) * grid.width + column);
+                body(row * kTile + column, first + int64_t(row) * grid.width + column);
     }
 };
 
@@ -53,23 +53,23 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
     const int stride = record_stride(c.channels);
     const int32_t begin = c.offsets[tile], end = c.offsets[tile + 1];
 
-    // alpha is summed: 1 - transmittance would lose the digits of a faint pixel, by which its depth is divided.
+    // Alpha is summed directly: 1 - transmittance loses precision at a faint pixel, and the depth is divided by alpha.
     Float transmittance[P::kVectors], alphas[P::kVectors], median[P::kVectors], last[P::kVectors];
-    Float colour[P::kVectors][kGroup];
+    Float color[P::kVectors][kGroup];
     Mask alive[P::kVectors];
     for (int k = 0; k < P::kVectors; ++k) {
         transmittance[k] = Float(1.0f);
         alphas[k] = median[k] = Float(0.0f);
         last[k] = Float(-1.0f);
         alive[k] = Float(0.0f) < Float(1.0f);
-        for (int d = 0; d < kGroup; ++d) colour[k][d] = Float(0.0f);
+        for (int d = 0; d < kGroup; ++d) color[k][d] = Float(0.0f);
     }
 
     for (int32_t i = begin; i < end; ++i) {
-        const float* r = c.records + static_cast<int64_t>(c.entries[i].id) * stride;
-        if (i + 4 < end) __builtin_prefetch(c.records + static_cast<int64_t>(c.entries[i + 4].id) * stride);
+        const float* r = c.records + int64_t(c.entries[i].id) * stride;
+        if (i + 4 < end) __builtin_prefetch(c.records + int64_t(c.entries[i + 4].id) * stride);
         const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
-        const Float index(static_cast<float>(i - begin)), depth(r[kDepth]), my(r[kMeanY]);
+        const Float index(float(i - begin)), depth(r[kDepth]), my(r[kMeanY]);
         Float u_of_x[P::kColumns];
         for (int k = 0; k < P::kColumns; ++k) u_of_x[k] = f0 * (pixels.x[k] - Float(r[kMeanX]));
         bool stopped = false;
@@ -89,7 +89,7 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
             }
             const Float w = or_zero(hit, weight);
             alphas[k] += w;
-            for (int d = 0; d < kGroup; ++d) colour[k][d] = fma(w, Float(r[kChannels + channel + d]), colour[k][d]);
+            for (int d = 0; d < kGroup; ++d) color[k][d] = fma(w, Float(r[kChannels + channel + d]), color[k][d]);
             median[k] = select(hit & (transmittance[k] >= Float(0.5f)), depth, median[k]);
             last[k] = select(hit, index, last[k]);
             transmittance[k] = select(hit, next, transmittance[k]);
@@ -107,22 +107,23 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
         store(alpha_lanes + k * kWidth, alphas[k]);
         store(c.last + tile * P::kCount + k * kWidth, last[k]);
         store(medians + k * kWidth, or_zero(transmittance[k] < Float(0.5f), median[k]));
-        for (int d = 0; d < kGroup; ++d) store(lanes[d] + k * kWidth, colour[k][d]);
+        for (int d = 0; d < kGroup; ++d) store(lanes[d] + k * kWidth, color[k][d]);
     }
     const bool divide = c.expected && channel + kGroup == c.channels;
     pixels.each(c.grid, [&](int i, int64_t pixel) {
         const float alpha = alpha_lanes[i];
         if (divide) lanes[kGroup - 1][i] /= alpha > 1e-10f ? alpha : 1e-10f;
-        for (int d = 0; d < kGroup; ++d) c.colours[pixel * c.channels + channel + d] = lanes[d][i];
+        for (int d = 0; d < kGroup; ++d) c.colors[pixel * c.channels + channel + d] = lanes[d][i];
         c.alphas[pixel] = alpha;
         c.medians[pixel] = medians[i];
     });
 }
 
-// Back to front, undoing the forward pass: transmittance before a splat is that behind it / (1 - alpha), which loses
-// nothing, where a difference from the final colour would. With the loss's gradient g of a pixel's channels and a of
-// its alpha, the derivative by a splat's alpha is T (c . g) - behind / (1 - alpha), with
-// behind = sum over the splats further back of w (c . g), - a T at the very end.
+// Runs back to front and undoes the forward pass: the transmittance T before a splat is the one behind it divided by
+// 1 - alpha. This keeps full precision; a difference from the final color would not. If g is the loss's gradient with
+// respect to a pixel's channels and a that with respect to its alpha, then the derivative with respect to a splat's
+// alpha is T (c . g) - behind / (1 - alpha). Here behind is the sum of w (c . g) over the splats further back, minus
+// a times the final T.
 template <int kTile, int kGroup, bool kAbsolute>
 void composite_tile_backward(const Composite& c, const CompositeGradient& g, int64_t tile, int channel) {
     using P = Pixels<kTile>;
@@ -133,18 +134,18 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
     const float *final_transmittance = c.transmittance + tile * P::kCount, *final_last = c.last + tile * P::kCount;
     const bool divide = c.expected && channel + kGroup == c.channels;
 
-    // The gradient per pixel. Alpha's belongs to the first group of channels, that of the division to the last.
+    // Gradients per pixel. The first group of channels adds alpha's gradient, the last group that of the division.
     float gradients[kGroup][P::kCount] = {}, behinds[P::kCount] = {}, lasts[P::kCount];
     for (int i = 0; i < P::kCount; ++i) lasts[i] = -1.0f;
     float furthest = -1.0f;
     pixels.each(c.grid, [&](int i, int64_t pixel) {
         const int64_t at = pixel * c.channels + channel;
-        for (int d = 0; d < kGroup; ++d) gradients[d][i] = g.d_colours[at + d];
+        for (int d = 0; d < kGroup; ++d) gradients[d][i] = g.d_colors[at + d];
         float d_alpha = channel == 0 ? g.d_alphas[pixel] : 0.0f;
         const float alpha = c.alphas[pixel];
         if (divide) {
             gradients[kGroup - 1][i] /= alpha > 1e-10f ? alpha : 1e-10f;
-            if (alpha > 1e-10f) d_alpha -= gradients[kGroup - 1][i] * c.colours[at + kGroup - 1];
+            if (alpha > 1e-10f) d_alpha -= gradients[kGroup - 1][i] * c.colors[at + kGroup - 1];
         }
         behinds[i] = -d_alpha * final_transmittance[i];
         lasts[i] = final_last[i];
@@ -158,11 +159,11 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
         for (int d = 0; d < kGroup; ++d) gradient[k][d] = load(gradients[d] + k * kWidth);
     }
 
-    for (int32_t i = begin + static_cast<int32_t>(furthest); i >= begin; --i) {
-        const float* r = c.records + static_cast<int64_t>(c.entries[i].id) * stride;
-        if (i - 4 >= begin) __builtin_prefetch(c.records + static_cast<int64_t>(c.entries[i - 4].id) * stride);
+    for (int32_t i = begin + int32_t(furthest); i >= begin; --i) {
+        const float* r = c.records + int64_t(c.entries[i].id) * stride;
+        if (i - 4 >= begin) __builtin_prefetch(c.records + int64_t(c.entries[i - 4].id) * stride);
         const Float f0(r[kFactor]), f1(r[kFactor + 1]), f2(r[kFactor + 2]), log_opacity(r[kLogOpacity]);
-        const Float index(static_cast<float>(i - begin)), my(r[kMeanY]);
+        const Float index(float(i - begin)), my(r[kMeanY]);
         Float dx[P::kColumns], u_of_x[P::kColumns];
         for (int k = 0; k < P::kColumns; ++k) {
             dx[k] = pixels.x[k] - Float(r[kMeanX]);
@@ -205,7 +206,7 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
             }
         }
         if (!touched) continue;
-        float lanes[8], *sums = g.sums + static_cast<int64_t>(c.entries[i].slot) * sums_size;
+        float lanes[8], *sums = g.sums + int64_t(c.entries[i].slot) * sums_size;
         sum_lanes8(shape, lanes);
         for (int j = 0; j < 8; ++j) sums[j] = channel == 0 ? lanes[j] : sums[j] + lanes[j];
         g.used[c.entries[i].slot] = 1;
@@ -261,12 +262,12 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
     const float unscale = 1.0f / kFactorScale;
     for (int64_t n = begin; n < end; ++n) {
         float d_opacity = 0.0f;
-        if (!r.colours_per_view)
-            for (int d = 0; d < r.colour_channels; ++d) r.d_colours[n * r.colour_channels + d] = 0.0f;
+        if (!r.colors_per_view)
+            for (int d = 0; d < r.color_channels; ++d) r.d_colors[n * r.color_channels + d] = 0.0f;
         for (int64_t view = 0; view < r.views; ++view) {
             const int64_t id = view * r.count + n, slot = r.first_slot[id];
             const float *first = r.sums + slot * stride, *f = r.factors + 3 * id;
-            // total[j]: column + j summed over the splat's tiles, in their order.
+            // total[j]: sum of column + j over the splat's tiles, in order.
             float total[kSumChannels + kMaxGroup];
             const auto sum_columns = [&](int column, int width) {
                 for (int j = 0; j < width; ++j) total[j] = 0.0f;
@@ -292,13 +293,13 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
                     sums = total;
                 }
                 for (int d = channel; d < channel + kMaxGroup && d < r.channels; ++d) {
-                    if (d == r.colour_channels) r.d_depths[id] = sums[d - channel];
-                    else if (r.colours_per_view) r.d_colours[id * r.colour_channels + d] = sums[d - channel];
-                    else r.d_colours[n * r.colour_channels + d] += sums[d - channel];
+                    if (d == r.color_channels) r.d_depths[id] = sums[d - channel];
+                    else if (r.colors_per_view) r.d_colors[id * r.color_channels + d] = sums[d - channel];
+                    else r.d_colors[n * r.color_channels + d] += sums[d - channel];
                 }
             }
         }
-        // A Gaussian of opacity 0 is in no list.
+        // No list contains a Gaussian of opacity 0.
         r.d_opacities[n] = d_opacity != 0.0f ? d_opacity / r.opacities[n] : 0.0f;
     }
 }

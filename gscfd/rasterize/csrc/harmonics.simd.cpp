@@ -38,7 +38,7 @@ GSCFD_INLINE void basis(int degree, Vec3 direction, Float* y_) {
     y_[15] = Float(-k3a) * x * (xx - three * yy);
 }
 
-// The gradient by the direction of sum_k g[k] Y_k.
+// Gradient of sum_k g[k] Y_k with respect to the direction.
 GSCFD_INLINE Vec3 basis_gradient(int degree, Vec3 direction, const Float* g) {
     const Float x = direction.x, y = direction.y, z = direction.z;
     Vec3 d = {Float(-k1) * g[3], Float(-k1) * g[1], Float(k1) * g[2]};
@@ -74,9 +74,9 @@ GSCFD_INLINE void read_coefficients(const Harmonics& h, int64_t view, int64_t fi
 }
 
 GSCFD_INLINE Vec3 evaluate(int used, const Float* y, const Vec3* coefficients) {
-    Vec3 colour = {0.5f, 0.5f, 0.5f};
-    for (int k = 0; k < used; ++k) colour = colour + y[k] * coefficients[k];
-    return colour;
+    Vec3 color = {0.5f, 0.5f, 0.5f};
+    for (int k = 0; k < used; ++k) color = color + y[k] * coefficients[k];
+    return color;
 }
 
 }  // namespace
@@ -88,13 +88,13 @@ void harmonics(const Harmonics& h, int64_t begin, int64_t end) {
         Vec3 coefficients[kMaxBases];
         for (int64_t view = 0; view < h.views; ++view) {
             if (view == 0 || h.per_view) read_coefficients(h, view, first, end, coefficients);
-            const float* centre = h.centres + 3 * view;
+            const float* center = h.centers + 3 * view;
             Float y[kMaxBases], inverse_norm;
-            basis(h.degree, unit(mean - Vec3{centre[0], centre[1], centre[2]}, &inverse_norm), y);
-            const Vec3 colour = evaluate(used, y, coefficients);
+            basis(h.degree, unit(mean - Vec3{center[0], center[1], center[2]}, &inverse_norm), y);
+            const Vec3 color = evaluate(used, y, coefficients);
             const Float zero(0.0f);
-            scatter3({max(colour.x, zero), max(colour.y, zero), max(colour.z, zero)}, first, end,
-                     h.colours + 3 * view * h.count);
+            scatter3({max(color.x, zero), max(color.y, zero), max(color.z, zero)}, first, end,
+                     h.colors + 3 * view * h.count);
         }
     }
 }
@@ -108,13 +108,13 @@ void harmonics_backward(const Harmonics& h, const HarmonicsGradient& g, int64_t 
         for (int k = 0; k < used; ++k) d_coefficients[k] = zero;
         for (int64_t view = 0; view < h.views; ++view) {
             if (view == 0 || h.per_view) read_coefficients(h, view, first, end, coefficients);
-            const float* centre = h.centres + 3 * view;
+            const float* center = h.centers + 3 * view;
             Float y[kMaxBases], inverse_norm;
-            const Vec3 direction = unit(mean - Vec3{centre[0], centre[1], centre[2]}, &inverse_norm);
+            const Vec3 direction = unit(mean - Vec3{center[0], center[1], center[2]}, &inverse_norm);
             basis(h.degree, direction, y);
-            const Vec3 colour = evaluate(used, y, coefficients);
-            Vec3 d = gather3(g.d_colours + 3 * view * h.count, first, end);
-            d = {or_zero(colour.x >= zero.x, d.x), or_zero(colour.y >= zero.y, d.y), or_zero(colour.z >= zero.z, d.z)};
+            const Vec3 color = evaluate(used, y, coefficients);
+            Vec3 d = gather3(g.d_colors + 3 * view * h.count, first, end);
+            d = {or_zero(color.x >= zero.x, d.x), or_zero(color.y >= zero.y, d.y), or_zero(color.z >= zero.z, d.z)};
             Float by_basis[kMaxBases];
             for (int k = 0; k < used; ++k) {
                 d_coefficients[k] = d_coefficients[k] + y[k] * d;

@@ -18,7 +18,7 @@ struct Camera {
     Rotation rotation;
     Vec3 translation;
     Float fx, fy, cx, cy;
-    // Ratios x/z and y/z are held inside the image plus 30 % of half its size where they enter the Jacobian.
+    // Limits of x/z and y/z in the Jacobian: the image plus 30 % of half its size on each side.
     Float x_low, x_high, y_low, y_high;
 };
 
@@ -61,16 +61,16 @@ GSCFD_INLINE Shape read_shape(const Projection& p, int64_t first, int64_t end) {
     return g;
 }
 
-// The 2D covariance is M M^T + eps2d with M = J R_camera R_quat diag(scale): its rows and what leads to them.
+// The 2D covariance M M^T + eps2d, where M = J R_camera R_quat diag(scale), and its intermediate results.
 struct Splat {
-    Vec3 position;            // in camera space
+    Vec3 position;  // in camera space
     Float inverse_z;
-    Float ratio_x, ratio_y;   // x/z, y/z held inside the margins
-    Vec3 jw0, jw1;            // rows of J R_camera
-    Vec3 n0, n1;              // rows of J R_camera R_quat
-    Vec3 m0, m1;              // rows of M
-    Vec3 normal;              // m0 x m1
-    Float a, b, c, det;       // covariance [[a, b], [b, c]] and its determinant
+    Float ratio_x, ratio_y;  // x/z and y/z, clamped to the camera's limits
+    Vec3 jw0, jw1;           // rows of J R_camera
+    Vec3 n0, n1;             // rows of J R_camera R_quat
+    Vec3 m0, m1;             // rows of M
+    Vec3 normal;             // m0 x m1
+    Float a, b, c, det;      // covariance [[a, b], [b, c]] and its determinant
 };
 
 GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Float eps2d) {
@@ -91,13 +91,13 @@ GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Fl
     s.a = a0 + eps2d;
     s.b = dot(s.m0, s.m1);
     s.c = c0 + eps2d;
-    // det(M M^T + eps) by Cauchy-Binet: a sum of squares, exact to rounding also for needles.
+    // det(M M^T + eps) by Cauchy-Binet: a sum of squares, so accurate for needles too.
     s.det = dot(s.normal, s.normal) + eps2d * (a0 + c0) + eps2d * eps2d;
     return s;
 }
 
-// Half the side of a splat's box in units of its standard deviation: where alpha falls to kMinAlpha, 3.33 at most
-// (opacity-aware bounding boxes, StopThePop, Radl et al. 2024, appendix B.2); NaN where it never reaches it.
+// Half the side of a splat's box in standard deviations: the distance at which alpha falls to kMinAlpha, at most 3.33
+// (opacity-aware bounding boxes, StopThePop, Radl et al. 2024, appendix B.2). NaN if alpha never reaches kMinAlpha.
 GSCFD_INLINE Float box_extent(const Projection& p, int64_t first, int64_t end) {
     float logs[kWidth];
     for (int l = 0; l < kWidth; ++l) {
@@ -105,7 +105,7 @@ GSCFD_INLINE Float box_extent(const Projection& p, int64_t first, int64_t end) {
         logs[l] = p.log_opacities[i] = __builtin_log2f(p.opacities[i]);
     }
     const float two_ln2 = 1.3862943611198906f;
-    // min returns its second argument when one is NaN.
+    // min returns its second argument if either is NaN.
     return min(Float(3.33f), sqrt(Float(two_ln2) * (load(logs) - Float(kLog2MinAlpha))));
 }
 
@@ -122,11 +122,11 @@ void project(const Projection& p, int64_t begin, int64_t end) {
             const Float x = fma(camera.fx * s.position.x, s.inverse_z, camera.cx);
             const Float y = fma(camera.fy * s.position.y, s.inverse_z, camera.cy);
             const Float radius_x = ceil(extent * sqrt(s.a)), radius_y = ceil(extent * sqrt(s.c));
-            // Comparisons that NaN fails: a Gaussian that is not finite is culled.
+            // NaN fails every comparison, so a Gaussian that is not finite is culled.
             Mask visible = (s.position.z >= Float(p.near_plane)) & (s.position.z <= Float(p.far_plane)) &
                            (s.det > Float(0.0f)) & (s.det < Float(3e38f)) & (extent >= Float(0.0f)) &
-                           (x + radius_x > Float(0.0f)) & (x - radius_x < Float(static_cast<float>(p.width))) &
-                           (y + radius_y > Float(0.0f)) & (y - radius_y < Float(static_cast<float>(p.height)));
+                           (x + radius_x > Float(0.0f)) & (x - radius_x < Float(float(p.width))) &
+                           (y + radius_y > Float(0.0f)) & (y - radius_y < Float(float(p.height)));
             visible = and_not(visible, (radius_x <= Float(p.radius_clip)) & (radius_y <= Float(p.radius_clip)));
 
             const Float root_c = sqrt(s.c), root_det = sqrt(s.det);
@@ -147,8 +147,8 @@ void project(const Projection& p, int64_t begin, int64_t end) {
             store(lanes[1], radii[1]);
             int32_t* out = p.radii + 2 * (view * p.count + first);
             for (int l = 0; l < kWidth && first + l < end; ++l) {
-                out[2 * l] = static_cast<int32_t>(lanes[0][l]);
-                out[2 * l + 1] = static_cast<int32_t>(lanes[1][l]);
+                out[2 * l] = int32_t(lanes[0][l]);
+                out[2 * l + 1] = int32_t(lanes[1][l]);
             }
         }
     }
@@ -160,7 +160,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
         const Vec3 mean = gather3(p.means, first, end);
         const Vec3 zero = {0.0f, 0.0f, 0.0f};
         Vec3 d_mean = zero, d_scale = zero;
-        Mask seen = Float(1.0f) < Float(0.0f);  // in some view; the rest get zeros, whatever they are
+        Mask seen = Float(1.0f) < Float(0.0f);  // visible in some view; all others get zeros, finite or not
         Rotation d_rotation = {zero, zero, zero};
         for (int64_t view = 0; view < p.views; ++view) {
             const Camera camera = read_camera(p, view);
@@ -194,16 +194,16 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             // jw0 = fx/z (row0 - ratio_x row2), likewise jw1; mean2d = f x/z + c
             const Rotation& w = camera.rotation;
             const Float z = s.inverse_z;
-            const Float d_ratio_x = -camera.fx * z * dot(d_jw0, w.row2), d_ratio_y = -camera.fy * z * dot(d_jw1, w.row2);
+            const Float d_ratio_x = -camera.fx * z * dot(d_jw0, w.row2);
+            const Float d_ratio_y = -camera.fy * z * dot(d_jw1, w.row2);
             const Float x_ratio = s.position.x * z, y_ratio = s.position.y * z;
             const Mask free_x = (x_ratio >= camera.x_low) & (x_ratio <= camera.x_high);
             const Mask free_y = (y_ratio >= camera.y_low) & (y_ratio <= camera.y_high);
             const Float d_x_ratio = fma(camera.fx, d_means2d[0], or_zero(free_x, d_ratio_x));
             const Float d_y_ratio = fma(camera.fy, d_means2d[1], or_zero(free_y, d_ratio_y));
-            const Float d_inverse_z =
-                camera.fx * (dot(d_jw0, w.row0) - s.ratio_x * dot(d_jw0, w.row2)) +
-                camera.fy * (dot(d_jw1, w.row1) - s.ratio_y * dot(d_jw1, w.row2)) +
-                s.position.x * d_x_ratio + s.position.y * d_y_ratio;
+            const Float d_inverse_z = camera.fx * (dot(d_jw0, w.row0) - s.ratio_x * dot(d_jw0, w.row2)) +
+                                      camera.fy * (dot(d_jw1, w.row1) - s.ratio_y * dot(d_jw1, w.row2)) +
+                                      s.position.x * d_x_ratio + s.position.y * d_y_ratio;
             const Vec3 d_position = {d_x_ratio * z, d_y_ratio * z, d_depth[0] - d_inverse_z * z * z};
 
             d_mean = d_mean + or_zero(visible, row_times(d_position, w));
@@ -213,7 +213,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             d_rotation.row2 = d_rotation.row2 + or_zero(visible, s.jw0.z * d_n0 + s.jw1.z * d_n1);
         }
 
-        // The rotation matrix by the unit quaternion, then the normalisation.
+        // Through the rotation matrix to the unit quaternion, then through the normalization.
         const Rotation& d = d_rotation;
         const Float two(2.0f), w = shape.w, x = shape.x, y = shape.y, z = shape.z;
         const Float d_w = two * (x * (d.row2.y - d.row1.z) + y * (d.row0.z - d.row2.x) + z * (d.row1.x - d.row0.y));
@@ -224,8 +224,10 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
         const Float d_z = two * (x * (d.row0.z + d.row2.x) + y * (d.row1.z + d.row2.y) + w * (d.row1.x - d.row0.y) -
                                  two * z * (d.row0.x + d.row1.y));
         const Float along = w * d_w + x * d_x + y * d_y + z * d_z;
-        const Float quats[4] = {or_zero(seen, (d_w - along * w) * shape.inverse_norm), or_zero(seen, (d_x - along * x) * shape.inverse_norm),
-                                or_zero(seen, (d_y - along * y) * shape.inverse_norm), or_zero(seen, (d_z - along * z) * shape.inverse_norm)};
+        const Float quats[4] = {or_zero(seen, (d_w - along * w) * shape.inverse_norm),
+                                or_zero(seen, (d_x - along * x) * shape.inverse_norm),
+                                or_zero(seen, (d_y - along * y) * shape.inverse_norm),
+                                or_zero(seen, (d_z - along * z) * shape.inverse_norm)};
         scatter3(d_mean, first, end, g.d_means);
         scatter<4>(quats, 4, first, end, g.d_quats);
         scatter3(d_scale, first, end, g.d_scales);

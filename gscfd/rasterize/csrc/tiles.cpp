@@ -11,23 +11,21 @@ namespace {
 
 constexpr int64_t kChunk = 512;
 
-// The first pixel whose centre is at or right of x, and the last at or left of it, for x that is not far outside [0, size].
+// First pixel whose center is at or to the right of x, and last pixel whose center is at or to its left.
 int first_pixel(float x, int size) {
-    x = std::min(std::max(x - 0.5f, 0.0f), static_cast<float>(size));
-    const int i = static_cast<int>(x);
-    return i + (x > static_cast<float>(i));
+    x = std::min(std::max(x - 0.5f, 0.0f), float(size));
+    const int i = int(x);
+    return i + (x > float(i));
 }
-int last_pixel(float x, int size) {
-    return static_cast<int>(std::min(std::max(x + 0.5f, 0.0f), static_cast<float>(size))) - 1;
-}
+int last_pixel(float x, int size) { return int(std::min(std::max(x + 0.5f, 0.0f), float(size))) - 1; }
 
-// The tiles which hold a pixel centre where the splat's alpha reaches kMinAlpha, row by row. Each row is exact: an
-// ellipse cut by a horizontal strip is convex, so its shadow on the x axis decides which columns it meets.
+// Appends, row by row, the tiles with a pixel center at which the splat's alpha reaches kMinAlpha. Each row is exact:
+// an ellipse cut by a horizontal strip is convex, so its projection onto the x axis gives the columns that it touches.
 void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
     const Grid& grid = in.grid;
     const float mx = in.means2d[2 * id], my = in.means2d[2 * id + 1];
     const float f0 = in.factors[3 * id], f1 = in.factors[3 * id + 1], f2 = in.factors[3 * id + 2];
-    // (f0 dx + f1 dy)^2 + (f2 dy)^2 <= reach, a little wider against rounding.
+    // (f0 dx + f1 dy)^2 + (f2 dy)^2 <= reach, made slightly larger to allow for rounding.
     const float two_ln2 = 1.3862943611198906f, margin = 1e-3f;
     const float reach = two_ln2 * (in.log_opacities[id % in.count] - kLog2MinAlpha) * 1.0001f + 1e-3f;
     const float root = std::sqrt(reach), inverse_f0 = 1.0f / f0, f22 = f2 * f2;
@@ -46,8 +44,7 @@ void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
         const int first_x = first_pixel(mx - (left_root + f1 * left_dy) * inverse_f0 - margin, grid.width);
         const int last_x = last_pixel(mx + (right_root - f1 * right_dy) * inverse_f0 + margin, grid.width);
         if (first_x > last_x) continue;
-        spans.push_back({0, static_cast<uint16_t>(row), static_cast<uint16_t>(first_x / grid.tile),
-                         static_cast<uint16_t>(last_x / grid.tile + 1)});
+        spans.push_back({0, uint16_t(row), uint16_t(first_x / grid.tile), uint16_t(last_x / grid.tile + 1)});
     }
 }
 
@@ -58,7 +55,7 @@ void spans_of_chunk(Tiling& t, int64_t chunk) {
     spans.reserve(4 * kChunk);
     for (int64_t id = begin; id < end; ++id) {
         const size_t before = spans.size();
-        t.first_span[id] = static_cast<int64_t>(before);
+        t.first_span[id] = int64_t(before);
         if (in.radii[2 * id] > 0) append_spans(in, id, spans);
         int32_t tiles = 0;
         for (size_t i = before; i < spans.size(); ++i) {
@@ -69,7 +66,8 @@ void spans_of_chunk(Tiling& t, int64_t chunk) {
     }
 }
 
-// Radix sort by the bits of the depth (positive floats sort like integers), stable, on as many bits as differ.
+// Sorts the visible splats of a view by depth: a stable radix sort of the float's bits (positive floats sort like
+// integers), over no more bits than differ.
 void sort_view(Tiling& t, int64_t view) {
     struct Item {
         uint32_t key;
@@ -84,7 +82,7 @@ void sort_view(Tiling& t, int64_t view) {
         if (in.radii[2 * id] <= 0) continue;
         uint32_t key;
         std::memcpy(&key, in.depths + id, sizeof key);
-        items.push_back({key, static_cast<int32_t>(i)});
+        items.push_back({key, int32_t(i)});
         low = std::min(low, key);
         high = std::max(high, key);
     }
@@ -103,7 +101,7 @@ void sort_view(Tiling& t, int64_t view) {
         for (const Item& e : items) other[starts[digit(e)]++] = e;
         items.swap(other);
     }
-    t.visible[view] = static_cast<int64_t>(items.size());
+    t.visible[view] = int64_t(items.size());
     int32_t* order = t.order.data() + view * in.count;
     for (size_t i = 0; i < items.size(); ++i) order[i] = items[i].index;
 }
@@ -136,7 +134,7 @@ Tiling* begin_tiling(const Tiles& input, int threads) {
 void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entries) {
     const Tiles& in = t.input;
     const Grid& grid = in.grid;
-    const int64_t tiles = static_cast<int64_t>(grid.tiles_x) * grid.tiles_y;
+    const int64_t tiles = int64_t(grid.tiles_x) * grid.tiles_y;
 
     const auto for_spans = [&](int64_t id, auto&& body) {
         const Span* span = t.spans[id / kChunk].data() + t.first_span[id];
@@ -158,22 +156,22 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entrie
         offsets[tile] = sum;
         sum += n;
     }
-    // Each task fills some rows of tiles of one view, so that two threads never write the same list.
-    const int bands = static_cast<int>(std::min<int64_t>(grid.tiles_y, (threads + in.views - 1) / in.views));
+    // Each task fills a band of tile rows of one view, so two threads never write to the same list.
+    const int bands = int(std::min<int64_t>(grid.tiles_y, (threads + in.views - 1) / in.views));
     parallel_for(threads, in.views * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
             const int64_t view = task / bands, band = task % bands;
-            const int first_row = static_cast<int>(band * grid.tiles_y / bands);
-            const int last_row = static_cast<int>((band + 1) * grid.tiles_y / bands);
+            const int first_row = int(band * grid.tiles_y / bands);
+            const int last_row = int((band + 1) * grid.tiles_y / bands);
             std::vector<int32_t> next(offsets + view * tiles + first_row * grid.tiles_x,
                                       offsets + view * tiles + last_row * grid.tiles_x);
             for (int64_t i = 0; i < t.visible[view]; ++i) {
                 const int64_t id = view * in.count + t.order[view * in.count + i];
                 for_spans(id, [&](const Span& s) {
                     if (s.row < first_row || s.row >= last_row) return;
-                    int32_t slot = static_cast<int32_t>(in.first_slot[id]) + s.slot;
+                    int32_t slot = int32_t(in.first_slot[id]) + s.slot;
                     for (int x = s.begin; x < s.end; ++x) {
-                        entries[next[(s.row - first_row) * grid.tiles_x + x]++] = {static_cast<int32_t>(id), slot++};
+                        entries[next[(s.row - first_row) * grid.tiles_x + x]++] = {int32_t(id), slot++};
                     }
                 });
             }

@@ -1,1 +1,1 @@
-"""How the toybox teachers are trained."""
+"""Training of the toybox teachers."""

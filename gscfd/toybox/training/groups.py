@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gscfd.cameras import azimuth_elevation, mvdream_matrices, sample_group
-from gscfd.errors import UserError, exit_code
+from gscfd.cli import exit_code
+from gscfd.errors import UserError
 from gscfd.prompts import view_words
 from gscfd.rasterize import rasterization
 from gscfd.toybox.data import FOV, RADIUS, free_views, spacing_for

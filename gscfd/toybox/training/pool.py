@@ -51,7 +51,8 @@ class Pool:
 
     def tokenized(self, texts: list[str]) -> Tensor:
         """[T, L] int64."""
-        return self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids: Tensor = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return ids
 
     def texts_of(self, captions: list[str], words: list[str]) -> list[str]:
         """The texts of one object: for each view CAPTIONS plain ones, and the same with view words."""

@@ -23,7 +23,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from tqdm import tqdm
 
-from gscfd.errors import UserError, exit_code
+from gscfd.cli import exit_code
+from gscfd.errors import UserError
 from gscfd.toybox.training.groups import composite, read_shard, shard_files
 
 PATCH = 4
@@ -107,7 +108,8 @@ def reconstruction_loss(vae: AutoencoderTiny, images: Tensor) -> Tensor:
         level = NOISE * LATENT_RMS / SCALING * torch.rand(len(latents), 1, 1, 1, device=latents.device)
         latents = latents + level * torch.randn_like(latents)
     difference = vae.decode(latents).sample - images
-    return difference.abs().mean() + 2 * difference.square().mean()
+    loss: Tensor = difference.abs().mean() + 2 * difference.square().mean()
+    return loss
 
 
 def crops(layers: Tensor, count: int, size: int) -> Tensor:

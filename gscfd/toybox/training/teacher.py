@@ -27,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from gscfd.errors import UserError, exit_code, warn
+from gscfd.cli import exit_code
+from gscfd.errors import UserError, warn
 from gscfd.teachers.load import Vae, read_vae
 from gscfd.teachers.multiview import join_views
 from gscfd.teachers.spaces import Latents
@@ -316,7 +317,7 @@ def read_new(pool: Pool, folder: Path, known: set[Path]) -> None:
             pool.add(read_shard(file))
 
 
-def render_more(settings: Settings, first_seed: int) -> subprocess.Popen | None:
+def render_more(settings: Settings, first_seed: int) -> subprocess.Popen[bytes] | None:
     """Workers that render further groups while this process trains."""
     if not settings.workers:
         return None

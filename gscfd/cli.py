@@ -1,0 +1,51 @@
+"""Code shared by all commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from gscfd.errors import UserError
+from gscfd.screen import lasting_screen
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell gives it."""
+
+
+def exit_code(command: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
+    """Runs a command and returns its exit code: 2 after printing a UserError as one line, 1 if the GPU runs out of
+    memory, 130 on Ctrl-C, otherwise the command's result, with None as 0. A screen that fails changes nothing.
+
+    interrupted: message printed on Ctrl-C.
+    """
+    with lasting_screen():
+        try:
+            return command() or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            below = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
+            print(f"{below}{interrupted}", file=sys.stderr)
+            return INTERRUPTED
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch.OutOfMemoryError, without importing torch
+                raise
+            print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
+            return 1
+
+
+def check_out(out: Path, ending: str, overwrite: bool, *, make_folder: bool = False) -> None:
+    """Raises UserError unless a file may be written to `out`.
+
+    ending: required end of the file name. make_folder: whether the caller creates a missing folder.
+    """
+    if not out.name.endswith(ending):
+        raise UserError(f"out: expected a name that ends in {ending}, got {out}")
+    if not make_folder and not out.parent.is_dir():
+        raise UserError(f"out: expected a file in an existing folder, got {out}; create {out.parent} first")
+    if out.is_dir():
+        raise UserError(f"out: {out} exists and is a folder; choose another --out")
+    if out.exists() and not overwrite:
+        raise UserError(f"out: {out} exists; choose another --out, or add --overwrite")

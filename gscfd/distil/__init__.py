@@ -1,0 +1,1 @@
+"""The method in memory: stages, guidance, schedules and densification, without files and without the viewer."""

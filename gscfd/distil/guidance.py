@@ -1,0 +1,148 @@
+"""Score distillation: the gradient for the teacher's input z. No gradient flows through the teacher.
+
+Every function has the form `(teacher, z, noise, t, cameras) -> grad`: z, noise and grad are [V, C, h, w], and t is the
+teacher's integer time, shared by the views. Additional keyword arguments must be bound first. `distillation_loss` turns
+grad into a loss. docs/methods.md compares the methods.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gscfd.distil.protocols import Learner
+from gscfd.teachers import Teacher
+from gscfd.types import Cameras
+
+
+@torch.no_grad()
+def cfd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
+    """Returns (sigma / alpha)(eps_phi(alpha z + sigma eps) - eps) = z - z0_hat, the clean flow's direction (CFD Eq. 9).
+
+    CFD uses noise eps(theta, c) that is consistent between views on the object's surface, and annealed times. With
+    fresh noise, this is SDS (CFD Table 1).
+    """
+    alpha, sigma = teacher.alpha_sigma(t)
+    x_t = alpha * z + sigma * noise
+    return (sigma / alpha) * (teacher.predict_eps(x_t, t, cameras) - noise)
+
+
+def sds(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
+    """Returns `cfd`'s gradient, for noise that is fresh at every step (Poole et al. 2022, Eq. 3; CFD Table 1)."""
+    return cfd(teacher, z, noise, t, cameras)
+
+
+def fsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
+    """Returns `cfd`'s gradient, for noise eps(c) that depends only on the camera and is drawn once (FSD Eq. 15)."""
+    return cfd(teacher, z, noise, t, cameras)
+
+
+@torch.no_grad()
+def vsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras, *, learner: Learner) -> Tensor:
+    """Returns (sigma / alpha)(eps_phi(x_t, y) - eps_lora(x_t, camera, y)), where eps_lora is the learner's prediction
+    without classifier-free guidance, the score of the renders (Wang et al. 2023, section 3.2; CFD Table 1)."""
+    alpha, sigma = teacher.alpha_sigma(t)
+    x_t = alpha * z + sigma * noise
+    return (sigma / alpha) * (teacher.predict_eps(x_t, t, cameras) - learner.predict_eps(x_t, t, cameras))
+
+
+@torch.no_grad()
+def cds(
+    teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras, *, target: int, cfg: float | None = None
+) -> Tensor:
+    """Returns (sigma / alpha)(eps_phi(x_t, t) - eps_phi(x_target, target)), where x_target is one Euler step of the ODE
+    from x_t: the difference of the two denoised images, up to the weight lambda (C3D Eq. 10-11).
+
+    The sign is that of the authors' code. Eq. 10 without the Jacobian of its first term has the opposite sign, which
+    leads away from the data (docs/methods.md). target: integer time t2 < t. cfg: guidance scale that replaces the
+    prompt's.
+    """
+    alpha, sigma = teacher.alpha_sigma(t)
+    x_t = alpha * z + sigma * noise
+    eps = teacher.predict_eps(x_t, t, cameras, cfg)
+    x_target = ddim_step(teacher, x_t, eps, t, target)
+    return (sigma / alpha) * (eps - teacher.predict_eps(x_target, target, cameras, cfg))
+
+
+@torch.no_grad()
+def ism(
+    teacher: Teacher,
+    z: Tensor,
+    noise: Tensor,
+    t: int,
+    cameras: Cameras,
+    *,
+    delta_t: int,
+    xs_delta_t: int,
+    xs_inv_steps: int,
+) -> Tensor:
+    """Returns (sigma / alpha)(eps_phi(x_t, y) - eps_phi(x_s, empty)), where s = t - delta_t, and x_s and x_t come from
+    unconditional DDIM inversion of z (Liang et al. 2023; CFD Table 1).
+
+    noise: initial noise of the inversion. delta_t: t - s, integer. xs_delta_t, xs_inv_steps: `stride` and `steps` of
+    `inverted`.
+    """
+    s = max(t - delta_t, 0)
+    x_s = inverted(teacher, z, noise, s, cameras, cfg=0.0, stride=xs_delta_t, steps=xs_inv_steps)
+    return interval_score(teacher, x_s, s, t, cameras, cfg=0.0)
+
+
+@torch.no_grad()
+def sdi(
+    teacher: Teacher,
+    z: Tensor,
+    noise: Tensor,
+    t: int,
+    cameras: Cameras,
+    *,
+    delta_t: int,
+    xs_delta_t: int,
+    xs_inv_steps: int,
+) -> Tensor:
+    """Returns `ism`'s gradient with the text in the inversion: (sigma / alpha)(eps_phi(x_t, y) - eps(x_s, y)), the
+    second prediction without classifier-free guidance (Lukoianov et al. 2024; CFD appendix H.1)."""
+    s = max(t - delta_t, 0)
+    x_s = inverted(teacher, z, noise, s, cameras, cfg=1.0, stride=xs_delta_t, steps=xs_inv_steps)
+    return interval_score(teacher, x_s, s, t, cameras, cfg=1.0)
+
+
+def interval_score(teacher: Teacher, x_s: Tensor, s: int, t: int, cameras: Cameras, *, cfg: float) -> Tensor:
+    """Returns (sigma_t / alpha_t)(eps_phi(x_t) - eps(x_s)), where x_t is one inversion step from x_s.
+
+    cfg: guidance scale of eps(x_s).
+    """
+    alpha, sigma = teacher.alpha_sigma(t)
+    eps_s = teacher.predict_eps(x_s, s, cameras, cfg)
+    x_t = ddim_step(teacher, x_s, eps_s, s, t)
+    return (sigma / alpha) * (teacher.predict_eps(x_t, t, cameras) - eps_s)
+
+
+def inverted(
+    teacher: Teacher, z: Tensor, noise: Tensor, s: int, cameras: Cameras, *, cfg: float, stride: int, steps: int
+) -> Tensor:
+    """Returns x_s [V, C, h, w] by DDIM inversion of z, in at most `steps` steps over at most `stride` times each.
+
+    The inversion starts at max(s - steps stride, 0), from z with that time's share of the noise; its last step may be
+    shorter. cfg: guidance scale of the predictions.
+    """
+    now = max(s - steps * stride, 0)
+    alpha, sigma = teacher.alpha_sigma(now)
+    x = alpha * z + sigma * noise
+    while now < s:
+        later = min(now + stride, s)
+        x = ddim_step(teacher, x, teacher.predict_eps(x, now, cameras, cfg), now, later)
+        now = later
+    return x
+
+
+def ddim_step(teacher: Teacher, x: Tensor, eps: Tensor, t: int, other: int) -> Tensor:
+    """Returns alpha' z0_hat + sigma' eps, an Euler step of the probability-flow ODE from t to an earlier or later time
+    (Song et al. 2021, Eq. 12 with eta = 0)."""
+    (alpha, sigma), (other_alpha, other_sigma) = teacher.alpha_sigma(t), teacher.alpha_sigma(other)
+    return other_alpha * (x - sigma * eps) / alpha + other_sigma * eps
+
+
+def distillation_loss(z: Tensor, grad: Tensor) -> Tensor:
+    """Returns 1/2 |z - sg(z - grad)|^2 / V, whose gradient with respect to z is grad / V: CFD Eq. 9, averaged over the
+    views."""
+    return 0.5 * (z - (z - grad).detach()).square().sum() / len(z)

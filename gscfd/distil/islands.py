@@ -1,0 +1,86 @@
+"""Removes floaters: small groups of Gaussians that the views of a stage hardly see.
+
+They come from corners that few views show, where no gradient moves or fades them. Hidden Gaussians inside the object
+stay: they are part of it, and close the holes of the surface.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn import Parameter
+
+from gscfd.cameras import sample_group
+from gscfd.config import TeacherStage
+from gscfd.distil.protocols import Rasterize
+from gscfd.gaussians import Gaussians
+from gscfd.harmonics import SH_C0
+from gscfd.types import Cameras
+
+GAP = 0.12
+"""World units between the centers of Gaussians that hang together, at most; of a sparse splat, as many times the median
+distance to the nearest neighbor as SPARSE."""
+SPARSE = 4
+NEIGHBORS = 8
+"""Nearest neighbors that a Gaussian can hang together with."""
+LEAST_SHARE = 0.002
+"""Share of all that the views see below which an island goes."""
+GROUPS = 12
+"""Groups of views in which the stage's views are looked at."""
+
+
+def remove_islands(gaussians: Gaussians, stage: TeacherStage, rasterize: Rasterize, *, size: int, seed: int) -> int:
+    """Removes the islands that the stage's views hardly see, in place. Returns the number of Gaussians removed.
+
+    size: pixels of the views, both ways. seed: of the views.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen = torch.zeros(len(gaussians), device=gaussians.device)
+    for _ in range(GROUPS):
+        group = sample_group(
+            stage.views,
+            elevation=stage.elevation,
+            fov=stage.fov,
+            radius=stage.radius,
+            size=size,
+            generator=generator,
+        )
+        seen += contributions(gaussians, group.to(gaussians.device), rasterize)
+    kept = supported(islands(gaussians.means.detach()), seen.cpu())
+    if not kept.all():
+        keep = kept.to(gaussians.device)
+        for name, value in gaussians.params.items():
+            gaussians.params[name] = Parameter(value.detach()[keep])
+    return int((~kept).sum())
+
+
+def contributions(gaussians: Gaussians, cameras: Cameras, rasterize: Rasterize) -> Tensor:
+    """Returns [N], the sum of each Gaussian's compositing weights over all pixels of the views.
+
+    A pixel's color is the weighted sum of the colors: its derivative by a color is the weight.
+    """
+    render = rasterize(gaussians, cameras)
+    (gradient,) = torch.autograd.grad(render.rgb.sum(), gaussians.sh0)
+    return gradient.detach()[:, 0].mean(-1) / SH_C0
+
+
+def islands(means: Tensor) -> np.ndarray:
+    """Returns [N], the number of the island that each point [N, 3] is part of."""
+    points = means.cpu().numpy()
+    count = min(NEIGHBORS + 1, len(points))
+    distances, others = (found.reshape(len(points), -1) for found in cKDTree(points).query(points, k=count))
+    spacing = float(np.median(distances[:, 1])) if count > 1 else 0.0
+    ones, near = np.nonzero(distances <= max(GAP, SPARSE * spacing))
+    links = coo_matrix((np.ones(len(ones)), (ones, others[ones, near])), shape=(len(points), len(points)))
+    labels: np.ndarray = connected_components(links, directed=False)[1]
+    return labels
+
+
+def supported(labels: np.ndarray, seen: Tensor) -> Tensor:
+    """Returns [N], whether a Gaussian's island is seen enough. labels: [N] of `islands`. seen: [N] contributions."""
+    shares = np.bincount(labels, weights=seen.double().numpy())
+    return torch.from_numpy(shares >= LEAST_SHARE * shares.sum())[labels]

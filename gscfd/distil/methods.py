@@ -1,0 +1,77 @@
+"""The methods by name: each chooses the diffusion time of a step and a function of `guidance`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from gscfd.config import MethodName, StageConfig
+from gscfd.distil import guidance
+from gscfd.distil.lora import Lora, unet_of
+from gscfd.distil.protocols import Guidance, Learner, Method
+from gscfd.distil.schedule import anneal, sqrt_anneal, time_index, uniform
+from gscfd.teachers.guided import GuidedTeacher
+
+LEARNERS = {"vsd": Lora}
+"""Class of the network that a method trains beside the Gaussians, by the method's name."""
+
+
+def make_learner(name: MethodName, teacher: GuidedTeacher, stage: StageConfig, *, seed: int) -> Lora | None:
+    """Returns the learner of the method, or None for most methods. seed: for its initial weights.
+
+    Raises UserError as `check_learner` does.
+    """
+    return LEARNERS[name](teacher, stage.vsd, seed=seed) if name in LEARNERS else None
+
+
+def check_learner(name: MethodName, teacher: GuidedTeacher, argument: str) -> None:
+    """Raises UserError if the method has a learner that the teacher does not support.
+
+    argument: argument that selected the teacher, for the error message.
+    """
+    if name in LEARNERS:
+        unet_of(teacher, argument)
+
+
+def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
+    """Returns the method with the stage's settings (docs/methods.md has a table of all methods).
+
+    timesteps: number of the teacher's times. learner: required by vsd; other methods have none.
+    """
+    if name == "cds":
+        return partial(consistency, stage, timesteps)
+    if name in LEARNERS:
+        if learner is None:
+            raise ValueError(f"{name}: expected a learner, got none")
+        way = partial(guidance.vsd, learner=learner)
+        return lambda done, generator: (draw_time(stage, done, generator), way)
+    delta_t = max(round(stage.inversion.delta_t * timesteps), 1)
+    stride, steps = max(round(stage.inversion.xs_delta_t * timesteps), 1), stage.inversion.xs_inv_steps
+    ways: dict[MethodName, Guidance] = {
+        "cfd": guidance.cfd,
+        "sds": guidance.sds,
+        "fsd": guidance.fsd,
+        "ism": partial(guidance.ism, delta_t=delta_t, xs_delta_t=stride, xs_inv_steps=steps),
+        "sdi": partial(guidance.sdi, delta_t=delta_t, xs_delta_t=stride, xs_inv_steps=steps),
+    }
+    return lambda done, generator: (draw_time(stage, done, generator), ways[name])
+
+
+def draw_time(stage: StageConfig, done: float, generator: torch.Generator) -> float:
+    """Returns the diffusion time of a step as a fraction of T. done: share of the stage's steps done, in [0, 1)."""
+    if stage.t_schedule == "uniform":
+        return uniform(stage.t_min, stage.t_max, generator)
+    return anneal(done, stage.t_points, stage.t_min, stage.t_max)
+
+
+def consistency(stage: StageConfig, timesteps: int, done: float, generator: torch.Generator) -> tuple[float, Guidance]:
+    """Consistent3D: t2 follows its curve or is drawn every step (C3D Tab. 2a), t1 is drawn above t2 (C3D Eq. 12), and
+    the guidance scale falls (C3D appendix B.1)."""
+    if stage.t_schedule == "uniform":
+        target = uniform(stage.cds.t_min, stage.cds.t_max, generator)
+    else:
+        target = sqrt_anneal(done, stage.cds.t_min, stage.cds.t_max)
+    t = target + uniform(*stage.cds.gap, generator)
+    cfg = stage.cfg * (1 - (1 - stage.cds.cfg_end) * done)
+    return t, partial(guidance.cds, target=time_index(target, timesteps), cfg=cfg)

@@ -1,0 +1,194 @@
+"""The pipeline in memory, prompt in, splat out: stage after stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gscfd.config import Config, StageConfig, StageName, load_preset
+from gscfd.devices import run_device
+from gscfd.distil.edits import STAGES, LiveSettings, place
+from gscfd.distil.islands import remove_islands
+from gscfd.distil.methods import make_learner
+from gscfd.distil.polish import run_polish
+from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
+from gscfd.distil.protocols import Noise
+from gscfd.distil.stage import StepReport, run_stage
+from gscfd.distil.start import read_start
+from gscfd.distil.state import Checkpoint
+from gscfd.gaussians import Gaussians, ball, rasterize
+from gscfd.noise.field import NoiseField
+from gscfd.noise.kinds import NOISES
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.types import Cameras, Render
+
+log = logging.getLogger("gscfd")
+
+
+def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: int) -> Noise:
+    """Returns the noise of one stage, which keeps its own state.
+
+    The noise is drawn on the render's device or, with config.noise.device "cpu", on the CPU; the render is then copied
+    to the CPU and the noise back. teacher: of the stage. seed: of the noise field.
+    """
+    channels, height, width = teacher.latent_shape
+    field = NoiseField(
+        seed,
+        channels,
+        height,
+        width,
+        gamma=config.noise_gamma(stage),
+        beta=config.noise_beta,
+        background=config.noise_background(teacher.multiview),
+        theta=config.noise.theta,
+        span=config.stage(stage).steps,
+    )
+    kind = NOISES[config.noise_kind]
+
+    def draw(cameras: Cameras, render: Render, step: int) -> Tensor:
+        if config.noise.device == "render":
+            return kind(field, cameras, render, step)
+        return kind(field, cameras.to("cpu"), render.to("cpu"), step).to(render.rgb.device)
+
+    return draw
+
+
+NOISE_SAMPLES = 4
+"""Render pixels per pixel of the displayed noise, along each axis."""
+
+
+def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
+    """Returns the run's kind of noise for any views as colors [V, 3, H / 4, W / 4], for display.
+
+    cameras, render: with sizes that are multiples of NOISE_SAMPLES.
+    """
+    height, width = cameras.height // NOISE_SAMPLES, cameras.width // NOISE_SAMPLES
+    field = NoiseField(
+        config.seed, 3, height, width, gamma=0.0, beta=config.noise_beta, theta=config.noise.theta, span=1
+    )
+    return NOISES[config.noise_kind](field, cameras.to("cpu"), render.to("cpu"), 0)
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit in GPU memory. The message names settings that help."""
+
+
+def memory_advice(config: Config, name: StageName) -> str:
+    """Returns the three settings that save the most memory in the stage, among those that can still be lowered."""
+    stage = config.stage(name)
+    settings = [
+        f"--{name}.views {stage.views // 2}" if stage.views > 1 else "",
+        "--vae-checkpointing" if stage.views > 1 and not config.vae_checkpointing else "",
+        f"--{name}.no-perp-neg" if stage.perp_neg else "",
+        "--dtype bfloat16" if config.dtype == "float32" else "",
+        f"--{name}.densify.max-count {stage.max_count // 2}" if stage.max_count else "",
+        f"a smaller --{name}.teacher",
+        "a smaller --init" if config.init.ply else f"--init.count {config.init.count // 2}",
+    ]
+    return ", ".join([setting for setting in settings if setting][:3])
+
+
+def distil(
+    config: Config,
+    teachers: dict[StageName, GuidedTeacher],
+    on_step: Callable[[StepReport], None],
+    resume: Checkpoint | None = None,
+    live: LiveSettings | None = None,
+    start: Gaussians | None = None,
+) -> Gaussians:
+    """Runs the coarse stage, the refine stage, then the polish, and returns the splat.
+
+    teachers: from `load_teachers`. on_step: called after every optimization step. resume: checkpoint to continue from.
+    live: settings of this config and these teachers, for an `on_step` that makes edits. start: initial splat from
+    `read_start`, instead of the ball; modified in place.
+
+    Raises StageError if the watchdog gives up, and OutOfMemory if a step does not fit in GPU memory.
+    """
+    live = live or LiveSettings(config, teachers)
+
+    def after_step(report: StepReport) -> None:
+        on_step(report)
+        live.move_to(place(report.stage, report.state.rollbacks, report.state.step))
+
+    device = run_device(config)
+    # One seed gives each part an independent stream.
+    seeds = torch.randint(2**62, (6,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    if start is None:
+        start = ball(
+            config.init.count,
+            radius=config.init.radius,
+            opacity=config.init.opacity,
+            sh_degree=config.init.sh_degree,
+            generator=torch.Generator().manual_seed(seeds[0]),
+        )
+    gaussians = start
+    gaussians.params.to(device)
+    stage_seeds: dict[StageName, int] = {"coarse": seeds[1], "refine": seeds[2], "polish": seeds[5]}
+    learner_seeds: dict[StageName, int] = {"coarse": seeds[3], "refine": seeds[4]}
+    for name, stage in config.stages().items():
+        if resume is not None and STAGES.index(name) < STAGES.index(resume.stage):
+            continue
+        teacher, seed = teachers[name], stage_seeds[name]
+        continued = resume.state if resume is not None and resume.stage == name else None
+        numbers = continued.numbers if continued is not None else {"rollbacks": 0, "step": 0}
+        live.move_to(place(name, numbers["rollbacks"], numbers["step"]))
+        parts: dict[str, Any] = {
+            "name": name,
+            "teacher": teacher,
+            "rasterize": rasterize,
+            "noise": stage_noise(config, name, teacher, seed),
+            "seed": seed,
+            "watchdog": config.watchdog,
+            "keep_every": config.checkpoint.every,
+            "on_step": after_step,
+            "resume": continued,
+        }
+        try:
+            if isinstance(stage, StageConfig):
+                learner = make_learner(config.guidance, teacher, stage, seed=learner_seeds[name])
+                run_stage(gaussians, stage, method=live.method(name, learner), learner=learner, **parts)
+            else:
+                run_polish(gaussians, stage, time=live.time(name), **parts)
+            removed = remove_islands(gaussians, stage, rasterize, size=teacher.image_size, seed=seed)
+            if removed:
+                log.info("%s: removed %d Gaussians that hung in the air", name, removed)
+        except torch.OutOfMemoryError as error:
+            advice = memory_advice(config, name)
+            raise OutOfMemory(f"{name}: out of GPU memory; what helps most: {advice}") from error
+    return gaussians
+
+
+def generate(
+    prompt: str,
+    *,
+    seed: int = 0,
+    preset: str = "toybox",
+    config: Config | None = None,
+    init: str | Path | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> Gaussians:
+    """Makes a splat from a prompt without writing to disk.
+
+    prompt: description in the teachers' vocabulary; `python -m gscfd.train --list-words` prints that of the toybox.
+    seed: in [0, 2^63); the same seed on the same device gives the same splat, bit for bit on the CPU.
+    preset: a name from `gscfd.config.presets()`, or the path of a .yaml file.
+    config: all settings, instead of `preset`; its prompt and seed are replaced by the arguments.
+    init: path of a 3DGS .ply to start from instead of the ball, as with --init.
+    on_step: called after every optimization step; it may read the report but must not change anything.
+
+    Returns the Gaussians on the run's device: world z up, front at +x, roughly in the unit ball (docs/methods.md has
+    the equations). Raises UserError for bad input, StageError if the watchdog gives up, and OutOfMemory if a step does
+    not fit in GPU memory.
+    """
+    config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
+    if init is not None:
+        config = replace(config, init=replace(config.init, ply=Path(init)))
+    warn_of_left_gpu(config)
+    teachers = load_teachers(config)
+    return distil(config, teachers, on_step or (lambda report: None), start=read_start(config.init))

@@ -1,0 +1,155 @@
+"""Checks before a run, and loading of its teachers."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import torch
+
+from gscfd.config import Config, StageName
+from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
+from gscfd.distil.methods import check_learner
+from gscfd.errors import UserError, warn
+from gscfd.teachers import load_teacher
+from gscfd.teachers.base import stage_prompt
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import check_teacher, known_words
+from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
+from gscfd.toybox.forms import nearest_form
+from gscfd.toybox.words import check_words
+
+
+def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
+    """Raises UserError for problems that are detectable before the run: device, noise, prompt and teachers.
+
+    kept: teachers that are already loaded, which are not checked again.
+    """
+    check_settings(config)
+    for name, stage in config.stages().items():
+        if teacher_key(config, name) not in (kept or {}):
+            check_teacher(stage.teacher)
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError for settings that cannot work, without checking the teachers' files."""
+    check_kernels(config)
+    check_densify(config)
+    check_compile(config)
+    check_prompt(config)
+    for name, stage in config.stages().items():
+        if stage.negative_prompt is not None and known_words(stage.teacher):
+            check_words(f"{name}.negative-prompt", stage.negative_prompt)
+
+
+def check_kernels(config: Config) -> None:
+    """Raises UserError if compiled code for the run's device is missing.
+
+    A run with --device auto and toybox teachers may fall back to the CPU; with other teachers that would be too slow.
+    """
+    on_cuda = run_device(config).type == "cuda"
+    if on_cuda and config.noise_kind == "radial" and config.noise.device == "render":
+        raise UserError("noise.kind: radial has no CUDA kernel; use --noise.kind surface, or --noise.device cpu")
+    small = all(known_words(stage.teacher) for stage in config.stages().values())
+    missing = missing_kernels(config) if on_cuda else left_alone(config)
+    if missing and (on_cuda or not small):
+        raise UserError(f"{missing}\nOr run on the CPU, which is slow: --device cpu")
+
+
+def warn_of_left_gpu(config: Config) -> None:
+    """Warns if the run uses the CPU although a GPU is present."""
+    if missing := left_alone(config):
+        warn(f"device: using the CPU: a GPU is present, but compiled code for it is missing.\n{missing}")
+
+
+def check_densify(config: Config) -> None:
+    """Raises UserError if the run's device does not support the densification strategy of a stage."""
+    for name, stage in config.distillations().items():
+        if stage.densify.strategy == "mcmc" and run_device(config).type != "cuda":
+            raise UserError(
+                f"{name}.densify.strategy: expected default on the CPU, got mcmc, which needs gsplat's CUDA kernels; "
+                f"use a machine with CUDA, or --{name}.densify.strategy default"
+            )
+
+
+def check_compile(config: Config) -> None:
+    """Raises UserError if the networks are to be compiled but the run's device does not support it."""
+    if not config.compile:
+        return
+    if run_device(config).type != "cuda":
+        raise UserError("compile: expected a CUDA device, got the CPU, where compiling gains nothing; use --no-compile")
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "compile: expected the package triton, which torch.compile needs on CUDA, got none; use --no-compile, or "
+            "install a build of torch that includes it"
+        )
+
+
+def check_prompt(config: Config) -> None:
+    """Raises UserError for an empty prompt or words that a toybox teacher does not know."""
+    if not config.prompt.strip():
+        raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
+    if any(known_words(stage.teacher) for stage in config.stages().values()):
+        check_words("prompt", config.prompt)
+        if near := nearest_form(config.prompt):
+            warn(
+                f"prompt: the toybox teachers never saw sentences like {config.prompt!r}; the nearest known "
+                f"one is {near!r}"
+            )
+
+
+TeacherKey = tuple[str, str, torch.device, torch.dtype]
+"""Stage, source, device and precision."""
+KeptTeachers = dict[TeacherKey, GuidedTeacher]
+"""Teachers by `teacher_key`. Stages do not share a teacher because each sets its own prompt; they share networks."""
+
+
+def teacher_key(config: Config, name: StageName) -> TeacherKey:
+    """Returns the key of a stage's teacher: stage, teacher, device and precision."""
+    device = run_device(config)
+    return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
+
+
+def newly_loaded(config: Config, name: StageName) -> GuidedTeacher:
+    """Returns the teacher of a stage, loaded from its files and tuned as the config says."""
+    _, source, device, dtype = teacher_key(config, name)
+    teacher = load_teacher(source, device=device, dtype=dtype)
+    if config.vae_checkpointing:
+        checkpoint_encoder(teacher)
+    if config.compile:
+        compile_networks(teacher, mode="reduce-overhead")
+    return teacher
+
+
+def sibling(kept: KeptTeachers, key: TeacherKey) -> GuidedTeacher | None:
+    """Returns a teacher that shares the networks of another stage's teacher and has its own prompt; None if no stage
+    has them."""
+    same = [teacher for other, teacher in kept.items() if other[1:] == key[1:]]
+    return copy.copy(same[0]) if same else None
+
+
+def load_teachers(config: Config, kept: KeptTeachers | None = None) -> dict[StageName, GuidedTeacher]:
+    """Returns the teachers of the stages that have steps, with their prompts set, so that errors occur before the first
+    step.
+
+    kept: teachers from earlier calls, which are reused; newly loaded teachers are added. Raises UserError if a check
+    fails or a teacher cannot be loaded or does not fit in GPU memory.
+    """
+    kept = {} if kept is None else kept
+    preflight(config, kept)
+    teachers: dict[StageName, GuidedTeacher] = {}
+    for name, stage in config.stages().items():
+        key = teacher_key(config, name)
+        try:
+            if key not in kept:
+                kept[key] = sibling(kept, key) or newly_loaded(config, name)
+            if name in config.distillations():
+                check_learner(config.guidance, kept[key], f"{name}.teacher")
+            teachers[name] = kept[key]
+            teachers[name].set_prompt(stage_prompt(config.prompt, stage))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{name}.teacher: expected one that fits in GPU memory, got {stage.teacher}; try --dtype bfloat16, a "
+                "smaller teacher, or end other programs on the GPU (--dry-run estimates the memory needed)"
+            ) from error
+    return teachers

@@ -1,0 +1,66 @@
+"""Starting a run from an existing splat: `--init PLY`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from gscfd.config import InitConfig
+from gscfd.errors import UserError, warn
+from gscfd.export.transform import with_degree
+from gscfd.gaussians import Gaussians
+
+INSIDE_SHARE = 0.99
+"""Share of the Gaussians that must lie in the unit ball; the rest may be floaters of a capture."""
+FITTING_RADII = (0.5, 1.2)
+"""Range of radii at which a splat is left unchanged; gscfd's splats have a radius of about 0.9."""
+
+
+def read_start(config: InitConfig) -> Gaussians | None:
+    """Returns the splat in config.ply, fitted to the unit ball, with spherical harmonics of degree config.sh_degree, or
+    None if config.ply is unset.
+
+    Warns if the splat had to be moved and scaled. Raises UserError if the file is not a 3DGS .ply.
+    """
+    if config.ply is None:
+        return None
+    gaussians, center, scale = in_unit_ball(with_degree(read_splat(config.ply), config.sh_degree))
+    if scale != 1:
+        place = ", ".join(f"{value:.3g}" for value in center)
+        warn(f"init: {config.ply} is scaled by {scale:.3g} about ({place}), to fill the unit ball")
+    return gaussians
+
+
+def read_splat(path: Path) -> Gaussians:
+    """Returns the splat in a 3DGS .ply. Raises UserError, naming init, if the file is not one."""
+    try:
+        return Gaussians.load_ply(path)
+    except UserError as error:
+        raise UserError(f"init: {str(error).removeprefix('ply: ')}") from None
+
+
+def in_unit_ball(gaussians: Gaussians) -> tuple[Gaussians, list[float], float]:
+    """Returns the splat, the point moved to the origin, and the scale factor.
+
+    A splat that already fills the unit ball is unchanged, with a scale factor of 1. Otherwise the median position moves
+    to the origin, and the unit ball contains 99 % of the Gaussians, each extended by one standard deviation.
+    """
+    if FITTING_RADII[0] <= reach(gaussians) <= FITTING_RADII[1]:
+        return gaussians, [0.0, 0.0, 0.0], 1.0
+    values = gaussians.tensors()
+    center = values["means"].median(0).values
+    values["means"] -= center
+    scale = 1 / reach(Gaussians(**values))
+    values["means"] *= scale
+    values["scales"] += math.log(scale)
+    return Gaussians(**values), center.tolist(), scale
+
+
+def reach(gaussians: Gaussians) -> float:
+    """Returns the radius of the ball about the origin that contains 99 % of the Gaussians, each extended by its largest
+    standard deviation."""
+    values = {name: value.double() for name, value in gaussians.tensors().items()}
+    distance = values["means"].norm(dim=1) + values["scales"].amax(1).exp()
+    return float(np.quantile(distance.numpy(), INSIDE_SHARE))

@@ -1,0 +1,125 @@
+"""Writes a splat in any of the formats."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from gscfd.cli import check_out
+from gscfd.config import check
+from gscfd.errors import UserError
+from gscfd.export import Axes, Format
+from gscfd.export.glb import write_mesh_glb, write_splat_glb
+from gscfd.export.html import write_html
+from gscfd.export.mesh import extract_mesh, write_mesh_obj, write_mesh_ply
+from gscfd.export.options import ExportOptions
+from gscfd.export.sog import write_sog
+from gscfd.export.splat import write_compressed_ply, write_splat
+from gscfd.export.spz import write_spz
+from gscfd.export.transform import change_of_axes, transformed, with_degree
+from gscfd.export.turntable import turntable_frames
+from gscfd.gaussians import Gaussians
+from gscfd.pictures import write_contact_sheet, write_video
+
+SPLATS = {
+    "ply": Gaussians.save_ply,
+    "compressed.ply": write_compressed_ply,
+    "splat": write_splat,
+    "spz": write_spz,
+    "sog": write_sog,
+    "glb": write_splat_glb,
+}
+MESHES = {"obj": write_mesh_obj, "mesh.glb": write_mesh_glb, "mesh.ply": write_mesh_ply}
+AXES: dict[Format, Axes] = {
+    "ply": "z-up",
+    **dict.fromkeys(("glb", "spz", "obj", "mesh.glb", "mesh.ply"), "y-up"),
+    **dict.fromkeys(("compressed.ply", "splat", "sog"), "y-down"),
+}
+"""Axes that the readers of a format expect; for .ply, gscfd's own."""
+APPLIES: dict[str, set[Format]] = {
+    "axes": set(AXES),
+    "sh_degree": {"ply", "compressed.ply", "spz", "sog", "glb"},
+    "frames": {"mp4", "png"},
+    "size": {"mp4", "png"},
+    "background": {"mp4", "png", "html"},
+    "alpha": {"png"},
+    "resolution": {"obj", "mesh.glb", "mesh.ply"},
+}
+FRAMES: dict[Format, int] = {"mp4": 96, "png": 8}
+SIZE = 512
+RESOLUTION = 192
+WHITE = (1.0, 1.0, 1.0)
+SHEET_COLUMNS = 4
+
+
+def check_settings(options: ExportOptions) -> None:
+    """Raises UserError for a value out of range or one that the format does not use."""
+    for name, formats in APPLIES.items():
+        given = getattr(options, name) not in (None, False)
+        option = name.replace("_", "-")
+        if given and options.to not in formats:
+            raise UserError(f"{option}: expected only with --to {', '.join(sorted(formats))}, got --to {options.to}")
+    check(0 < options.scale < float("inf"), "scale", "a number above 0", options.scale)
+    frames, size, background = options.frames, options.size, options.background
+    if frames is not None:
+        check(frames >= 1, "frames", "at least 1", frames)
+        whole = options.to == "mp4" or frames <= SHEET_COLUMNS or frames % SHEET_COLUMNS == 0
+        check(whole, "frames", f"for a .png 1 to {SHEET_COLUMNS}, or a multiple of {SHEET_COLUMNS}", frames)
+    if size is not None:
+        check(16 <= size <= 4096 and size % 2 == 0, "size", "an even number from 16 to 4096", size)
+    if background is not None:
+        check(all(0 <= c <= 1 for c in background), "background", "three numbers in [0, 1]", background)
+        check(not options.alpha, "background", "no --background beside --alpha", background)
+    if options.resolution is not None:
+        check(16 <= options.resolution <= 1024, "resolution", "16 to 1024", options.resolution)
+
+
+def places(options: ExportOptions) -> tuple[Path, Path]:
+    """Returns the .ply to read and the file to write. Raises UserError if the source is missing or the output already
+    exists."""
+    source = options.source / "splat.ply" if options.source.is_dir() else options.source
+    if not source.is_file():
+        raise UserError(f"source: expected a run with a splat.ply, or a .ply file, but there is no {source}")
+    out = options.out or source.with_name(f"{source.name.removesuffix('.ply')}.{options.to}")
+    if out.exists() and out.samefile(source):
+        raise UserError(f"out: {out} is the source; choose another --out")
+    check_out(out, "." + options.to.removeprefix("mesh."), options.overwrite)
+    return source, out
+
+
+def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
+    """Writes the file; returns a summary of its contents. gaussians: as read from the source."""
+    upright = change_of_axes(options.source_axes, "z-up")
+    turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
+    if options.to in MESHES:
+        mesh = extract_mesh(transformed(gaussians, upright), options.resolution or RESOLUTION)
+        MESHES[options.to](mesh.transformed(turn @ upright.T, options.scale), out)
+        return f"{len(mesh.triangles)} triangles"
+    placed = transformed(gaussians, turn, options.scale)
+    if options.to in SPLATS:
+        degree = gaussians.sh_degree if options.sh_degree is None else options.sh_degree
+        SPLATS[options.to](with_degree(placed, degree), out)
+        return f"{len(gaussians)} Gaussians"
+    if options.to == "html":
+        write_html(placed, out, options.background or WHITE)
+        return f"{len(gaussians)} Gaussians"
+    frames = options.frames or FRAMES[options.to]
+    background = None if options.alpha else options.background or WHITE
+    pictures = turntable_frames(placed, frames, options.size or SIZE, background)
+    sheet = partial(write_contact_sheet, columns=min(frames, SHEET_COLUMNS))
+    (write_video if options.to == "mp4" else sheet)(pictures, out)
+    return f"{frames} pictures"
+
+
+def export(options: ExportOptions) -> None:
+    """Writes the file and prints a summary. Raises UserError for errors the user can fix."""
+    check_settings(options)
+    source, out = places(options)
+    gaussians = Gaussians.load_ply(source)
+    try:
+        what = write(options, gaussians, out)
+    except OSError as error:
+        raise UserError(f"out: cannot write {out} ({error.strerror}); choose another --out") from None
+    print(f"{out}  {what}, {out.stat().st_size / 1000:.0f} kB")
+    if gaussians.sh_degree and (options.to in ("splat", "html") or options.sh_degree == 0):
+        print(f"view-dependent color is dropped from {out.name}")

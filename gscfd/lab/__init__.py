@@ -1,0 +1,1 @@
+"""Measurements: metrics of runs, statistics over runs, and the papers' claims."""

@@ -1,0 +1,201 @@
+"""The papers' claims as experiments on the toybox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gscfd.config import CFD_GAMMA, rescaled_gamma
+from gscfd.lab.catalogue import METRICS
+from gscfd.lab.intervals import Estimate
+
+TEACHER = "toybox/multiview"
+PAPER_STEPS = 25_000
+"""Number of steps of CFD's tables, to which its share of fresh noise per step refers."""
+NEGATIVE = "gray"
+"""Negative prompt. The toybox has no words for bad pictures; this one stands for washed-out colors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Amount of work of the experiments."""
+
+    prompts: tuple[str, ...]
+    """Prompts of the splats; some are pairs that the teacher never saw."""
+    seeds: int
+    steps: int
+    """Steps of the coarse stage, the only stage."""
+    picture_prompts: tuple[str, ...]
+    """Prompts of the pictures; they leave the color open."""
+    picture_seeds: int
+    picture_steps: int
+    samples: int
+    """Samples of the teacher per prompt, for 3D-FID and the Janus score."""
+
+
+SIZES = {
+    "smoke": Size(
+        prompts=("a yellow duck", "a purple chair"),
+        seeds=2,
+        steps=40,
+        picture_prompts=("a mug",),
+        picture_seeds=6,
+        picture_steps=20,
+        samples=48,
+    ),
+    "full": Size(
+        prompts=("a yellow duck", "a blue mug", "a red car", "a cyan mushroom", "a purple chair", "a pink penguin"),
+        seeds=6,
+        steps=300,
+        picture_prompts=("a mug", "a duck", "a house"),
+        picture_seeds=16,
+        picture_steps=50,
+        samples=240,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Claim that one variant is better than another by a metric or, with `differs`, that the two differ."""
+
+    metric: str
+    better: str
+    worse: str
+    paper: str
+    """Statement of the paper, with its numbers if it gives any."""
+    differs: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure of a paper."""
+
+    title: str
+    note: str
+    variants: tuple[str, ...]
+    metrics: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+
+def variants(steps: int) -> dict[str, dict[str, Any]]:
+    """Returns the variants by name, as changes of the toybox preset."""
+    gamma = {"gamma": rescaled_gamma(CFD_GAMMA, PAPER_STEPS, steps)}
+    return {
+        "sds, random t": {"guidance": "sds", "coarse": {"t_schedule": "uniform"}},
+        "sds": {"guidance": "sds"},
+        "sds, negative prompt": {"guidance": "sds", "coarse": {"negative_prompt": NEGATIVE}},
+        "cfd, negative prompt": {"guidance": "cfd", "noise": gamma, "coarse": {"negative_prompt": NEGATIVE}},
+        "ism": {"guidance": "ism"},
+        "vsd": {"guidance": "vsd"},
+        "cfd": {"guidance": "cfd", "noise": gamma},
+        "cfd, gamma 0": {"guidance": "cfd", "noise": {"gamma": 0.0}},
+        "fsd": {"guidance": "fsd"},
+        "fsd, beta .5": {"guidance": "fsd", "noise": {"beta": 0.5}},
+        "fsd, Theta 45": {"guidance": "fsd", "noise": {"theta": 45.0}},
+        "fsd, Theta 360": {"guidance": "fsd", "noise": {"theta": 360.0}},
+        "fsd, one noise": {"guidance": "fsd", "noise": {"kind": "fixed"}},
+        "cds, random t": {"guidance": "cds", "coarse": {"t_schedule": "uniform"}},
+        "cds, fixed gap": {"guidance": "cds", "coarse": {"cds": {"gap": [0.15, 0.15]}}},
+        "cds, fresh noise": {"guidance": "cds", "noise": {"kind": "iid"}},
+        "cds": {"guidance": "cds"},
+    }
+
+
+GAMMAS = {"gamma 0": 0.0, "gamma 1e-4": 1e-4, "gamma 1e-3": 1e-3, "gamma 1e-2": 1e-2, "gamma 1": 1.0}
+"""Variants of the pictures and their gamma."""
+EXPERIMENTS = (
+    Experiment(
+        title="CFD Tab. 2",
+        note="Equal steps. ISM asks the teacher up to seven times per step, the others once; VSD also trains a LoRA.",
+        variants=("sds", "ism", "vsd", "cfd"),
+        metrics=("fid", "clip", "similarity", "r_precision", "diversity", "janus", "holes", "seconds"),
+        claims=(
+            Claim("fid", "cfd", "sds", "78.13 against 88.06"),
+            Claim("fid", "cfd", "ism", "78.13 against 86.00"),
+            Claim("fid", "cfd", "vsd", "78.13 against 83.02"),
+            Claim("clip", "cfd", "sds", "35.16 against 35.07"),
+            Claim("clip", "cfd", "ism", "35.16 against 34.99"),
+            Claim("clip", "cfd", "vsd", "35.16 against 35.10"),
+        ),
+    ),
+    Experiment(
+        title="CFD Tab. 4",
+        note="In two dimensions: pictures of the teacher by the clean flow SDE, of prompts that leave the color open. "
+        f"gamma is per step of {PAPER_STEPS} steps, rescaled to give the same total noise.",
+        variants=tuple(GAMMAS),
+        metrics=("is", "diversity"),
+        claims=(
+            Claim("is", "gamma 1e-4", "gamma 0", "2.60 against 2.24"),
+            Claim("is", "gamma 1e-4", "gamma 1e-3", "2.60 against 2.47"),
+            Claim("is", "gamma 1e-4", "gamma 1e-2", "2.60 against 2.08"),
+            Claim("is", "gamma 1e-4", "gamma 1", "2.60 against 1.77"),
+            Claim("is", "gamma 0", "gamma 1", "2.24 against 1.77"),
+        ),
+    ),
+    Experiment(
+        title="CFD Tab. 8",
+        note="Scaled gradient variance of Adam's moments; its scale differs from the paper's.",
+        variants=("vsd", "sds", "fsd", "cfd, gamma 0"),
+        metrics=("variance_means", "variance_sh0"),
+        claims=(
+            Claim("variance_means", "sds", "vsd", "4.670 against 5.165"),
+            Claim("variance_means", "fsd", "sds", "4.580 against 4.670"),
+            Claim("variance_means", "cfd, gamma 0", "fsd", "4.521 against 4.580"),
+            Claim("variance_sh0", "sds", "vsd", "4.670 against 5.165"),
+            Claim("variance_sh0", "fsd", "sds", "4.580 against 4.670"),
+            Claim("variance_sh0", "cfd, gamma 0", "fsd", "4.521 against 4.580"),
+        ),
+    ),
+    Experiment(
+        title="CFD Fig. 15",
+        note=f"The design step by step. The negative prompt is {NEGATIVE!r}, the only one in the teacher's vocabulary.",
+        variants=("sds, random t", "sds", "sds, negative prompt", "cfd, negative prompt"),
+        metrics=("fid", "clip", "similarity", "r_precision", "diversity"),
+        claims=(
+            Claim("fid", "sds", "sds, random t", "annealing forms finer details"),
+            Claim("fid", "sds, negative prompt", "sds", "the negative prompt improves style and colors"),
+            Claim("fid", "cfd, negative prompt", "sds, negative prompt", "consistent noise gives richer details"),
+            Claim("diversity", "cfd, negative prompt", "sds, negative prompt", "consistent noise is more diverse"),
+        ),
+    ),
+    Experiment(
+        title="FSD: noise, beta and Theta",
+        note="beta 0 is sds, Theta 180 is fsd. The paper's main text says that Theta matters, not in which direction.",
+        variants=("sds", "fsd, beta .5", "fsd", "fsd, Theta 45", "fsd, Theta 360", "fsd, one noise"),
+        metrics=("diversity", "holes", "r_precision", "similarity", "view_error"),
+        claims=(
+            Claim("diversity", "fsd", "sds", "FSD is the more diverse (Fig. 8, IS 1.78 and 2.13)"),
+            Claim("diversity", "fsd", "fsd, beta .5", "beta 1 is fsd, beta 0 is sds (Fig. 8); no figure between"),
+            Claim("holes", "fsd", "fsd, one noise", "one noise for all views makes holes (Fig. 6)"),
+            Claim("holes", "fsd, Theta 45", "fsd, Theta 360", "FSD is sensitive to Theta", differs=True),
+        ),
+    ),
+    Experiment(
+        title="Consistent3D Tab. 2",
+        note="Two teacher calls per step. The paper's R-precision averages similarities, so both metrics are shown.",
+        variants=("cds, random t", "cds, fixed gap", "cds, fresh noise", "cds"),
+        metrics=("similarity", "r_precision", "clip", "fid"),
+        claims=tuple(
+            Claim(metric, "cds", worse, paper)
+            for metric in ("similarity", "r_precision")
+            for worse, paper in (
+                ("cds, random t", ".348 against .319"),
+                ("cds, fixed gap", ".348 against .325"),
+                ("cds, fresh noise", ".348 against .340"),
+            )
+        ),
+    ),
+)
+
+
+def verdict(claim: Claim, found: Estimate | None) -> str:
+    """Returns "reproduced", "not reproduced" or "not significant" by the interval of better minus worse, or "too few
+    runs to say"."""
+    if found is None or not found.low <= found.high or found.low == found.high != 0:
+        return "too few runs to say"
+    if found.low <= 0 <= found.high:
+        return "not significant"
+    if claim.differs:
+        return "reproduced"
+    return "reproduced" if (found.low > 0) == (METRICS[claim.metric].better == "higher") else "not reproduced"

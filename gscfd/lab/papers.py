@@ -1,0 +1,212 @@
+"""Tests the papers' claims on the toybox."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+
+from gscfd.config import CFD_GAMMA, Config, Drawing, StageConfig, merged, rescaled_gamma
+from gscfd.devices import choose_device, choose_dtype
+from gscfd.distil.picture import GROUP, draw_picture
+from gscfd.lab.catalogue import METRICS
+from gscfd.lab.claims import EXPERIMENTS, GAMMAS, PAPER_STEPS, SIZES, TEACHER, Experiment, Size, variants, verdict
+from gscfd.lab.compare import difference
+from gscfd.lab.examine import SHEET_VIEWS, Examined, examine
+from gscfd.lab.intervals import Estimate
+from gscfd.lab.judges import SCORER, Judges, Scorer
+from gscfd.lab.options import BenchOptions
+from gscfd.lab.references import SAMPLER_STEPS, Reference, teacher_reference
+from gscfd.lab.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
+from gscfd.lab.tables import plots_of, run_rows, summary_table
+from gscfd.pictures import as_bytes, write_contact_sheet
+from gscfd.runs.names import FINISHED_FILE, default_folder, slug
+from gscfd.sweeps.make import Run, make_runs
+from gscfd.teachers import load_teacher
+from gscfd.teachers.base import stage_prompt
+from gscfd.teachers.guided import GuidedTeacher
+from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
+
+# ------------------------------------------------------------------------------------------------- runs and pictures
+
+
+def plan_runs(out: Path, size: Size) -> dict[str, list[Run]]:
+    """Returns the runs of every variant: the coarse stage only, ordered by seed, then prompt."""
+    base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}})
+    return {
+        variant: [
+            plan_run(out, variant, replace(merged(base, changes), prompt=prompt, seed=seed))
+            for seed in range(size.seeds)
+            for prompt in size.prompts
+        ]
+        for variant, changes in variants(size.steps).items()
+    }
+
+
+def plan_run(out: Path, variant: str, config: Config) -> Run:
+    folder = out / "runs" / f"{slug(variant)}-{default_folder(config.prompt, config.seed).name}"
+    return Run(folder, replace(config, out=folder))
+
+
+def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, teacher: GuidedTeacher) -> None:
+    """Draws four views of the clean flow's picture, unless the file exists."""
+    if path.exists():
+        return
+    gamma = rescaled_gamma(gamma, PAPER_STEPS, size.picture_steps)
+    drawing = Drawing(steps=size.picture_steps, gamma=gamma, seed=seed)
+    views = teacher.decode(draw_picture(drawing, teacher)).permute(0, 2, 3, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_contact_sheet(as_bytes(views), path, columns=GROUP)
+
+
+def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges) -> dict[str, list[Examined]]:
+    """Draws and judges the pictures of every gamma."""
+    found: dict[str, list[Examined]] = {}
+    for prompt in size.picture_prompts:
+        teacher.set_prompt(stage_prompt(prompt, coarse(size)))
+        for name, gamma in GAMMAS.items():
+            for seed in range(size.picture_seeds):
+                path = out / "pictures" / slug(name) / f"{default_folder(prompt, seed).name}.png"
+                make_picture(path, size, gamma, prompt, seed, teacher)
+                found.setdefault(name, []).append(examine_picture(path, name, prompt, seed, judges))
+    return found
+
+
+def examine_picture(path: Path, label: str, prompt: str, seed: int, judges: Judges) -> Examined:
+    """Returns the judged views of a picture from `make_picture`."""
+    frames = np.stack(np.split(iio.imread(path), GROUP, axis=1))
+    views = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    return Examined(
+        run=str(path),
+        prompt=prompt,
+        seed=seed,
+        label=label,
+        values={},
+        sides=judges.scorers[0].image_features(views),
+        front=judges.classes(views[:1])[0],
+        frames=frames,
+    )
+
+
+def coarse(size: Size) -> StageConfig:
+    return replace(Config().coarse, steps=size.steps)
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def claim_rows(
+    experiment: Experiment, groups: dict[str, list[Examined]], references: dict[str, Reference]
+) -> list[tuple[list[str], Estimate | None]]:
+    """Returns the claims of one experiment as rows of the table of orderings, with the differences behind them."""
+    rows = []
+    for claim in experiment.claims:
+        found = difference(claim.metric, groups[claim.better], groups[claim.worse], references)
+        metric = METRICS[claim.metric]
+        relation = "differs from" if claim.differs else "better than"
+        said = f"{claim.better} {relation} {claim.worse}"
+        cells = [experiment.title, metric.title, said, claim.paper, figure(found, metric.form), verdict(claim, found)]
+        rows.append((cells, found))
+    return rows
+
+
+def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) -> Sheet:
+    """Returns a sheet with one row per variant: its first runs, up to two turns."""
+    columns = 2 * SHEET_VIEWS
+    rows = [[frame for run in groups[name] for frame in run.frames][:columns] for name in experiment.variants]
+    shown = min(len(row) for row in rows)
+    title = f"{experiment.title}, rows: {'; '.join(experiment.variants)}"
+    return Sheet(title=title, frames=[frame for row in rows for frame in row[:shown]], columns=shown)
+
+
+def make_report(
+    size: Size, command: str, groups: dict[str, list[Examined]], references: dict[str, Reference], failed: list[str]
+) -> Report:
+    """Builds the report: orderings first, then the figures of every experiment."""
+    claims, tables, plots, sheets = [], [], [], []
+    estimates: dict[str, Estimate] = {}
+    for experiment in EXPERIMENTS:
+        chosen = {variant: groups[variant] for variant in experiment.variants}
+        if not all(chosen.values()):
+            failed = [*failed, f"{experiment.title}: a variant has no finished run"]
+            continue
+        for cells, found in claim_rows(experiment, groups, references):
+            claims.append(cells)
+            if found is not None:
+                estimates[" | ".join(cells[:3])] = found
+        table = summary_table(chosen, references, list(experiment.metrics))
+        tables.append(replace(table, title=experiment.title, note=f"{experiment.note} {table.note}"))
+        plots += [replace(plot, title=f"{experiment.title}: {plot.title}") for plot in plots_of(table)]
+        sheets.append(experiment_sheet(experiment, chosen))
+    orderings = Table(
+        title="Orderings",
+        note="Difference: first minus second, over pairs of equal prompt and seed, with its 95 % bootstrap interval.",
+        columns=["source", "metric", "claim", "the paper", "difference", "verdict"],
+        rows=claims,
+        estimates={"difference": estimates},
+    )
+    used = dict.fromkeys(metric for experiment in EXPERIMENTS for metric in experiment.metrics)
+    return Report(
+        title="The papers' claims on the toybox",
+        notes=[*budget(size, command), *(f"{METRICS[m].title}: {METRICS[m].meaning}." for m in used)],
+        warnings=[f"Failed: {reason}" for reason in failed],
+        tables=[orderings, *tables],
+        plots=plots,
+        sheets=sheets,
+    )
+
+
+def budget(size: Size, command: str) -> list[str]:
+    """Returns sentences on the runs and their settings."""
+    return [
+        f"{command}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
+        f"steps of the coarse stage with {TEACHER}, equal for all variants, other settings at their defaults. Equal "
+        "seeds start with equal Gaussians and see equal cameras, except vsd, cds and random t, which draw more random "
+        "numbers.",
+        f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
+        f"3D-FID and Janus score: {size.samples} samples of the teacher per prompt, DDIM, {SAMPLER_STEPS} steps.",
+        f"cfd has gamma {CFD_GAMMA:g} per step of {PAPER_STEPS} steps, which is "
+        f"{rescaled_gamma(CFD_GAMMA, PAPER_STEPS, size.steps):.2g} per step here.",
+    ]
+
+
+def papers(options: BenchOptions) -> Report:
+    """Makes missing runs and pictures, judges everything and writes the report. Raises UserError."""
+    out, size = options.out, SIZES[options.size]
+    command = f"python -m gscfd.bench papers --size {options.size}"
+    if options.seeds is not None:
+        size, command = replace(size, seeds=options.seeds), f"{command} --seeds {options.seeds}"
+    check_report(out, "out")
+    planned = plan_runs(out, size)
+    # Ordered by seed, so that a bench that is stopped early has compared all variants.
+    runs = [run for equals in zip(*planned.values(), strict=True) for run in equals]
+    print(f"{len(runs)} runs of {size.steps} steps, then pictures, then the report in {out}")
+    progress = make_runs(out, runs, options)
+    failed = [f"{name}: {reason}" for name, reason in progress.failed.items()]
+    device = choose_device("auto")
+    teacher = load_teacher(TEACHER, device=device, dtype=choose_dtype("auto", device))
+    judges = Judges(scorers=[Scorer(SCORER, device)])
+    stage = coarse(size)
+    references = {p: teacher_reference(p, size.samples, teacher, stage, device, judges) for p in size.prompts}
+    candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
+    groups = {
+        variant: [
+            replace(examine(run.folder, judges, candidates, references=references), label=variant)
+            for run in runs
+            if (run.folder / FINISHED_FILE).exists()
+        ]
+        for variant, runs in planned.items()
+    }
+    groups |= make_pictures(out, size, teacher, judges)
+    report = make_report(size, command, groups, references, failed)
+    write_page(report, out / "report.html")
+    write_json(report, out / "report.json")
+    warnings = "".join(f"{warning}\n\n" for warning in report.warnings)
+    tables = "".join(f"{table.title}\n\n{table.markdown()}\n" for table in report.tables)
+    write_text(warnings + tables, out / "report.md")
+    seen = [replace(run, run=str(Path(run.run).relative_to(out))) for group in groups.values() for run in group]
+    write_rows(run_rows(seen, list(METRICS)), out / "runs.csv")
+    return report

@@ -1,0 +1,174 @@
+"""Reports as a self-contained page with tables, plots and pictures, and their numbers as csv and json."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.util
+import io
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gscfd.errors import UserError
+from gscfd.files import atomic_write
+from gscfd.lab.intervals import Estimate
+
+QUALITY = 85
+"""JPEG quality of the pictures in the page."""
+
+
+@dataclass(kw_only=True)
+class Table:
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+    estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """Numbers behind the cells, by column and row, for cells with intervals."""
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |\n" for line in lines)
+
+
+@dataclass(kw_only=True)
+class Sheet:
+    """Pictures in rows of `columns`."""
+
+    title: str
+    frames: Sequence[np.ndarray]
+    """Each [H, W, 3] uint8."""
+    columns: int
+
+
+@dataclass(kw_only=True)
+class Plot:
+    """Figures with their intervals, side by side."""
+
+    title: str
+    estimates: dict[str, Estimate]
+
+
+@dataclass(kw_only=True)
+class Report:
+    title: str
+    notes: list[str]
+    warnings: list[str]
+    """Missing parts, and how to get them."""
+    tables: list[Table]
+    plots: list[Plot]
+    sheets: list[Sheet]
+
+
+def check_report(folder: Path, option: str) -> None:
+    """Creates the folder of the report. Raises UserError if the folder or the page cannot be created. option: the
+    option that names the folder."""
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{option}: expected {' and '.join(missing)}, not installed: pip install 'gscfd[eval]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}: expected a writable folder, got {folder} ({error.strerror}); choose another --{option}"
+        ) from None
+
+
+def figure(estimate: Estimate | None, form: str) -> str:
+    """Formats a value and its interval."""
+    if estimate is None or math.isnan(estimate.value):
+        return "n/a"
+    if math.isnan(estimate.low):
+        return format(estimate.value, form)
+    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def draw_plot(plot: Plot) -> bytes:
+    """Returns the plot as .png: a dot and a bar for each label."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(5, 0.8 + 0.28 * len(plot.estimates)), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot(title=plot.title)
+    for row, found in enumerate(reversed(plot.estimates.values())):
+        axes.plot([found.low, found.high], [row, row], color="tab:blue", linewidth=2)
+        axes.plot([found.value], [row], "o", color="tab:blue")
+    axes.set_yticks(range(len(plot.estimates)), [label[:40] for label in reversed(plot.estimates)])
+    axes.grid(axis="x", alpha=0.3)
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
+def padded(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Returns the frames [F, H, W, 3], padded with white to complete rows."""
+    blank = [np.full_like(frames[0], 255)] * (-len(frames) % columns)
+    return np.stack([*frames, *blank])
+
+
+def draw_sheet(sheet: Sheet) -> bytes:
+    """Returns a contact sheet as .jpg."""
+    frames = padded(sheet.frames, sheet.columns)
+    rows = frames.reshape(-1, sheet.columns, *frames.shape[1:]).transpose(0, 2, 1, 3, 4)
+    file = io.BytesIO()
+    Image.fromarray(rows.reshape(rows.shape[0] * rows.shape[1], -1, 3)).save(file, format="JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def embedded(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Writes the page from the template report.html. It refers to no other files."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((resources.files("gscfd") / "report.html").read_text())
+    page = template.render(
+        report=report,
+        plots=[embedded(draw_plot(plot), "png") for plot in report.plots],
+        sheets=[(sheet.title, embedded(draw_sheet(sheet), "jpeg")) for sheet in report.sheets],
+    )
+    write_text(page, path)
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Writes everything except the pictures; non-finite numbers become null."""
+    tables = [asdict(table) for table in report.tables]
+    content = finite({"notes": report.notes, "warnings": report.warnings, "tables": tables})
+    write_text(json.dumps(content, indent=1, ensure_ascii=False), path)
+
+
+def finite(value: object) -> object:
+    """Returns the value with NaN and infinities replaced by None, because JSON lacks them."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_rows(rows: list[dict[str, object]], path: Path) -> None:
+    """Writes a csv file with a column for every key."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file.getvalue(), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

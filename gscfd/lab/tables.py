@@ -1,0 +1,102 @@
+"""Tables, plots and contact sheets of a report."""
+
+from __future__ import annotations
+
+from gscfd.lab.catalogue import METRICS
+from gscfd.lab.compare import estimate, wins
+from gscfd.lab.examine import SHEET_VIEWS, Examined
+from gscfd.lab.references import Reference
+from gscfd.lab.report import Plot, Sheet, Table, figure
+
+RANKERS = ("aesthetic", "pickscore")
+"""Metrics with win rates (CFD Tab. 3)."""
+SHEET_RUNS = 12
+"""Maximum number of runs per label shown in the page."""
+
+
+def grouped(runs: list[Examined]) -> dict[str, list[Examined]]:
+    """Groups the runs by label, in order of first occurrence."""
+    groups: dict[str, list[Examined]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    return groups
+
+
+def run_rows(runs: list[Examined], names: list[str]) -> list[dict[str, object]]:
+    """Returns one row per run, for the csv file."""
+    return [
+        {"run": r.run, "label": r.label, "prompt": r.prompt, "seed": r.seed}
+        | {name: r.values[name] for name in names if name in r.values}
+        for r in runs
+    ]
+
+
+def summary_table(groups: dict[str, list[Examined]], references: dict[str, Reference], names: list[str]) -> Table:
+    """Returns the table of every metric of every label, with intervals."""
+    cells = {label: {name: estimate(name, runs, references) for name in names} for label, runs in groups.items()}
+    shown = [name for name in names if any(cells[label][name] is not None for label in groups)]
+    better = {"higher": " ↑", "lower": " ↓", "": ""}
+    return Table(
+        title="Figures",
+        note="Mean and 95 % bootstrap interval over runs; ↑ higher is better, ↓ lower.",
+        columns=["", "runs", *(METRICS[name].title + better[METRICS[name].better] for name in shown)],
+        rows=[
+            [label, str(len(runs)), *(figure(cells[label][name], METRICS[name].form) for name in shown)]
+            for label, runs in groups.items()
+        ],
+        estimates={name: {label: e for label in groups if (e := cells[label][name])} for name in shown},
+    )
+
+
+def run_table(runs: list[Examined], names: list[str]) -> Table:
+    """Returns the table of each run's own figures, and their mean."""
+    shown = [name for name in names if any(name in run.values for run in runs)]
+    rows = [
+        [r.prompt, str(r.seed), r.label, *(format_value(r.values.get(name), METRICS[name].form) for name in shown)]
+        for r in runs
+    ]
+    known = [[v for r in runs if (v := r.values.get(name)) is not None] for name in shown]
+    means = [format_value(sum(v) / len(v), METRICS[n].form) for v, n in zip(known, shown, strict=True)]
+    return Table(
+        title="Runs",
+        note="",
+        columns=["prompt", "seed", "label", *(METRICS[name].title for name in shown)],
+        rows=[*rows, [f"mean of {len(runs)}", "", "", *means]],
+    )
+
+
+def format_value(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
+
+
+def win_tables(groups: dict[str, list[Examined]]) -> list[Table]:
+    """Returns, for each ranker used, how often one label's run beats the other's of equal prompt and seed."""
+    tables = []
+    for name in RANKERS:
+        shares = {(a, b): wins(name, groups[a], groups[b]) for a in groups for b in groups}
+        rows = [[a, *("" if a == b else figure(shares[a, b], ".2f") for b in groups)] for a in groups]
+        if any(name in run.values for runs in groups.values() for run in runs) and len(groups) > 1:
+            note = "Share of pairs of equal prompt and seed in which the row's run scores higher than the column's."
+            tables.append(Table(title=f"Win rates, {METRICS[name].title}", note=note, columns=["", *groups], rows=rows))
+    return tables
+
+
+def sheets(groups: dict[str, list[Examined]]) -> list[Sheet]:
+    return [
+        Sheet(
+            title=f"{label}: {', '.join(dict.fromkeys(run.prompt for run in runs[:SHEET_RUNS]))}",
+            frames=[frame for run in runs[:SHEET_RUNS] for frame in run.frames],
+            columns=2 * SHEET_VIEWS,
+        )
+        for label, runs in groups.items()
+    ]
+
+
+def plots_of(table: Table) -> list[Plot]:
+    """Returns a plot for each metric that compares labels."""
+    compared = {name: found for name, found in table.estimates.items() if len(found) > 1}
+    return [Plot(title=METRICS[name].title, estimates=found) for name, found in compared.items()]
+
+
+def meanings(names: list[str]) -> list[str]:
+    return [f"{METRICS[name].title}: {METRICS[name].meaning}." for name in names]

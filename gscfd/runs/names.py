@@ -1,0 +1,137 @@
+"""Names of a run's files and folders, and checks of which runs may be resumed or replaced."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gscfd.config import Config, flat, load_run, merged, plain
+from gscfd.distil.edits import last_settings
+from gscfd.errors import UserError
+from gscfd.export import FORMATS
+from gscfd.files import UNFINISHED, remove_unfinished
+from gscfd.gaussians import Gaussians
+from gscfd.runs.checkpoint import NAME
+
+RUN_FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+START_FILE = "init.ply"
+"""Copy of the splat given by --init, from which a run without checkpoints resumes."""
+RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
+"""Files that a run, `gscfd.show_noise` and `gscfd.export` write."""
+FINISHED_FILE = "turntable.mp4"
+"""Last file that a run writes; a run is finished if it exists."""
+FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "list_words", "viewer", "device"}
+"""Settings that may change on --resume: they do not affect the splat, or are checked separately."""
+
+
+def slug(prompt: str) -> str:
+    """Returns the prompt in a form suitable for file names."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
+
+
+def default_folder(prompt: str, seed: int) -> Path:
+    return Path("outputs") / f"{slug(prompt)}-{seed}"
+
+
+def folder_of(config: Config) -> Path:
+    """Returns the run's folder."""
+    return config.resume or config.out or default_folder(config.prompt, config.seed)
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Returns the names in the folder that do not belong to a run."""
+
+    def finished_name(name: str) -> str:
+        tmp = UNFINISHED.fullmatch(name)
+        return tmp[1] if tmp else name
+
+    checkpoints = folder / "checkpoints"
+    names = [path.name for path in folder.iterdir() if path != checkpoints]
+    foreign = [name for name in names if finished_name(name) not in RUN_FILES]
+    inside = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return sorted(foreign + [f"checkpoints/{name}" for name in inside if not NAME.fullmatch(finished_name(name))])
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Raises UserError unless `path`, which exists, is a run that may be replaced."""
+    if not overwrite:
+        raise UserError(f"out: {path} exists; choose another --out, another --seed, or add --overwrite")
+    if not path.is_dir():
+        raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} is a file; choose another --out")
+    foreign = foreign_files(path)
+    if foreign or not (path / "config.yaml").is_file():
+        what = f"holds {', '.join(foreign[:3])}" if foreign else "has no config.yaml"
+        raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} {what}; choose another --out")
+
+
+def check_resumable(config: Config, folder: Path) -> None:
+    """Raises UserError unless `folder` holds an unfinished run with these settings."""
+    if config.overwrite or config.out not in (None, folder):
+        raise UserError("resume: expected no --out or --overwrite with --resume; the run stays in its folder")
+    check_same_settings(config, plain(load_run(folder)))
+    if (folder / FINISHED_FILE).exists():
+        raise UserError(
+            f"resume: expected a stopped run, got {folder}, which is finished: see {folder}/splat.ply; "
+            "for another run choose another --out"
+        )
+
+
+def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
+    """Raises UserError if settings differ from `saved`, the run's original settings, or if edits are missing."""
+    if changed := changed_settings(config, saved):
+        raise UserError(
+            f"resume: expected the settings that {config.resume} was started with: {changed}; drop these options, or "
+            f"start another run: --preset {config.resume}/config.yaml --out DIR"
+        )
+
+
+def changed_settings(config: Config, saved: dict[str, Any]) -> str:
+    """Returns the names of the settings that make config a different run, with their saved and new values; "" if there
+    are none."""
+    now, then = flat(plain(config)), flat(saved)
+    if all(edit in now["edits"] for edit in then.get("edits", [])):
+        then["edits"] = now["edits"]
+    changed = [
+        name for name in now | then if now.get(name) != then.get(name) and name.split(".")[0] not in FREE_SETTINGS
+    ]
+    return ", ".join(f"{name} = {then.get(name)!r} (got {now.get(name)!r})" for name in changed)
+
+
+def next_config(config: Config) -> Config | None:
+    """Returns the settings that start or resume the run in `config.out`, or None if it is finished."""
+    folder = config.out
+    assert folder is not None
+    if (folder / FINISHED_FILE).exists():
+        return None
+    if (folder / "config.yaml").is_file():
+        return replace(config, out=None, resume=folder)
+    if folder.is_dir():
+        # The run was killed before its settings were written. A folder with other files is kept.
+        remove_unfinished(folder)
+        with suppress(OSError):
+            folder.rmdir()
+    return config
+
+
+def read_run(folder: Path) -> tuple[Config, Gaussians]:
+    """Returns a finished run's settings, with all edits, and its splat. Raises UserError, naming what is missing."""
+    for name in ("config.yaml", "splat.ply", FINISHED_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
+    config = merged(Config(), yaml.safe_load((folder / "config.yaml").read_text()))
+    return last_settings(config), Gaussians.load_ply(folder / "splat.ply")
+
+
+def check_folder(config: Config) -> Path:
+    """Returns the run's folder. Raises UserError if it exists and may not be replaced, or cannot be resumed."""
+    folder = folder_of(config)
+    if config.resume is not None:
+        check_resumable(config, folder)
+    elif folder.exists():
+        check_replaceable(folder, config.overwrite)
+    return folder

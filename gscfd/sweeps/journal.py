@@ -1,0 +1,63 @@
+"""Journal of a sweep: a row for every start and end of an attempt at a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from gscfd.errors import UserError
+from gscfd.files import lock
+
+JOURNAL = "sweep.jsonl"
+"""File in the sweep's folder with a row for every start and end of an attempt at a run."""
+
+
+def last_failures(journal: Path) -> dict[str, str]:
+    """Returns the error of each run whose last attempt failed, by run name."""
+    failures: dict[str, str] = {}
+    for line in journal.read_text().splitlines() if journal.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # incomplete: the process was killed
+        failures.pop(row["run"], None)
+        if "error" in row:
+            failures[row["run"]] = row["error"]
+    return failures
+
+
+class Journal:
+    """Writes the sweep's rows, one process at a time. Raises UserError if another sweep holds the journal or the folder
+    cannot be written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: IO[bytes] = open(path, "ab", buffering=0)
+            alone = lock(self.file)
+        except OSError as error:
+            raise UserError(
+                f"out: expected a writable folder with file locks, got {path.parent} ({error.strerror}); "
+                "choose another --out"
+            ) from None
+        if not alone:
+            self.file.close()
+            raise UserError(f"out: another sweep writes to {path.parent}; wait until it ends, or choose another --out")
+
+    def write(self, run: str, event: str, **facts: Any) -> None:
+        row = {"time": round(time.time(), 3), "run": run, "event": event, **facts}
+        self.file.write(b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n")
+
+    def cut_short(self) -> bool:
+        """Returns whether the last row is incomplete because the process was killed."""
+        with open(self.path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read(1) not in (b"", b"\n")
+
+    def close(self) -> None:
+        self.file.close()
