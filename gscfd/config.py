@@ -194,6 +194,10 @@ class DensifyConfig:
         check(self.noise_lr >= 0, "densify.noise_lr", "at least 0", self.noise_lr)
 
 
+CDS_LAST = 0.98
+"""Largest t1 of Consistent3D's public code."""
+
+
 @dataclass(kw_only=True)
 class CdsConfig:
     """Times, weight, guidance scale and clip of --guidance cds (Consistent3D Eq. 12 and appendix B.1, and its public
@@ -205,7 +209,7 @@ class CdsConfig:
     t_min: float
     """Target time t2 at the end of the stage; in between, t2 falls with the square root of the share of steps done."""
     gap: tuple[float, float]
-    """Range of t1 - t2, drawn uniformly every step; t1 is at most the stage's t_max."""
+    """Range of t1 - t2, drawn uniformly every step; t1 is at most 0.98."""
     weight: Weight
     """Weight of the difference of the two predicted noises, as the stage's weight."""
     clip: tuple[float, float] = (2.0, 8.0)
@@ -215,7 +219,8 @@ class CdsConfig:
     gscfd's scale from 51 to 21)."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.t_min <= self.t_max < 1, "cds.t_min, t_max", "0 <= t_min <= t_max", (self.t_min, self.t_max))
+        valid = 0 <= self.t_min <= self.t_max < CDS_LAST
+        check(valid, "cds.t_min, t_max", f"0 <= t_min <= t_max < {CDS_LAST}", (self.t_min, self.t_max))
         check(0 < self.gap[0] <= self.gap[1], "cds.gap", "(low, high) with 0 < low <= high", self.gap)
         check(min(self.clip) > 0, "cds.clip", "positive limits", self.clip)
         check(0 < self.cfg_end <= 1, "cds.cfg_end", "a value in (0, 1]", self.cfg_end)

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from gscfd.config import MethodName, StageConfig
+from gscfd.config import CDS_LAST, MethodName, StageConfig
 from gscfd.distil import guidance
 from gscfd.distil.lora import Lora, unet_of
 from gscfd.distil.protocols import Guidance, Learner, Method
@@ -83,7 +83,7 @@ def consistency(stage: StageConfig, timesteps: int, done: float, generator: torc
         target = uniform(stage.cds.t_min, stage.cds.t_max, generator)
     else:
         target = sqrt_anneal(done, stage.cds.t_min, stage.cds.t_max)
-    t = max(min(target + uniform(*stage.cds.gap, generator), stage.t_max), target)
+    t = min(target + uniform(*stage.cds.gap, generator), CDS_LAST)
     cfg = stage.scale * (1 - (1 - stage.cds.cfg_end) * done)
     way = partial(guidance.cds, target=time_index(target, timesteps), cfg=cfg)
     low, high = stage.cds.clip
