@@ -163,4 +163,5 @@ def depth_variance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
         render_mode="RGB",
     )  # fmt: skip
     first, second = (moments / alphas.clamp(min=1e-6)).split(1, dim=-1)
-    return (second - first.square()).clamp(min=0)
+    variance: Tensor = second - first.square()
+    return variance.clamp(min=0)

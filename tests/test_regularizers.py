@@ -17,7 +17,7 @@ from gscfd.cameras import camera_to_world, turntable
 from gscfd.config import DensifyConfig
 from gscfd.distil.regularizers import layer_variance, normal_roughness, regularizers
 from gscfd.gaussians import Gaussians, ball, depth_variance, rasterize
-from gscfd.rasterize import reference
+from gscfd.rasterize import rasterization, reference
 from gscfd.types import Cameras, Render
 
 CAMERA = turntable(1, size=16)
@@ -96,7 +96,7 @@ def test_the_direction_of_a_step_does_not_depend_on_the_unit_of_the_loss(monkeyp
         render = rasterize(gaussians, CAMERA)
         value = loss * regularizers(gaussians, render, CAMERA, stage_config(opacity_reg=2.0))
         (gradient,) = torch.autograd.grad(value, gaussians.params["opacities"])
-        return gradient.norm().item() / math.sqrt(loss)
+        return float(gradient.norm()) / math.sqrt(loss)
 
     assert ratio(1.0) == pytest.approx(10 * ratio(0.01), rel=1e-4)
 
@@ -199,12 +199,12 @@ def test_what_shows_no_surface_has_no_variance() -> None:
     assert layer_variance(gaussians, render, CAMERA).item() == 0
 
 
-def variance(rasterization: Callable[..., Any], inputs: dict[str, Tensor], cameras: Cameras) -> Tensor:
+def variance(drawn_by: Callable[..., Any], inputs: dict[str, Tensor], cameras: Cameras) -> Tensor:
     """A number that depends on the variance in every pixel, of Gaussians that are not parameters."""
     splat = ball(8, radius=0.4, opacity=0.85, generator=torch.Generator().manual_seed(1))
     splat.params = inputs  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splats, "rasterization", rasterization)
+        patch.setattr(splats, "rasterization", drawn_by)
         found = depth_variance(splat, cameras)
     weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (found * weights.to(found)).sum()
@@ -225,7 +225,7 @@ def test_the_gradient_of_the_variance_is_that_of_finite_differences() -> None:
             ends.append(variance(reference.rasterization, moved, EXACT).item())
         assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4), name
     single = {name: value.detach().float().requires_grad_() for name, value in {**inputs, **fixed}.items()}
-    native = variance(splats.rasterization, single, CAMERA)
+    native = variance(rasterization, single, CAMERA)
     found = torch.autograd.grad(native, [single[name] for name in inputs])
     for name, ours, right in zip(inputs, found, gradients, strict=True):
         assert (ours - right).norm() < 5e-3 * right.norm(), name
