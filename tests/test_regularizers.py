@@ -229,3 +229,19 @@ def test_the_gradient_of_the_variance_is_that_of_finite_differences() -> None:
     found = torch.autograd.grad(native, [single[name] for name in inputs])
     for name, ours, right in zip(inputs, found, gradients, strict=True):
         assert (ours - right).norm() < 5e-3 * right.norm(), name
+
+
+@pytest.mark.requires_cuda
+def test_cuda_gives_the_variance_and_the_roughness_of_the_cpu() -> None:
+    found: list[tuple[float, float, Tensor]] = []
+    for device in ("cpu", "cuda"):
+        gaussians = ball(200, radius=0.5, opacity=0.6, generator=torch.Generator().manual_seed(0))
+        gaussians.params.to(device)
+        cameras = CAMERA.to(device)
+        render = rasterize(gaussians, cameras)
+        layered, rough = layer_variance(gaussians, render, cameras), normal_roughness(render, cameras)
+        (gradient,) = torch.autograd.grad(layered + rough, gaussians.params["means"])
+        found.append((layered.item(), rough.item(), gradient.cpu()))
+    (layers_here, rough_here, gradient), (layers_there, rough_there, gradient_there) = found
+    assert layers_there == pytest.approx(layers_here, rel=1e-3) and rough_there == pytest.approx(rough_here, rel=1e-2)
+    assert (gradient_there - gradient).norm() < 0.02 * gradient.norm()
