@@ -515,7 +515,7 @@ def coarse_stage() -> StageConfig:
         cfg_points=((0.0, 1.0), (0.35, 1.0), (0.37, 0.625), (0.62, 0.625), (0.64, 0.375)),
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
         cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.3), weight="uniform"),
-        opacity_reg=10.0,
+        opacity_reg=3.0,
     )
 
 
@@ -527,7 +527,7 @@ def refine_stage() -> StageConfig:
         cfg=2.0,
         t_points=((0.0, 0.75), (1.0, 0.95)),
         cds=CdsConfig(t_max=0.5, t_min=0.02, gap=(0.1, 0.2), weight="variance"),
-        opacity_reg=10.0,
+        opacity_reg=3.0,
         lr=LearningRates(means=1e-3, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
     )
 
