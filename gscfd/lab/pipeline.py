@@ -111,7 +111,7 @@ def measured(
 
 def call_seconds(real: GuidedTeacher, repeats: int = 5) -> float:
     """Returns the median processor time of one call of the network: four views, both branches of guidance."""
-    real.set_prompt(stage_prompt("a yellow duck", Config().coarse))
+    real.set_prompt(stage_prompt("a yellow duck", Config().stage("coarse")))
     cameras, x = turntable(4, size=real.image_size), torch.randn(4, *real.latent_shape)
     spent = []
     for _ in range(repeats + 1):
