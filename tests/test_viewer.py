@@ -29,6 +29,7 @@ from gscfd.runs.options import parse
 from gscfd.runs.signals import Interrupted
 from gscfd.types import Cameras, Render
 from gscfd.viewer import content, server
+from gscfd.viewer.door import Door
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.pace import Pace
 from gscfd.viewer.snapshot import Point
@@ -178,7 +179,7 @@ def test_a_busy_port_is_replaced_by_a_free_one() -> None:
 def test_an_address_that_is_not_this_machines_is_one_clear_error() -> None:
     for host in ("192.0.2.1", "no such host", "256.1.1.1"):
         with pytest.raises(UserError, match="host: expected an address of this machine, got"):
-            server.serve(ServerConfig(host=host))
+            server.serve(ServerConfig(host=host), Door(host, "page"))
 
 
 def test_no_free_port_is_one_clear_error() -> None:
@@ -186,7 +187,7 @@ def test_no_free_port_is_one_clear_error() -> None:
         busy.bind(("127.0.0.1", 65535))
         busy.listen()
         with pytest.raises(UserError, match="port: expected a free port from 65535 to 65535"):
-            server.serve(ServerConfig(port=65535))
+            server.serve(ServerConfig(port=65535), Door("127.0.0.1", "page"))
 
 
 def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +210,7 @@ def test_the_page_follows_the_run() -> None:
         assert viewer.panel.progress.value == 100
         assert len(viewer.panel.frustums) == 2 and viewer.panel.frustums[0].image.std() > 0
         assert torch.equal(present(viewer.newest()).means, run.gaussians.means)
-        assert present(viewer.display.splat).buffer.shape == (len(run.gaussians), 8)
+        until(lambda: present(viewer.display.splat).buffer.shape == (len(run.gaussians), 8))
         assert len(viewer.panel.loss.data[0]) == STEPS
 
 
