@@ -20,7 +20,8 @@ def studio(options: StudioOptions) -> None:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # an ignored SIGHUP (nohup) stays ignored
+            signal.signal(number, end)
     page = Studio(options)
     print(f"studio: {page.address}", flush=True)
     page.serve()

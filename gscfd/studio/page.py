@@ -51,10 +51,11 @@ class Form:
             self.color = gui.add_dropdown("Color", (ANY, *COLORS), hint="Picked words are written into the prompt.")
             self.kind = gui.add_dropdown("Object", (ANY, *CATALOGUE), hint="Picked words are written into the prompt.")
             gui.add_html(cards.known_words())
-            self.preset = gui.add_dropdown("Preset", presets(), initial_value=preset, hint="Teachers and lengths.")
-            self.method = gui.add_dropdown("Method", get_args(MethodName), hint="cfd is gscfd's own.")
-            self.seed = gui.add_number("Seed", 0, min=0, step=1, hint="Another seed makes another object.")
-            self.start = gui.add_dropdown("Start from", (BALL,), hint="Splat that the run changes.")
+            with gui.add_folder("Settings", expand_by_default=False):
+                self.preset = gui.add_dropdown("Preset", presets(), initial_value=preset, hint="Teachers and lengths.")
+                self.method = gui.add_dropdown("Method", get_args(MethodName), hint="cfd is gscfd's own.")
+                self.seed = gui.add_number("Seed", 0, min=0, step=1, hint="Another seed makes another object.")
+                self.start = gui.add_dropdown("Start from", (BALL,), hint="Splat that the run changes.")
             button = gui.add_button("Make", icon=viser.Icon.SPARKLES)
             self.answer = gui.add_html("")
         for words in (self.color, self.kind):
@@ -420,12 +421,14 @@ class Studio:
         if self.orders.trouble:
             return html.escape(self.orders.trouble)
         making, waiting = self.orders.making, len(self.orders.waiting)
-        rest = f"{waiting} in the queue" if waiting else "nothing else in the queue"
         if making is None:
-            return html.escape(f"No run is being made; {rest}.")
+            return (
+                "No run is being made." if not waiting else f"{waiting} in the queue, which another program holds up."
+            )
         prompt = html.escape(making.order.value("--prompt") or making.order.name)
         stage = "stopping" if making.stopping else str(self.progress or "starting")
-        return f"<b>{prompt}</b><br>{html.escape(stage)}<br>{rest}"
+        rest = f"<br>{waiting} in the queue" if waiting else ""
+        return f"<b>{prompt}</b><br>{html.escape(stage)}{rest}"
 
     def serve(self) -> None:
         """Serves the page until Ctrl-C, then saves the run in progress."""

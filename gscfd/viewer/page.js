@@ -7,6 +7,15 @@
     const control = event.target.closest?.("[data-do]");
     if (control) tell(control.dataset.do, control.dataset.value);
   });
+  // viser's text and color fields have other ids than their labels say.
+  const link = () => {
+    for (const label of document.querySelectorAll("p > label[for]")) {
+      if (document.getElementById(label.htmlFor)) continue;
+      const field = label.parentElement.parentElement.parentElement.querySelector("input, textarea");
+      if (field?.id) label.htmlFor = field.id;
+    }
+  };
+  new MutationObserver(link).observe(document.documentElement, { childList: true, subtree: true });
   let touched = false;
   const touch = (event) => {
     if (touched || !(event.target instanceof HTMLCanvasElement)) return;
