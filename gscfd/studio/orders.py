@@ -6,6 +6,7 @@ the rows again, goes on watching a run that is still being made, and resumes one
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gscfd.config import Config, MethodName, check, load_preset
+from gscfd.config import NOISE_OF, Config, MethodName, check, load_preset, presets
 from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError
 from gscfd.files import remove_unfinished
@@ -56,6 +57,8 @@ class Wish:
     def config(self, device: Literal["auto", "cpu", "cuda"]) -> Config:
         """Returns the settings of the run. Raises UserError for what cannot be made."""
         check(self.prompt.isprintable(), "prompt", "one line of text", self.prompt)
+        check(self.preset in presets(), "preset", " or ".join(presets()), self.preset)
+        check(self.guidance in NOISE_OF, "guidance", " or ".join(NOISE_OF), self.guidance)
         config = load_preset(self.preset)
         coarse = replace(config.coarse, steps=0) if self.refine else config.coarse
         init = replace(config.init, ply=self.start)
@@ -180,7 +183,7 @@ class Orders:
     def free_name(self, prompt: str, seed: int) -> str:
         """Returns the name of a folder that does not exist and is not promised to another order."""
         base = f"{slug(prompt)}-{seed}"
-        names = (base, *(f"{base}-{number}" for number in range(2, sys.maxsize)))
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in self.known and not (self.folder / name).exists())
 
     def add(self, wish: Wish, device: Literal["auto", "cpu", "cuda"]) -> Order:

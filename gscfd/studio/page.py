@@ -13,7 +13,7 @@ from typing import Any, get_args
 import viser
 from torch import Tensor
 
-from gscfd.config import Config, MethodName, load_run, presets
+from gscfd.config import Config, MethodName, check, load_run, presets
 from gscfd.distil.pipeline import painted_noise
 from gscfd.errors import UserError
 from gscfd.runs.options import default_preset
@@ -70,12 +70,15 @@ class Form:
             self.prompt.value = write_caption(Caption(kind=self.kind.value, color=color))
 
     def wish(self, folder: Path) -> Wish:
-        start = None if self.start.value == BALL else folder / self.start.value / "splat.ply"
+        """Returns what is typed. Raises UserError for a seed or a start that a browser may send and no page offers."""
+        seed, start = self.seed.value, None if self.start.value == BALL else folder / self.start.value / "splat.ply"
+        check(self.start.value in self.start.options, "start", "a run of the folder", self.start.value)
+        check(float(seed).is_integer(), "seed", "a whole number", seed)
         prompt = " ".join(self.prompt.value.split())
         return Wish(
             prompt=prompt,
             preset=self.preset.value,
-            seed=int(self.seed.value),
+            seed=int(seed),
             guidance=self.method.value,
             start=start,
         )

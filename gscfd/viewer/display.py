@@ -203,6 +203,8 @@ class Download:
     def send(self, client: viser.ClientHandle) -> None:
         """Writes the splat in the chosen format and sends it; whatever prevents it is said in the browser."""
         gaussians, to = self.splat(), self.format.value
+        if to not in self.format.options:
+            return
         if gaussians is None:
             client.add_notification("Nothing to download", "There is no splat yet.", auto_close_seconds=5)
             return
