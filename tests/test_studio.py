@@ -482,18 +482,28 @@ def answered(studio: Studio, action: Callable[[], str]) -> str:
     """What the page says to something that is asked."""
     studio.ask(studio.chosen.answer, action)
     studio.tick(time.monotonic())
-    return studio.chosen.answer.content
+    return str(studio.chosen.answer.content)
+
+
+def soon(studio: Studio, true: Callable[[], object]) -> None:
+    """Waits with the studio at work."""
+
+    def tick() -> object:
+        studio.tick(time.monotonic())
+        return true()
+
+    until(tick)
 
 
 def test_a_prompt_is_queued_made_shown_and_deleted(studio: Studio) -> None:
     studio.form.prompt.value = "  a  red car "
     assert "In the queue: a-red-car-0" in answered(studio, studio.make)
-    until(lambda: studio.tick(time.monotonic()) or (studio.folder / "a-red-car-0" / "log.txt").exists())
+    soon(studio, lambda: (studio.folder / "a-red-car-0" / "log.txt").exists())
     assert studio.name == "a-red-car-0" and studio.chosen.buttons["Stop and save"].visible
     assert "expected a stopped run" in answered(studio, studio.resume)
     assert "delete: a-red-car-0 is being made" in answered(studio, lambda: studio.delete("a-red-car-0"))
     (studio.folder / "go").write_text("")
-    until(lambda: studio.tick(time.monotonic()) or studio.orders.making is None)
+    soon(studio, lambda: studio.orders.making is None)
     studio.looked = 0.0
     studio.tick(time.monotonic())
     assert "saved in" in studio.chosen.facts.content and studio.chosen.buttons["Delete"].visible
