@@ -95,7 +95,7 @@ def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio
     page.goto(studio.address)
     page.locator(".gs-card").first.wait_for()
     assert studio.display.turntable.value, "control: it turns until then"
-    page.locator("canvas").first.click()
+    page.mouse.click(440, 250)
     until(lambda: not studio.display.turntable.value, PATIENCE)
     page.close()
 

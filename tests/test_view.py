@@ -18,7 +18,7 @@ from gscfd.distil.state import Checkpoint, StageState
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.viewer.display import Display
-from gscfd.viewer.saved import SavedViewer, saved
+from gscfd.viewer.saved import SavedViewer, labels, saved
 
 Show = Callable[..., SavedViewer]
 
@@ -185,3 +185,9 @@ def test_what_is_saved_is_known_by_its_place_and_time(run: Path) -> None:
     splat().save_ply(run / "splat.ply")
     after = [state.key for state in saved(run)]
     assert after[:2] == before and len(after) == 3 and len(set(after)) == 3
+
+
+def test_results_of_one_name_are_told_apart() -> None:
+    assert labels([Path("/a/cfd/duck-0"), Path("/a/sds/duck-0")]) == ["cfd/duck-0", "sds/duck-0"]
+    assert labels([Path("/a/duck-0"), Path("/a/duck-1")]) == ["duck-0", "duck-1"]
+    assert labels([Path("/a/duck-0"), Path("/a/duck-0")]) == ["duck-0 (1)", "duck-0 (2)"]

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -497,3 +498,40 @@ def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run() -> No
         assert run.finish() is not None
         assert len(viewer.server.get_clients()) == 1
         deaf.close_socket()
+
+
+# The end.
+
+
+def test_the_end_is_shown_with_the_saved_splat_and_stays_while_a_browser_is_there(tmp_path: Path) -> None:
+    gray().save_ply(tmp_path / "splat.ply")
+    with viewing() as viewer:
+        viewer.stay()  # control: nobody is there, and it returns at once
+        with browsing(viewer) as connection:
+            viewer.end("finished, saved in x", tmp_path)
+            until(lambda: "finished, saved in x" in viewer.panel.status.content and viewer.display.splat)
+            assert viewer.panel.picture.visible and viewer.downloads.visible and not viewer.panel.stop.visible
+            assert torch.equal(present(viewer.newest()).means, gray().means)
+            staying = threading.Thread(target=viewer.stay)
+            staying.start()
+            staying.join(1.0)
+            assert staying.is_alive()
+            connection.close()
+        staying.join(60)
+        assert not staying.is_alive()
+
+
+def test_the_end_without_a_splat_has_no_downloads(tmp_path: Path) -> None:
+    with viewing() as viewer, browsing(viewer):
+        viewer.end("stopped: no splat was made yet", tmp_path)
+        until(lambda: "no splat was made" in viewer.panel.status.content)
+        assert not viewer.panel.picture.visible and not viewer.downloads.visible
+
+
+def test_a_camera_turned_about_a_center_sees_that_center_where_it_was() -> None:
+    center = np.array([3.0, -2.0, 1.0])
+    wxyz, position = np.array([0.5, -0.5, -0.5, 0.5]), center + [4.0, 0.0, 0.0]
+    for turned in (0.0, 1.1):
+        view = content.camera_of(wxyz, position, 0.7, 1.0, 64, turned, center).viewmats[0].double().numpy()
+        seen = view[:3, :3] @ center + view[:3, 3]
+        assert np.allclose(np.linalg.norm(seen), 4.0, atol=1e-5) and np.allclose(seen[:2], 0, atol=1e-5)
