@@ -269,6 +269,7 @@ def test_views_are_rendered_for_every_browser_and_only_when_something_changed(mo
     monkeypatch.setattr(content, "picture", noted)
     with viewing() as viewer, browsing(viewer), browsing(viewer, size=(480, 480)):
         viewer.controls.pause(True)
+        viewer.display.turntable.value = False
         viewer.display.mode.value = "depth"
         Run(viewer)
         until(lambda: len(sizes) >= 2)
