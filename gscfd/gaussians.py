@@ -150,3 +150,18 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) 
         sh_degree=gaussians.sh_degree, absgrad=absgrad,
     )  # fmt: skip
     return Render(colors[..., :3], colors[..., 3:], alphas, info.get("median_depth"), info)
+
+
+def depth_variance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """Returns the variance [V, H, W, 1] of the depths of the Gaussians that a pixel shows, in square world units, with
+    the compositing weights divided by opacity; 0 where opacity is 0. Differentiable."""
+    # Depth less that of the world's origin, which changes no variance: squares stay small, and so do rounding errors.
+    depth = (cameras.viewmats[:, 2, :3] @ gaussians.means.T)[..., None]
+    moments, alphas, _ = rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
+        torch.cat([depth, depth.square()], -1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
+        render_mode="RGB",
+    )  # fmt: skip
+    first, second = (moments / alphas.clamp(min=1e-6)).split(1, dim=-1)
+    variance: Tensor = second - first.square()
+    return variance.clamp(min=0)

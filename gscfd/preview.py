@@ -64,7 +64,7 @@ def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, Te
 
     name = next(iter(config.stages())) if options.stage is None else options.stage
     stage = config.stage(name)
-    stage = replace(stage, teacher=options.teacher or stage.teacher, cfg=min(stage.cfg, MOST_CFG))
+    stage = replace(stage, teacher=options.teacher or stage.teacher, cfg=min(stage.scale, MOST_CFG))
     if known_words(stage.teacher):
         check_words("prompt", options.prompt)
     return name, stage

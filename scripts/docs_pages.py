@@ -30,7 +30,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from gscfd.config import Config, StageConfig, load_preset, presets
+from gscfd.config import Config, TeacherStage, load_preset, presets
 
 ROOT = Path(__file__).parents[1]
 SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
@@ -115,16 +115,16 @@ def presets_page() -> str:
     for name in sorted(presets(), key=lambda name: (name != "toybox", name)):
         config, text = load_preset(name), (folder / f"{name}.yaml").read_text()
         most = max(stage.densify.max_count for stage in (config.coarse, config.refine) if stage.steps)
-        stages = [stage_text(config.coarse), stage_text(config.refine)]
+        stages = [stage_text(config.stage("coarse")), stage_text(config.stage("refine"))]
         rows.append([f"[`{name}`](#{name})", *stages, str(config.init.count), str(most)])
         parts.append(f"## {name}\n\n```yaml\n{text}```\n")
     return table(rows) + "\n" + "\n".join(parts)
 
 
-def stage_text(stage: StageConfig) -> str:
+def stage_text(stage: TeacherStage) -> str:
     if not stage.steps:
         return "none"
-    return f"`{stage.teacher}`, {stage.steps} steps, views: {stage.views}, guidance: {stage.cfg:g}"
+    return f"`{stage.teacher}`, {stage.steps} steps, views: {stage.views}, guidance: {stage.scale:g}"
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -19,6 +19,7 @@ from gscfd.distil.methods import make_learner
 from gscfd.distil.polish import run_polish
 from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
 from gscfd.distil.protocols import Noise
+from gscfd.distil.schedule import piecewise
 from gscfd.distil.stage import StepReport, run_stage
 from gscfd.distil.start import read_start
 from gscfd.distil.state import Checkpoint
@@ -43,13 +44,13 @@ def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: 
         channels,
         height,
         width,
-        gamma=config.noise_gamma(stage),
+        gamma=gammas(config, stage),
         beta=config.noise_beta,
         background=config.noise_background(teacher.multiview),
         theta=config.noise.theta,
         span=config.stage(stage).steps,
     )
-    kind = NOISES[config.noise_kind]
+    kind = NOISES[config.noise_kind_for(teacher.multiview)]
 
     def draw(cameras: Cameras, render: Render, step: int) -> Tensor:
         if config.noise.device == "render":
@@ -57,6 +58,14 @@ def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: 
         return kind(field, cameras.to("cpu"), render.to("cpu"), step).to(render.rgb.device)
 
     return draw
+
+
+def gammas(config: Config, stage: StageName) -> float | list[float]:
+    """Returns the shares of fresh noise of a stage's steps: one, or one for each step if they follow a curve."""
+    points, steps = config.noise.gamma_points, config.stage(stage).steps
+    if {multiple for _, multiple in points} == {1.0}:
+        return config.noise_gamma(stage)
+    return [config.noise_gamma(stage, piecewise(step / steps, points)) for step in range(1, steps + 1)]
 
 
 NOISE_SAMPLES = 4

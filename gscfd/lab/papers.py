@@ -9,7 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from gscfd.config import CFD_GAMMA, Config, Drawing, StageConfig, merged, rescaled_gamma
+from gscfd.config import CFD_GAMMA, Config, Drawing, TeacherStage, merged, rescaled_gamma
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.distil.picture import GROUP, draw_picture
 from gscfd.lab.catalogue import METRICS
@@ -91,8 +91,8 @@ def examine_picture(path: Path, label: str, prompt: str, seed: int, judges: Judg
     )
 
 
-def coarse(size: Size) -> StageConfig:
-    return replace(Config().coarse, steps=size.steps)
+def coarse(size: Size) -> TeacherStage:
+    return replace(Config().stage("coarse"), steps=size.steps)
 
 
 # ------------------------------------------------------------------------------------------------------------ report

@@ -65,7 +65,7 @@ def teacher_reference(
 
     device: the teacher's.
     """
-    teacher.set_prompt(stage_prompt(prompt, replace(stage, cfg=min(stage.cfg, MOST_CFG), perp_neg=False)))
+    teacher.set_prompt(stage_prompt(prompt, replace(stage, cfg=min(stage.scale, MOST_CFG), perp_neg=False)))
     generator = torch.Generator().manual_seed(0)
     images, azimuths = [], []
     for _ in range(-(-count // VIEWS)):

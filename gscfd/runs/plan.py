@@ -16,7 +16,8 @@ from gscfd.distil.methods import check_learner, make_learner
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
-from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers import load_teacher
+from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_repo
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import weight_bytes
@@ -190,7 +191,7 @@ def step_costs(teacher: GuidedTeacher, stage: TeacherStage, prompt: str) -> tupl
             teacher.decode(teacher.encode(images))
 
     teacher.encode_texts = blank
-    teacher.set_prompt(Prompt(text=prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale, perp_neg=stage.perp_neg))
+    teacher.set_prompt(replace(stage_prompt(prompt, stage), negative=None))
     return cost_of(ask), cost_of(there_and_back if isinstance(stage, PolishConfig) else look)
 
 
