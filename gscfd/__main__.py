@@ -11,6 +11,7 @@ from gscfd.version import __version__
 COMMANDS = {
     "train": ("gscfd.train", "turn a text prompt into a 3D Gaussian splat"),
     "view": ("gscfd.view", "show a splat, or two side by side, in the browser"),
+    "studio": ("gscfd.studio.__main__", "type prompts and keep a gallery of runs, in the browser"),
     "export": ("gscfd.export.__main__", "write a splat for other programs"),
     "preview": ("gscfd.preview", "sample a stage's teacher before a run"),
     "image": ("gscfd.image", "turn a prompt into a picture, by distillation or by sampling"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gscfd.cli import check_out
 from gscfd.config import check
@@ -109,6 +110,15 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
     sheet = partial(write_contact_sheet, columns=min(frames, SHEET_COLUMNS))
     (write_video if options.to == "mp4" else sheet)(pictures, out)
     return f"{frames} pictures"
+
+
+def file_bytes(gaussians: Gaussians, to: Format, name: str) -> bytes:
+    """Returns the content of the file `name`.`to`, with the format's defaults. Raises UserError if a package is missing
+    or the splat does not fit the format."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / f"{name}.{to}"
+        write(ExportOptions(source=out, to=to), gaussians, out)
+        return out.read_bytes()
 
 
 def export(options: ExportOptions) -> None:
