@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import sys
 
-from gscfd.version import __version__ as __version__
+# `python -m gscfd.train` looks for modules in the working folder first, where a file such as random.py would take the
+# place of Python's own. gscfd needs nothing from there, unless it is itself found there.
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] != [os.path.dirname(os.path.dirname(__file__))]:
+    del sys.path[0]
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from gscfd.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from gscfd.config import Config

@@ -25,7 +25,7 @@ def bench(options: BenchOptions) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     return exit_code(
-        lambda: bench(tyro.cli(BenchOptions, args=arguments, prog="python -m gscfd.bench")),
+        lambda: bench(tyro.cli(BenchOptions, args=arguments, prog="gscfd bench")),
         interrupted="interrupted; the same command continues",
     )
 
