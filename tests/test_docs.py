@@ -162,7 +162,8 @@ def test_commands_are_found_in_the_pages_and_wrong_ones_are_refused(
     assert commands(text) == [["-m", "gscfd.train", "--prompt", "a b"], ["scripts/x"]]
     assert commands("`gscfd train 'a b'` `gscfd trian`") == [["-m", "gscfd.train", "a b"], ["-m", "gscfd", "trian"]]
     assert len(commands((ROOT / "README.md").read_text())) > 5
-    wrong = "-m gscfd.trian|-m gscfd.train --promt x|-m gscfd.train a b|-m gscfd trian|-m gscfd.train --guidance dds|-m gscfd.export x --to stl"
+    wrong = "-m gscfd.trian|-m gscfd.train --promt x|-m gscfd.train --guidance dds|-m gscfd.export x --to stl"
+    wrong += "|-m gscfd.train a b|-m gscfd trian"
     wrong += "|scripts/x.py|scripts/benchmark.py stap|scripts/benchmark.py noise --repeat-s 3|-m gscfd.train --preset x"
     for line in wrong.split("|"):
         assert refused(line.split(), monkeypatch), line

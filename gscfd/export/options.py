@@ -18,7 +18,7 @@ class ExportOptions:
     source: Annotated[Path, tyro.conf.Positional]
     """Run folder, or a 3DGS .ply from any program."""
     to: Format
-    """Output format. obj, mesh.glb and mesh.ply are triangles with colors (pip install 'gscfd[mesh]')."""
+    """Output format. obj, mesh.glb and mesh.ply are triangles with a texture (pip install 'gscfd[mesh]')."""
     out: Path | None = None
     """Output file; unset: next to the source, with its name and the format's extension."""
     overwrite: bool = False
@@ -42,4 +42,6 @@ class ExportOptions:
     alpha: bool = False
     """Make the background transparent."""
     resolution: int | None = None
-    """Voxels along the diameter of the ball of radius 1 from which triangles are extracted; unset: 192."""
+    """Cells along the diameter of the ball of radius 1 from which triangles are extracted; unset: 128."""
+    triangles: int | None = None
+    """Number of triangles, at most; unset: 20000."""

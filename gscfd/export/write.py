@@ -44,10 +44,12 @@ APPLIES: dict[str, set[Format]] = {
     "background": {"mp4", "png", "html"},
     "alpha": {"png"},
     "resolution": {"obj", "mesh.glb", "mesh.ply"},
+    "triangles": {"obj", "mesh.glb", "mesh.ply"},
 }
 FRAMES: dict[Format, int] = {"mp4": 96, "png": 8}
 SIZE = 512
-RESOLUTION = 192
+RESOLUTION = 128
+MOST_TRIANGLES = 20_000
 WHITE = (1.0, 1.0, 1.0)
 SHEET_COLUMNS = 4
 
@@ -72,6 +74,8 @@ def check_settings(options: ExportOptions) -> None:
         check(not options.alpha, "background", "no --background beside --alpha", background)
     if options.resolution is not None:
         check(16 <= options.resolution <= 1024, "resolution", "16 to 1024", options.resolution)
+    if options.triangles is not None:
+        check(options.triangles >= 100, "triangles", "at least 100", options.triangles)
 
 
 def places(options: ExportOptions) -> tuple[Path, Path]:
@@ -92,7 +96,9 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
     upright = change_of_axes(options.source_axes, "z-up")
     turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
     if options.to in MESHES:
-        mesh = extract_mesh(transformed(gaussians, upright), options.resolution or RESOLUTION)
+        mesh = extract_mesh(
+            transformed(gaussians, upright), options.resolution or RESOLUTION, options.triangles or MOST_TRIANGLES
+        )
         MESHES[options.to](mesh.transformed(turn @ upright.T, options.scale), out)
         return f"{len(mesh.triangles)} triangles"
     placed = transformed(gaussians, turn, options.scale)
