@@ -34,7 +34,7 @@ from gscfd.export import FORMATS, Axes, Format, mesh, sog, surface, write
 from gscfd.export.__main__ import main
 from gscfd.export.spz import fractional_bits
 from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
-from gscfd.export.turntable import WHOLE_RADIUS
+from gscfd.export.turntable import THREE_QUARTERS, WHOLE_RADIUS, turntable_frames
 from gscfd.export.write import APPLIES, AXES, MESHES, SPLATS
 from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import harmonic_basis, rgb_to_sh0
@@ -492,8 +492,18 @@ def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussia
     rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
     assert rgba.shape == (128, 128, 4) and rgba[0, 0, 3] == 0 and rgba[..., 3].max() > 0.95
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE_RADIUS))[0]) > LOSSLESS
+    camera = turntable(1, size=128, radius=WHOLE_RADIUS, start=THREE_QUARTERS)
+    assert psnr(over_white, pictures(splat, camera)[0]) > LOSSLESS
     assert psnr(rgba[..., :3], pictures(splat)[0]) < 30, "control: without its alpha it is another picture"
+
+
+@degree_0
+def test_the_shadow_darkens_the_ground_below_the_object_and_nothing_else(splat: Gaussians) -> None:
+    plain, shaded = (turntable_frames(splat, 2, 128, start=30, shadow=on).astype(int) for on in (False, True))
+    darker = plain - shaded
+    assert darker.min() >= 0 and 40 < darker.max() <= 0.3 * 255 + 1
+    assert darker[:, :40].max() == 0 and darker[:, 100:].max() > 20, "above the object the background is plain"
+    assert darker[:, 60:68, 60:68].max() <= 2, "the object itself keeps its light"
 
 
 # The command.
@@ -526,6 +536,7 @@ def test_every_format_is_written_beside_a_run_which_stays_a_run(tmp_path: Path) 
         (["{ply}", "--to", "png", "--size", "17"], "even number"),
         (["{ply}", "--to", "png", "--background", "0", "2", "0"], "in \\[0, 1\\]"),
         (["{ply}", "--to", "png", "--background", "0", "1", "0", "--alpha"], "no --background beside"),
+        (["{ply}", "--to", "png", "--shadow", "--alpha"], "no --shadow beside"),
         (["{ply}", "--to", "obj", "--resolution", "5"], "16 to 1024"),
         (["{ply}", "--to", "obj", "--triangles", "5"], "at least 100"),
     ],

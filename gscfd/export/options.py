@@ -34,11 +34,13 @@ class ExportOptions:
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Degree of the spherical harmonics in the output; unset: the source's. Some .ply readers require 3."""
     frames: int | None = None
-    """Number of images of one turn; unset: 96 for mp4, 8 for png, which arranges them in rows of four."""
+    """Number of images of one turn; unset: 80 for mp4, four seconds, 8 for png, which arranges them in rows of four."""
     size: int | None = None
     """Width and height of an image in pixels; unset: 512."""
     background: tuple[float, float, float] | None = None
     """Red, green and blue in [0, 1]; unset: white."""
+    shadow: bool = False
+    """Put a soft shadow on the ground below the object."""
     alpha: bool = False
     """Make the background transparent."""
     resolution: int | None = None

@@ -26,10 +26,10 @@ from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_splat
 from gscfd.distil.state import Checkpoint, part, scaled_gradient_variance
 from gscfd.errors import UserError, warn
-from gscfd.export.turntable import turntable_frames
+from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
 from gscfd.files import Background, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
-from gscfd.pictures import write_contact_sheet, write_video
+from gscfd.pictures import write_contact_sheet, write_picture, write_video
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.runs.names import (
     FINISHED_FILE,
@@ -43,6 +43,8 @@ from gscfd.runs.names import (
 log = logging.getLogger("gscfd")
 VARIANCES = ("means", "sh0")
 """Parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colors."""
+TURN_FRAMES, TURN_SIZE, TURN_FPS = 80, 512, 20
+"""The turntable of a finished run: one turn in four seconds."""
 VARIANCE_EVERY = 10
 """Number of steps between two records of the gradient variance."""
 
@@ -270,9 +272,10 @@ class RunFolder:
             self.bar.close()
         self.saving.wait()
         gaussians.save_ply(self.path / "splat.ply")
-        frames = turntable_frames(gaussians, frames=48, size=256)
-        write_contact_sheet(frames[::6], self.path / "turntable.png")
-        write_video(frames, self.path / FINISHED_FILE)
+        frames = turntable_frames(gaussians, TURN_FRAMES, TURN_SIZE, start=THREE_QUARTERS, shadow=True)
+        write_picture(frames[0], self.path / "thumbnail.png")
+        write_contact_sheet(frames[:: TURN_FRAMES // 8, ::2, ::2], self.path / "turntable.png")
+        write_video(frames, self.path / FINISHED_FILE, TURN_FPS)
         self.checkpoints.clear()
         seconds = time.monotonic() - self.started
         log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))
