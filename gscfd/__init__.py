@@ -12,12 +12,13 @@ if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] != [os.path.dirname(
 
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+from gscfd import outlets  # noqa: E402
 from gscfd.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from gscfd.config import Config
     from gscfd.distil.pipeline import generate
-    from gscfd.gaussians import Gaussians
+    from gscfd.gaussians import Gaussians, load
     from gscfd.noise.field import NoiseField
     from gscfd.noise.kinds import surface
     from gscfd.types import Cameras, Render
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
+__all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "load", "surface"]
 
 _HOMES = {
     "Cameras": "gscfd.types",
@@ -38,7 +39,10 @@ _HOMES = {
     "NoiseField": "gscfd.noise",
     "surface": "gscfd.noise",
     "generate": "gscfd.distil.pipeline",
+    "load": "gscfd.gaussians",
 }
+for _name in ("save", "picture", "show"):
+    outlets.register(_name, "gscfd.export.outlets")
 
 
 def __getattr__(name: str) -> Any:

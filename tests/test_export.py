@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import os
 import re
@@ -273,7 +274,8 @@ def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.Monke
 def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
     assert main([str(source), "--to", "html"]) == 0
     page = source.with_suffix(".html").read_text()
-    probe = """const shown = [0, Math.PI / 2].map(turned => {
+    probe = """turning = false;
+    const shown = [0, Math.PI / 2].map(turned => {
       camera.azimuth = turned;
       draw(128, 128);
       return canvas.toDataURL();
@@ -292,6 +294,34 @@ def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussian
     print(f"html: {psnr(shown, expected):.1f} dB")
     assert psnr(shown, expected) > LOSSLESS
     assert psnr(shown.flip(0), expected) < 25, "control: the other view"
+
+
+@needs_chromium
+@degree_0
+def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    page = source.with_suffix(".html").read_text()
+    probe = """const press = key => window.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    const first = camera.azimuth, distance = camera.distance;
+    turn(0); turn(100);
+    const moved = camera.azimuth - first;
+    press("+");
+    const still = camera.azimuth;
+    turn(200);
+    const stopped = camera.azimuth === still && !turning;
+    press("ArrowRight");
+    document.title = JSON.stringify([first, moved, stopped, camera.azimuth < still, camera.distance < distance,
+      document.querySelector("p").style.opacity]);"""
+    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
+    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    flags += [f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    told = re.search(r"<title>(.*?)</title>", ran.stdout)
+    assert told is not None
+    first, moved, *states = json.loads(told[1].replace("&quot;", '"'))
+    assert math.degrees(first) == pytest.approx(30) and math.degrees(moved) == pytest.approx(2.25, abs=0.01)
+    assert states == [True, True, True, "0"]
 
 
 @degree_0

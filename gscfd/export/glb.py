@@ -15,7 +15,6 @@ from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import SH_C0
 
-
 POINTS, TRIANGLES = 0, 4
 COMPONENTS = {"float32": 5126, "uint8": 5121, "uint32": 5125}
 SHAPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}

@@ -111,7 +111,7 @@ def seen_colors(points: np.ndarray, normals: np.ndarray, views: Views) -> tuple[
 
 
 def interpolated(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns the bilinear colors [P, 3] of an image [S, S, 3] at x and y [P] in pixels, whose centers are at halves."""
+    """Returns the bilinear colors [P, 3] of an image [S, S, 3] at x and y [P] in pixels, with centers at halves."""
     last = len(image) - 1
     x, y = (x - 0.5).clip(0, last), (y - 0.5).clip(0, last)
     left, top = (a.astype(np.int32).clip(0, last - 1) for a in (x, y))

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import torch
-from tqdm import tqdm
 
 from gscfd.config import Config, plain, to_yaml
 from gscfd.deferred import DeferredNumbers
+from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import changes, place, place_of
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_splat
@@ -94,9 +94,8 @@ class RunFolder:
         """Splat after the last step."""
         self.good: Checkpoint | None = None
         """Checkpoint of the last good state."""
-        self.stage = "coarse"
         self.started = self.saved = time.monotonic()
-        self.bar: tqdm[NoReturn] | None = None
+        self.bar = StepBar()
         self.stats: IO[bytes]
         self.handler: logging.Handler
         self.open_files()
@@ -221,8 +220,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
         self.saving.close()
         self.stats.close()
         log.removeHandler(self.handler)
@@ -233,7 +231,7 @@ class RunFolder:
         self.latest = report.gaussians
         self.write_row()
         self.waiting = row(report) | self.edits_of(report)
-        self.show(report)
+        self.bar.show(report)
         busy = self.saving.busy()
         if report.trouble or report.step + 1 == report.steps:
             self.write_row()
@@ -257,19 +255,9 @@ class RunFolder:
         made = [changes(edit) for edit in self.config.edits if place_of(edit) == where]
         return {"edits": made} if made else {}
 
-    def show(self, report: StepReport) -> None:
-        if self.bar is None or self.stage != report.stage:
-            if self.bar is not None:
-                self.bar.close()
-            self.stage = report.stage
-            self.bar = tqdm(total=report.steps, initial=report.step, desc=report.stage, unit="step", dynamic_ncols=True)
-        self.bar.set_postfix(t=f"{report.t:.2f}", gaussians=report.count, refresh=False)
-        self.bar.update(report.state.step - self.bar.n)
-
     def finish(self, gaussians: Gaussians) -> None:
         """Writes the splat and its turntable, and removes the checkpoints."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
         self.saving.wait()
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, TURN_FRAMES, TURN_SIZE, start=THREE_QUARTERS, shadow=True)
