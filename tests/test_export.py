@@ -303,6 +303,7 @@ def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Pat
     page = source.with_suffix(".html").read_text()
     probe = """const press = key => window.dispatchEvent(new KeyboardEvent("keydown", { key }));
     const first = camera.azimuth, distance = camera.distance;
+    before = null;
     turn(0); turn(100);
     const moved = camera.azimuth - first;
     press("+");
