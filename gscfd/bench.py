@@ -32,7 +32,7 @@ def bench(options: Bench) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     return exit_code(
-        lambda: bench(tyro.cli(Bench, args=arguments, prog="python -m gscfd.bench")),
+        lambda: bench(tyro.cli(Bench, args=arguments, prog="gscfd bench")),
         interrupted="interrupted; the same command continues",
     )
 

@@ -93,7 +93,7 @@ def make(options: ImageOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="python -m gscfd.image")))
+    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="gscfd image")))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def preview(options: PreviewOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: preview(tyro.cli(PreviewOptions, args=arguments, prog="python -m gscfd.preview")))
+    return exit_code(lambda: preview(tyro.cli(PreviewOptions, args=arguments, prog="gscfd preview")))
 
 
 if __name__ == "__main__":

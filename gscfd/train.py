@@ -1,4 +1,4 @@
-"""Makes a run, prompt in, run folder out: `python -m gscfd.train --prompt "a yellow duck"`."""
+"""Makes a run, prompt in, run folder out: `gscfd train "a yellow duck"`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gscfd.cli import exit_code
 from gscfd.config import Config, presets
-from gscfd.runs.options import default_preset, option, parse
+from gscfd.runs.options import default_preset, option, parse_command
 
 if TYPE_CHECKING:
     from gscfd.runs.make import Steer
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command() -> int:
-        config = parse(arguments)
+        config = parse_command(arguments)
         if config.list_words:
             list_words()
             return 0

@@ -209,12 +209,10 @@ def commands_page() -> str:
     parts = []
     for name in commands():
         text = help_of(name)
-        if name == "gscfd.train":
-            text = text.split("\n options")[0]
         lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
         parts.append(f"## {name}\n\n```text\n{lines}\n```\n")
         if name == "gscfd.train":
-            parts.append("Its options are the [settings](settings.md).\n")
+            parts.append("All its options are the [settings](settings.md).\n")
         for part in subcommands(text):
             own = "\n".join(line.rstrip() for line in help_of(name, part).strip().splitlines())
             parts.append(f"### {name} {part}\n\n```text\n{own}\n```\n")

@@ -1,6 +1,6 @@
 """`python -m gscfd.export`: every file is read back by a program that is not gscfd, and compared as pictures.
 
-Readers: plyfile, pygltflib, trimesh, open3d, and where they are installed PlayCanvas' splat-transform (npm install
+Readers: plyfile, pygltflib, trimesh, and where they are installed PlayCanvas' splat-transform (npm install
 -g @playcanvas/splat-transform, or its path in SPLAT_TRANSFORM) and Chromium (or its path in CHROMIUM).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import os
 import re
@@ -30,11 +31,11 @@ from torch.nn.functional import normalize
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, Axes, Format, mesh, sog, write
+from gscfd.export import FORMATS, Axes, Format, mesh, sog, surface, write
 from gscfd.export.__main__ import main
 from gscfd.export.spz import fractional_bits
 from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
-from gscfd.export.turntable import WHOLE_RADIUS
+from gscfd.export.turntable import THREE_QUARTERS, WHOLE_RADIUS, turntable_frames
 from gscfd.export.write import APPLIES, AXES, MESHES, SPLATS
 from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import harmonic_basis, rgb_to_sh0
@@ -273,7 +274,8 @@ def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.Monke
 def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
     assert main([str(source), "--to", "html"]) == 0
     page = source.with_suffix(".html").read_text()
-    probe = """const shown = [0, Math.PI / 2].map(turned => {
+    probe = """turning = false;
+    const shown = [0, Math.PI / 2].map(turned => {
       camera.azimuth = turned;
       draw(128, 128);
       return canvas.toDataURL();
@@ -292,6 +294,35 @@ def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussian
     print(f"html: {psnr(shown, expected):.1f} dB")
     assert psnr(shown, expected) > LOSSLESS
     assert psnr(shown.flip(0), expected) < 25, "control: the other view"
+
+
+@needs_chromium
+@degree_0
+def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    page = source.with_suffix(".html").read_text()
+    probe = """const press = key => window.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    const first = camera.azimuth, distance = camera.distance;
+    before = null;
+    turn(0); turn(100);
+    const moved = camera.azimuth - first;
+    press("+");
+    const still = camera.azimuth;
+    turn(200);
+    const stopped = camera.azimuth === still && !turning;
+    press("ArrowRight");
+    document.title = JSON.stringify([first, moved, stopped, camera.azimuth < still, camera.distance < distance,
+      document.querySelector("p").style.opacity]);"""
+    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
+    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    flags += [f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    told = re.search(r"<title>(.*?)</title>", ran.stdout)
+    assert told is not None
+    first, moved, *states = json.loads(told[1].replace("&quot;", '"'))
+    assert math.degrees(first) == pytest.approx(30) and math.degrees(moved) == pytest.approx(2.25, abs=0.01)
+    assert states == [True, True, True, "0"]
 
 
 @degree_0
@@ -359,59 +390,101 @@ def test_axes_of_the_source_and_of_the_file_are_both_heard(splat: Gaussians, sou
 
 @pytest.fixture(scope="module")
 def sphere() -> mesh.Mesh:
-    pytest.importorskip("open3d", reason="needs pip install 'gscfd[mesh]'", exc_type=ImportError)
+    for package in ("manifold3d", "xatlas"):
+        pytest.importorskip(package, reason="needs pip install 'gscfd[mesh]'")
     floater = shell(0, count=30, radius=0.04).tensors()
     floater["means"] = floater["means"] + torch.tensor([0.0, 0.0, 0.95])
     both = {name: torch.cat([value, floater[name]]) for name, value in shell(0).tensors().items()}
-    return mesh.extract_mesh(Gaussians(**both), resolution=48)
+    return mesh.extract_mesh(Gaussians(**both), resolution=48, triangles=3000)
 
 
-def test_the_mesh_of_a_sphere_is_a_sphere_without_floaters(sphere: mesh.Mesh) -> None:
+def joined(shape: trimesh.Trimesh) -> trimesh.Trimesh:
+    """The shape with one vertex for all that a seam of the texture has split."""
+    shape.merge_vertices(merge_tex=True, merge_norm=True)
+    return shape
+
+
+def closed(shape: trimesh.Trimesh) -> bool:
+    return bool(shape.is_watertight and shape.is_winding_consistent and shape.volume > 0 and shape.body_count == 1)
+
+
+def test_the_mesh_of_a_sphere_is_a_closed_sphere_without_floaters(sphere: mesh.Mesh) -> None:
     shape = trimesh.Trimesh(sphere.vertices, sphere.triangles)
     radius = np.linalg.norm(sphere.vertices, axis=1)
-    assert abs(radius.mean() - 0.7) < 0.02 and radius.std() < 0.03 and radius.max() < 0.85
-    assert np.abs(sphere.vertices.mean(0)).max() < 0.004, "half a pixel off would show"
-    assert shape.volume == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.08), "and its triangles face outwards"
+    assert closed(shape) and len(sphere.faces) <= 3000
+    assert not closed(trimesh.Trimesh(sphere.vertices, sphere.triangles[1:])), "control: one triangle is missing"
+    assert abs(radius.mean() - 0.7) < 0.06 and radius.std() < 0.03 and radius.max() < 0.85
+    assert np.abs(sphere.vertices.mean(0)).max() < 0.02, "half a pixel off would show"
 
 
-def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) -> None:
-    import open3d as o3d
+def ray_cast(shape: trimesh.Trimesh, camera: Cameras) -> Tensor:
+    """The textured shape over white, by trimesh's ray caster."""
+    size, matrix = camera.width, torch.linalg.inv(camera.viewmats[0].double()).numpy()
+    pixel = (np.mgrid[:size, :size] + 0.5 - size / 2) / camera.Ks[0, 0, 0].item()
+    directions = np.stack([pixel[1], pixel[0], np.ones_like(pixel[0])], -1).reshape(-1, 3) @ matrix[:3, :3].T
+    starts = np.repeat(matrix[None, :3, 3], len(directions), 0)
+    triangle, ray, place = shape.ray.intersects_id(starts, directions, multiple_hits=False, return_locations=True)
+    weights = trimesh.triangles.points_to_barycentric(shape.triangles[triangle], place)
+    visual = as_a(trimesh.visual.TextureVisuals, shape.visual)
+    uv = (visual.uv[shape.faces[triangle]] * weights[..., None]).sum(1)
+    texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
+    column, row = (np.array([uv[:, 0], 1 - uv[:, 1]]) * len(texture)).astype(int).clip(0, len(texture) - 1)
+    image = np.ones((size * size, 3))
+    image[ray] = texture[row, column]
+    return torch.from_numpy(image.reshape(size, size, 3))
 
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(sphere.vertices, sphere.triangles.astype(np.uint32))
+
+def test_the_mesh_seen_by_another_renderer_looks_like_the_splat(sphere: mesh.Mesh, tmp_path: Path) -> None:
+    pytest.importorskip("embreex")
     camera = turntable(4, size=64)[:1]
-    rays = scene.create_rays_pinhole(camera.Ks[0].double().numpy(), camera.viewmats[0].double().numpy(), 64, 64)
-    hit = scene.cast_rays(rays)
-    triangle, uv = hit["primitive_ids"].numpy(), hit["primitive_uvs"].numpy()
-    filled = triangle != scene.INVALID_ID
-    corners = sphere.colors[sphere.triangles[np.where(filled, triangle, 0)]]
-    weights = np.stack([1 - uv.sum(-1), uv[..., 0], uv[..., 1]], -1)[..., None]
-    image = torch.from_numpy(np.where(filled[..., None], (corners * weights).sum(-2), 1.0))
-    level = psnr(image, pictures(shell(0), camera)[0])
-    print(f"mesh: {level:.1f} dB")
-    assert level > 21
-    assert psnr(image.flip(1), pictures(shell(0), camera)[0]) < 16, "control: mirrored"
+    write.MESHES["mesh.glb"](sphere, tmp_path / "a.glb")
+    shape = as_a(trimesh.Trimesh, trimesh.load(tmp_path / "a.glb", process=False, force="mesh"))
+    image, expected = ray_cast(shape, camera), pictures(shell(0), camera)[0]
+    print(f"mesh: {psnr(image, expected):.1f} dB")
+    assert psnr(image, expected) > 21
+    assert psnr(image.flip(1), expected) < 16, "control: mirrored"
 
 
 @pytest.mark.parametrize("kind", MESHES)
-def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
+def test_a_mesh_file_holds_the_mesh_and_its_texture(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     MESHES[kind](sphere, path)
     read = as_a(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh"))
-    assert np.allclose(read.vertices, sphere.vertices, atol=1e-6) and np.array_equal(read.faces, sphere.triangles)
-    if kind == "mesh.glb":
-        light = by_pygltflib(path)["COLOR_0"].astype(np.float64)
-        colors = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    else:
-        colors = as_a(trimesh.visual.ColorVisuals, read.visual).vertex_colors[:, :3] / 255
-    assert np.abs(colors - sphere.colors).max() < 1.01 / 255
+    corners = sphere.vertices[sphere.triangles]
+    assert np.allclose(read.triangles, corners, atol=1e-6)
+    visual = as_a(trimesh.visual.TextureVisuals, read.visual)
+    assert np.allclose(visual.uv[read.faces], sphere.uvs[sphere.faces], atol=1e-5)
+    material = visual.material
+    image = material.baseColorTexture if kind == "mesh.glb" else material.image
+    assert np.array_equal(np.asarray(image.convert("RGB")), sphere.texture)
+    assert closed(joined(read))
+
+
+def test_the_zero_level_of_any_field_is_closed() -> None:
+    field = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
+    field[[0, -1]] = field[:, [0, -1]] = field[:, :, [0, -1]] = 1
+    vertices, triangles = surface.zero_level(field)
+    shape = trimesh.Trimesh(vertices, triangles, process=False)
+    assert shape.is_watertight and shape.is_winding_consistent and shape.volume > 0
+    inside, outside = np.argwhere(field < 0), shape.volume
+    assert outside == pytest.approx(len(inside), rel=0.5), "triangles face outwards"
+
+
+def test_floaters_go_and_cavities_are_filled() -> None:
+    inside = np.zeros((12, 12, 12), bool)
+    inside[2:8, 2:8, 2:8] = True
+    whole = inside.copy()
+    inside[4, 4, 4] = False
+    inside[10, 10, 10] = True
+    assert np.array_equal(surface.solid(inside), whole)
 
 
 @degree_0
 def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corners = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
-    triangle = mesh.Mesh(corners, np.array([[0, 1, 2]], np.int32), np.full((3, 3), 0.5))
-    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution: triangle)
+    three, gray = np.array([0, 1, 2]), np.full((8, 8, 3), 127, np.uint8)
+    triangle = mesh.Mesh(corners, three, np.full((3, 2), 0.5, np.float32), three[None].astype(np.uint32), gray)
+    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution, triangles: triangle)
     assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
     assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
     turned = as_a(trimesh.Trimesh, trimesh.load(source.with_suffix(".obj"), process=False, force="mesh"))
@@ -421,11 +494,12 @@ def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatc
 
 
 @degree_0
-def test_without_open3d_the_error_says_what_to_install(
-    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["manifold3d", "xatlas"])
+def test_without_a_package_of_the_mesh_the_error_says_what_to_install(
+    source: Path, package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "open3d", None)
-    assert main([str(source), "--to", "obj"]) == 2
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([str(source), "--to", "obj", "--resolution", "16", "--triangles", "1000"]) == 2
     assert "gscfd[mesh]" in capsys.readouterr().err and not source.with_suffix(".obj").exists()
 
 
@@ -449,8 +523,18 @@ def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussia
     rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
     assert rgba.shape == (128, 128, 4) and rgba[0, 0, 3] == 0 and rgba[..., 3].max() > 0.95
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE_RADIUS))[0]) > LOSSLESS
+    camera = turntable(1, size=128, radius=WHOLE_RADIUS, start=THREE_QUARTERS)
+    assert psnr(over_white, pictures(splat, camera)[0]) > LOSSLESS
     assert psnr(rgba[..., :3], pictures(splat)[0]) < 30, "control: without its alpha it is another picture"
+
+
+@degree_0
+def test_the_shadow_darkens_the_ground_below_the_object_and_nothing_else(splat: Gaussians) -> None:
+    plain, shaded = (turntable_frames(splat, 2, 128, start=30, shadow=on).astype(int) for on in (False, True))
+    darker = plain - shaded
+    assert darker.min() >= 0 and 40 < darker.max() <= 0.3 * 255 + 1
+    assert darker[:, :40].max() == 0 and darker[:, 100:].max() > 20, "above the object the background is plain"
+    assert darker[:, 60:68, 60:68].max() <= 2, "the object itself keeps its light"
 
 
 # The command.
@@ -483,7 +567,9 @@ def test_every_format_is_written_beside_a_run_which_stays_a_run(tmp_path: Path) 
         (["{ply}", "--to", "png", "--size", "17"], "even number"),
         (["{ply}", "--to", "png", "--background", "0", "2", "0"], "in \\[0, 1\\]"),
         (["{ply}", "--to", "png", "--background", "0", "1", "0", "--alpha"], "no --background beside"),
+        (["{ply}", "--to", "png", "--shadow", "--alpha"], "no --shadow beside"),
         (["{ply}", "--to", "obj", "--resolution", "5"], "16 to 1024"),
+        (["{ply}", "--to", "obj", "--triangles", "5"], "at least 100"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(

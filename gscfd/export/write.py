@@ -18,7 +18,7 @@ from gscfd.export.sog import write_sog
 from gscfd.export.splat import write_compressed_ply, write_splat
 from gscfd.export.spz import write_spz
 from gscfd.export.transform import change_of_axes, transformed, with_degree
-from gscfd.export.turntable import turntable_frames
+from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import write_contact_sheet, write_video
 
@@ -44,11 +44,14 @@ APPLIES: dict[str, set[Format]] = {
     "size": {"mp4", "png"},
     "background": {"mp4", "png", "html"},
     "alpha": {"png"},
+    "shadow": {"mp4", "png"},
     "resolution": {"obj", "mesh.glb", "mesh.ply"},
+    "triangles": {"obj", "mesh.glb", "mesh.ply"},
 }
-FRAMES: dict[Format, int] = {"mp4": 96, "png": 8}
+FRAMES: dict[Format, int] = {"mp4": 80, "png": 8}
 SIZE = 512
-RESOLUTION = 192
+RESOLUTION = 128
+MOST_TRIANGLES = 20_000
 WHITE = (1.0, 1.0, 1.0)
 SHEET_COLUMNS = 4
 
@@ -71,8 +74,11 @@ def check_settings(options: ExportOptions) -> None:
     if background is not None:
         check(all(0 <= c <= 1 for c in background), "background", "three numbers in [0, 1]", background)
         check(not options.alpha, "background", "no --background beside --alpha", background)
+    check(not (options.alpha and options.shadow), "shadow", "no --shadow beside --alpha", options.shadow)
     if options.resolution is not None:
         check(16 <= options.resolution <= 1024, "resolution", "16 to 1024", options.resolution)
+    if options.triangles is not None:
+        check(options.triangles >= 100, "triangles", "at least 100", options.triangles)
 
 
 def places(options: ExportOptions) -> tuple[Path, Path]:
@@ -93,7 +99,9 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
     upright = change_of_axes(options.source_axes, "z-up")
     turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
     if options.to in MESHES:
-        mesh = extract_mesh(transformed(gaussians, upright), options.resolution or RESOLUTION)
+        mesh = extract_mesh(
+            transformed(gaussians, upright), options.resolution or RESOLUTION, options.triangles or MOST_TRIANGLES
+        )
         MESHES[options.to](mesh.transformed(turn @ upright.T, options.scale), out)
         return f"{len(mesh.triangles)} triangles"
     placed = transformed(gaussians, turn, options.scale)
@@ -106,7 +114,8 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
         return f"{len(gaussians)} Gaussians"
     frames = options.frames or FRAMES[options.to]
     background = None if options.alpha else options.background or WHITE
-    pictures = turntable_frames(placed, frames, options.size or SIZE, background)
+    start, shadow = THREE_QUARTERS, options.shadow
+    pictures = turntable_frames(placed, frames, options.size or SIZE, background, start=start, shadow=shadow)
     sheet = partial(write_contact_sheet, columns=min(frames, SHEET_COLUMNS))
     (write_video if options.to == "mp4" else sheet)(pictures, out)
     return f"{frames} pictures"

@@ -22,6 +22,7 @@ RUN_FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stat
 START_FILE = "init.ply"
 """Copy of the splat given by --init, from which a run without checkpoints resumes."""
 RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
+RUN_FILES |= {"thumbnail.png", "splat.mtl", "splat.texture.png", "splat.mesh.texture.png"}
 """Files that a run, `gscfd.show_noise` and `gscfd.export` write."""
 FINISHED_FILE = "turntable.mp4"
 """Last file that a run writes; a run is finished if it exists."""

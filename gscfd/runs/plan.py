@@ -278,8 +278,8 @@ def splat_bytes(config: Config, stages: Mapping[StageName, TeacherStage], first:
 def output_lines(config: Config, folder: Path, splat: int, trained: int) -> list[str]:
     """Returns the lines on the run's output. splat: from `splat_bytes`. trained: bytes of the trained values."""
     return [
-        f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png and splat.ply (up to "
-        f"{size(splat)})",
+        f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png, "
+        f"thumbnail.png and splat.ply (up to {size(splat)})",
         f"         during the run, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * trained)})",
     ]
 
