@@ -268,30 +268,64 @@ def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.Monke
 # The page.
 
 
-@needs_chromium
-@degree_3
-def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
-    assert main([str(source), "--to", "html"]) == 0
-    page = source.with_suffix(".html").read_text()
+def in_browser(page: Path) -> Tensor:
+    """Two views of a page, a quarter turn apart, over white, [2, 128, 128, 3]; fails for an error in the console."""
     probe = """const shown = [0, Math.PI / 2].map(turned => {
       camera.azimuth = turned;
       draw(128, 128);
       return canvas.toDataURL();
     });
     document.body.replaceChildren(shown);"""
-    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
+    probed = page.with_name("probe.html")
+    probed.write_text(page.read_text().replace("</body>", f"<script>{probe}</script></body>"))
     flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *flags, probed.as_uri()]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     assert "CONSOLE" not in ran.stderr, "no error in the console"
     encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", ran.stdout)
-    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded]
-    rgba = torch.from_numpy(np.stack(images))
-    shown, expected = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], pictures(with_degree(splat, 0))[:2]
+    rgba = torch.from_numpy(
+        np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded])
+    )
+    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+
+
+@needs_chromium
+@degree_3
+def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    shown, expected = in_browser(source.with_suffix(".html")), pictures(with_degree(splat, 0))[:2]
     print(f"html: {psnr(shown, expected):.1f} dB")
     assert psnr(shown, expected) > LOSSLESS
     assert psnr(shown.flip(0), expected) < 25, "control: the other view"
+
+
+def with_strays(gaussians: Gaussians, distance: float) -> Gaussians:
+    """The splat with two Gaussians far away, which are also large, and one very bright one hidden inside it."""
+    values = gaussians.tensors()
+    far = torch.tensor([[1, -0.5, 0.3], [-1, 0.0, 0.5], [0, 0, 0]])
+    values["means"][:3] = distance * far
+    values["scales"][:2] = math.log(distance / 100)
+    values["sh0"][2] = 1e4
+    values["opacities"][2] = -8.0
+    return Gaussians(**values)
+
+
+@needs_chromium
+@degree_0
+@pytest.mark.parametrize("distance", [3e3, 9e5])
+def test_the_page_keeps_its_quality_whatever_lies_far_away(splat: Gaussians, tmp_path: Path, distance: float) -> None:
+    strays = with_strays(splat, distance)
+    strays.save_ply(tmp_path / "splat.ply")
+    assert main([str(tmp_path), "--to", "html"]) == 0
+    shown, expected = in_browser(tmp_path / "splat.html"), pictures(strays)[:2]
+    print(f"html: {psnr(shown, expected):.1f} dB with strays at {distance:g}")
+    assert psnr(shown, expected) > LOSSLESS
+    values = strays.tensors()
+    means = values["means"]
+    step = (means.amax() - means.amin()) / 65535
+    coarse = Gaussians(**{**values, "means": (means / step).round() * step})
+    assert psnr(pictures(coarse)[:2], expected) < 35, "control: positions as 16 bits of their range"
 
 
 @degree_0
