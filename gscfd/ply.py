@@ -39,7 +39,10 @@ EXPORT_AGAIN = "export it again from the program it comes from"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes `ply_bytes` to the file, completely or not at all. Raises OSError on failure."""
+    """Writes `ply_bytes` to the file, completely or not at all. Raises OSError on failure, and UserError for a splat
+    without Gaussians, which no program opens."""
+    if len(tensors["means"]) == 0:
+        raise UserError("ply: expected at least one Gaussian to write, got none")
     content = ply_bytes(tensors)
     with atomic_write(path) as file:
         file.write(content)
