@@ -182,3 +182,13 @@ def test_what_is_saved_is_known_by_its_place_and_time(run: Path) -> None:
     splat().save_ply(run / "splat.ply")
     after = [state.key for state in saved(run)]
     assert after[:2] == before and len(after) == 3 and len(set(after)) == 3
+
+
+def test_results_of_one_name_have_labels_of_their_own(tmp_path: Path) -> None:
+    def names(*paths: str) -> list[str]:
+        return saved.labels([tmp_path / path for path in paths])
+
+    assert names("one/splat.ply", "two/splat.ply") == ["one/splat.ply", "two/splat.ply"]
+    assert names("a/x/splat.ply", "b/x/splat.ply") == ["a/x/splat.ply", "b/x/splat.ply"]
+    assert names("one/a.ply", "one/b.ply") == ["a.ply", "b.ply"]
+    assert names("one/a.ply", "one/a.ply") == ["a.ply 1", "a.ply 2"]

@@ -52,15 +52,27 @@ def read_checkpoint(checkpoints: Checkpoints, number: int) -> tuple[str, Gaussia
     return name, Gaussians(**part(checkpoint.state.tensors, "now/params/"))
 
 
+def labels(paths: list[Path]) -> list[str]:
+    """Returns a name for each path that tells it from the others: the shortest end of the path that does; numbered if
+    they are equal."""
+    whole = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, whole)) + 1):
+        names = ["/".join(parts[-count:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.name} {i}" for i, path in enumerate(paths, 1)]
+
+
 class Source:
     """A .ply or run folder being shown, with a slider over its saved splats."""
 
-    def __init__(self, path: Path, gui: viser.GuiApi):
-        self.path = path
+    def __init__(self, path: Path, label: str, gui: viser.GuiApi):
+        """label: names it on the page."""
+        self.path, self.label = path, label
         self.states: list[Saved] = saved(path)
         self.splat: Gaussians | None = None
         self.shown: tuple[str, int] | None = None
-        with gui.add_folder(path.name or str(path)):
+        with gui.add_folder(label):
             self.slider = gui.add_slider("Saved step", 0, max(len(self.states) - 1, 1), 1, max(len(self.states) - 1, 0))
             self.text = gui.add_html("")
         self.settle()
@@ -109,14 +121,14 @@ class SavedViewer:
         self.server = server.serve(config)
         self.address = server.address(self.server)
         self.pace, self.looked = Pace(1.0, config.bandwidth), time.monotonic()
-        self.sources = [Source(path, self.server.gui) for path in paths]
+        self.sources = [Source(path, label, self.server.gui) for path, label in zip(paths, labels(paths), strict=True)]
         self.display = Display(self.server, paint)
         for source in self.sources:
-            label = "Download .ply" if len(paths) == 1 else f"Download {source.path.name}.ply"
+            label = "Download .ply" if len(paths) == 1 else f"Download {source.label.removesuffix('.ply')}.ply"
             self.display.add_download(label, source.path.stem, partial(getattr, source, "splat"))
         if len(paths) > 1:
-            for path, y in zip(paths, content.places(len(paths)), strict=True):
-                self.server.scene.add_label(f"{OBJECT}/{path.name}", path.name, position=(0.0, y, -1.1))
+            for i, (source, y) in enumerate(zip(self.sources, content.places(len(paths)), strict=True)):
+                self.server.scene.add_label(f"{OBJECT}/labels/{i}", source.label, position=(0.0, y, -1.1))
         try:
             self.update()
         except UserError:
