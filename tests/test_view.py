@@ -18,7 +18,7 @@ from gscfd.distil.state import Checkpoint, StageState
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.viewer.display import Display
-from gscfd.viewer.saved import SavedViewer, saved
+from gscfd.viewer.saved import SavedViewer, labels, saved
 
 Show = Callable[..., SavedViewer]
 
@@ -186,7 +186,7 @@ def test_what_is_saved_is_known_by_its_place_and_time(run: Path) -> None:
 
 def test_results_of_one_name_have_labels_of_their_own(tmp_path: Path) -> None:
     def names(*paths: str) -> list[str]:
-        return saved.labels([tmp_path / path for path in paths])
+        return labels([tmp_path / path for path in paths])
 
     assert names("one/splat.ply", "two/splat.ply") == ["one/splat.ply", "two/splat.ply"]
     assert names("a/x/splat.ply", "b/x/splat.ply") == ["a/x/splat.ply", "b/x/splat.ply"]
