@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from present import as_a
 from safetensors.torch import save
 
 from gscfd.errors import UserError
@@ -68,10 +70,10 @@ def read_splat(path: Path) -> None:
     Gaussians(**read_tensors(path))
 
 
-FILES = {
+FILES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     "a.ply": (lambda: ply_bytes(splat_tensors()), read_splat),
     "b.ply": (ascii_ply, read_splat),
-    "a.safetensors": (lambda: save(splat_tensors()), read_state),
+    "a.safetensors": (lambda: as_a(bytes, save(splat_tensors())), read_state),
     "a.pt": (pickled, read_state),
     "a.json": (lambda: b'{"a": [1, 2, {"b": null}], "c": "d", "e": 1e3}', read_json),
 }
