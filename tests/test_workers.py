@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -324,7 +325,7 @@ def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(
 
 def test_a_long_temporary_folder_leaves_room_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def folder(name: str) -> dict[str, str]:
-        monkeypatch.setattr(workers.tempfile, "tempdir", name)
+        monkeypatch.setattr(tempfile, "tempdir", name)
         return workers.ray_folder()
 
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
