@@ -54,6 +54,18 @@ CFG_RESCALE = 0.5
 """Their cfg_rescale (MVDream)."""
 
 
+def check_finite(values: object, name: str) -> None:
+    """Raises UserError that names the first float among the values, at any depth, that is not finite."""
+    if isinstance(values, float):
+        check(math.isfinite(values), name, "a finite number", values)
+    elif dataclasses.is_dataclass(values):
+        for inner in dataclasses.fields(values):
+            check_finite(getattr(values, inner.name), f"{name}.{inner.name}".removeprefix("."))
+    elif isinstance(values, tuple):
+        for value in values:
+            check_finite(value, name)
+
+
 def check(condition: bool, name: str, expected: str, got: object) -> None:
     """Raises UserError if the condition is false; the message has the argument's name, `expected` and `got`."""
     if not condition:
@@ -600,6 +612,7 @@ class Config:
     """Changes made in the viewer; a run that starts or resumes with them repeats them at the same steps."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "")
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
         kinds = (None, *NOISE_OF[self.guidance])
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -33,7 +34,8 @@ from gscfd.cameras import turntable
 from gscfd.errors import UserError
 from gscfd.export import FORMATS, Axes, Format, mesh, sog, surface, write
 from gscfd.export.__main__ import main
-from gscfd.export.spz import fractional_bits
+from gscfd.export.options import ExportOptions
+from gscfd.export.spz import fractional_bits, write_spz
 from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
 from gscfd.export.turntable import THREE_QUARTERS, WHOLE_RADIUS, turntable_frames
 from gscfd.export.write import APPLIES, AXES, MESHES, SPLATS
@@ -266,14 +268,139 @@ def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.Monke
     assert np.square(entries[(labels + 1) % 256] - rows).sum(1).mean() > 20 * error.mean(), "control"
 
 
+# Splats at the edges of the formats.
+
+
+def with_strays(gaussians: Gaussians, distance: float) -> Gaussians:
+    """The splat with two Gaussians far away, which are also large, and one very bright one hidden inside it."""
+    values = gaussians.tensors()
+    far = torch.tensor([[1, -0.5, 0.3], [-1, 0.0, 0.5], [0, 0, 0]])
+    values["means"][:3] = distance * far
+    values["scales"][:2] = math.log(distance / 100)
+    values["sh0"][2] = 1e4
+    values["opacities"][2] = -8.0
+    return Gaussians(**values)
+
+
+def edge_splats() -> dict[str, Gaussians]:
+    """By name: a single Gaussian, one color in a plane, no opacity, one half of it, far from the origin, large, tiny,
+    strays."""
+    whole = shell(0, count=600)
+    values, middle = whole.tensors(), torch.tensor([4e5, 0.0, 0.0])
+    faint = values["opacities"].clone()
+    faint[:300] = -8.0
+    flat = torch.tensor([1.0, 1.0, 0.0])
+
+    def changed(**new: Tensor) -> Gaussians:
+        return Gaussians(**{**values, **new})
+
+    return {
+        "one": Gaussians(**{name: value[:1] for name, value in values.items()}),
+        "one color": changed(
+            means=values["means"] * flat,
+            sh0=torch.ones_like(values["sh0"]),
+            scales=torch.full_like(values["scales"], -3.0),
+        ),
+        "invisible": changed(opacities=torch.full_like(faint, -8.0)),
+        "half invisible": changed(opacities=faint),
+        "far": changed(means=values["means"] + middle),
+        "huge": transformed(whole, torch.eye(3, dtype=torch.float64), 1e4),
+        "tiny": transformed(whole, torch.eye(3, dtype=torch.float64), 1e-2),
+        "strays": with_strays(whole, 3e3),
+    }
+
+
+REFUSED = {("invisible", "compressed.ply"), ("huge", "spz")}
+"""Splats that a format cannot hold."""
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("name", edge_splats())
+def test_every_writer_holds_the_splat_or_says_that_it_cannot(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge_splats()[name].save_ply(tmp_path / "splat.ply")
+    for kind in [*sorted(SPLATS.keys() - {"ply"}), "html", "png"]:
+        small = ["--frames", "1", "--size", "16"] if kind == "png" else []
+        code = main([str(tmp_path), "--to", kind, *small])
+        assert (code == 2) == ((name, kind) in REFUSED), kind
+        assert (tmp_path / f"splat.{kind}").exists() == (code == 0), kind
+    errors = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("error: to: ") for line in errors)
+    assert len(errors) == len([kind for splat, kind in REFUSED if splat == name])
+
+
+@needs_splat_transform
+@pytest.mark.parametrize("name", edge_splats())
+def test_another_program_reads_the_edges_of_a_format(tmp_path: Path, name: str) -> None:
+    splat = edge_splats()[name]
+    splat.save_ply(tmp_path / "splat.ply")
+    reach = splat.means.detach().abs().max().item()
+    shown = int((splat.opacities.detach().sigmoid() > 1 / 255).sum())
+    for kind in ("compressed.ply", "splat", "spz", "sog"):
+        if (name, kind) in REFUSED:
+            continue
+        assert main([str(tmp_path), "--to", kind, "--axes", "z-up"]) == 0
+        read = by_splat_transform(tmp_path / f"splat.{kind}")
+        assert len(read) == (shown if kind == "compressed.ply" else len(splat)), kind
+        assert read.means.abs().max().item() == pytest.approx(reach, rel=2e-3), kind
+        assert read.scales.max().item() == pytest.approx(splat.scales.max().item(), abs=0.1), kind
+
+
+def test_a_splat_without_gaussians_is_written_by_no_one(tmp_path: Path) -> None:
+    none = Gaussians(**{name: value[:0] for name, value in shell(0, count=1).tensors().items()})
+    with pytest.raises(UserError, match="at least one Gaussian"):
+        none.save_ply(tmp_path / "splat.ply")
+    for kind in sorted(set(FORMATS)):
+        with pytest.raises(UserError, match="at least one Gaussian"):
+            write.write(ExportOptions(source=tmp_path, to=kind), none, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", ["1e-30", "1e30", "1e300"])
+def test_a_scale_at_which_numbers_vanish_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str
+) -> None:
+    shell(0, count=9).save_ply(tmp_path / "splat.ply")
+    for kind in [*sorted(SPLATS.keys() - {"ply"}), "html"]:
+        assert main([str(tmp_path), "--to", kind, "--scale", scale]) == 2
+    assert all(line.startswith("error: scale: expected") for line in capsys.readouterr().err.splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["splat.ply"]
+
+
+@needs_splat_transform
+def test_spz_keeps_the_last_bit_of_the_largest_position(tmp_path: Path) -> None:
+    """The largest signed 24-bit number; rounding must not carry into the sign."""
+    for largest in (2.0**23 - 1, 2.0**3 - 2.0**-20, 2.0**3 - 2.0**-22, 4.0):
+        values = shell(0, count=2).tensors()
+        values["means"] = torch.tensor([[largest, 0.0, -largest], [0.0, -largest, largest]])
+        Gaussians(**values).save_ply(tmp_path / "splat.ply")
+        if largest > 1e6:  # beyond what a .ply may hold
+            write_spz(Gaussians(**values), tmp_path / "splat.spz")
+        else:
+            assert main([str(tmp_path), "--to", "spz", "--axes", "z-up", "--overwrite"]) == 0
+        read = by_splat_transform(tmp_path / "splat.spz").means * torch.tensor([1, -1, -1])
+        assert torch.allclose(read, values["means"], rtol=1e-6), largest
+
+
+def test_positions_and_sizes_beyond_spz_are_refused_and_sog_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = shell(0, count=9).tensors()
+    values |= {"means": values["means"] + torch.tensor([9000.0, 0.0, 0.0]), "scales": values["scales"] - 2}
+    Gaussians(**values).save_ply(tmp_path / "splat.ply")
+    for scale, message in (("1000", "positions up to 8388607"), ("1e-4", "a median of")):
+        assert main([str(tmp_path), "--to", "spz", "--scale", scale]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "--to sog" in error
+        assert main([str(tmp_path), "--to", "sog", "--scale", scale, "--overwrite"]) == 0
+
+
 # The page.
 
 
-@needs_chromium
-@degree_3
-def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
-    assert main([str(source), "--to", "html"]) == 0
-    page = source.with_suffix(".html").read_text()
+def in_browser(page: Path) -> Tensor:
+    """Two views of a page, a quarter turn apart, over white, [2, 128, 128, 3]; fails for an error in the console."""
     probe = """turning = false;
     const shown = [0, Math.PI / 2].map(turned => {
       camera.azimuth = turned;
@@ -281,16 +408,25 @@ def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussian
       return canvas.toDataURL();
     });
     document.body.replaceChildren(shown);"""
-    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
+    probed = page.with_name("probe.html")
+    probed.write_text(page.read_text().replace("</body>", f"<script>{probe}</script></body>"))
     flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
+    command = [str(CHROMIUM), *flags, probed.as_uri()]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     assert "CONSOLE" not in ran.stderr, "no error in the console"
     encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", ran.stdout)
-    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded]
-    rgba = torch.from_numpy(np.stack(images))
-    shown, expected = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], pictures(with_degree(splat, 0))[:2]
+    rgba = torch.from_numpy(
+        np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded])
+    )
+    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+
+
+@needs_chromium
+@degree_3
+def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    shown, expected = in_browser(source.with_suffix(".html")), pictures(with_degree(splat, 0))[:2]
     print(f"html: {psnr(shown, expected):.1f} dB")
     assert psnr(shown, expected) > LOSSLESS
     assert psnr(shown.flip(0), expected) < 25, "control: the other view"
@@ -323,6 +459,23 @@ def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Pat
     first, moved, *states = json.loads(told[1].replace("&quot;", '"'))
     assert math.degrees(first) == pytest.approx(30) and math.degrees(moved) == pytest.approx(2.25, abs=0.01)
     assert states == [True, True, True, "0"]
+
+
+@needs_chromium
+@degree_0
+@pytest.mark.parametrize("distance", [3e3, 9e5])
+def test_the_page_keeps_its_quality_whatever_lies_far_away(splat: Gaussians, tmp_path: Path, distance: float) -> None:
+    strays = with_strays(splat, distance)
+    strays.save_ply(tmp_path / "splat.ply")
+    assert main([str(tmp_path), "--to", "html"]) == 0
+    shown, expected = in_browser(tmp_path / "splat.html"), pictures(strays)[:2]
+    print(f"html: {psnr(shown, expected):.1f} dB with strays at {distance:g}")
+    assert psnr(shown, expected) > LOSSLESS
+    values = strays.tensors()
+    means = values["means"]
+    step = (means.amax() - means.amin()) / 65535
+    coarse = Gaussians(**{**values, "means": (means / step).round() * step})
+    assert psnr(pictures(coarse)[:2], expected) < 35, "control: positions as 16 bits of their range"
 
 
 @degree_0
@@ -417,6 +570,9 @@ def test_the_mesh_of_a_sphere_is_a_closed_sphere_without_floaters(sphere: mesh.M
     assert np.abs(sphere.vertices.mean(0)).max() < 0.02, "half a pixel off would show"
 
 
+barycentric: Any = trimesh.triangles.points_to_barycentric
+
+
 def ray_cast(shape: trimesh.Trimesh, camera: Cameras) -> Tensor:
     """The textured shape over white, by trimesh's ray caster."""
     size, matrix = camera.width, torch.linalg.inv(camera.viewmats[0].double()).numpy()
@@ -424,8 +580,8 @@ def ray_cast(shape: trimesh.Trimesh, camera: Cameras) -> Tensor:
     directions = np.stack([pixel[1], pixel[0], np.ones_like(pixel[0])], -1).reshape(-1, 3) @ matrix[:3, :3].T
     starts = np.repeat(matrix[None, :3, 3], len(directions), 0)
     triangle, ray, place = shape.ray.intersects_id(starts, directions, multiple_hits=False, return_locations=True)
-    weights = trimesh.triangles.points_to_barycentric(shape.triangles[triangle], place)
-    visual = as_a(trimesh.visual.TextureVisuals, shape.visual)
+    weights = barycentric(shape.triangles[triangle], place)
+    visual: Any = as_a(trimesh.visual.TextureVisuals, shape.visual)
     uv = (visual.uv[shape.faces[triangle]] * weights[..., None]).sum(1)
     texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
     column, row = (np.array([uv[:, 0], 1 - uv[:, 1]]) * len(texture)).astype(int).clip(0, len(texture) - 1)
@@ -452,7 +608,7 @@ def test_a_mesh_file_holds_the_mesh_and_its_texture(sphere: mesh.Mesh, tmp_path:
     read = as_a(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh"))
     corners = sphere.vertices[sphere.triangles]
     assert np.allclose(read.triangles, corners, atol=1e-6)
-    visual = as_a(trimesh.visual.TextureVisuals, read.visual)
+    visual: Any = as_a(trimesh.visual.TextureVisuals, read.visual)
     assert np.allclose(visual.uv[read.faces], sphere.uvs[sphere.faces], atol=1e-5)
     material = visual.material
     image = material.baseColorTexture if kind == "mesh.glb" else material.image

@@ -47,7 +47,8 @@ class Mesh:
     @property
     def triangles(self) -> np.ndarray:
         """[F, 3] vertices of the triangles."""
-        return self.wedges[self.faces]
+        found: np.ndarray = self.wedges[self.faces]
+        return found
 
     @property
     def normals(self) -> np.ndarray:

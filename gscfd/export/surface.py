@@ -61,7 +61,7 @@ class Views:
     @property
     def size(self) -> int:
         """Width and height of the images in pixels."""
-        return self.depth.shape[1]
+        return int(self.depth.shape[1])
 
     def projected(self, i: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the positions of world points [P, 3] in view i: x and y [P] in pixels, moved into the image, and
@@ -132,7 +132,7 @@ def signed_distance(views: Views, nodes: int) -> np.ndarray:
     varied = ndimage.maximum_filter(rough, 3) - ndimage.minimum_filter(rough, 3) > 1e-3 * widest
     axis = np.round(np.linspace(0, coarse - 1, nodes)).astype(int)
     nearest = np.ix_(axis, axis, axis)
-    field = np.sign(rough[nearest]) * np.float32(truncation)
+    field: np.ndarray = np.sign(rough[nearest]) * np.float32(truncation)
     near = varied[nearest]
     field[near] = distance_at(views, grid(nodes)[near.ravel()], truncation)
     return field
@@ -199,12 +199,12 @@ def zero_level(field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rows = ids[code == case]
             found += [np.stack([np.sort(rows[:, edge], 1) for edge in triangle], 1) for triangle in triangles]
     edges = np.concatenate(found)
-    unique, triangles = np.unique((edges[..., 0] * n**3 + edges[..., 1]).ravel(), return_inverse=True)
+    unique, vertices = np.unique((edges[..., 0] * n**3 + edges[..., 1]).ravel(), return_inverse=True)
     a, b = unique // n**3, unique % n**3
     values = field.ravel().astype(np.float64)
     share = (values[a] / (values[a] - values[b]))[:, None]
     ends = [np.stack(np.unravel_index(end, field.shape), 1) for end in (a, b)]
-    return ends[0] * (1 - share) + ends[1] * share, triangles.reshape(-1, 3).astype(np.uint32)
+    return ends[0] * (1 - share) + ends[1] * share, vertices.reshape(-1, 3).astype(np.uint32)
 
 
 @cache

@@ -53,9 +53,8 @@ def painted(
     texels, triangle, weights = covered(uvs * size, triangles, size)
     places, facing = ((values[triangles[triangle]] * weights[..., None]).sum(1) for values in (corners, normals))
     color, weight = seen_colors(places.astype(np.float32), facing.astype(np.float32), views)
-    image, seen = np.zeros((size * size, 3)), np.zeros(size * size, bool)
-    image[texels], seen[texels] = color, weight > 0
-    image, seen = image.reshape(size, size, 3), seen.reshape(size, size)
+    image, seen = np.zeros((size, size, 3)), np.zeros((size, size), bool)
+    image.reshape(-1, 3)[texels], seen.reshape(-1)[texels] = color, weight > 0
     if not seen.all() and seen.any():
         nearest = ndimage.distance_transform_edt(~seen, return_distances=False, return_indices=True)
         image = image[tuple(nearest)]

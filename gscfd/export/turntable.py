@@ -66,11 +66,9 @@ class Ground:
 
     def __init__(self, gaussians: Gaussians):
         far, half = 20.0, 1.5  # far enough for nearly parallel light; half the width of the shadow's picture
-        above = orbit(
-            *(torch.tensor([value]) for value in (0.0, 90.0, far, 2 * math.degrees(math.atan(half / far)))),
-            SHADOW_SIZE,
-            SHADOW_SIZE,
-        )
+        fov = 2 * math.degrees(math.atan(half / far))
+        azimuth, elevation, distance, angle = torch.tensor([0.0, 90.0, far, fov])[:, None]
+        above = orbit(azimuth, elevation, distance, angle, SHADOW_SIZE, SHADOW_SIZE)
         shade = gaussians.render(above).opacity.cpu().permute(0, 3, 1, 2)
         for _ in range(3):
             shade = avg_pool2d(shade, SHADOW_BLUR, 1, SHADOW_BLUR // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from gscfd.export.html import write_html
 from gscfd.export.mesh import extract_mesh, write_mesh_obj, write_mesh_ply
 from gscfd.export.options import ExportOptions
 from gscfd.export.sog import write_sog
-from gscfd.export.splat import write_compressed_ply, write_splat
+from gscfd.export.splat import visible, write_compressed_ply, write_splat
 from gscfd.export.spz import write_spz
 from gscfd.export.transform import change_of_axes, transformed, with_degree
 from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
@@ -54,6 +55,8 @@ RESOLUTION = 128
 MOST_TRIANGLES = 20_000
 WHITE = (1.0, 1.0, 1.0)
 SHEET_COLUMNS = 4
+LARGEST_LOG_POSITION, LOG_SIZES = 20.0, (-16.0, 20.0)
+"""Natural logarithms of the distance from the origin and of the sizes that all formats hold as 32-bit floats."""
 
 
 def check_settings(options: ExportOptions) -> None:
@@ -95,20 +98,25 @@ def places(options: ExportOptions) -> tuple[Path, Path]:
 
 
 def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
-    """Writes the file; returns a summary of its contents. gaussians: as read from the source."""
+    """Writes the file; returns a summary of its contents. gaussians: as read from the source. Raises UserError if the
+    format cannot hold them."""
+    check(len(gaussians) > 0, "source", "at least one Gaussian", 0)
     upright = change_of_axes(options.source_axes, "z-up")
     turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
+    placed = transformed(gaussians, turn, options.scale)
+    check_range(placed, options.scale)
     if options.to in MESHES:
         mesh = extract_mesh(
             transformed(gaussians, upright), options.resolution or RESOLUTION, options.triangles or MOST_TRIANGLES
         )
         MESHES[options.to](mesh.transformed(turn @ upright.T, options.scale), out)
         return f"{len(mesh.triangles)} triangles"
-    placed = transformed(gaussians, turn, options.scale)
     if options.to in SPLATS:
+        kept = visible(placed) if options.to == "compressed.ply" else placed
         degree = gaussians.sh_degree if options.sh_degree is None else options.sh_degree
-        SPLATS[options.to](with_degree(placed, degree), out)
-        return f"{len(gaussians)} Gaussians"
+        SPLATS[options.to](with_degree(kept, degree), out)
+        faint = len(placed) - len(kept)
+        return f"{len(kept)} Gaussians{f' ({faint} of an opacity up to 1/255 dropped)' if faint else ''}"
     if options.to == "html":
         write_html(placed, out, options.background or WHITE)
         return f"{len(gaussians)} Gaussians"
@@ -128,6 +136,20 @@ def file_bytes(gaussians: Gaussians, to: Format, name: str) -> bytes:
         out = Path(folder) / f"{name}.{to}"
         write(ExportOptions(source=out, to=to), gaussians, out)
         return out.read_bytes()
+
+
+def check_range(gaussians: Gaussians, scale: float) -> None:
+    """Raises UserError if positions or sizes are too large, or most sizes too small, for 32-bit floats."""
+    distance = gaussians.means.detach().abs().max().item()
+    sizes = gaussians.scales.detach().amax(1)
+    low, high = LOG_SIZES
+    fits = distance < math.exp(LARGEST_LOG_POSITION) and sizes.max() <= high and sizes.median() >= low
+    if not fits:
+        raise UserError(
+            f"scale: expected positions below {math.exp(LARGEST_LOG_POSITION):.1e} and sizes from {math.exp(low):.1e} "
+            f"to {math.exp(high):.1e}, got positions up to {distance:.3g} and a median size of "
+            f"{sizes.median().exp():.3g}; choose another --scale than {scale:g}"
+        )
 
 
 def export(options: ExportOptions) -> None:

@@ -12,6 +12,7 @@ import torch
 from gscfd.config import CFD_GAMMA, Config, Drawing, TeacherStage, merged, rescaled_gamma
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.distil.picture import GROUP, draw_picture
+from gscfd.distil.sampling import decoded
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.claims import EXPERIMENTS, GAMMAS, PAPER_STEPS, SIZES, TEACHER, Experiment, Size, variants, verdict
 from gscfd.lab.compare import difference
@@ -57,7 +58,7 @@ def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, t
         return
     gamma = rescaled_gamma(gamma, PAPER_STEPS, size.picture_steps)
     drawing = Drawing(steps=size.picture_steps, gamma=gamma, seed=seed)
-    views = teacher.decode(draw_picture(drawing, teacher)).permute(0, 2, 3, 1)
+    views = decoded(teacher, draw_picture(drawing, teacher)).permute(0, 2, 3, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_contact_sheet(as_bytes(views), path, columns=GROUP)
 

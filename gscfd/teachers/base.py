@@ -51,7 +51,7 @@ class Teacher(Protocol):
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """Maps [V, C, h, w] to [V, 3, H, W] in [0, 1]; without gradient."""
+        """Maps [V, C, h, w] to [V, 3, H, W] in [0, 1], or NaN where the picture is not finite; without gradient."""
         ...
 
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:

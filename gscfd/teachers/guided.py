@@ -15,7 +15,7 @@ from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser
 from gscfd.teachers.schedules import Schedule
 from gscfd.teachers.spaces import Space
-from gscfd.teachers.texts import TextFeatures, mixed, stacked
+from gscfd.teachers.texts import TextFeatures, mixed, repaired, stacked
 from gscfd.types import Cameras
 
 
@@ -87,6 +87,8 @@ class GuidedTeacher:
             )
         negative = self.wording.negative if prompt.negative is None else prompt.negative
         text = with_suffix(prompt.text, self.wording.suffix)
+        if self.wording.repaired:
+            negative, text = repaired(negative), repaired(text)
         views = VIEW_WORDS if self.wording.view_words else ("",)
         self.negative = negative
         self.asked = {words: join_words(text, words) if words else text for words in views}
