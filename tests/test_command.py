@@ -124,7 +124,7 @@ def test_bash_completes_commands_options_and_values(tmp_path: Path, capsys: pyte
     assert main(["completion", "bash"]) == 0
     script = str(tmp_path / "gscfd.bash")
     Path(script).write_text(capsys.readouterr().out)
-    assert complete(script, "gscfd", "s") == {"sweep", "show-noise"}
+    assert complete(script, "gscfd", "s") == {"sweep", "show-noise", "studio"}
     assert complete(script, "gscfd", "train", "--see") == {"--seed"}
     assert complete(script, "gscfd", "train", "--guidance", "c") == {"cfd", "cds"}
     assert complete(script, "gscfd", "export", "run", "--to", "sp") == {"splat", "spz"}
