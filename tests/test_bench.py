@@ -124,7 +124,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
     large = turntable_frames
-    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
+    monkeypatch.setattr(
+        runs_folder,
+        "turntable_frames",
+        lambda gaussians, frames, size, **options: large(gaussians, frames, 32, **options),
+    )
 
 
 class OneProcess:

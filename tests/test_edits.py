@@ -108,8 +108,8 @@ def watched_run(
         return train.main([*arguments, "--viewer"])
 
 
-def small_frames(gaussians: Gaussians, frames: int, size: int) -> np.ndarray:
-    return turntable_frames(gaussians, frames, 32)
+def small_frames(gaussians: Gaussians, frames: int, size: int, **options: Any) -> np.ndarray:
+    return turntable_frames(gaussians, frames, 32, **options)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
