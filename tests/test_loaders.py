@@ -560,7 +560,7 @@ def test_mvdream_reads_texts_as_openclip_does(plain: Path, stable_diffusion: Pat
     mangled, meant = "a “red” mug &amp;amp; a ﬁsh", 'a "red" mug & a fish'
     teacher = load(plain)
     teacher.set_prompt(Prompt(text=mangled, negative="&lt;ugly&gt;", cfg=5.0))
-    assert teacher.known.keys() == {meant + ", 3d asset", "<ugly>"}
+    assert teacher.known.keys() == {meant + ", 3d asset", "<ugly>", ""}
     single = load(stable_diffusion)
     single.set_prompt(Prompt(text=mangled, negative="", cfg=5.0))
     assert f"{mangled}, front view" in single.known, "control: Stable Diffusion's tokenizer repairs nothing"
