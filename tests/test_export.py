@@ -24,6 +24,7 @@ import pygltflib
 import pytest
 import torch
 import trimesh
+from chromium import CHROMIUM, FLAGS
 from PIL import Image
 from plyfile import PlyData
 from present import as_a
@@ -47,7 +48,6 @@ from gscfd.types import Cameras
 LOSSLESS = 50.0
 VIEWS = turntable(4, size=128)
 SPLAT_TRANSFORM = os.environ.get("SPLAT_TRANSFORM") or shutil.which("splat-transform")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 needs_splat_transform = pytest.mark.skipif(
     SPLAT_TRANSFORM is None, reason="needs splat-transform: npm install -g @playcanvas/splat-transform"
 )
@@ -401,6 +401,17 @@ def test_positions_and_sizes_beyond_spz_are_refused_and_sog_is_named(
 # The page.
 
 
+def probed(page: Path, probe: str) -> str:
+    """The document of a page after a script has run in it; fails for an error in the console."""
+    copy = page.with_name("probe.html")
+    copy.write_text(page.read_text().replace("</body>", f"<script>{probe}</script></body>"))
+    flags = ["--headless", *FLAGS, "--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}"]
+    command = [str(CHROMIUM), *flags, "--dump-dom", copy.as_uri()]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    assert "CONSOLE" not in ran.stderr, "no error in the console"
+    return ran.stdout
+
+
 def in_browser(page: Path) -> Tensor:
     """Two views of a page, a quarter turn apart, over white, [2, 128, 128, 3]; fails for an error in the console."""
     probe = """turning = false;
@@ -410,14 +421,7 @@ def in_browser(page: Path) -> Tensor:
       return canvas.toDataURL();
     });
     document.body.replaceChildren(shown);"""
-    probed = page.with_name("probe.html")
-    probed.write_text(page.read_text().replace("</body>", f"<script>{probe}</script></body>"))
-    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *flags, probed.as_uri()]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    assert "CONSOLE" not in ran.stderr, "no error in the console"
-    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", ran.stdout)
+    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", probed(page, probe))
     rgba = torch.from_numpy(
         np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded])
     )
@@ -438,7 +442,6 @@ def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussian
 @degree_0
 def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Path) -> None:
     assert main([str(source), "--to", "html"]) == 0
-    page = source.with_suffix(".html").read_text()
     probe = """const press = key => window.dispatchEvent(new KeyboardEvent("keydown", { key }));
     const first = camera.azimuth, distance = camera.distance;
     before = null;
@@ -451,12 +454,7 @@ def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Pat
     press("ArrowRight");
     document.title = JSON.stringify([first, moved, stopped, camera.azimuth < still, camera.distance < distance,
       document.querySelector("p").style.opacity]);"""
-    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
-    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    flags += [f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    told = re.search(r"<title>(.*?)</title>", ran.stdout)
+    told = re.search(r"<title>(.*?)</title>", probed(source.with_suffix(".html"), probe))
     assert told is not None
     first, moved, *states = json.loads(told[1].replace("&quot;", '"'))
     assert math.degrees(first) == pytest.approx(30) and math.degrees(moved) == pytest.approx(2.25, abs=0.01)

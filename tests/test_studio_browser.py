@@ -5,8 +5,6 @@ Needs Chromium (or its path in CHROMIUM) and playwright: pip install playwright.
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from chromium import CHROMIUM, FLAGS
 from test_studio import saved_run, stand_in
 from viewing import until
 
@@ -25,12 +24,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or its path in CHROMIUM"),
     pytest.mark.timeout(1800),
 ]
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 PATIENCE = 300.0
 
 

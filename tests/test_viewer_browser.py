@@ -6,8 +6,6 @@ Needs Chromium (or its path in CHROMIUM) and playwright: pip install playwright.
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from chromium import CHROMIUM, FLAGS
 from PIL import Image
 from viewing import STEPS, Run, settings, until, viewing
 
@@ -31,12 +30,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or its path in CHROMIUM"),
     pytest.mark.timeout(1800),  # a minute on an idle machine
 ]
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 WIDTH, HEIGHT = 1280, 720
 PATIENCE = 600.0
 

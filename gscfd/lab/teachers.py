@@ -26,6 +26,7 @@ from gscfd.lab.ideal import border_color, posterior_mean
 from gscfd.lab.judges import SCORER, Scorer
 from gscfd.lab.metrics import frechet_distance, moments, r_precision
 from gscfd.lab.options import MeasureOptions
+from gscfd.lab.references import sampled_views
 from gscfd.pictures import random_background, write_contact_sheet
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
@@ -209,14 +210,7 @@ def measure_samples(
         things = [] if two else objects_of(prompt, settings.nearest, teacher.image_size)
         near, seen = [], []
         for _ in range(settings.groups):
-            cameras = sample_group(
-                VIEWS,
-                elevation=(15, 15),
-                fov=(40, 40),
-                radius=(1.05, 1.05),
-                size=teacher.image_size,
-                generator=generator,
-            )
+            cameras = sampled_views(teacher.image_size, generator)
             images = sample(teacher, cameras, steps=settings.steps, generator=generator)
             seen.append(images)
             if things:
