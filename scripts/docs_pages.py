@@ -30,6 +30,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from gscfd.__main__ import COMMANDS
 from gscfd.config import Config, TeacherStage, load_preset, presets
 
 ROOT = Path(__file__).parents[1]
@@ -206,16 +207,19 @@ def default_text(value: Any) -> str:
 
 def commands_page() -> str:
     """Returns the help of every gscfd command, as printed."""
+    titles = {module.removesuffix(".__main__"): f"gscfd {name}" for name, (module, _) in COMMANDS.items()}
+    titles["gscfd"] = "gscfd"
     parts = []
     for name in commands():
         text = help_of(name)
         lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
-        parts.append(f"## {name}\n\n```text\n{lines}\n```\n")
+        title = titles.get(name, f"python -m {name}")
+        parts.append(f"## {title}\n\n```text\n{lines}\n```\n")
         if name == "gscfd.train":
             parts.append("All its options are the [settings](settings.md).\n")
         for part in subcommands(text):
             own = "\n".join(line.rstrip() for line in help_of(name, part).strip().splitlines())
-            parts.append(f"### {name} {part}\n\n```text\n{own}\n```\n")
+            parts.append(f"### {title} {part}\n\n```text\n{own}\n```\n")
     return "\n".join(parts)
 
 

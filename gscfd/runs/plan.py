@@ -1,4 +1,4 @@
-"""Plan of a run, its teachers, cost and output, without making it: `python -m gscfd.train ... --dry-run`."""
+"""Plan of a run, its teachers, cost and output, without making it: `gscfd train ... --dry-run`."""
 
 from __future__ import annotations
 
