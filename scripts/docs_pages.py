@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import html
 import io
+import json
 import os
 import posixpath
 import re
@@ -38,6 +39,13 @@ SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 """Site path of repository files that differ from their own path or, for docs/, from the path below it."""
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 HELP_WIDTH = "80"
+GALLERY_CAPTION = (
+    "*By the built-in teachers with the default settings of 2026-11-28, one seed each, not cherry-picked. The last ten "
+    "are pairs of object and color that the teachers never saw. Some have wrong colors or parts "
+    "([which ones, and figures](docs/results.md)). Drag one to turn it.*"
+)
+PICTURE = re.compile(r"^!\[[^]]*\]\(docs/images/gallery\.png\)\n\n\*.*?\*\n\n", re.MULTILINE | re.DOTALL)
+"""The picture of the gallery in README.md, with its caption; the site has the splats themselves."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the hook
@@ -59,6 +67,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Returns the page with generated parts inserted and links converted to site links."""
+    if page.file.src_uri == SITE["README.md"]:
+        markdown = PICTURE.sub(lambda _: gallery(), markdown, count=1)
     for name, make in GENERATED.items():
         marker = f"<!-- {name} -->"
         if marker in markdown:
@@ -103,6 +113,21 @@ def relinked(markdown: str, path: str) -> str:
         return f"]({posixpath.relpath(site_path(found), here)}{match[2] or ''})"
 
     return LINK.sub(of_site, markdown)
+
+
+# -------------------------------------------------------------------------------------------------------------- gallery
+
+
+def gallery() -> str:
+    """Returns the splats of docs/gallery as figures; gallery.js puts their pages in place of the pictures."""
+    figures = []
+    for splat in json.loads((ROOT / "docs" / "gallery" / "gallery.json").read_text()):
+        prompt, command, place = html.escape(splat["prompt"]), html.escape(splat["command"]), f"gallery/{splat['name']}"
+        picture = f'<img src="{place}.webp" alt="{prompt}" width="256" height="256" loading="lazy">'
+        caption = f"<figcaption>{prompt}, seed {splat['seed']}<code>{command}</code></figcaption>"
+        figures.append(f'<figure data-page="{place}.html"><div>{picture}</div>{caption}</figure>')
+    whole = "\n".join(figures)
+    return f'<div class="gallery">\n{whole}\n</div>\n\n{GALLERY_CAPTION}\n\n'
 
 
 # -------------------------------------------------------------------------------------------------------------- presets

@@ -240,7 +240,7 @@ def test_a_broken_link_stops_the_site(text: str, words: str, tmp_path: Path) -> 
     """The control: the site's own settings, on one page; the last one is in order."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n{text}\n")
-    own = "hooks: []\nplugins: []\nextra_css: []\nnav: [index.md]\n"
+    own = "hooks: []\nplugins: []\nextra_css: []\nextra_javascript: []\nnav: [index.md]\n"
     (tmp_path / "mkdocs.yml").write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\n{own}")
     code, said = build(tmp_path / "mkdocs.yml", tmp_path / "site")
     assert (code != 0) == bool(words) and words in said, said
