@@ -56,8 +56,8 @@ def colored() -> Gaussians:
 
 def rendered(azimuth: float, elevation: float, distance: float, size: int) -> Tensor:
     """[size, size, 3] the colored ball over white, by gscfd."""
-    camera = torch.tensor([azimuth, elevation, distance, FOV])[:, None]
-    return colored().render(orbit(*camera, size, size)).over(torch.ones(3))[0]
+    turned, raised, away, fov = torch.tensor([azimuth, elevation, distance, FOV])[:, None]
+    return colored().render(orbit(turned, raised, away, fov, size, size)).over(torch.ones(3))[0]
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
