@@ -296,7 +296,8 @@ class TeacherStage:
     """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]. Unset: 0.5 for
     cfd, sds and fsd, and in the polish; 0 for the others, whose sources have no rescale."""
     negative_prompt: str | None = None
-    """Text of the unconditional branch. Unset: the text that the teacher's authors use; empty for the toybox."""
+    """Text of the unconditional branch; {prompt} in it stands for the prompt, for a text that describes the splat as it
+    is (SDS-Bridge). Unset: the text that the teacher's authors use; empty for the toybox."""
     perp_neg: bool = False
     """Push each view away from the words of the other views (Perp-Neg) to prevent objects with two faces. Only for
     teachers that receive the view in words."""
