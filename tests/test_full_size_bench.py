@@ -104,7 +104,7 @@ def test_an_asset_fills_the_ball_and_has_detail_that_degrading_takes(name: str) 
     worse = degraded(asset.gaussians)
     assert len(worse) == round(len(asset.gaussians) / 4)
     found = compared(worse, [asset], size=48)
-    assert found["psnr"] < 25 and found["speckle"] > 1.2
+    assert found["psnr"] < 25
     assert compared(asset.gaussians, [asset], size=48)["psnr"] > 60, "control"
     assert torch.equal(worse.means, degraded(asset.gaussians).means)
 
