@@ -32,9 +32,9 @@ def unet_of(teacher: GuidedTeacher, name: str) -> UNetDenoiser | MultiviewDenois
     """
     if not isinstance(teacher.denoiser, (UNetDenoiser, MultiviewDenoiser)):
         raise UserError(
-            f"{name}: expected a teacher with a UNet alone, to which vsd adds a LoRA, got a transformer (Stable Diffusion "
-            "3, FLUX) or an MV-Adapter; choose Stable Diffusion, SDXL, MVDream, DeepFloyd IF or the toybox, or another "
-            "method"
+            f"{name}: expected a teacher with a UNet alone, to which vsd adds a LoRA, got a transformer (Stable "
+            "Diffusion 3, FLUX) or an MV-Adapter; choose Stable Diffusion, SDXL, MVDream, DeepFloyd IF or the toybox, "
+            "or another method"
         )
     return teacher.denoiser
 
