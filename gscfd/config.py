@@ -704,9 +704,10 @@ def cast(value: Any, kind: Any, name: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
-            raise UserError(f"{name}: expected a number, got {value!r}") from None
+        except (ValueError, OverflowError):
+            raise UserError(f"{name}: expected a number, got {str(value)[:40]!r}") from None
     if kind is Path:
+        check(isinstance(value, str), name, "a path", value)
         return Path(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return merged(kind(), value, f"{name}.")
@@ -773,15 +774,15 @@ def load_preset(name: str) -> Config:
     name: one of `presets()`, or the path of a .yaml file. Raises UserError if it is neither, or not a valid preset.
     """
     if name in presets():
-        text = (presets_folder() / f"{name}.yaml").read_text()
+        text = (presets_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     elif name.endswith(".yaml") and Path(name).is_file():
-        text = Path(name).read_text(errors="replace")
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
     else:
         raise UserError(f"preset: expected {', '.join(presets())} or the path of a .yaml file, got {name!r}")
     try:
         changes = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())[:400]}") from None
     check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
     base = changes.pop("base", None)
     check(base is None or base in presets(), "base", " or ".join(presets()), base)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
 """Name of the temporary file that a killed `atomic_write` leaves behind."""
@@ -75,6 +76,18 @@ def lock(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a .jsonl file that are JSON objects, without those that a kill has cut short; [] if there is
+    no file."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.append(row)
+    return found
 
 
 def cache_folder() -> Path:

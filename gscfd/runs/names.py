@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gscfd.config import Config, flat, load_run, merged, plain
+from gscfd.config import Config, flat, load_run, plain
 from gscfd.distil.edits import last_settings
 from gscfd.errors import UserError
 from gscfd.export import FORMATS
@@ -124,8 +122,7 @@ def read_run(folder: Path) -> tuple[Config, Gaussians]:
     for name in ("config.yaml", "splat.ply", FINISHED_FILE):
         if not (folder / name).is_file():
             raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
-    config = merged(Config(), yaml.safe_load((folder / "config.yaml").read_text()))
-    return last_settings(config), Gaussians.load_ply(folder / "splat.ply")
+    return last_settings(load_run(folder)), Gaussians.load_ply(folder / "splat.ply")
 
 
 def check_folder(config: Config) -> Path:
