@@ -15,6 +15,7 @@ import tyro
 import yaml
 
 from gscfd.errors import UserError
+from gscfd.prompts import as_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -311,6 +312,8 @@ class TeacherStage:
     """Adam's step sizes."""
 
     def __post_init__(self) -> None:
+        if self.negative_prompt is not None:
+            self.negative_prompt = as_text(self.negative_prompt)
         check(self.steps >= 0, "steps", "at least 0", self.steps)
         check(self.views >= 1, "views", "at least 1", self.views)
         share = self.cfg_rescale
@@ -613,6 +616,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_finite(self, "")
+        self.prompt = as_text(self.prompt)
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
         kinds = (None, *NOISE_OF[self.guidance])
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
@@ -757,7 +761,12 @@ def load_run(folder: Path) -> Config:
         raise UserError(
             f"resume: expected the folder of a run, got {folder}, which holds no config.yaml; check the path"
         )
-    return load_preset(str(path))
+    try:
+        return load_preset(str(path))
+    except UserError as error:
+        raise UserError(
+            f"{error} ({path} is damaged, or another version of gscfd wrote it: use that version)"
+        ) from None
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

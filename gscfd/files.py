@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,10 @@ UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """Yields a binary file that replaces `path` if the block succeeds; otherwise `path` is left unchanged."""
+    """Yields a binary file that replaces `path` if the block succeeds; otherwise `path` is left unchanged.
+
+    An OSError in the block names the file.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,8 +31,17 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(file: IO[bytes], data: bytes, path: Path) -> None:
+    """Writes to an unbuffered file. Raises OSError, which names `path`, unless all bytes are written: a disk that fills
+    up takes the first of them without an error."""
+    if file.write(data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 class Background:
@@ -60,6 +73,14 @@ class Background:
     def close(self) -> None:
         """Waits for the task, then ends the thread."""
         self.pool.shutdown()
+
+
+def is_writable(folder: Path) -> bool:
+    """Returns whether files can be made in the folder, or in the nearest one above it that exists."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -13,7 +13,25 @@ from typing import Any
 Damage = Callable[[bytes, random.Random], bytes]
 
 TEXTS = [b"9" * 18, b"-1", b"nan", b"0", b"2147483648", b"\0", b"\xff" * 8, b"\n"]
-VALUES: list[Any] = [None, True, -1, 0, 1, 7, 2**31, 2**70, 1e308, float("nan"), "", "x", "F8_E4M3", [], {}, [[0]], [-1]]
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**70,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    "F8_E4M3",
+    [],
+    {},
+    [[0]],
+    [-1],
+]
 
 
 def damaged_bytes(content: bytes, draw: random.Random) -> bytes:
@@ -58,7 +76,9 @@ def damaged_lines(content: bytes, draw: random.Random) -> bytes:
                 lines[at], lines[other] = lines[other], lines[at]
             case _:
                 words = lines[at].split(b" ")
-                words[draw.randrange(len(words))] = draw.choice([*TEXTS, b"double", b"list", b"vertex", b"chunk", b"%a"])
+                words[draw.randrange(len(words))] = draw.choice(
+                    [*TEXTS, b"double", b"list", b"vertex", b"chunk", b"%a"]
+                )
                 lines[at] = b" ".join(words)
         lines = lines or [b""]
     return b"\n".join(lines)

@@ -67,6 +67,11 @@ class Checkpoints:
                 warn(f"resume: {error}; trying the checkpoint before it")
                 continue
             self.remove_all_but([n for n in numbers if n <= number])
+            if (version := self.written_by(number)) != __version__:
+                warn(
+                    f"resume: gscfd {version} wrote the checkpoint, and this is {__version__}: the run may end "
+                    "otherwise than one that was never stopped"
+                )
             return checkpoint
         if numbers:
             raise UserError(
@@ -92,6 +97,10 @@ class Checkpoints:
             raise
         except (OSError, LookupError, TypeError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
             raise DamagedError(f"{path.with_suffix('')} is damaged: {error!r:.200}") from error
+
+    def written_by(self, number: int) -> str:
+        """Returns the version of gscfd that wrote an intact checkpoint."""
+        return str(json.loads(self.path(number, "json").read_bytes()).get("gscfd", "unknown"))
 
     def numbers(self) -> list[int]:
         """Returns the numbers of the completely written checkpoints, oldest first."""

@@ -94,7 +94,7 @@ class Gallery:
         try:
             changed = path.stat().st_mtime_ns
             if self.facts.get(name, (0, {}))[0] != changed:
-                read = yaml.load(path.read_text(errors="replace"), LOADER)
+                read = yaml.load(path.read_text(encoding="utf-8", errors="replace"), LOADER)
                 self.facts[name] = changed, read if isinstance(read, dict) else {}
         except (OSError, yaml.YAMLError):
             return {}

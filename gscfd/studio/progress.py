@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ class Progress:
             return
         stage, step, count = str(row["stage"]), int(row["step"]), int(row["gaussians"])
         loss, seconds = float(row["loss"]), float(sum(row["seconds"].values()))
+        if not math.isfinite(loss + seconds):
+            return
         self.stage, self.step = stage, step
         number = self.before() + self.step
         while self.points and self.points[-1].step >= number:

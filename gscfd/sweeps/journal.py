@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gscfd.errors import UserError
-from gscfd.files import json_rows, lock
+from gscfd.files import json_rows, lock, write_whole
 
 JOURNAL = "sweep.jsonl"
 """File in the sweep's folder with a row for every start and end of an attempt at a run."""
@@ -55,8 +54,7 @@ class Journal:
         """Writes a row. Raises OSError if it could not be written whole."""
         row = {"time": round(time.time(), 3), "run": run, "event": event, **facts}
         data = b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n"
-        if self.file.write(data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_whole(self.file, data, self.path)
 
     def cut_short(self) -> bool:
         """Returns whether the last row is incomplete because the process was killed."""

@@ -52,7 +52,7 @@ def read_checkpoint(checkpoints: Checkpoints, number: int) -> tuple[str, Gaussia
     name = f"{checkpoint.stage}, step {checkpoint.state.numbers['step']}"
     try:
         return name, Gaussians(**part(checkpoint.state.tensors, "now/params/"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DamagedError(f"{checkpoints.path(number, 'json')} has no splat: {error}") from error
 
 
