@@ -77,7 +77,7 @@ class Background:
 
 def is_writable(folder: Path) -> bool:
     """Returns whether files can be made in the folder, or in the nearest one above it that exists."""
-    while not os.path.lexists(folder) and folder != folder.parent:
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     effective = os.access in os.supports_effective_ids
     return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)

@@ -1,5 +1,6 @@
 """Faults of the machine: disks that are full or cannot be written, locales other than UTF-8."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -7,16 +8,20 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
-from gscfd import train
+from gscfd.cli import check_out, exit_code
 from gscfd.config import Config
+from gscfd.errors import UserError
 from gscfd.export import FORMATS
 from gscfd.export.__main__ import main as export
 from gscfd.gaussians import Gaussians, ball
+from gscfd.runs.names import check_folder
 
 NOBODY = 65534
 LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -83,17 +88,29 @@ def locked() -> Iterator[Path]:
         folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("mode, words", [(0o555, "can be written"), (0o000, "")])
-def test_a_folder_that_cannot_be_written_is_named_before_the_work(
-    locked: Path, capsys: pytest.CaptureFixture[str], mode: int, words: str
-) -> None:
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(locked: Path, mode: int) -> None:
     locked.chmod(mode)
     with as_a_user():
-        codes = [train.main(["--prompt", "a mug", "--out", str(locked / "run"), "--no-viewer"])]
-        codes.append(export([str(locked / "splat.ply"), "--to", "spz"]))
-    errors = capsys.readouterr().err.splitlines()
-    assert codes == [2, 2] and len(errors) == 2
-    assert all(error.startswith("error: ") and str(locked) in error and words in error for error in errors), errors
+        with pytest.raises(UserError, match=f"can be written, got {locked / 'run'}"):
+            check_folder(Config(prompt="a mug", out=locked / "run"))
+        with pytest.raises(UserError, match="out: "):
+            check_out(locked / "a.spz", ".spz", overwrite=False)
+    locked.chmod(0o777)
+    with as_a_user():
+        assert check_folder(Config(prompt="a mug", out=locked / "run")) == locked / "run"
+
+
+def fail(number: int) -> NoReturn:
+    raise OSError(number, os.strerror(number), "/a/file")
+
+
+def test_a_fault_of_a_file_is_one_line_in_any_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for number, words in ((errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")):
+        assert exit_code(partial(fail, number)) == 2
+        assert capsys.readouterr().err.startswith(f"error: /a/file: {words}; ")
+    with pytest.raises(OSError, match="Broken pipe"):  # the control: a fault of the program
+        exit_code(partial(fail, errno.EPIPE))
 
 
 def test_a_prompt_is_the_text_that_was_typed_in_any_locale() -> None:

@@ -271,7 +271,8 @@ def test_a_full_disk_stops_the_run_and_room_continues_it(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr()
-    assert f"could not write: [Errno 27] File too large; free space and --resume {out}" in said.out
+    file = out / "checkpoints" / "000002.safetensors"
+    assert f"could not write {file} (File too large); free space and --resume {out}" in said.out
     assert "Traceback" not in said.err
     assert resume(out) == 0
     assert steps_of(out) == STEPS and splat_of(out) == splat_of(finished)
