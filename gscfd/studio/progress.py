@@ -14,6 +14,10 @@ from gscfd.viewer.content import clock
 from gscfd.viewer.snapshot import RATE_STEPS, Point
 
 
+LONGEST_STEP = 1e9
+"""Seconds beyond which a row is damaged."""
+
+
 class Progress:
     """Reads the rows that were added since the last call."""
 
@@ -48,7 +52,7 @@ class Progress:
             return
         stage, step, count = str(row["stage"]), int(row["step"]), int(row["gaussians"])
         loss, seconds = float(row["loss"]), float(sum(row["seconds"].values()))
-        if not math.isfinite(loss + seconds):
+        if not (math.isfinite(loss) and 0 <= seconds < LONGEST_STEP):
             return
         self.stage, self.step = stage, step
         number = self.before() + self.step
