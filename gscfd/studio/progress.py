@@ -13,7 +13,6 @@ from gscfd.config import Config
 from gscfd.viewer.content import clock
 from gscfd.viewer.snapshot import RATE_STEPS, Point
 
-
 LONGEST_STEP = 1e9
 """Seconds beyond which a row is damaged."""
 
