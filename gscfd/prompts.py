@@ -36,6 +36,8 @@ MVDREAM = Wording(
     view_words=False,
     repaired=True,
 )
+MV_ADAPTER = Wording(negative="watermark, ugly, deformed, noisy, blurry, low contrast", view_words=False)
+"""Wording of MV-Adapter's public demos."""
 SINGLE_VIEW = Wording(
     negative=(
         "lack details, ugly, oversmoothed, bad structure, out of focus, blurry, cartoon, oversaturated, foggy, hazy, "
@@ -45,6 +47,12 @@ SINGLE_VIEW = Wording(
     view_words=True,
 )
 """Wording of Stable Diffusion, also used for the other single-view families."""
+
+
+def as_text(argument: str) -> str:
+    """Returns an argument of the command line as the text that was typed, in UTF-8, whatever the locale's encoding:
+    bytes that this lacks reach Python as lone surrogates."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def with_suffix(prompt: str, suffix: str) -> str:

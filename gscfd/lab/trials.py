@@ -99,7 +99,7 @@ def space_of(name: str, real: GuidedTeacher) -> Space:
     if name == "pixels":
         return Pixels(real.image_size)
     if name == "cosines":
-        return Cosines(real.image_size, patch=real.image_size // real.latent_shape[1], frequencies=2)
+        return Cosines(real.image_size, patch=real.image_size // real.latent_shape[1], channels=6)
     return real.space
 
 
@@ -150,7 +150,7 @@ def kept(path: Path, settings: dict[str, Any]) -> Any:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError:
         return None
     same = isinstance(content, dict) and content.get("settings") == json.loads(json.dumps(settings))
