@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -37,8 +39,12 @@ def write_picture(frame: np.ndarray, path: str | Path) -> None:
 
 
 def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
-    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4."""
+    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4. Raises OSError if it cannot be written, or
+    if ffmpeg, which writes to the temporary folder first, could not finish it."""
     encoded = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2)
+    if b"moov" not in encoded:  # the table of contents, which ffmpeg writes last
+        reason = f"ffmpeg could not finish the video; is there room in {tempfile.gettempdir()}?"
+        raise OSError(errno.EIO, reason, str(path))
     with atomic_write(path) as file:
         file.write(encoded)
 

@@ -56,7 +56,7 @@ def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[floa
     data["values"] = base64.b64encode(numbers.tobytes()).decode()
     shade = ",".join(str(round(255 * c)) for c in background)
     picture = "data:image/webp;base64," + base64.b64encode(poster(gaussians, background)).decode()
-    page = (resources.files("gscfd.export") / "page.html").read_text()
+    page = (resources.files("gscfd.export") / "page.html").read_text(encoding="utf-8")
     page = page.replace("{splat}", json.dumps(data)).replace("{poster}", picture)
     page = page.replace("{background}", f"rgb({shade})").replace("{ink}", ink(background))
     with atomic_write(path) as file:
