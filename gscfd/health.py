@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +11,7 @@ import torch
 from gscfd.errors import UserError
 from gscfd.gpu import driver, nvrtc, toolkit
 from gscfd.noise_kernels import cuda
+from gscfd.rasterize import kernels
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR
 from gscfd.teachers.load import is_here
 
@@ -100,24 +99,28 @@ def compiler_state() -> Finding:
     try:
         home = toolkit.find()
     except UserError as error:
-        if importlib.util.find_spec("gsplat.csrc") is not None:
-            return Finding("ok", "none, and none needed: gsplat's kernels are installed")
+        if kernels.there():
+            return Finding("ok", "none, and none needed: gsplat's kernels are compiled")
         words, _, action = str(error).partition("; ")
         return Finding("missing" if "got none" in words else "broken", words, action)
+    if (fault := kernels.fault()) is not None:
+        words, _, action = fault.partition("; ")
+        return Finding("missing", words, action)
     return Finding("ok", f"nvcc {toolkit.version(home)}, CUDA_HOME {home}")
 
 
 def renderer_state() -> Finding:
-    if importlib.util.find_spec("gsplat.csrc") is None:
-        if compiler_state().state != "ok":
-            return Finding("missing", "neither installed nor to be compiled", "mend the compiler")
-        return Finding("ok", "compiled at the first render, which takes 2 to 10 minutes, once")
+    if not kernels.there():
+        if kernels.fault() is not None:
+            return Finding("missing", "neither compiled nor to be compiled", "mend the compiler")
+        half = torch.cuda.is_available() and any(kernels.build_folder(kernels.architectures()).glob("*.o"))
+        words = "an interrupted build of them is continued" if half else "compiled"
+        return Finding("ok", f"{words} at the first run, which takes 2 to 10 minutes, once")
     try:
-        importlib.import_module("gsplat.csrc")
+        kernels.load()
     except ImportError as error:
-        again = "build them again for this torch: `pip install --force-reinstall --no-deps gsplat`"
-        return Finding("broken", f"gsplat.csrc does not load: {error}", again)
-    return Finding("ok", "installed")
+        return Finding("broken", f"gsplat's kernels do not load: {error}", kernels.mend())
+    return Finding("ok", "in gsplat's package" if kernels.installed() else "compiled on this machine")
 
 
 def noise_state() -> Finding:
