@@ -64,9 +64,9 @@ def show_plan(config: Config) -> None:
 
 def list_words() -> None:
     """Prints the words that the toybox teachers know."""
-    from gscfd.toybox.words import vocabulary
+    from gscfd.toybox.forms import word_table
 
-    print(" ".join(vocabulary()))
+    print(word_table())
 
 
 @contextmanager

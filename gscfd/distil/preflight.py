@@ -16,6 +16,7 @@ from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import check_teacher, known_words
 from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
+from gscfd.toybox.forms import nearest_form
 from gscfd.toybox.words import check_words
 
 
@@ -90,6 +91,11 @@ def check_prompt(config: Config) -> None:
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if any(known_words(stage.teacher) for stage in config.stages().values()):
         check_words("prompt", config.prompt)
+        if near := nearest_form(config.prompt):
+            warn(
+                f"prompt: the toybox teachers never saw sentences like {config.prompt!r}; the nearest known "
+                f"one is {near!r}"
+            )
 
 
 TeacherKey = tuple[str, str, torch.device, torch.dtype]

@@ -74,3 +74,30 @@ class ShowNoiseOptions:
     """Width and height of a frame in pixels; a noise pixel is 4 x 4 of them."""
     noise: NoiseKind | None = None
     """Kind of noise; unset: the run's own."""
+
+
+@dataclass(kw_only=True)
+class MeasureOptions:
+    """Measure a toybox teacher; every figure goes to the screen and into a .json file."""
+
+    teacher: Annotated[str, tyro.conf.Positional]
+    """A teacher, as gscfd.train names it."""
+    out: Path | None = None
+    """A .json file for all figures; a .png of the samples is written beside it."""
+    objects: int = 512
+    """Over which the ideal denoiser averages."""
+    draws: int = 8
+    """Noisy views per caption and time."""
+    captions: tuple[str, ...] = ("a red teapot", "a blue robot", "a white airplane", "a yellow duck")
+    """Over which denoising is measured."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts of the samples; R-precision is among them. Unset: the twenty of the results. Empty: no samples."""
+    groups: int = 2
+    """Samples of each prompt, of four views each."""
+    nearest: int = 100
+    """True objects of a prompt that each sample is compared with."""
+    cfg: float = 4.0
+    cfg_rescale: float = 0.5
+    steps: int = 30
+    """Of the sampler."""
+    seed: int = 0

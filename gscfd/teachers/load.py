@@ -7,10 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, ModelMixin, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -32,6 +39,7 @@ SUPPORTED = (
 FLUX_LATENT_SIZE = 64
 """FLUX supports any size; 512 pixels cost a quarter of 1024."""
 
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 Loader = Callable[[Path, torch.device | str, torch.dtype], GuidedTeacher]
 
 
@@ -40,7 +48,7 @@ class StableDiffusion:
     """Readers of the parts of a Stable Diffusion or MVDream model, each in the precision of its files."""
 
     unet: Callable[[], UNet2DConditionModel]
-    vae: Callable[[], AutoencoderKL]
+    vae: Callable[[], Vae]
     text: Callable[[], texts.Clip]
     scheduler: dict[str, Any]
 
@@ -180,13 +188,13 @@ def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) 
     return network.eval().requires_grad_(False).to(memory_format=layout)
 
 
-def placed_vae(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+def placed_vae(vae: Vae, device: torch.device | str, dtype: torch.dtype) -> Vae:
     """Places a VAE. One whose config says that it overflows in float16 (SDXL's stock VAE) stays in float32."""
     half = dtype == torch.float16 and vae.config["force_upcast"]
     return placed(vae, device, torch.float32 if half else dtype)
 
 
-def latents(vae: AutoencoderKL, size: int, channels: int, device: torch.device | str, dtype: torch.dtype) -> Latents:
+def latents(vae: Vae, size: int, channels: int, device: torch.device | str, dtype: torch.dtype) -> Latents:
     """Returns the latent space of a VAE.
 
     size: width and height in latent cells. channels: read by the denoiser. Raises UserError if the VAE has a different
@@ -198,6 +206,11 @@ def latents(vae: AutoencoderKL, size: int, channels: int, device: torch.device |
             "upscaling models are not teachers"
         )
     return Latents(placed_vae(vae, device, dtype), size)
+
+
+def read_vae(folder: Path) -> Vae:
+    tiny = read_json(folder / "config.json").get("_class_name") == "AutoencoderTiny"
+    return read_network(AutoencoderTiny if tiny else AutoencoderKL, folder)
 
 
 # ------------------------------------------------------------------------------------- Stable Diffusion and MVDream
@@ -234,7 +247,7 @@ def parts(source: Path) -> StableDiffusion:
         unet=lambda: (
             ldm.read_unet_folder(source / "unet") if ldm_names else read_network(UNet2DConditionModel, source / "unet")
         ),
-        vae=lambda: read_network(AutoencoderKL, source / "vae"),
+        vae=lambda: read_vae(source / "vae"),
         text=lambda: clip_folder(source),
         scheduler=read_json(source / "scheduler" / "scheduler_config.json"),
     )
@@ -275,7 +288,7 @@ def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) ->
 
 def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     unet = placed(read_network(UNet2DConditionModel, source / "unet"), device, dtype)
-    vae = read_network(AutoencoderKL, source / "vae")
+    vae = read_vae(source / "vae")
     space = latents(vae, unet.config["sample_size"], unet.config["in_channels"], device, dtype)
     return GuidedTeacher(
         space=space,
@@ -289,7 +302,7 @@ def load_sdxl(source: Path, device: torch.device | str, dtype: torch.dtype) -> G
 
 def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     transformer = placed(read_network(SD3Transformer2DModel, source / "transformer"), device, dtype)
-    vae = read_network(AutoencoderKL, source / "vae")
+    vae = read_vae(source / "vae")
     return GuidedTeacher(
         space=latents(vae, transformer.config["sample_size"], transformer.config["in_channels"], device, dtype),
         denoiser=SD3Denoiser(transformer),
@@ -302,7 +315,7 @@ def load_sd3(source: Path, device: torch.device | str, dtype: torch.dtype) -> Gu
 
 def load_flux(source: Path, device: torch.device | str, dtype: torch.dtype) -> GuidedTeacher:
     transformer = placed(read_network(FluxTransformer2DModel, source / "transformer"), device, dtype)
-    vae = read_network(AutoencoderKL, source / "vae")
+    vae = read_vae(source / "vae")
     schedule = flow(read_json(source / "scheduler" / "scheduler_config.json"))
     length = texts.FLUX_DEV_LENGTH if transformer.config["guidance_embeds"] else texts.FLUX_SCHNELL_LENGTH
     return GuidedTeacher(

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -30,10 +30,11 @@ def resized(images: Tensor, size: int) -> Tensor:
 class Latents:
     """z = (E(2 x - 1) - shift) scale, where E is the mean of the VAE's posterior, so that equal images give equal z.
 
+    A tiny autoencoder has no posterior: E is its output.
     size: width and height in latent cells. Scale and shift come from the VAE's config.
     """
 
-    def __init__(self, vae: AutoencoderKL, size: int):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, size: int):
         self.vae = vae
         self.latent_shape = (vae.config["latent_channels"], size, size)
         self.image_size = size * 2 ** (len(vae.config["block_out_channels"]) - 1)
@@ -51,8 +52,9 @@ class Latents:
         return (mean.float() - self.shift) * self.scale
 
     def mean(self, images: Tensor) -> Tensor:
-        """Returns the mean of the VAE's posterior for images in [-1, 1]."""
-        mean: Tensor = self.vae.encode(images).latent_dist.mean
+        """Returns the mean of the VAE's posterior for images in [-1, 1], or the output of a tiny autoencoder."""
+        encoded = self.vae.encode(images)
+        mean: Tensor = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mean
         return mean
 
     @torch.no_grad()

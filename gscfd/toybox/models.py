@@ -98,20 +98,27 @@ def build_vae() -> AutoencoderKL:
     return vae
 
 
-def build_unet(multiview: bool) -> UNet2DConditionModel:
+def build_unet(
+    multiview: bool,
+    channels: tuple[int, ...] = (48, 96, 192),
+    layers: int = 1,
+    latent_channels: int = LATENT_CHANNELS,
+) -> UNet2DConditionModel:
     """Builds the denoiser; multiview adds the camera (16 numbers) to the time embedding, as MVDream does.
 
     The pooled text also enters the time embedding: with cross-attention alone, a short training run ignores the text.
+    channels: at each resolution, from the finest, which has no attention. layers: residual blocks at each resolution.
     """
     size = MULTIVIEW_SIZE if multiview else SINGLEVIEW_SIZE
+    attended = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=size // VAE_FACTOR,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(48, 96, 192),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * attended),
+        up_block_types=(*("CrossAttnUpBlock2D",) * attended, "UpBlock2D"),
+        layers_per_block=layers,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
