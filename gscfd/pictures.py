@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gscfd.errors import UserError
 from gscfd.files import atomic_write
 
 
@@ -32,8 +33,14 @@ def write_contact_sheet(frames: np.ndarray, path: str | Path, columns: int = 4) 
 
 
 def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
-    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4."""
-    encoded = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2)
+    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4. Raises UserError without ffmpeg."""
+    options = {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps, "quality": 8, "macro_block_size": 2}
+    try:
+        encoded = iio.imwrite("<bytes>", frames, **options)
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
+        raise UserError(
+            f"mp4: expected ffmpeg, got none ({error}); `pip install imageio-ffmpeg` brings it; or take another format"
+        ) from None
     with atomic_write(path) as file:
         file.write(encoded)
 

@@ -34,8 +34,9 @@ from gscfd.noise.field import NoiseField
 from gscfd.noise.kinds import iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.types import Cameras, Render
+from gscfd.types import Cameras
 from gscfd.viewer.live import LiveViewer
+
 
 def median_times(function: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Returns median wall-clock and CPU time of a call in milliseconds, after two warm-up calls."""

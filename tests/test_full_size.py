@@ -18,7 +18,6 @@ from full_size import (
     SD21,
     SDXL,
     Case,
-    Size,
     TimeRow,
     build_teacher,
     cost_row,
@@ -30,6 +29,7 @@ from full_size import (
 )
 
 from gscfd.distil.stage import PARTS, TEACHER_PARTS
+
 
 def parameters(network: nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())

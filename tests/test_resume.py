@@ -312,8 +312,8 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_file_byte_for_byte(
     began = time.monotonic()
     assert nursery.run([*run, "--out", str(tmp_path / "again")]) == 0
     seconds, draw, kills, folders = time.monotonic() - began, random.Random(0), 0, [tmp_path / "0"]
-    while kills < KILLS or not (folders[-1] / "turntable.mp4").exists():
-        if (folders[-1] / "turntable.mp4").exists():
+    while kills < KILLS or not (folders[-1] / "turntable.png").exists():
+        if (folders[-1] / "turntable.png").exists():
             folders.append(tmp_path / str(len(folders)))
         begun = (folders[-1] / "config.yaml").exists()
         if not begun:

@@ -179,7 +179,8 @@ def report(folder: Path, words: str) -> str:
 
 
 def jobs() -> int:
-    """Returns how many files to compile at a time: one per core, and no more than half of the memory holds. MAX_JOBS overrides."""
+    """Returns how many files to compile at a time: one per core, but no more than half of the memory holds. MAX_JOBS
+    overrides it."""
     if given := os.environ.get("MAX_JOBS"):
         return max(1, int(given))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -211,8 +212,7 @@ def progress(folder: Path, files: int) -> Iterator[None]:
     def show() -> None:
         with tqdm(total=files, desc="gsplat", unit="file") as bar:
             while not done.wait(1.0):
-                bar.n = min(files, sum(1 for _ in folder.glob("*.o")))
-                bar.refresh()
+                bar.update(min(files, sum(1 for _ in folder.glob("*.o"))) - bar.n)
 
     thread = threading.Thread(target=show, name="gsplat's progress", daemon=True)
     thread.start()

@@ -92,7 +92,7 @@ def run(kit: Kit, *parts: Part) -> None:
     running: dict[int, tuple[Part, float, float]] = {}
     try:
         for part in parts:
-            limit = min(part.seconds, kit.left())
+            limit = kit.left() if kit.small else min(part.seconds, kit.left())  # a rehearsal's CPU may be busy
             kit.part = part.name
             if limit < LEAST:
                 kit.note(failed="no time was left")
@@ -237,6 +237,8 @@ def begin(arguments: argparse.Namespace) -> Kit:
     sys.path[:0] = places
     # torch.cuda.is_available() must not start CUDA in the parent of forks.
     os.environ.update(PYTORCH_NVML_BASED_CUDA_CHECK="1", HF_HUB_OFFLINE="1", PYTHONUNBUFFERED="1")
+    if kit.small:
+        os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])
     return kit
 

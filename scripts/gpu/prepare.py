@@ -22,7 +22,17 @@ from kit import ARCHIVE, ROOT
 PACKAGES = ("diffusers", "tyro", "docstring_parser", "typeguard", "plyfile")
 """Packages that an image with torch and transformers lacks, besides gsplat; none needs others that it lacks."""
 TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cccl,cudart]"
-THERE = ("transformers", "peft", "safetensors", "scipy", "torchmetrics", "threadpoolctl", "imageio", "pillow", "pyyaml")
+THERE: tuple[str, ...] = (
+    "transformers",
+    "peft",
+    "safetensors",
+    "scipy",
+    "torchmetrics",
+    "threadpoolctl",
+    "imageio",
+    "pillow",
+    "pyyaml",
+)
 THERE += ("pytest", "pytest-timeout", "hypothesis", "tqdm", "rich", "jaxtyping", "packaging", "jinja2", "matplotlib")
 """Packages that such an image has; they are installed here to build and rehearse as there."""
 MOST_ARCHIVE = 10 * 10**6
@@ -108,7 +118,10 @@ def pack(site: Path, archive: Path) -> None:
 def travels() -> int:
     """Returns the bytes of the checkout that travel: tracked files, and those that git does not ignore."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
     return sum(path.lstat().st_size for path in files if path.is_symlink() or path.exists())

@@ -19,7 +19,9 @@ from kit import ARCHIVE, ROOT
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="Python to rehearse with (default: this one)")
-    parser.add_argument("--archive", type=Path, default=ARCHIVE, help="archive to use (default: prepare's, if it exists)")
+    parser.add_argument(
+        "--archive", type=Path, default=ARCHIVE, help="archive to use (default: prepare's, if it exists)"
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder of results (default: a temporary one)")
     parser.add_argument("--seconds", type=float, default=900, help="of each command; the CPU is slow (default 900)")
     options = parser.parse_args()

@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
             kits.run(kit, part)
         if renderer is not None:
             rest = tuple(arguments[end + 1 :])
-            kits.run(kit, kits.Part("training", lambda kit: training.train(kit, renderer.folder, options.kind, rest), 600))
+            kits.run(
+                kit, kits.Part("training", lambda kit: training.train(kit, renderer.folder, options.kind, rest), 600)
+            )
     finally:
         if renderer is not None:
             renderer.close()
