@@ -515,8 +515,8 @@ class Config:
     dtype: Dtype = "auto"
     """Precision of the teachers. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     compile: bool = False
-    """Compile the teachers' networks with torch.compile and CUDA graphs: each stage starts minutes later and then steps
-    faster. CUDA only."""
+    """Compile the teachers' networks with torch.compile: each stage starts minutes later and then steps faster. CUDA
+    only."""
     vae_checkpointing: bool = False
     """Encode views one at a time and recompute activations in the backward pass: memory for one view, 50 % more
     operations."""

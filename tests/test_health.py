@@ -60,7 +60,7 @@ def test_with_all_in_place_the_doctor_is_content(
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     assert doctor.main([]) == 0, capsys.readouterr().out
     monkeypatch.setattr(driver, "version", lambda: (12, 4))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**20, 80 * 2**30))
     assert doctor.main([]) == 1
     said = capsys.readouterr().out

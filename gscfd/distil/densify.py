@@ -27,7 +27,7 @@ Optimizers = dict[str, torch.optim.Adam]
 """Optimizers by parameter name."""
 
 
-class WithoutWaits(DefaultStrategy):
+class WithoutWaits(DefaultStrategy):  # type: ignore[misc]  # gsplat has no types
     """gsplat's DefaultStrategy, whose statistics of a step are gathered without a wait for the device, and in a fixed
     order: gsplat selects the visible Gaussians by their indices, which the host must know, and adds them up atomically.
     """

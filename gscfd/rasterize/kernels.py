@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from gscfd.errors import UserError
 from gscfd.files import atomic_write, cache_folder, lock
-from gscfd.gpu import toolkit
+from gscfd.gpu import nvrtc, toolkit
 
 NAME = "gsplat.csrc"
 LIBRARY = "csrc.so"
@@ -55,9 +55,10 @@ def mend() -> str:
 
 
 def architectures() -> list[str]:
-    """Returns the compute capabilities of the GPUs that torch sees, such as 9.0, in ascending order."""
+    """Returns the compute capabilities of the GPUs that torch sees, such as 9.0, in ascending order, without those that
+    are too old for gscfd."""
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return [f"{major}.{minor}" for major, minor in sorted(found)]
+    return [f"{major}.{minor}" for major, minor in sorted(found) if 10 * major + minor >= nvrtc.OLDEST]
 
 
 def build_folder(targets: Sequence[str]) -> Path:

@@ -147,6 +147,7 @@ def work(kit: Kit, part: Part) -> NoReturn:
     log = os.open(kit.log, os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
     print(f"\n==== {part.name}", flush=True)
     code = 1
     try:
