@@ -67,7 +67,7 @@ def test_results_fit_for_their_way_back(kit: Kit, monkeypatch: pytest.MonkeyPatc
     kit.log.write_bytes(b"x" * (kits.MOST_LOG + 1000) + b"the end")
     kits.run(kit, Part("work", lambda kit: kit.note(done=True), 20))
     assert kits.finish(kit) == 0
-    assert kit.log.stat().st_size < kits.MOST_LOG + 100 and kit.log.read_bytes().endswith(b"the end\n\n==== work\n")
+    assert kit.log.stat().st_size < kits.MOST_LOG + 100 and kit.log.read_bytes().endswith(b"the end\n==== work\n")
     monkeypatch.setattr(kits, "MOST_BYTES", 1000)
     assert kits.finish(kit) == 1, "the control: the log is too large"
 

@@ -218,7 +218,10 @@ def whole_run(kit: Kit) -> None:
 
 def waits(kit: Kit) -> None:
     """The calls of a step that wait for the device, by torch's own warnings, with densification and without."""
-    for name, densify in (("densifying", {"start": 0.0, "stop": 1.0, "every": 1000}), ("still", {"start": 1.0, "stop": 1.0})):
+    for name, densify in (
+        ("densifying", {"start": 0.0, "stop": 1.0, "every": 1000}),
+        ("still", {"start": 1.0, "stop": 1.0}),
+    ):
         config = short(kit, 12, coarse={"densify": densify})
         teachers = load_teachers(config)
 
