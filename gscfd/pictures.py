@@ -34,9 +34,10 @@ def write_contact_sheet(frames: np.ndarray, path: str | Path, columns: int = 4) 
 
 def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
     """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4. Raises UserError without ffmpeg."""
-    options = {"fps": fps, "quality": 8, "macro_block_size": 2}
     try:
-        encoded: bytes = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", **options)
+        encoded = iio.imwrite(
+            "<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2
+        )
     except (ImportError, RuntimeError, FileNotFoundError) as error:
         raise UserError(
             f"mp4: expected ffmpeg, got none ({error}); `pip install imageio-ffmpeg` brings it; or take another format"
