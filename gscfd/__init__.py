@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import sys
 
-from gscfd.version import __version__ as __version__
+# `python -m gscfd.train` looks for modules in the working folder first, where a file such as random.py would take the
+# place of Python's own. gscfd needs nothing from there, unless it is itself found there.
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] != [os.path.dirname(os.path.dirname(__file__))]:
+    del sys.path[0]
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from gscfd import outlets  # noqa: E402
+from gscfd.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from gscfd.config import Config
     from gscfd.distil.pipeline import generate
-    from gscfd.gaussians import Gaussians
+    from gscfd.gaussians import Gaussians, load
     from gscfd.noise.field import NoiseField
     from gscfd.noise.kinds import surface
     from gscfd.types import Cameras, Render
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "surface"]
+__all__ = ["Cameras", "Config", "Gaussians", "NoiseField", "Render", "generate", "load", "surface"]
 
 _HOMES = {
     "Cameras": "gscfd.types",
@@ -31,7 +39,10 @@ _HOMES = {
     "NoiseField": "gscfd.noise",
     "surface": "gscfd.noise",
     "generate": "gscfd.distil.pipeline",
+    "load": "gscfd.gaussians",
 }
+for _name in ("save", "picture", "show"):
+    outlets.register(_name, "gscfd.export.outlets")
 
 
 def __getattr__(name: str) -> Any:

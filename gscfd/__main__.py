@@ -1,16 +1,20 @@
-"""One command for all: `gscfd train --prompt "a yellow duck"` is `python -m gscfd.train --prompt "a yellow duck"`."""
+"""One command for all: `gscfd train "a yellow duck"` is `python -m gscfd.train --prompt "a yellow duck"`."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from importlib import import_module
 
 from gscfd.cli import exit_code
+from gscfd.completion import SHELLS, completion
 from gscfd.version import __version__
 
 COMMANDS = {
     "train": ("gscfd.train", "turn a text prompt into a 3D Gaussian splat"),
     "view": ("gscfd.view", "show a splat, or two side by side, in the browser"),
+    "studio": ("gscfd.studio.__main__", "type prompts and keep a gallery of runs, in the browser"),
     "export": ("gscfd.export.__main__", "write a splat for other programs"),
     "preview": ("gscfd.preview", "sample a stage's teacher before a run"),
     "image": ("gscfd.image", "turn a prompt into a picture, by distillation or by sampling"),
@@ -22,12 +26,38 @@ COMMANDS = {
     "convert": ("gscfd.convert", "write MVDream as a plain diffusers folder"),
 }
 """Module and summary of every command."""
+COMPLETION_HELP = """\
+Print a script that completes commands, options and their values. To use it in every terminal:
+
+  bash   gscfd completion bash > ~/.local/share/bash-completion/completions/gscfd
+  zsh    gscfd completion zsh >> ~/.zshrc
+  fish   gscfd completion fish > ~/.config/fish/completions/gscfd.fish"""
 
 
 def usage() -> str:
     """Returns the list of commands."""
     lines = [f"  {name:12}{summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(["usage: gscfd COMMAND [OPTIONS]", "", *lines, "", "gscfd COMMAND --help lists its options."])
+    lines.append(f"  {'completion':12}print a script that completes gscfd in {', '.join(SHELLS)}")
+    example = 'gscfd train "a yellow duck" makes a first splat. gscfd COMMAND --help lists the options of a command.'
+    return "\n".join(["usage: gscfd COMMAND [OPTIONS]", "", *lines, "", example])
+
+
+def help_of(name: str) -> str:
+    """Returns the whole help text of a command."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        import_module(COMMANDS[name][0]).main(["--help-all" if name == "train" else "--help"])
+    return said.getvalue()
+
+
+def print_completion(arguments: list[str]) -> int:
+    """Prints the completion script of the shell named first, and returns 0. Raises UserError for an unknown shell."""
+    shell = arguments[0] if arguments else ""
+    if shell in ("-h", "--help"):
+        print(f"usage: gscfd completion {'|'.join(SHELLS)}\n\n{COMPLETION_HELP}")
+        return 0
+    print(completion(shell, {name: help_of(name) for name in COMMANDS} if shell in SHELLS else {}), end="")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +74,8 @@ def dispatch(arguments: list[str]) -> int:
     if name == "--version":
         print(f"gscfd {__version__}")
         return 0
+    if name == "completion":
+        return print_completion(arguments[1:])
     if name not in COMMANDS:
         print(f"error: expected one of {', '.join(COMMANDS)}, got {name!r}; see gscfd --help", file=sys.stderr)
         return 2

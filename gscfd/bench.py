@@ -1,7 +1,9 @@
-"""Reproduces the papers' claims on the toybox: `python -m gscfd.bench papers --size smoke --out DIR`.
+"""Measures the methods on the toybox.
 
-All methods share the same prompts, seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). Finished
-runs and images are kept and unfinished ones resumed, so repeating the command continues where it stopped.
+`python -m gscfd.bench papers --size smoke --out DIR` reproduces the papers' claims. All methods share the same prompts,
+seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). `python -m gscfd.bench pipeline --out DIR`
+measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`). Finished runs and images are kept and
+unfinished ones made, so repeating a command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -11,21 +13,26 @@ import sys
 import tyro
 
 from gscfd.cli import exit_code
-from gscfd.lab.options import BenchOptions
+from gscfd.lab.options import Bench, PipelineOptions
 
 
-def bench(options: BenchOptions) -> int:
-    """Measures the claims and prints the table. Returns the exit code: 1 if any run failed."""
-    from gscfd.lab.papers import papers
+def bench(options: Bench) -> int:
+    """Measures and prints the first table. Returns the exit code: 1 if any run failed."""
+    if isinstance(options, PipelineOptions):
+        from gscfd.lab.pipeline import pipeline
 
-    report = papers(options)
+        report = pipeline(options)
+    else:
+        from gscfd.lab.papers import papers
+
+        report = papers(options)
     print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{options.out}/report.html"]))
     return 1 if report.warnings else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     return exit_code(
-        lambda: bench(tyro.cli(BenchOptions, args=arguments, prog="python -m gscfd.bench")),
+        lambda: bench(tyro.cli(Bench, args=arguments, prog="gscfd bench")),
         interrupted="interrupted; the same command continues",
     )
 

@@ -65,13 +65,15 @@ RADIUS = 1.05
 """World units from the center to the edge of an image; at this scale objects are as large as teachers draw them."""
 
 
-def turntable(views: int, *, size: int, elevation: float = 15.0, fov: float = 40.0, radius: float = RADIUS) -> Cameras:
-    """Returns cameras at equal azimuth steps, starting at the front.
+def turntable(
+    views: int, *, size: int, elevation: float = 15.0, fov: float = 40.0, radius: float = RADIUS, start: float = 0.0
+) -> Cameras:
+    """Returns cameras at equal azimuth steps.
 
     size: image width and height in pixels. elevation, fov: degrees. radius: world units from an image's center to its
-    edge.
+    edge. start: azimuth of the first camera in degrees, 0 at the front.
     """
-    azimuth = torch.arange(views) * (360.0 / views)
+    azimuth = torch.arange(views) * (360.0 / views) + start
     ones = torch.ones(views)
     distance = radius / math.tan(math.radians(fov) / 2)
     return orbit(azimuth, elevation * ones, distance * ones, fov * ones, size, size)

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -24,19 +24,47 @@ Dataclass = TypeVar("Dataclass", bound="DataclassInstance")
 MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StageName = Literal["coarse", "refine", "polish"]
-NoiseKind = Literal["surface", "radial", "world_map", "fixed", "iid"]
+NoiseKind = Literal["surface", "radial", "world_map", "fixed", "per_view", "iid"]
 NoiseBackground = Literal["screen", "fresh", "direction"]
+Weight = Literal["ratio", "uniform", "variance"]
 
 NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
     "cfd": ("surface", "radial", "world_map", "fixed"),
     "sds": ("iid",),
     "fsd": ("world_map", "fixed"),
-    "cds": ("fixed", "iid"),
+    "cds": ("fixed", "per_view", "iid"),
     "ism": ("iid",),
     "sdi": ("iid",),
     "vsd": ("iid",),
 }
-"""Kinds of noise that each method accepts; the first one is its default (docs/methods.md)."""
+"""Kinds of noise that each method accepts; the first one is its default (docs/methods.md), but with a multi-view
+teacher cds has per_view."""
+CFG_OF: dict[MethodName, tuple[float, float]] = {
+    "cfd": (50.0, 75.0),  # CFD's MVDream stage; its tables with Stable Diffusion
+    "sds": (50.0, 100.0),  # MVDream; DreamFusion
+    "fsd": (50.0, 75.0),  # as cfd, of which it is a special case
+    "cds": (51.0, 51.0),  # Consistent3D appendix B.1: eps_text + 50 (eps_text - eps_neg)
+    "ism": (7.5, 7.5),  # LucidDreamer
+    "sdi": (7.5, 7.5),  # SDI
+    "vsd": (7.5, 7.5),  # ProlificDreamer
+}
+"""Guidance scale of each method with large teachers, in the coarse stage and in the refine stage, and its source."""
+RESCALING: tuple[MethodName, ...] = ("cfd", "sds", "fsd")
+"""Methods whose guided prediction is rescaled unless cfg_rescale is set; the sources of the others have no rescale."""
+CFG_RESCALE = 0.5
+"""Their cfg_rescale (MVDream)."""
+
+
+def check_finite(values: object, name: str) -> None:
+    """Raises UserError that names the first float among the values, at any depth, that is not finite."""
+    if isinstance(values, float):
+        check(math.isfinite(values), name, "a finite number", values)
+    elif dataclasses.is_dataclass(values):
+        for inner in dataclasses.fields(values):
+            check_finite(getattr(values, inner.name), f"{name}.{inner.name}".removeprefix("."))
+    elif isinstance(values, tuple):
+        for value in values:
+            check_finite(value, name)
 
 
 def check(condition: bool, name: str, expected: str, got: object) -> None:
@@ -49,6 +77,13 @@ def check_device(name: str) -> None:
     """Raises UserError unless this is the name of a device."""
     known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
     check(known, "device", "auto, cpu, cuda, or cuda:N for one of several GPUs", name)
+
+
+def check_curve(name: str, points: tuple[tuple[float, float], ...]) -> None:
+    """Raises UserError unless the points (share, multiple) have rising shares and multiples of at least 0."""
+    check(len(points) >= 1, name, "at least one (share, multiple) point", points)
+    check(list(points) == sorted(points, key=lambda point: point[0]), name, "points with rising shares", points)
+    check(min(value for _, value in points) >= 0, name, "multiples of at least 0", points)
 
 
 @dataclass(kw_only=True)
@@ -93,12 +128,15 @@ class NoiseConfig:
     kind: NoiseKind | None = None
     """surface: white noise that is consistent between views on the object's surface (CFD). radial: the same, with the
     paper's reference sphere. world_map: a window of a wide map, at the camera's position (FSD). fixed: one image for
-    all views, a negative control. iid: fresh noise every step. Unset: surface for cfd, world_map for fsd, fixed for
-    cds, iid for the others."""
+    all views. per_view: one for each view of a group. iid: fresh noise every step. Unset: surface for cfd, world_map
+    for fsd, fixed for cds (per_view with a multi-view teacher, whose views attend to each other), iid for the
+    others."""
     gamma: float | None = None
     """Share of fresh noise per step, in [0, 1) (CFD Eq. 10); 0 is the clean flow ODE. Unset: 0, but for cfd the value
     that preserves, over any number of steps, as much of the initial noise as 1e-4 does over the 10 000 and 20 000 steps
     of the paper's two stages (.61 and .37)."""
+    gamma_points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """Points (share of the stage's steps done, multiple of gamma), linear in between."""
     background: NoiseBackground | None = None
     """Noise where there is no surface. screen: one image for all views, aging with gamma. fresh: new in every view and
     step. direction: fixed to the direction of the ray. Unset: screen; fresh for cfd with a multi-view teacher, whose
@@ -113,6 +151,9 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         check(self.gamma is None or 0 <= self.gamma < 1, "noise.gamma", "a value in [0, 1)", self.gamma)
+        check_curve("noise.gamma_points", self.gamma_points)
+        most = max(value for _, value in self.gamma_points) * (CFD_GAMMA if self.gamma is None else self.gamma)
+        check(most < 1, "noise.gamma_points", "multiples that keep gamma below 1", self.gamma_points)
         check(self.beta is None or 0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
         check(0 < self.theta <= 360, "noise.theta", "degrees in (0, 360]", self.theta)
 
@@ -172,24 +213,35 @@ class DensifyConfig:
         check(self.noise_lr >= 0, "densify.noise_lr", "at least 0", self.noise_lr)
 
 
+CDS_LAST = 0.98
+"""Largest t1 of Consistent3D's public code."""
+
+
 @dataclass(kw_only=True)
 class CdsConfig:
-    """Times and guidance scale of --guidance cds (Consistent3D Eq. 12 and appendix B.1); times are fractions of T. They
-    replace t_max, t_min and t_points. With t_schedule uniform, t2 is drawn from [t_min, t_max] every step (Tab. 2a)."""
+    """Times, weight, guidance scale and clip of --guidance cds (Consistent3D Eq. 12 and appendix B.1, and its public
+    code); times are fractions of T. They replace t_min, t_points, weight and cfg_points. With t_schedule uniform, t2 is
+    drawn from [t_min, t_max] every step (Tab. 2a)."""
 
     t_max: float
     """Target time t2 at the start of the stage."""
     t_min: float
     """Target time t2 at the end of the stage; in between, t2 falls with the square root of the share of steps done."""
     gap: tuple[float, float]
-    """Range of t1 - t2, drawn uniformly every step."""
-    cfg_end: float = 0.4
-    """Guidance scale at the end of the stage, as a fraction of cfg; it falls linearly (Consistent3D: from 50 to 20)."""
+    """Range of t1 - t2, drawn uniformly every step; t1 is at most 0.98."""
+    weight: Weight
+    """Weight of the difference of the two predicted noises, as the stage's weight."""
+    clip: tuple[float, float] = (2.0, 8.0)
+    """Largest absolute value of the gradient's entries, at the start and at the end of the stage; it moves linearly."""
+    cfg_end: float = 0.412
+    """Guidance scale at the end of the stage, as a fraction of cfg; it falls linearly (Consistent3D: from 50 to 20, in
+    gscfd's scale from 51 to 21)."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.t_min <= self.t_max, "cds.t_min, t_max", "0 <= t_min <= t_max", (self.t_min, self.t_max))
+        valid = 0 <= self.t_min <= self.t_max < CDS_LAST
+        check(valid, "cds.t_min, t_max", f"0 <= t_min <= t_max < {CDS_LAST}", (self.t_min, self.t_max))
         check(0 < self.gap[0] <= self.gap[1], "cds.gap", "(low, high) with 0 < low <= high", self.gap)
-        check(self.t_max + self.gap[1] < 1, "cds.t_max, gap", "t_max + gap's high below 1", (self.t_max, self.gap))
+        check(min(self.clip) > 0, "cds.clip", "positive limits", self.clip)
         check(0 < self.cfg_end <= 1, "cds.cfg_end", "a value in (0, 1]", self.cfg_end)
 
 
@@ -199,6 +251,8 @@ class InversionConfig:
 
     delta_t: float = 0.05
     """Interval t - s between the time of the step and the time s at which the inversion ends."""
+    delta_t_points: tuple[tuple[float, float], ...] = ((0.0, 2.0), (0.3, 1.0))
+    """Points (share of the steps done, multiple of delta_t), linear in between."""
     xs_delta_t: float = 0.2
     """Longest step of the inversion from the image to x_s."""
     xs_inv_steps: int = 5
@@ -207,6 +261,7 @@ class InversionConfig:
 
     def __post_init__(self) -> None:
         check(0 < self.delta_t < 1, "inversion.delta_t", "a value in (0, 1)", self.delta_t)
+        check_curve("inversion.delta_t_points", self.delta_t_points)
         check(0 < self.xs_delta_t <= 1, "inversion.xs_delta_t", "a value in (0, 1]", self.xs_delta_t)
         check(self.xs_inv_steps >= 1, "inversion.xs_inv_steps", "at least 1 step", self.xs_inv_steps)
 
@@ -237,10 +292,12 @@ class TeacherStage:
     """Number of optimization steps; 0 skips the stage."""
     views: int
     """Views per step; for a multi-view teacher, the size of its group."""
-    cfg: float
-    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg)."""
-    cfg_rescale: float = 0.5
-    """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]."""
+    cfg: float | None = None
+    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg). Unset, as in most presets for large teachers:
+    that of the method's source (docs/methods.md)."""
+    cfg_rescale: float | None = None
+    """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]. Unset: 0.5 for
+    cfd, sds and fsd, and in the polish; 0 for the others, whose sources have no rescale."""
     negative_prompt: str | None = None
     """Text of the unconditional branch. Unset: the text that the teacher's authors use; empty for the toybox."""
     perp_neg: bool = False
@@ -263,13 +320,21 @@ class TeacherStage:
     def __post_init__(self) -> None:
         check(self.steps >= 0, "steps", "at least 0", self.steps)
         check(self.views >= 1, "views", "at least 1", self.views)
-        check(0 <= self.cfg_rescale <= 1, "cfg_rescale", "a value in [0, 1]", self.cfg_rescale)
+        share = self.cfg_rescale
+        check(share is None or 0 <= share <= 1, "cfg_rescale", "a value in [0, 1]", share)
         check(0 <= self.t_min <= self.t_max < 1, "t_min, t_max", "0 <= t_min <= t_max < 1", (self.t_min, self.t_max))
         for name in ("elevation", "fov", "radius"):
             low, high = getattr(self, name)
             check(low <= high, name, "(low, high) with low <= high", (low, high))
         check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
         check(self.radius[0] > 0, "radius", "a positive range", self.radius)
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale; of a stage from `Config.stage`, which sets what is unset."""
+        if self.cfg is None:
+            raise ValueError("cfg: expected a stage from Config.stage, got one whose guidance scale is unset")
+        return self.cfg
 
     @property
     def max_count(self) -> int:
@@ -285,6 +350,9 @@ class StageConfig(TeacherStage):
     """annealed: t falls along t_points. uniform: t is drawn from [t_min, t_max] every step (plain SDS)."""
     t_points: tuple[tuple[float, float], ...]
     """Points (share of the steps done, p) of the schedule t = t_min + (t_max - t_min)(1 - p), linear in between."""
+    weight: Weight = "ratio"
+    """Weight of the difference of two predicted noises. ratio: sigma / alpha, with which the gradient leads to the
+    denoised image. uniform: 1. variance: sigma^2. --guidance cds has its own weight."""
     cfg_points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     """Points (share of the steps done, multiple of cfg), linear in between. Strong guidance at large t binds the words
     to the object; at small t it only saturates colors. --guidance cds has its own curve."""
@@ -302,27 +370,30 @@ class StageConfig(TeacherStage):
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     """When Gaussians are split, cloned, moved and removed."""
     opacity_reg: float = 0.0
-    """Weight of the sum of o (1 - o) over a view's pixels, which drives opacity to 0 or 1 and removes floaters. Pixels
-    are counted at the teacher's image size, regardless of the render size."""
+    """Weight of the mean of o (1 - o) over the pixels, which drives opacity to 0 or 1 and removes floaters. All these
+    weights are relative to the distillation loss: a regularizer's share of the loss stays the same as it falls."""
     sparsity_reg: float = 0.0
-    """Weight of the sum of sqrt(o^2 + 0.01) over a view's pixels, which reduces coverage and haze (threestudio)."""
+    """Weight of the mean of sqrt(o^2 + 0.01) over the pixels, which reduces coverage and haze (threestudio)."""
     scale_reg: float = 0.0
     """Weight of the mean, over the Gaussians, of the largest standard deviation, which prevents oversized Gaussians."""
+    normal_reg: float = 0.0
+    """Weight of the mean squared difference of the normals of neighboring pixels on the surface, which smooths it
+    (CFD's code)."""
+    depth_reg: float = 0.0
+    """Weight of the variance of the depths that a pixel shows, mean over the surface, which makes one layer of several
+    (HiFA's z-variance; CFD's code)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(len(self.t_points) >= 1, "t_points", "at least one (share, p) point", self.t_points)
         check(list(self.t_points) == sorted(self.t_points), "t_points", "points with rising shares", self.t_points)
-        check(len(self.cfg_points) >= 1, "cfg_points", "at least one (share, multiple) point", self.cfg_points)
-        rises = list(self.cfg_points) == sorted(self.cfg_points, key=lambda point: point[0])
-        check(rises, "cfg_points", "points with rising shares", self.cfg_points)
-        check(min(value for _, value in self.cfg_points) >= 0, "cfg_points", "multiples of at least 0", self.cfg_points)
+        check_curve("cfg_points", self.cfg_points)
         shares, sizes = [share for share, _ in self.render_sizes], [size for _, size in self.render_sizes]
         rising = not shares or (shares[0] == 0 and shares == sorted(shares))
         check(rising, "render_sizes", "(share, pixels) with rising shares from 0", self.render_sizes)
         check(all(size >= 1 for size in sizes), "render_sizes", "at least 1 pixel", self.render_sizes)
         check(0 <= self.normal_prob <= 1, "normal_prob", "a value in [0, 1]", self.normal_prob)
-        for name in ("opacity_reg", "sparsity_reg", "scale_reg"):
+        for name in ("opacity_reg", "sparsity_reg", "scale_reg", "normal_reg", "depth_reg"):
             check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
     @property
@@ -353,6 +424,7 @@ class PolishConfig(TeacherStage):
         super().__post_init__()
         for name in ("asks", "album", "fits"):
             check(getattr(self, name) >= 1, f"polish.{name}", "at least 1", getattr(self, name))
+        check(self.cfg is not None, "polish.cfg", "a guidance scale", self.cfg)
         check(self.t_min > 0, "polish.t_min", "a value above 0: a view without noise stays as it is", self.t_min)
         check(0 <= self.ssim <= 1, "polish.ssim", "a value in [0, 1]", self.ssim)
         for name in ("opacity_reg", "smooth"):
@@ -461,8 +533,8 @@ def coarse_stage() -> StageConfig:
         cfg=4.0,
         cfg_points=((0.0, 1.0), (0.35, 1.0), (0.37, 0.625), (0.62, 0.625), (0.64, 0.375)),
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
-        cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2)),
-        opacity_reg=0.2,
+        cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.3), weight="uniform"),
+        opacity_reg=3.0,
     )
 
 
@@ -473,8 +545,8 @@ def refine_stage() -> StageConfig:
         views=2,
         cfg=2.0,
         t_points=((0.0, 0.75), (1.0, 0.95)),
-        cds=CdsConfig(t_max=0.5, t_min=0.02, gap=(0.1, 0.1)),
-        opacity_reg=0.2,
+        cds=CdsConfig(t_max=0.5, t_min=0.02, gap=(0.1, 0.2), weight="variance"),
+        opacity_reg=3.0,
         lr=LearningRates(means=1e-3, quats=3e-3, scales=4e-3, opacities=2e-2, sh0=1.5e-2),
     )
 
@@ -548,6 +620,7 @@ class Config:
     """Changes made in the viewer; a run that starts or resumes with them repeats them at the same steps."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "")
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
         check_device(self.device)
         kinds = (None, *NOISE_OF[self.guidance])
@@ -556,13 +629,23 @@ class Config:
 
     @property
     def noise_kind(self) -> NoiseKind:
+        """Kind of noise, but for cds with a multi-view teacher."""
+        return self.noise_kind_for(multiview=False)
+
+    def noise_kind_for(self, multiview: bool) -> NoiseKind:
+        """Kind of noise of a stage. multiview: whether its teacher is."""
+        if self.guidance == "cds" and multiview:
+            return self.noise.kind or "per_view"
         return self.noise.kind or NOISE_OF[self.guidance][0]
 
     def stage(self, name: StageName) -> StageConfig | PolishConfig:
-        """Returns the settings of one stage."""
-        stages: dict[StageName, StageConfig | PolishConfig]
-        stages = {"coarse": self.coarse, "refine": self.refine, "polish": self.polish}
-        return stages[name]
+        """Returns the settings of one stage, those that are unset as the method has them."""
+        if name == "polish":
+            return replace(self.polish, cfg_rescale=first(self.polish.cfg_rescale, CFG_RESCALE))
+        stage = self.coarse if name == "coarse" else self.refine
+        cfg = CFG_OF[self.guidance][0 if name == "coarse" else 1]
+        share = CFG_RESCALE if self.guidance in RESCALING else 0.0
+        return replace(stage, cfg=first(stage.cfg, cfg), cfg_rescale=first(stage.cfg_rescale, share))
 
     def stages(self) -> dict[StageName, StageConfig | PolishConfig]:
         """Returns the stages that have steps, in their order."""
@@ -584,13 +667,19 @@ class Config:
         """What is behind the object in the noise. multiview: whether the teacher is."""
         return self.noise.background or ("fresh" if self.guidance == "cfd" and multiview else "screen")
 
-    def noise_gamma(self, stage: StageName) -> float:
-        """Returns the share of fresh noise per step of a stage with at least one step."""
+    def noise_gamma(self, stage: StageName, multiple: float = 1.0) -> float:
+        """Returns the share of fresh noise per step of a stage with at least one step. multiple: of gamma, from
+        noise.gamma_points."""
         if self.noise.gamma is not None:
-            return self.noise.gamma
+            return multiple * self.noise.gamma
         if self.guidance != "cfd" or stage not in CFD_STEPS:
             return 0.0
-        return rescaled_gamma(CFD_GAMMA, CFD_STEPS[stage], self.stage(stage).steps)
+        return rescaled_gamma(multiple * CFD_GAMMA, CFD_STEPS[stage], self.stage(stage).steps)
+
+
+def first(value: float | None, other: float) -> float:
+    """The value, or the other if it is None."""
+    return other if value is None else value
 
 
 def plain(value: Any) -> Any:
@@ -654,7 +743,7 @@ def merged(base: Dataclass, changes: Any, where: str = "") -> Dataclass:
             values[key] = merged(current, value, f"{where}{key}.")
         else:
             values[key] = cast(value, hints[key], where + key)
-    return dataclasses.replace(base, **values)
+    return replace(base, **values)
 
 
 def presets_folder() -> Path:

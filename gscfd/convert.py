@@ -65,7 +65,7 @@ def convert(src: str, dst: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
-        chosen = tyro.cli(Conversion, args=arguments, prog="python -m gscfd.convert")
+        chosen = tyro.cli(Conversion, args=arguments, prog="gscfd convert")
         convert(chosen.src, chosen.dst)
         print(f"wrote {chosen.dst}; use it with --coarse.teacher {chosen.dst}")
 

@@ -48,7 +48,7 @@ def diagnose() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    tyro.cli(Doctor, args=arguments, prog="python -m gscfd.doctor")
+    tyro.cli(Doctor, args=arguments, prog="gscfd doctor")
     return exit_code(diagnose)
 
 

@@ -12,7 +12,7 @@ from gscfd.lab.options import EvaluateOptions
 
 def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
-        options = tyro.cli(EvaluateOptions, args=arguments, prog="python -m gscfd.evaluate")
+        options = tyro.cli(EvaluateOptions, args=arguments, prog="gscfd evaluate")
         from gscfd.lab.evaluation import evaluate
 
         evaluate(options)

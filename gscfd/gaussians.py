@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
+from gscfd import outlets
 from gscfd.harmonics import SH_C0
 from gscfd.ply import read_tensors, write_tensors
 from gscfd.rasterize import rasterization
@@ -82,6 +84,26 @@ class Gaussians:
     def __len__(self) -> int:
         return self.means.shape[0]
 
+    def __repr__(self) -> str:
+        return f"Gaussians({len(self)}, sh_degree={self.sh_degree}, device={str(self.device)!r})"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        """Returns text and a picture of the splat, for notebooks."""
+        return {"text/plain": repr(self), "image/png": outlets.find("picture")(self)}
+
+    def show(self) -> Any:
+        """Shows the splat as a page that turns it: in a notebook's cell, otherwise in the browser. Returns the cell's
+        content, or None."""
+        return outlets.find("show")(self)
+
+    def save(self, path: str | Path, **options: Any) -> None:
+        """Writes the splat in the format that the name ends in, such as .ply, .spz, .glb, .html, .mesh.glb or .mp4.
+
+        path: replaced if it exists. options: as `gscfd export` takes them, such as axes="y-up" or scale=0.1. Raises
+        UserError for an unknown ending, a wrong option, or a file that cannot be written.
+        """
+        outlets.find("save")(self, path, **options)
+
     @torch.no_grad()
     def clip_colors(self) -> None:
         """Clips the constant colors to [0, 1], in place.
@@ -114,6 +136,15 @@ class Gaussians:
         Raises UserError if the file cannot be read or is not a 3DGS .ply.
         """
         return Gaussians(**read_tensors(path))
+
+
+def load(path: str | Path) -> Gaussians:
+    """Returns the splat of a run folder, or of a 3DGS .ply from any program, on the CPU.
+
+    Raises UserError if there is none, or it cannot be read.
+    """
+    path = Path(path)
+    return Gaussians.load_ply(path / "splat.ply" if path.is_dir() else path)
 
 
 def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, generator: torch.Generator) -> Gaussians:
@@ -150,3 +181,18 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) 
         sh_degree=gaussians.sh_degree, absgrad=absgrad,
     )  # fmt: skip
     return Render(colors[..., :3], colors[..., 3:], alphas, info.get("median_depth"), info)
+
+
+def depth_variance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """Returns the variance [V, H, W, 1] of the depths of the Gaussians that a pixel shows, in square world units, with
+    the compositing weights divided by opacity; 0 where opacity is 0. Differentiable."""
+    # Depth less that of the world's origin, which changes no variance: squares stay small, and so do rounding errors.
+    depth = (cameras.viewmats[:, 2, :3] @ gaussians.means.T)[..., None]
+    moments, alphas, _ = rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
+        torch.cat([depth, depth.square()], -1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
+        render_mode="RGB",
+    )  # fmt: skip
+    first, second = (moments / alphas.clamp(min=1e-6)).split(1, dim=-1)
+    variance: Tensor = second - first.square()
+    return variance.clamp(min=0)

@@ -68,6 +68,7 @@ def make(options: ImageOptions) -> None:
     """Generates the image, writes it and prints its path. Raises UserError for bad input."""
     from gscfd.devices import choose_device, choose_dtype
     from gscfd.distil.picture import draw_picture
+    from gscfd.distil.sampling import decoded
     from gscfd.pictures import as_bytes, write_contact_sheet
     from gscfd.teachers import Prompt, load_teacher
 
@@ -84,7 +85,7 @@ def make(options: ImageOptions) -> None:
             cfg_rescale=options.cfg_rescale,
         )
     )
-    frames = as_bytes(teacher.decode(draw_picture(options, teacher)).permute(0, 2, 3, 1))
+    frames = as_bytes(decoded(teacher, draw_picture(options, teacher)).permute(0, 2, 3, 1))
     try:
         write_contact_sheet(frames, options.out, columns=len(frames))
     except OSError as error:
@@ -93,7 +94,7 @@ def make(options: ImageOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="python -m gscfd.image")))
+    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="gscfd image")))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ def write_contact_sheet(frames: np.ndarray, path: str | Path, columns: int = 4) 
         Image.fromarray(sheet).save(file, format="PNG")
 
 
+def write_picture(frame: np.ndarray, path: str | Path) -> None:
+    """Writes one frame [H, W, 3 or 4] uint8 to a .png."""
+    write_contact_sheet(frame[None], path, columns=1)
+
+
 def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
     """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4. Raises UserError without ffmpeg."""
     try:

@@ -32,6 +32,8 @@ MOST_COEFFICIENTS = {0, 9, 24, 45}
 """Possible numbers of f_rest properties: three channels of spherical harmonics of degree 0 to 3."""
 LARGEST_POSITION = 1e6
 LARGEST_LOG_SCALE = 20.0
+FLAT = "scale_2"
+"""Size along the third axis, which the discs of 2DGS (Huang et al. 2024) do not have."""
 SATURATED = 20.0
 """Replaces the infinite logit of an opacity of 1; its negative replaces the infinite logit of an opacity of 0 and the
 infinite log of a size of 0. Some programs write such values."""
@@ -39,7 +41,10 @@ EXPORT_AGAIN = "export it again from the program it comes from"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes `ply_bytes` to the file, completely or not at all. Raises OSError on failure."""
+    """Writes `ply_bytes` to the file, completely or not at all. Raises OSError on failure, and UserError for a splat
+    without Gaussians, which no program opens."""
+    if len(tensors["means"]) == 0:
+        raise UserError("ply: expected at least one Gaussian to write, got none")
     content = ply_bytes(tensors)
     with atomic_write(path) as file:
         file.write(content)
@@ -78,8 +83,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Returns the parameters of `Gaussians`, by name, from a 3DGS .ply.
 
     The file may be ascii or binary, with properties in any order, without f_rest, and with red, green and blue instead
-    of f_dc. Other properties are ignored. Opacities of exactly 0 or 1 become logits of -20 or 20, and sizes of exactly
-    0 become logs of -20. Allocates at most a few times the size of the file.
+    of f_dc. The discs of a 2DGS .ply, which has no scale_2, get a third size of e^-20. Other properties are ignored.
+    Opacities of exactly 0 or 1 become logits of -20 or 20, and sizes of exactly 0 become logs of -20. Allocates at most
+    a few times the size of the file.
 
     Raises UserError if the file cannot be read, is not a 3DGS .ply, is shorter than its header declares, or contains
     values that cannot be drawn.
@@ -203,7 +209,8 @@ def _tensors(vertices: np.ndarray, kinds: dict[str, str]) -> dict[str, Tensor]:
     color = ["red", "green", "blue"] if from_bytes else [f"f_dc_{i}" for i in range(3)]
     further = [f"f_rest_{i}" for i in range(rest)]
     means, quats, scales = ["x", "y", "z"], [f"rot_{i}" for i in range(4)], [f"scale_{i}" for i in range(3)]
-    missing = [n for n in [*means, *color, *further, "opacity", *scales, *quats] if n not in names]
+    wanted = [*means, *color, *further, "opacity", *scales, *quats]
+    missing = [n for n in wanted if n not in names and n != FLAT]
     if missing:
         raise _Malformed(f"has no property {', '.join(missing)}; {EXPORT_AGAIN}")
     if rest not in MOST_COEFFICIENTS:
@@ -213,7 +220,7 @@ def _tensors(vertices: np.ndarray, kinds: dict[str, str]) -> dict[str, Tensor]:
         stacked = np.empty((len(vertices), len(columns)), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for i, name in enumerate(columns):
-                stacked[:, i] = vertices[name]
+                stacked[:, i] = vertices[name] if name in names else -SATURATED
         return torch.from_numpy(stacked)
 
     values = {

@@ -64,7 +64,7 @@ def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, Te
 
     name = next(iter(config.stages())) if options.stage is None else options.stage
     stage = config.stage(name)
-    stage = replace(stage, teacher=options.teacher or stage.teacher, cfg=min(stage.cfg, MOST_CFG))
+    stage = replace(stage, teacher=options.teacher or stage.teacher, cfg=min(stage.scale, MOST_CFG))
     if known_words(stage.teacher):
         check_words("prompt", options.prompt)
     return name, stage
@@ -106,7 +106,7 @@ def preview(options: PreviewOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: preview(tyro.cli(PreviewOptions, args=arguments, prog="python -m gscfd.preview")))
+    return exit_code(lambda: preview(tyro.cli(PreviewOptions, args=arguments, prog="gscfd preview")))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ class Wording:
     """Text appended to every prompt."""
     view_words: bool
     """Whether the prompt describes the view in words; multi-view teachers receive the camera instead."""
+    repaired: bool = False
+    """Whether texts are repaired as OpenCLIP's tokenizer, on which the teacher was trained, repairs them."""
 
 
 TOYBOX_MULTIVIEW = Wording(view_words=False)
@@ -32,6 +34,7 @@ MVDREAM = Wording(
     ),
     suffix=", 3d asset",
     view_words=False,
+    repaired=True,
 )
 SINGLE_VIEW = Wording(
     negative=(

@@ -12,7 +12,7 @@ from gscfd.lab.options import ShowNoiseOptions
 
 def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
-        options = tyro.cli(ShowNoiseOptions, args=arguments, prog="python -m gscfd.show_noise")
+        options = tyro.cli(ShowNoiseOptions, args=arguments, prog="gscfd show-noise")
         from gscfd.lab.noise_pictures import show
 
         show(options)

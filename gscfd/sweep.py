@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command() -> int:
-        options, rest = tyro.cli(SweepOptions, args=arguments, prog="python -m gscfd.sweep", return_unknown_args=True)
+        options, rest = tyro.cli(SweepOptions, args=arguments, prog="gscfd sweep", return_unknown_args=True)
         return sweep(options, rest)
 
     return exit_code(command, interrupted="interrupted; the same command continues")

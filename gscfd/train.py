@@ -1,19 +1,24 @@
-"""Makes a run, prompt in, run folder out: `python -m gscfd.train --prompt "a yellow duck"`."""
+"""Makes a run, prompt in, run folder out: `gscfd train "a yellow duck"`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gscfd.cli import exit_code
 from gscfd.config import Config, presets
-from gscfd.runs.options import default_preset, option, parse
+from gscfd.runs.options import default_preset, option, parse_command
 
 if TYPE_CHECKING:
     from gscfd.runs.make import Steer
+    from gscfd.viewer.live import LiveViewer
+
+SIGNALS = {129, 130, 143}
+"""Exit codes after SIGHUP, SIGINT (Ctrl-C) and SIGTERM."""
 
 
 def train(config: Config) -> int:
@@ -23,7 +28,7 @@ def train(config: Config) -> int:
     from gscfd.rasterize import cuda_renderer
     from gscfd.runs.folder import Stopped
     from gscfd.runs.make import make_run
-    from gscfd.runs.names import check_folder
+    from gscfd.runs.names import check_folder, folder_of
 
     preflight(config)
     check_folder(config)
@@ -38,13 +43,36 @@ def train(config: Config) -> int:
         print("compile: the first steps of each stage compile the teacher's networks, which takes minutes")
     if config.edits:
         print(f"edits made in the viewer are made again at their steps: {len(config.edits)} (edits: in config.yaml)")
-    try:
-        with watched(config) as steer:
+    with watched(config) as viewer:
+        steer = None if viewer is None else steered_by(viewer)
+        message, code = f"finished, saved in {folder_of(config)}", 0
+        try:
             make_run(config, teachers, steer)
-    except Stopped as stopped:
-        print(f"\nstopped: {stopped}")
-        return stopped.code
-    return 0
+        except Stopped as stopped:
+            message, code = f"stopped: {stopped}", stopped.code
+            print(f"\n{message}")
+        teachers.clear()
+        if viewer is not None:
+            show_end(viewer, message, folder_of(config), code)
+    return code
+
+
+def steered_by(viewer: LiveViewer) -> Steer:
+    """Returns the callable by which the page steers the run."""
+    from gscfd.viewer.steer import steer
+
+    return partial(steer, viewer)
+
+
+def show_end(viewer: LiveViewer, message: str, folder: Path, code: int) -> None:
+    """Shows how the run ended until the page is closed; returns at once after a signal, or if no browser is there."""
+    if code in SIGNALS and not viewer.controls.stopping:
+        return
+    viewer.end(message, folder)
+    if viewer.server.get_clients():
+        print(f"viewer: {viewer.address} stays until it is closed in the browser; Ctrl-C ends it", flush=True)
+    with suppress(KeyboardInterrupt):
+        viewer.stay()
 
 
 def show_plan(config: Config) -> None:
@@ -70,22 +98,18 @@ def list_words() -> None:
 
 
 @contextmanager
-def watched(config: Config) -> Iterator[Steer | None]:
-    """Serves the viewer if it is enabled, and yields the callable that steers the run, or None.
-
-    Raises UserError if the viewer cannot be served.
-    """
+def watched(config: Config) -> Iterator[LiveViewer | None]:
+    """Serves the viewer if it is enabled, and yields it, or None. Raises UserError if it cannot be served."""
     if not config.viewer.on:
         yield None
         return
     from gscfd.distil.pipeline import painted_noise
     from gscfd.viewer.live import LiveViewer
-    from gscfd.viewer.steer import steer
 
     viewer = LiveViewer(config, partial(painted_noise, config))
     print(f"viewer: {viewer.address}", flush=True)
     try:
-        yield partial(steer, viewer)
+        yield viewer
     finally:
         viewer.close()
 
@@ -94,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command() -> int:
-        config = parse(arguments)
+        config = parse_command(arguments)
         if config.list_words:
             list_words()
             return 0

@@ -52,7 +52,7 @@ def view(options: ViewOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: view(tyro.cli(ViewOptions, args=arguments, prog="python -m gscfd.view")))
+    return exit_code(lambda: view(tyro.cli(ViewOptions, args=arguments, prog="gscfd view")))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from gscfd.config import Config, StageConfig, load_preset, presets
+from gscfd.config import Config, TeacherStage, load_preset, presets
 
 ROOT = Path(__file__).parents[1]
 SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
@@ -115,16 +115,16 @@ def presets_page() -> str:
     for name in sorted(presets(), key=lambda name: (name != "toybox", name)):
         config, text = load_preset(name), (folder / f"{name}.yaml").read_text()
         most = max(stage.densify.max_count for stage in (config.coarse, config.refine) if stage.steps)
-        stages = [stage_text(config.coarse), stage_text(config.refine)]
+        stages = [stage_text(config.stage("coarse")), stage_text(config.stage("refine"))]
         rows.append([f"[`{name}`](#{name})", *stages, str(config.init.count), str(most)])
         parts.append(f"## {name}\n\n```yaml\n{text}```\n")
     return table(rows) + "\n" + "\n".join(parts)
 
 
-def stage_text(stage: StageConfig) -> str:
+def stage_text(stage: TeacherStage) -> str:
     if not stage.steps:
         return "none"
-    return f"`{stage.teacher}`, {stage.steps} steps, views: {stage.views}, guidance: {stage.cfg:g}"
+    return f"`{stage.teacher}`, {stage.steps} steps, views: {stage.views}, guidance: {stage.scale:g}"
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -209,12 +209,13 @@ def commands_page() -> str:
     parts = []
     for name in commands():
         text = help_of(name)
-        if name == "gscfd.train":
-            text = text.split("\n options")[0]
         lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
         parts.append(f"## {name}\n\n```text\n{lines}\n```\n")
         if name == "gscfd.train":
-            parts.append("Its options are the [settings](settings.md).\n")
+            parts.append("All its options are the [settings](settings.md).\n")
+        for part in subcommands(text):
+            own = "\n".join(line.rstrip() for line in help_of(name, part).strip().splitlines())
+            parts.append(f"### {name} {part}\n\n```text\n{own}\n```\n")
     return "\n".join(parts)
 
 
@@ -227,10 +228,16 @@ def commands() -> list[str]:
     return sorted(found, key=lambda name: (name != "gscfd.train", "toybox" in name, name))
 
 
-def help_of(name: str) -> str:
-    """Returns the output of `python -m NAME --help`."""
+def subcommands(text: str) -> list[str]:
+    """Returns the parts of a command whose help names parts: usage: ... {papers,pipeline}."""
+    found = re.search(r"^usage: .*\{([\w,-]+)\}$", text, re.MULTILINE)
+    return found[1].split(",") if found else []
+
+
+def help_of(name: str, *part: str) -> str:
+    """Returns the output of `python -m NAME PART --help`."""
     said = io.StringIO()
-    with arguments([name, "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    with arguments([name, *part, "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     return said.getvalue()
 

@@ -30,7 +30,9 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     load = functools.cache(load_teacher)
-    vars(runs_folder)["turntable_frames"] = lambda gaussians, frames, size: turntable_frames(gaussians, frames, 32)
+    vars(runs_folder)["turntable_frames"] = lambda gaussians, frames, size, **options: turntable_frames(
+        gaussians, frames, 32, **options
+    )
     vars(preflight)["load_teacher"] = load
     for name in ("toybox/multiview", "toybox/singleview"):
         load(name, device=torch.device("cpu"), dtype=torch.float32)

@@ -8,22 +8,9 @@ import torch
 
 from gscfd.config import Config, MethodName, to_yaml
 from gscfd.gaussians import Gaussians
-from gscfd.harmonics import rgb_to_sh0
+from gscfd.lab.assets import as_gaussians
 from gscfd.runs.names import FINISHED_FILE
-from gscfd.toybox.objects import ToyObject, sample_object
-
-
-def splat_of(thing: ToyObject) -> Gaussians:
-    """A toybox object as Gaussians."""
-    opacities = torch.from_numpy(thing.opacities)
-    return Gaussians(
-        means=torch.from_numpy(thing.means),
-        quats=torch.from_numpy(thing.quats),
-        scales=torch.from_numpy(thing.scales).log(),
-        opacities=opacities.logit(),
-        sh0=rgb_to_sh0(torch.from_numpy(thing.colors))[:, None],
-        shN=torch.zeros(len(opacities), 0, 3),
-    )
+from gscfd.toybox.objects import sample_object
 
 
 def two_faced(splat: Gaussians) -> Gaussians:
@@ -45,7 +32,7 @@ def write_run(
     """A finished run that has made a true object."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(Config(prompt=prompt, seed=seed, guidance=guidance)))
-    splat_of(sample_object(seed, kind=kind, color=color, spacing=0.08, allow_withheld=True)).save_ply(
+    as_gaussians(sample_object(seed, kind=kind, color=color, spacing=0.08, allow_withheld=True)).save_ply(
         folder / "splat.ply"
     )
     (folder / FINISHED_FILE).write_bytes(b"")

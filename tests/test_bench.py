@@ -124,7 +124,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
     large = turntable_frames
-    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 32))
+    monkeypatch.setattr(
+        runs_folder,
+        "turntable_frames",
+        lambda gaussians, frames, size, **options: large(gaussians, frames, 32, **options),
+    )
 
 
 class OneProcess:
@@ -168,7 +172,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OneProcess]]:
 def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_seeds(
     small: None, one_process: type[OneProcess], tmp_path: Path
 ) -> None:
-    report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
+    report = papers.papers(options.BenchOptions(out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
@@ -180,11 +184,11 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/splat.ply")}
     assert len(made) == 2 + 5 * 4
-    again = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
+    again = papers.papers(options.BenchOptions(out=tmp_path))
     assert again.tables[0].rows == report.tables[0].rows
     assert json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"] == report.tables[0].rows
     assert one_process.made == ["sds-a-yellow-duck-0", "cfd-a-yellow-duck-0"]
-    assert "--seeds 2:" in papers.papers(options.BenchOptions(what="papers", out=tmp_path, seeds=2)).notes[0]
+    assert "--seeds 2:" in papers.papers(options.BenchOptions(out=tmp_path, seeds=2)).notes[0]
     assert one_process.made[2:] == ["sds-a-yellow-duck-1", "cfd-a-yellow-duck-1"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
@@ -193,7 +197,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported(
     small: None, one_process: type[OneProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(one_process, "failing", {"sds"})
-    report = papers.papers(options.BenchOptions(what="papers", out=tmp_path))
+    report = papers.papers(options.BenchOptions(out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
     assert (tmp_path / "report.md").read_text().startswith("Failed: ")

@@ -105,6 +105,20 @@ def test_bad_values_are_named(changes: dict[str, object], name: str) -> None:
         merged(Config(), changes)
 
 
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"coarse": {"cfg": float("nan")}}, "coarse.cfg"),
+        ({"init": {"radius": float("inf")}}, "init.radius"),
+        ({"polish": {"smooth": float("inf")}}, "polish.smooth"),
+        ({"coarse": {"cfg_points": [[0.0, float("inf")]]}}, "coarse.cfg_points"),
+    ],
+)
+def test_a_setting_that_is_not_finite_is_named(changes: dict[str, object], name: str) -> None:
+    with pytest.raises(UserError, match=f"^{name}: expected a finite number, got (nan|inf)"):
+        merged(Config(), changes)
+
+
 def test_good_values_pass() -> None:
     assert merged(Config(), {"guidance": "sds", "noise": {"kind": "iid", "gamma": 0}}).noise.kind == "iid"
 

@@ -30,7 +30,7 @@ from gscfd.runs.folder import RunFolder
 from gscfd.types import Cameras, Render
 
 SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer", "--polish.steps", "0"]
-FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+FILES = {"splat.ply", "turntable.mp4", "turntable.png", "thumbnail.png", "config.yaml", "stats.jsonl", "log.txt"}
 
 
 def run(*arguments: str | Path | int) -> int:
@@ -52,8 +52,9 @@ def test_a_run_leaves_everything_a_user_expects(finished: Path) -> None:
     assert {p.name for p in finished.iterdir()} == FILES
     assert len(Gaussians.load_ply(finished / "splat.ply")) >= 1
     assert iio.imread(finished / "turntable.png").shape == (512, 1024, 3)
+    assert iio.imread(finished / "thumbnail.png").shape == (512, 512, 3)
     frames = iio.imread(finished / "turntable.mp4", plugin="FFMPEG")
-    assert frames.shape == (48, 256, 256, 3)
+    assert frames.shape == (80, 512, 512, 3)
 
 
 def test_the_written_config_reloads_to_the_same_config(finished: Path) -> None:

@@ -1,6 +1,6 @@
 """`python -m gscfd.export`: every file is read back by a program that is not gscfd, and compared as pictures.
 
-Readers: plyfile, pygltflib, trimesh, open3d, and where they are installed PlayCanvas' splat-transform (npm install
+Readers: plyfile, pygltflib, trimesh, and where they are installed PlayCanvas' splat-transform (npm install
 -g @playcanvas/splat-transform, or its path in SPLAT_TRANSFORM) and Chromium (or its path in CHROMIUM).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -22,6 +24,7 @@ import pygltflib
 import pytest
 import torch
 import trimesh
+from chromium import CHROMIUM, FLAGS
 from PIL import Image
 from plyfile import PlyData
 from present import as_a
@@ -30,11 +33,12 @@ from torch.nn.functional import normalize
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, Axes, Format, mesh, sog, write
+from gscfd.export import FORMATS, Axes, Format, mesh, sog, surface, write
 from gscfd.export.__main__ import main
-from gscfd.export.spz import fractional_bits
+from gscfd.export.options import ExportOptions
+from gscfd.export.spz import fractional_bits, write_spz
 from gscfd.export.transform import FROM_Z_UP, change_of_axes, transformed, turned_harmonics, with_degree
-from gscfd.export.turntable import WHOLE_RADIUS
+from gscfd.export.turntable import THREE_QUARTERS, WHOLE_RADIUS, turntable_frames
 from gscfd.export.write import APPLIES, AXES, MESHES, SPLATS
 from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import harmonic_basis, rgb_to_sh0
@@ -44,7 +48,6 @@ from gscfd.types import Cameras
 LOSSLESS = 50.0
 VIEWS = turntable(4, size=128)
 SPLAT_TRANSFORM = os.environ.get("SPLAT_TRANSFORM") or shutil.which("splat-transform")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 needs_splat_transform = pytest.mark.skipif(
     SPLAT_TRANSFORM is None, reason="needs splat-transform: npm install -g @playcanvas/splat-transform"
 )
@@ -244,9 +247,11 @@ def test_a_single_gaussian_survives_every_format(tmp_path: Path) -> None:
 def test_the_same_splat_gives_the_same_bytes(source: Path) -> None:
     for kind in (*SPLATS, "html"):
         written = []
-        for name in (f"a.{kind}", f"b.{kind}"):
-            assert main([str(source), "--to", kind, "--out", str(source.with_name(name))]) == 0
-            written.append(source.with_name(name).read_bytes().replace(b"<title>b", b"<title>a"))
+        for folder in "ab":
+            out = source.parent / folder / f"splat.{kind}"
+            out.parent.mkdir(exist_ok=True)
+            assert main([str(source), "--to", kind, "--out", str(out)]) == 0
+            written.append(out.read_bytes())
         assert written[0] == written[1], kind
 
 
@@ -265,33 +270,212 @@ def test_a_palette_that_is_too_small_takes_the_nearest(monkeypatch: pytest.Monke
     assert np.square(entries[(labels + 1) % 256] - rows).sum(1).mean() > 20 * error.mean(), "control"
 
 
+# Splats at the edges of the formats.
+
+
+def with_strays(gaussians: Gaussians, distance: float) -> Gaussians:
+    """The splat with two Gaussians far away, which are also large, and one very bright one hidden inside it."""
+    values = gaussians.tensors()
+    far = torch.tensor([[1, -0.5, 0.3], [-1, 0.0, 0.5], [0, 0, 0]])
+    values["means"][:3] = distance * far
+    values["scales"][:2] = math.log(distance / 100)
+    values["sh0"][2] = 1e4
+    values["opacities"][2] = -8.0
+    return Gaussians(**values)
+
+
+def edge_splats() -> dict[str, Gaussians]:
+    """By name: a single Gaussian, one color in a plane, no opacity, one half of it, far from the origin, large, tiny,
+    strays."""
+    whole = shell(0, count=600)
+    values, middle = whole.tensors(), torch.tensor([4e5, 0.0, 0.0])
+    faint = values["opacities"].clone()
+    faint[:300] = -8.0
+    flat = torch.tensor([1.0, 1.0, 0.0])
+
+    def changed(**new: Tensor) -> Gaussians:
+        return Gaussians(**{**values, **new})
+
+    return {
+        "one": Gaussians(**{name: value[:1] for name, value in values.items()}),
+        "one color": changed(
+            means=values["means"] * flat,
+            sh0=torch.ones_like(values["sh0"]),
+            scales=torch.full_like(values["scales"], -3.0),
+        ),
+        "invisible": changed(opacities=torch.full_like(faint, -8.0)),
+        "half invisible": changed(opacities=faint),
+        "far": changed(means=values["means"] + middle),
+        "huge": transformed(whole, torch.eye(3, dtype=torch.float64), 1e4),
+        "tiny": transformed(whole, torch.eye(3, dtype=torch.float64), 1e-2),
+        "strays": with_strays(whole, 3e3),
+    }
+
+
+REFUSED = {("invisible", "compressed.ply"), ("huge", "spz")}
+"""Splats that a format cannot hold."""
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("name", edge_splats())
+def test_every_writer_holds_the_splat_or_says_that_it_cannot(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge_splats()[name].save_ply(tmp_path / "splat.ply")
+    for kind in [*sorted(SPLATS.keys() - {"ply"}), "html", "png"]:
+        small = ["--frames", "1", "--size", "16"] if kind == "png" else []
+        code = main([str(tmp_path), "--to", kind, *small])
+        assert (code == 2) == ((name, kind) in REFUSED), kind
+        assert (tmp_path / f"splat.{kind}").exists() == (code == 0), kind
+    errors = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("error: to: ") for line in errors)
+    assert len(errors) == len([kind for splat, kind in REFUSED if splat == name])
+
+
+@needs_splat_transform
+@pytest.mark.parametrize("name", edge_splats())
+def test_another_program_reads_the_edges_of_a_format(tmp_path: Path, name: str) -> None:
+    splat = edge_splats()[name]
+    splat.save_ply(tmp_path / "splat.ply")
+    reach = splat.means.detach().abs().max().item()
+    shown = int((splat.opacities.detach().sigmoid() > 1 / 255).sum())
+    for kind in ("compressed.ply", "splat", "spz", "sog"):
+        if (name, kind) in REFUSED:
+            continue
+        assert main([str(tmp_path), "--to", kind, "--axes", "z-up"]) == 0
+        read = by_splat_transform(tmp_path / f"splat.{kind}")
+        assert len(read) == (shown if kind == "compressed.ply" else len(splat)), kind
+        assert read.means.abs().max().item() == pytest.approx(reach, rel=2e-3), kind
+        assert read.scales.max().item() == pytest.approx(splat.scales.max().item(), abs=0.1), kind
+
+
+def test_a_splat_without_gaussians_is_written_by_no_one(tmp_path: Path) -> None:
+    none = Gaussians(**{name: value[:0] for name, value in shell(0, count=1).tensors().items()})
+    with pytest.raises(UserError, match="at least one Gaussian"):
+        none.save_ply(tmp_path / "splat.ply")
+    for kind in sorted(set(FORMATS)):
+        with pytest.raises(UserError, match="at least one Gaussian"):
+            write.write(ExportOptions(source=tmp_path, to=kind), none, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", ["1e-30", "1e30", "1e300"])
+def test_a_scale_at_which_numbers_vanish_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str
+) -> None:
+    shell(0, count=9).save_ply(tmp_path / "splat.ply")
+    for kind in [*sorted(SPLATS.keys() - {"ply"}), "html"]:
+        assert main([str(tmp_path), "--to", kind, "--scale", scale]) == 2
+    assert all(line.startswith("error: scale: expected") for line in capsys.readouterr().err.splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["splat.ply"]
+
+
+@needs_splat_transform
+def test_spz_keeps_the_last_bit_of_the_largest_position(tmp_path: Path) -> None:
+    """The largest signed 24-bit number; rounding must not carry into the sign."""
+    for largest in (2.0**23 - 1, 2.0**3 - 2.0**-20, 2.0**3 - 2.0**-22, 4.0):
+        values = shell(0, count=2).tensors()
+        values["means"] = torch.tensor([[largest, 0.0, -largest], [0.0, -largest, largest]])
+        Gaussians(**values).save_ply(tmp_path / "splat.ply")
+        if largest > 1e6:  # beyond what a .ply may hold
+            write_spz(Gaussians(**values), tmp_path / "splat.spz")
+        else:
+            assert main([str(tmp_path), "--to", "spz", "--axes", "z-up", "--overwrite"]) == 0
+        read = by_splat_transform(tmp_path / "splat.spz").means * torch.tensor([1, -1, -1])
+        assert torch.allclose(read, values["means"], rtol=1e-6), largest
+
+
+def test_positions_and_sizes_beyond_spz_are_refused_and_sog_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = shell(0, count=9).tensors()
+    values |= {"means": values["means"] + torch.tensor([9000.0, 0.0, 0.0]), "scales": values["scales"] - 2}
+    Gaussians(**values).save_ply(tmp_path / "splat.ply")
+    for scale, message in (("1000", "positions up to 8388607"), ("1e-4", "a median of")):
+        assert main([str(tmp_path), "--to", "spz", "--scale", scale]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "--to sog" in error
+        assert main([str(tmp_path), "--to", "sog", "--scale", scale, "--overwrite"]) == 0
+
+
 # The page.
+
+
+def probed(page: Path, probe: str) -> str:
+    """The document of a page after a script has run in it; fails for an error in the console."""
+    copy = page.with_name("probe.html")
+    copy.write_text(page.read_text().replace("</body>", f"<script>{probe}</script></body>"))
+    flags = ["--headless", *FLAGS, "--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}"]
+    command = [str(CHROMIUM), *flags, "--dump-dom", copy.as_uri()]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    assert "CONSOLE" not in ran.stderr, "no error in the console"
+    return ran.stdout
+
+
+def in_browser(page: Path) -> Tensor:
+    """Two views of a page, a quarter turn apart, over white, [2, 128, 128, 3]; fails for an error in the console."""
+    probe = """turning = false;
+    const shown = [0, Math.PI / 2].map(turned => {
+      camera.azimuth = turned;
+      draw(128, 128);
+      return canvas.toDataURL();
+    });
+    document.body.replaceChildren(shown);"""
+    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", probed(page, probe))
+    rgba = torch.from_numpy(
+        np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded])
+    )
+    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
 
 
 @needs_chromium
 @degree_3
 def test_the_page_shows_the_splat_in_a_browser_without_a_network(splat: Gaussians, source: Path) -> None:
     assert main([str(source), "--to", "html"]) == 0
-    page = source.with_suffix(".html").read_text()
-    probe = """const shown = [0, Math.PI / 2].map(turned => {
-      camera.azimuth = turned;
-      draw(128, 128);
-      return canvas.toDataURL();
-    });
-    document.body.replaceChildren(shown);"""
-    (source.parent / "probe.html").write_text(page.replace("</body>", f"<script>{probe}</script></body>"))
-    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={source.parent / 'profile'}", "--dump-dom"]
-    command = [str(CHROMIUM), *flags, (source.parent / "probe.html").as_uri()]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    assert "CONSOLE" not in ran.stderr, "no error in the console"
-    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", ran.stdout)
-    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) / 255.0 for png in encoded]
-    rgba = torch.from_numpy(np.stack(images))
-    shown, expected = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], pictures(with_degree(splat, 0))[:2]
+    shown, expected = in_browser(source.with_suffix(".html")), pictures(with_degree(splat, 0))[:2]
     print(f"html: {psnr(shown, expected):.1f} dB")
     assert psnr(shown, expected) > LOSSLESS
     assert psnr(shown.flip(0), expected) < 25, "control: the other view"
+
+
+@needs_chromium
+@degree_0
+def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    probe = """const press = key => window.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    const first = camera.azimuth, distance = camera.distance;
+    before = null;
+    turn(0); turn(100);
+    const moved = camera.azimuth - first;
+    press("+");
+    const still = camera.azimuth;
+    turn(200);
+    const stopped = camera.azimuth === still && !turning;
+    press("ArrowRight");
+    document.title = JSON.stringify([first, moved, stopped, camera.azimuth < still, camera.distance < distance,
+      document.querySelector("p").style.opacity]);"""
+    told = re.search(r"<title>(.*?)</title>", probed(source.with_suffix(".html"), probe))
+    assert told is not None
+    first, moved, *states = json.loads(told[1].replace("&quot;", '"'))
+    assert math.degrees(first) == pytest.approx(30) and math.degrees(moved) == pytest.approx(2.25, abs=0.01)
+    assert states == [True, True, True, "0"]
+
+
+@needs_chromium
+@degree_0
+@pytest.mark.parametrize("distance", [3e3, 9e5])
+def test_the_page_keeps_its_quality_whatever_lies_far_away(splat: Gaussians, tmp_path: Path, distance: float) -> None:
+    strays = with_strays(splat, distance)
+    strays.save_ply(tmp_path / "splat.ply")
+    assert main([str(tmp_path), "--to", "html"]) == 0
+    shown, expected = in_browser(tmp_path / "splat.html"), pictures(strays)[:2]
+    print(f"html: {psnr(shown, expected):.1f} dB with strays at {distance:g}")
+    assert psnr(shown, expected) > LOSSLESS
+    values = strays.tensors()
+    means = values["means"]
+    step = (means.amax() - means.amin()) / 65535
+    coarse = Gaussians(**{**values, "means": (means / step).round() * step})
+    assert psnr(pictures(coarse)[:2], expected) < 35, "control: positions as 16 bits of their range"
 
 
 @degree_0
@@ -359,59 +543,104 @@ def test_axes_of_the_source_and_of_the_file_are_both_heard(splat: Gaussians, sou
 
 @pytest.fixture(scope="module")
 def sphere() -> mesh.Mesh:
-    pytest.importorskip("open3d", reason="needs pip install 'gscfd[mesh]'", exc_type=ImportError)
+    for package in ("manifold3d", "xatlas"):
+        pytest.importorskip(package, reason="needs pip install 'gscfd[mesh]'")
     floater = shell(0, count=30, radius=0.04).tensors()
     floater["means"] = floater["means"] + torch.tensor([0.0, 0.0, 0.95])
     both = {name: torch.cat([value, floater[name]]) for name, value in shell(0).tensors().items()}
-    return mesh.extract_mesh(Gaussians(**both), resolution=48)
+    return mesh.extract_mesh(Gaussians(**both), resolution=48, triangles=3000)
 
 
-def test_the_mesh_of_a_sphere_is_a_sphere_without_floaters(sphere: mesh.Mesh) -> None:
+def joined(shape: trimesh.Trimesh) -> trimesh.Trimesh:
+    """The shape with one vertex for all that a seam of the texture has split."""
+    shape.merge_vertices(merge_tex=True, merge_norm=True)
+    return shape
+
+
+def closed(shape: trimesh.Trimesh) -> bool:
+    return bool(shape.is_watertight and shape.is_winding_consistent and shape.volume > 0 and shape.body_count == 1)
+
+
+def test_the_mesh_of_a_sphere_is_a_closed_sphere_without_floaters(sphere: mesh.Mesh) -> None:
     shape = trimesh.Trimesh(sphere.vertices, sphere.triangles)
     radius = np.linalg.norm(sphere.vertices, axis=1)
-    assert abs(radius.mean() - 0.7) < 0.02 and radius.std() < 0.03 and radius.max() < 0.85
-    assert np.abs(sphere.vertices.mean(0)).max() < 0.004, "half a pixel off would show"
-    assert shape.volume == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.08), "and its triangles face outwards"
+    assert closed(shape) and len(sphere.faces) <= 3000
+    assert not closed(trimesh.Trimesh(sphere.vertices, sphere.triangles[1:])), "control: one triangle is missing"
+    assert abs(radius.mean() - 0.7) < 0.06 and radius.std() < 0.03 and radius.max() < 0.85
+    assert np.abs(sphere.vertices.mean(0)).max() < 0.02, "half a pixel off would show"
 
 
-def test_the_mesh_seen_from_the_front_looks_like_the_splat(sphere: mesh.Mesh) -> None:
-    import open3d as o3d
+barycentric: Any = trimesh.triangles.points_to_barycentric
 
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(sphere.vertices, sphere.triangles.astype(np.uint32))
+
+def ray_cast(shape: trimesh.Trimesh, camera: Cameras) -> Tensor:
+    """The textured shape over white, by trimesh's ray caster."""
+    size, matrix = camera.width, torch.linalg.inv(camera.viewmats[0].double()).numpy()
+    pixel = (np.mgrid[:size, :size] + 0.5 - size / 2) / camera.Ks[0, 0, 0].item()
+    directions = np.stack([pixel[1], pixel[0], np.ones_like(pixel[0])], -1).reshape(-1, 3) @ matrix[:3, :3].T
+    starts = np.repeat(matrix[None, :3, 3], len(directions), 0)
+    triangle, ray, place = shape.ray.intersects_id(starts, directions, multiple_hits=False, return_locations=True)
+    weights = barycentric(shape.triangles[triangle], place)
+    visual: Any = as_a(trimesh.visual.TextureVisuals, shape.visual)
+    uv = (visual.uv[shape.faces[triangle]] * weights[..., None]).sum(1)
+    texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
+    column, row = (np.array([uv[:, 0], 1 - uv[:, 1]]) * len(texture)).astype(int).clip(0, len(texture) - 1)
+    image = np.ones((size * size, 3))
+    image[ray] = texture[row, column]
+    return torch.from_numpy(image.reshape(size, size, 3))
+
+
+def test_the_mesh_seen_by_another_renderer_looks_like_the_splat(sphere: mesh.Mesh, tmp_path: Path) -> None:
+    pytest.importorskip("embreex")
     camera = turntable(4, size=64)[:1]
-    rays = scene.create_rays_pinhole(camera.Ks[0].double().numpy(), camera.viewmats[0].double().numpy(), 64, 64)
-    hit = scene.cast_rays(rays)
-    triangle, uv = hit["primitive_ids"].numpy(), hit["primitive_uvs"].numpy()
-    filled = triangle != scene.INVALID_ID
-    corners = sphere.colors[sphere.triangles[np.where(filled, triangle, 0)]]
-    weights = np.stack([1 - uv.sum(-1), uv[..., 0], uv[..., 1]], -1)[..., None]
-    image = torch.from_numpy(np.where(filled[..., None], (corners * weights).sum(-2), 1.0))
-    level = psnr(image, pictures(shell(0), camera)[0])
-    print(f"mesh: {level:.1f} dB")
-    assert level > 21
-    assert psnr(image.flip(1), pictures(shell(0), camera)[0]) < 16, "control: mirrored"
+    write.MESHES["mesh.glb"](sphere, tmp_path / "a.glb")
+    shape = as_a(trimesh.Trimesh, trimesh.load(tmp_path / "a.glb", process=False, force="mesh"))
+    image, expected = ray_cast(shape, camera), pictures(shell(0), camera)[0]
+    print(f"mesh: {psnr(image, expected):.1f} dB")
+    assert psnr(image, expected) > 21
+    assert psnr(image.flip(1), expected) < 16, "control: mirrored"
 
 
 @pytest.mark.parametrize("kind", MESHES)
-def test_a_mesh_file_holds_the_mesh(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
+def test_a_mesh_file_holds_the_mesh_and_its_texture(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     MESHES[kind](sphere, path)
     read = as_a(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh"))
-    assert np.allclose(read.vertices, sphere.vertices, atol=1e-6) and np.array_equal(read.faces, sphere.triangles)
-    if kind == "mesh.glb":
-        light = by_pygltflib(path)["COLOR_0"].astype(np.float64)
-        colors = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    else:
-        colors = as_a(trimesh.visual.ColorVisuals, read.visual).vertex_colors[:, :3] / 255
-    assert np.abs(colors - sphere.colors).max() < 1.01 / 255
+    corners = sphere.vertices[sphere.triangles]
+    assert np.allclose(read.triangles, corners, atol=1e-6)
+    visual: Any = as_a(trimesh.visual.TextureVisuals, read.visual)
+    assert np.allclose(visual.uv[read.faces], sphere.uvs[sphere.faces], atol=1e-5)
+    material = visual.material
+    image = material.baseColorTexture if kind == "mesh.glb" else material.image
+    assert np.array_equal(np.asarray(image.convert("RGB")), sphere.texture)
+    assert closed(joined(read))
+
+
+def test_the_zero_level_of_any_field_is_closed() -> None:
+    field = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
+    field[[0, -1]] = field[:, [0, -1]] = field[:, :, [0, -1]] = 1
+    vertices, triangles = surface.zero_level(field)
+    shape = trimesh.Trimesh(vertices, triangles, process=False)
+    assert shape.is_watertight and shape.is_winding_consistent and shape.volume > 0
+    inside, outside = np.argwhere(field < 0), shape.volume
+    assert outside == pytest.approx(len(inside), rel=0.5), "triangles face outwards"
+
+
+def test_floaters_go_and_cavities_are_filled() -> None:
+    inside = np.zeros((12, 12, 12), bool)
+    inside[2:8, 2:8, 2:8] = True
+    whole = inside.copy()
+    inside[4, 4, 4] = False
+    inside[10, 10, 10] = True
+    assert np.array_equal(surface.solid(inside), whole)
 
 
 @degree_0
 def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corners = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
-    triangle = mesh.Mesh(corners, np.array([[0, 1, 2]], np.int32), np.full((3, 3), 0.5))
-    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution: triangle)
+    three, gray = np.array([0, 1, 2]), np.full((8, 8, 3), 127, np.uint8)
+    triangle = mesh.Mesh(corners, three, np.full((3, 2), 0.5, np.float32), three[None].astype(np.uint32), gray)
+    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution, triangles: triangle)
     assert main([str(source), "--to", "obj", "--scale", "0.1"]) == 0
     assert main([str(source), "--to", "mesh.ply", "--axes", "z-up"]) == 0
     turned = as_a(trimesh.Trimesh, trimesh.load(source.with_suffix(".obj"), process=False, force="mesh"))
@@ -421,11 +650,12 @@ def test_a_mesh_is_turned_and_scaled_after_it_was_taken(source: Path, monkeypatc
 
 
 @degree_0
-def test_without_open3d_the_error_says_what_to_install(
-    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["manifold3d", "xatlas"])
+def test_without_a_package_of_the_mesh_the_error_says_what_to_install(
+    source: Path, package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "open3d", None)
-    assert main([str(source), "--to", "obj"]) == 2
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([str(source), "--to", "obj", "--resolution", "16", "--triangles", "1000"]) == 2
     assert "gscfd[mesh]" in capsys.readouterr().err and not source.with_suffix(".obj").exists()
 
 
@@ -449,8 +679,18 @@ def test_a_transparent_picture_over_white_is_the_picture_on_white(splat: Gaussia
     rgba = torch.from_numpy(iio.imread(source.with_suffix(".png")) / 255.0)
     assert rgba.shape == (128, 128, 4) and rgba[0, 0, 3] == 0 and rgba[..., 3].max() > 0.95
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-    assert psnr(over_white, pictures(splat, turntable(1, size=128, radius=WHOLE_RADIUS))[0]) > LOSSLESS
+    camera = turntable(1, size=128, radius=WHOLE_RADIUS, start=THREE_QUARTERS)
+    assert psnr(over_white, pictures(splat, camera)[0]) > LOSSLESS
     assert psnr(rgba[..., :3], pictures(splat)[0]) < 30, "control: without its alpha it is another picture"
+
+
+@degree_0
+def test_the_shadow_darkens_the_ground_below_the_object_and_nothing_else(splat: Gaussians) -> None:
+    plain, shaded = (turntable_frames(splat, 2, 128, start=30, shadow=on).astype(int) for on in (False, True))
+    darker = plain - shaded
+    assert darker.min() >= 0 and 40 < darker.max() <= 0.3 * 255 + 1
+    assert darker[:, :40].max() == 0 and darker[:, 100:].max() > 20, "above the object the background is plain"
+    assert darker[:, 60:68, 60:68].max() <= 2, "the object itself keeps its light"
 
 
 # The command.
@@ -483,7 +723,9 @@ def test_every_format_is_written_beside_a_run_which_stays_a_run(tmp_path: Path) 
         (["{ply}", "--to", "png", "--size", "17"], "even number"),
         (["{ply}", "--to", "png", "--background", "0", "2", "0"], "in \\[0, 1\\]"),
         (["{ply}", "--to", "png", "--background", "0", "1", "0", "--alpha"], "no --background beside"),
+        (["{ply}", "--to", "png", "--shadow", "--alpha"], "no --shadow beside"),
         (["{ply}", "--to", "obj", "--resolution", "5"], "16 to 1024"),
+        (["{ply}", "--to", "obj", "--triangles", "5"], "at least 100"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(

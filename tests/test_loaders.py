@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from gscfd.cameras import mvdream_matrices, turntable
 from gscfd.errors import UserError
 from gscfd.prompts import MVDREAM
 from gscfd.teachers import Prompt, ldm, load_teacher
-from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, pack, unpack
+from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser, pack, unpack
 from gscfd.teachers.find import find_teacher, wanted
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.multiview import join_views
@@ -51,6 +51,14 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 def distance(a: Tensor, b: Tensor) -> float:
     """Relative L2."""
     return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_widths() -> Iterator[None]:
+    """The single file of the tests has a smaller UNet than the published one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ldm, "WIDTHS", [64, 64, 128, 128])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +193,8 @@ def changed(state: dict[str, Tensor], change: str) -> dict[str, Tensor]:
         del state[unet + "out.2.bias"]
     elif change == "shape":
         state[unet + "out.2.bias"] = torch.zeros(5)
+    elif change == "1.5":
+        state["cond_stage_model.transformer.text_model.final_layer_norm.bias"] = torch.zeros(5)
     elif change == "unknown":
         state[unet + "control.weight"] = torch.zeros(5)
     return state
@@ -199,6 +209,7 @@ def changed(state: dict[str, Tensor], change: str) -> dict[str, Tensor]:
         ("missing", "lacks conv_out.bias"),
         ("shape", r"wrong shape for conv_out.bias \[5\], expected \[4\]"),
         ("unknown", "got control.weight"),
+        ("1.5", "expected MVDream for Stable Diffusion 2.1, got the one for 1.5"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_with_the_reason(
@@ -419,7 +430,10 @@ def test_sdxl_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     assert torch.allclose(said.tokens, tokens[0], atol=1e-6) and torch.allclose(
         present(said.pooled), pooled[0], atol=1e-6
     )
-    assert torch.equal(unsaid.tokens, empty[0]) and torch.equal(present(unsaid.pooled), no_pooled[0])
+    assert not empty.any(), "zeros stand for no negative prompt"
+    _, empty, _, no_pooled = pipeline.encode_prompt("a duck, side view", negative_prompt="", device="cpu")
+    assert torch.allclose(unsaid.tokens, empty[0], atol=1e-6)
+    assert torch.allclose(present(unsaid.pooled), no_pooled[0], atol=1e-6)
     x, text = normal(2, 4, 8, 8, dtype=torch.float64), TextFeatures(tokens.repeat(2, 1, 1), pooled.repeat(2, 1))
     size = (teacher.image_size, teacher.image_size)
     ids = pipeline._get_add_time_ids(size, (0, 0), size, torch.float64, text_encoder_projection_dim=32).repeat(2, 1)
@@ -531,3 +545,102 @@ def test_perp_neg_for_a_teacher_that_reads_cameras_is_refused(
     arguments += ["--polish.steps", "0"]
     assert train.main([*arguments, "--coarse.teacher", str(coarse), "--coarse.perp-neg"]) == 2
     assert "perp_neg" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_single_file_with_heads_of_unknown_size_is_refused(
+    single_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes do not tell 32 channels in a head from 64, and the wrong number ruins every picture."""
+    monkeypatch.setattr(ldm, "WIDTHS", [320, 640, 1280, 1280])
+    with pytest.raises(UserError, match=r"got \[64, 64, 128, 128\] channels; a single file does not say"):
+        load(single_file)
+
+
+def test_mvdream_reads_texts_as_openclip_does(plain: Path, stable_diffusion: Path) -> None:
+    mangled, meant = "a “red” mug &amp;amp; a ﬁsh", 'a "red" mug & a fish'
+    teacher = load(plain)
+    teacher.set_prompt(Prompt(text=mangled, negative="&lt;ugly&gt;", cfg=5.0))
+    assert teacher.known.keys() == {meant + ", 3d asset", "<ugly>", ""}
+    single = load(stable_diffusion)
+    single.set_prompt(Prompt(text=mangled, negative="", cfg=5.0))
+    assert f"{mangled}, front view" in single.known, "control: Stable Diffusion's tokenizer repairs nothing"
+
+
+def published_floyd(folder: Path) -> Path:
+    """DeepFloyd IF as published: its tokenizer is spiece.model alone."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="needs pip install 'gscfd[sentencepiece]'")
+    tiny.deepfloyd(folder)
+    for path in (folder / "tokenizer").iterdir():
+        path.unlink()
+    words = [f"{a}{b} {b}{c}" for a in "abcdef" for b in "ghijkl" for c in "mnopqr"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=40,
+        hard_vocab_limit=False, minloglevel=2, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    (folder / "tokenizer" / "spiece.vocab").unlink()
+    config = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config | {"extra_ids": 0}))
+    return folder
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_read(tmp_path: Path) -> None:
+    teacher = load(published_floyd(tmp_path))
+    teacher.set_prompt(Prompt(text="ag gm", negative="", cfg=5.0))
+    assert teacher.known["ag gm, front view"].tokens.isfinite().all()
+
+
+def test_tokenizers_are_checked_before_the_large_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published_floyd(tmp_path / "if")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError, match="needs sentencepiece: pip install 'gscfd\\[sentencepiece\\]'"):
+        load(folder)
+    arguments = [
+        "--preset",
+        "sd21",
+        "--refine.teacher",
+        str(folder),
+        "--device",
+        "cpu",
+        "--dry-run",
+        "--prompt",
+        "a mug",
+    ]
+    assert train.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "gscfd[sentencepiece]" in capsys.readouterr().out
+    other = tiny.stable_diffusion(tmp_path / "sd")
+    (other / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="expected tokenizer.json or vocab.json"):
+        load(other)
+
+
+def test_shards_named_as_in_2024_are_read(tmp_path: Path) -> None:
+    folder = tiny.stable_diffusion(tmp_path) / "unet"
+    network = UNet2DConditionModel.from_pretrained(folder).half()
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(folder, variant="fp16", max_shard_size="60KB")
+    today = load(tmp_path)
+    (index,) = folder.glob("*index*.json")
+    content = json.loads(index.read_text())
+
+    def old(name: str) -> str:
+        return name.replace(".fp16-", "-").replace(".safetensors", ".fp16.safetensors")
+
+    content["weight_map"] = {key: old(name) for key, name in content["weight_map"].items()}
+    for path in folder.glob("*.safetensors"):
+        path.rename(folder / old(path.name))
+    index.unlink()
+    (folder / "diffusion_pytorch_model.safetensors.fp16.index.json").write_text(json.dumps(content))
+    state, expected = (as_a(UNetDenoiser, t.denoiser).unet.state_dict() for t in (load(tmp_path), today))
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([name for name in wanted(names) if name.startswith("unet/")]) == len(list(folder.iterdir()))
+
+
+def test_the_refiner_of_sdxl_is_named(tmp_path: Path) -> None:
+    tiny.sdxl(tmp_path)
+    shutil.rmtree(tmp_path / "text_encoder")
+    with pytest.raises(UserError, match="got a refiner of SDXL, which only finishes another model's pictures"):
+        load(tmp_path)

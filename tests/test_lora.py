@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gscfd import image, train
 from gscfd.cameras import turntable
-from gscfd.config import VsdConfig
+from gscfd.config import StageConfig, VsdConfig
 from gscfd.distil import lora, preflight
 from gscfd.distil.guidance import vsd
 from gscfd.distil.lora import Lora
@@ -296,7 +296,8 @@ def test_a_picture_of_a_transformer_is_refused(
 
 
 def test_the_plan_counts_the_lora(folders: dict[str, Path]) -> None:
-    settings = runs_options.parse(["--preset", "sd21"]).refine
+    settings = runs_options.parse(["--preset", "sd21"]).stage("refine")
+    assert isinstance(settings, StageConfig)
     _, teacher = found = plan.meta_teacher(str(folders["sd"]), torch.float32)
     plain = plan.teacher_plan(found, settings, "a mug")
     cost, count = plan.learner_costs(Lora(teacher, settings.vsd, seed=0), teacher, settings)

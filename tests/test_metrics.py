@@ -9,13 +9,14 @@ import torch
 from present import present
 from scenes import render_scene, sphere
 from scipy.linalg import sqrtm
-from splats import splat_of, two_faced
+from splats import two_faced
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation, turntable
 from gscfd.distil.state import scaled_gradient_variance
 from gscfd.gaussians import Gaussians
 from gscfd.lab import truths
+from gscfd.lab.assets import as_gaussians
 from gscfd.lab.intervals import bootstrap
 from gscfd.lab.judges import SCORER, Judges, Scorer
 from gscfd.lab.metrics import (
@@ -150,7 +151,7 @@ def test_an_object_of_two_fronts_has_a_worse_janus_score_than_the_true_one(score
     kinds: list[tuple[str, Callable[[Gaussians], Gaussians]]]
     kinds = [("true", lambda splat: splat), ("two-faced", two_faced)]
     for name, make in kinds:
-        splat = make(splat_of(sample_object(100, kind="duck", color="yellow", spacing=0.06)))
+        splat = make(as_gaussians(sample_object(100, kind="duck", color="yellow", spacing=0.06)))
         views = splat.render(cameras).over(torch.tensor(0.75)).clamp(0, 1).permute(0, 3, 1, 2)
         features, azimuths = scorer.image_features(views), azimuth_elevation(cameras)[0]
         scores[name] = janus(features, azimuths, reference.features, reference.azimuths)

@@ -421,6 +421,8 @@ def test_iid_is_new_in_every_view_and_step_and_fixed_is_not() -> None:
     assert ks_normal(fresh) > 1e-3
     for a, b in ((fresh[0], fresh[1]), (fresh[0], later[0]), (fresh[0], later[1])):
         assert abs((a * b).mean()) < 4 / math.sqrt(a.numel())
+    each = kinds.per_view(field, cameras, render, 0)
+    assert not torch.allclose(each[0], each[1]) and torch.equal(each, kinds.per_view(field, cameras, render, 1))
     same = kinds.fixed(field, cameras, render, 0)
     assert torch.equal(same[0], same[1]) and torch.equal(same, kinds.fixed(field, cameras, render, 1))
 

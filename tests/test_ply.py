@@ -78,6 +78,17 @@ def test_bytes_of_color_stand_for_f_dc_where_there_is_none(tmp_path: Path) -> No
     assert np.allclose(255 * rgb, np.stack([table[c] for c in colors], -1), atol=1e-3)
 
 
+def test_the_discs_of_2dgs_are_flat(tmp_path: Path) -> None:
+    names = [name for name in PLACES + COLOR + SHAPE if name != "scale_2"]
+    table = rows(names)
+    read = Gaussians.load_ply(save(tmp_path / "a.ply", table))
+    assert np.array_equal(read.scales[:, :2].detach(), np.stack([table["scale_0"], table["scale_1"]], -1))
+    assert (read.scales[:, 2] == -20).all()
+    without = rows([name for name in names if name != "scale_1"])
+    with pytest.raises(UserError, match="no property scale_1;"):
+        Gaussians.load_ply(save(tmp_path / "b.ply", without))
+
+
 def test_windows_line_ends_in_the_header_are_read(tmp_path: Path) -> None:
     path = save(tmp_path / "a.ply", rows(PLACES + COLOR + SHAPE))
     head, body = path.read_bytes().split(b"end_header\n", 1)

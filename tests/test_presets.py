@@ -108,7 +108,7 @@ def test_a_dry_run_of_bad_settings_is_refused(
 
 def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders: dict[str, Path]) -> None:
     def planned(dtype: torch.dtype, views: int) -> plan.TeacherPlan:
-        stage = runs_options.parse(["--preset", "sd21", "--refine.views", str(views)]).refine
+        stage = runs_options.parse(["--preset", "sd21", "--refine.views", str(views)]).stage("refine")
         return plan.teacher_plan(plan.meta_teacher(str(folders["sd"]), dtype), stage, "a corgi")
 
     one, two, half = planned(torch.float32, 1), planned(torch.float32, 2), planned(torch.bfloat16, 1)

@@ -9,10 +9,11 @@ import pytest
 import tiny_teachers as tiny
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 from tiny import PixelTeacher, TinyTeacher
 from torch import Tensor
 
-from gscfd import preview
+from gscfd import image, preview
 from gscfd.cameras import turntable
 from gscfd.distil import sampling
 from gscfd.distil.sampling import ddim
@@ -165,3 +166,41 @@ def test_a_picture_is_not_overwritten_unasked(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "x.png").write_bytes(b"mine")
     assert make(tmp_path) == 2 and "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "x.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pictures_that_are_not_finite_are_an_error_and_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    """Clipping would make them black, or white."""
+    folder = tiny.stable_diffusion(tmp_path / "sd")
+    for part in ("vae", "unet"):
+        path = folder / part / "diffusion_pytorch_model.safetensors"
+        whole = load_file(path)
+        key = "decoder.conv_out.bias" if part == "vae" else "conv_out.bias"
+        save_file({**whole, key: torch.full_like(whole[key], value)}, path)
+        arguments = ["--prompt", "a mug", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "y.png")]
+        assert make(tmp_path, "--preset", "sd21", "--stage", "refine", "--teacher", folder) == 2
+        assert image.main([*arguments, "--teacher", str(folder), "--method", "ddim"]) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2 and all("of finite numbers, got" in error for error in errors)
+        save_file(whole, path)
+    assert not list(tmp_path.glob("*.png"))
+    assert make(tmp_path, "--preset", "sd21", "--stage", "refine", "--teacher", folder) == 0, "control"
+
+
+def test_a_schedule_that_ends_in_zero_snr_is_sampled(tmp_path: Path) -> None:
+    shown = {}
+    for zero in (False, True):
+        folder = tiny.stable_diffusion(tmp_path / f"sd{zero}", prediction="v_prediction")
+        config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        DDIMScheduler(**config, prediction_type="v_prediction", rescale_betas_zero_snr=zero).save_pretrained(
+            folder / "scheduler"
+        )
+        assert make(tmp_path, "--preset", "sd21", "--stage", "refine", "--teacher", folder, "--overwrite") == 0
+        shown[zero] = iio.imread(tmp_path / "x.png").astype(float)
+    assert shown[True].std() > 5 and abs(shown[True].std() / shown[False].std() - 1) < 0.3
+    DDIMScheduler(**config, prediction_type="epsilon", rescale_betas_zero_snr=True).save_pretrained(
+        folder / "scheduler"
+    )
+    assert make(tmp_path, "--preset", "sd21", "--stage", "refine", "--teacher", folder, "--overwrite") == 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
+import gsplat
 import pytest
 import torch
 from gsplat import DefaultStrategy
@@ -452,6 +454,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "mode": ({"render_mode": "rgb"}, "render_mode: expected one of"),
     "width": ({"width": 0}, "width, height"),
     "near": ({"near_plane": 0.0}, "near_plane"),
+    "far": ({"far_plane": 0.001}, "far_plane: expected a depth beyond near_plane"),
+    "blur": ({"eps2d": -1.0}, "eps2d: expected a finite number of at least 0, got -1"),
+    "clip": ({"radius_clip": float("nan")}, "radius_clip: expected a finite number"),
+    "skew": ({"Ks": torch.tensor([[40.0, 1, 20], [0, 40, 20], [0, 0, 1]]).repeat(2, 1, 1)}, "Ks: .* got skew"),
+    "not rigid": (
+        {"viewmats": 2 * torch.eye(4).repeat(2, 1, 1), "colors": torch.zeros(150, 4, 3), "sh_degree": 1},
+        "viewmats: expected rotations with sh_degree",
+    ),
+    "not finite": ({"viewmats": torch.full((2, 4, 4), torch.nan)}, "viewmats, Ks: expected finite numbers"),
+    "no colors": ({"colors": None}, "colors: expected a tensor with render_mode 'RGB"),
+    "sparse": ({"sparse_grad": True}, "packed, sparse_grad: .* dense layout"),
     "tile": ({"tile_size": 12}, "tile_size: expected None, 8 or 16"),
     "packed": ({"packed": True}, "packed=False"),
     "background": ({"backgrounds": torch.zeros(3)}, r"backgrounds: expected \[2, 3\]"),
@@ -475,6 +488,17 @@ def test_wrong_arguments_are_named(case: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         rasterization(**(arguments | changed))
+
+
+def test_depth_needs_no_colors() -> None:
+    scene, cameras = make_scene(), make_cameras()
+    with_colors = render(scene, cameras, render_mode="ED")[0]
+    assert torch.equal(render({**scene, "colors": None}, cameras, render_mode="ED")[0], with_colors)
+
+
+def test_arguments_stand_in_the_order_of_gsplat() -> None:
+    ours, theirs = (list(signature(f).parameters) for f in (rasterization, gsplat.rasterization))
+    assert ours == [name for name in theirs if name in ours]
 
 
 @pytest.mark.requires_cuda

@@ -13,7 +13,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "diffusers", "transformers", "peft", "scipy", "gsplat", "viser", "ray"}
-DOORS = ("train", "view", "image", "preview", "show_noise", "convert", "sweep", "evaluate", "bench", "doctor", "export")
+DOORS = (
+    "train",
+    "view",
+    "image",
+    "preview",
+    "show_noise",
+    "convert",
+    "sweep",
+    "evaluate",
+    "bench",
+    "doctor",
+    "export",
+    "studio",
+)
 
 
 def floors() -> dict[str, int]:

@@ -174,7 +174,11 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
     gate = threading.Event()
     before_saving(monkeypatch, gate.wait)
     large = turntable_frames
-    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 16))
+    monkeypatch.setattr(
+        runs_folder,
+        "turntable_frames",
+        lambda gaussians, frames, size, **options: large(gaussians, frames, 16, **options),
+    )
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     threading.Timer(0.1, gate.set).start()
     run.finish(gaussians)

@@ -1,4 +1,4 @@
-"""What the one loop keeps true of the Gaussians and of its regularizers."""
+"""What the one loop keeps true of the Gaussians."""
 
 import math
 import sys
@@ -17,7 +17,6 @@ from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig, LearningRates
 from gscfd.deferred import Clock, Deferred
 from gscfd.distil import stage
-from gscfd.distil.regularizers import regularizers
 from gscfd.distil.schedule import render_size
 from gscfd.distil.stage import pictures
 from gscfd.gaussians import Gaussians, ball
@@ -52,20 +51,6 @@ def test_every_step_size_falls_to_its_share() -> None:
     for name, first in seen[0].items():
         assert first == getattr(LearningRates(), name)
         assert seen[-1][name] == pytest.approx(first * 0.1**0.9)
-
-
-@pytest.mark.parametrize("views", [1, 3])
-def test_half_opaque_pixels_cost_the_same_in_every_view(views: int) -> None:
-    gaussians = ball(10, radius=0.6, opacity=0.3, generator=torch.Generator().manual_seed(0))
-    opacity = torch.zeros(views, 4, 4, 1)
-    opacity[:, 0] = 0.5
-    render = Render(torch.zeros(views, 4, 4, 3), torch.ones(views, 4, 4, 1), opacity, None)
-    cost = regularizers(gaussians, render, stage_config(opacity_reg=2.0, scale_reg=0.0), image_size=4)
-    assert cost.item() == pytest.approx(2.0 * 4 * 0.25)
-    sure = Render(render.rgb, render.depth, opacity.round(), None)
-    assert regularizers(gaussians, sure, stage_config(opacity_reg=2.0), image_size=4).item() == 0
-    sizes = regularizers(gaussians, sure, stage_config(scale_reg=3.0), image_size=4).item()
-    assert sizes == pytest.approx(3.0 * gaussians.scales.exp().amax(-1).mean().item()) and math.isfinite(sizes)
 
 
 # --------------------------------------------------------------------------------------------------- coarse to fine

@@ -193,3 +193,18 @@ def test_a_run_may_start_from_the_splat_of_the_run_it_replaces(runs: Path, tmp_p
     before = Gaussians.load_ply(whole / "splat.ply")
     assert train.main([*RUN, "--init", str(whole / "splat.ply"), "--out", str(whole), "--overwrite"]) == 0
     assert same(Gaussians.load_ply(whole / "init.ply"), before)
+
+
+def test_sizes_that_are_not_logarithms_are_named(tmp_path: Path) -> None:
+    values = splat().tensors()
+    linear = Gaussians(**{**values, "scales": values["scales"].exp()})
+    linear.save_ply(tmp_path / "linear.ply")
+    with pytest.raises(UserError, match="init: .*linear.ply .*holds the natural logarithms of the sizes"):
+        read_start(InitConfig(ply=tmp_path / "linear.ply"))
+    Gaussians(**values).save_ply(tmp_path / "logs.ply")
+    assert read_start(InitConfig(ply=tmp_path / "logs.ply")) is not None, "control"
+    large = Gaussians(**{**values, "means": 50 * values["means"], "scales": values["scales"] + 4.5})
+    large.save_ply(tmp_path / "large.ply")
+    assert read_start(InitConfig(ply=tmp_path / "large.ply")) is not None, (
+        "control: a large splat with logarithms above 0"
+    )

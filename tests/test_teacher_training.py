@@ -14,6 +14,7 @@ from diffusers import AutoencoderTiny
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
 from gscfd.lab import teachers as measure
+from gscfd.lab.ideal import border_color, posterior_mean
 from gscfd.lab.options import MeasureOptions
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
@@ -314,9 +315,9 @@ def test_the_posterior_mean_of_two() -> None:
     known = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1, 1).expand(2, 3, 1, 1, 1)
     x = torch.tensor([0.3, 0.1, -0.2]).reshape(3, 1, 1, 1)
     alpha, sigma = 0.6, 0.8
-    alone = measure.posterior_mean(x, known, alpha, sigma, joint=False)
+    alone = posterior_mean(x, known, alpha, sigma, joint=False)
     assert torch.allclose(alone, torch.tanh(alpha * x / sigma**2))
-    joint = measure.posterior_mean(x, known, alpha, sigma, joint=True)
+    joint = posterior_mean(x, known, alpha, sigma, joint=True)
     assert torch.allclose(joint, torch.tanh(alpha * x.sum() / sigma**2).expand(3, 1, 1, 1))
 
 
@@ -331,7 +332,7 @@ class Ideal:
 
     def predict_eps(self, x: torch.Tensor, t: int, cameras: object, cfg: float | None = None) -> torch.Tensor:
         alpha, sigma = self.inner.alpha_sigma(t)
-        z = measure.posterior_mean(x, self.known, alpha, sigma, joint=True)
+        z = posterior_mean(x, self.known, alpha, sigma, joint=True)
         return (x - alpha * z) / sigma
 
 
@@ -360,7 +361,7 @@ def test_a_true_object_is_nearest_to_itself() -> None:
     things, cameras = measure.objects_of("a blue mug", 3, 64), turntable(4, size=64)
     assert all("a blue mug" in thing.captions for thing in things)
     shown = render_object(things[1], cameras, torch.tensor([0.3, 0.4, 0.5]))
-    assert torch.allclose(measure.border(shown), torch.tensor([0.3, 0.4, 0.5]), atol=1e-6)
+    assert torch.allclose(border_color(shown), torch.tensor([0.3, 0.4, 0.5]), atol=1e-6)
     assert measure.nearest_db(shown, things, cameras) > 80
     assert measure.nearest_db(shown, things[:1], cameras) < 40
 

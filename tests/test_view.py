@@ -18,7 +18,7 @@ from gscfd.distil.state import Checkpoint, StageState
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.viewer.display import Display
-from gscfd.viewer.saved import SavedViewer, saved
+from gscfd.viewer.saved import SavedViewer, labels, saved
 
 Show = Callable[..., SavedViewer]
 
@@ -69,44 +69,47 @@ def test_a_ply_is_shown_as_it_is(tmp_path: Path, show: Show) -> None:
     splat().save_ply(tmp_path / "duck.ply")
     viewer = show(tmp_path / "duck.ply")
     assert torch.equal(present(viewer.display.gaussians).means, splat().means)
-    assert not viewer.sources[0].slider.visible and "duck.ply: 30 Gaussians" in viewer.sources[0].text.content
+    assert (
+        not viewer.showcase.sources[0].slider.visible
+        and "duck.ply: 30 Gaussians" in viewer.showcase.sources[0].text.content
+    )
 
 
 def test_a_run_has_its_checkpoints_and_then_its_splat(run: Path, show: Show) -> None:
     splat(count=7).save_ply(run / "splat.ply")
     viewer = show(run)
-    source = viewer.sources[0]
+    source = viewer.showcase.sources[0]
     assert source.slider.visible and source.slider.max == source.slider.value == 2
     counts = []
     for place in range(3):
         source.slider.value = place
-        viewer.update()
+        viewer.showcase.update()
         counts.append(len(present(viewer.display.gaussians)))
     assert counts == [30, 40, 7]
     source.slider.value = 0
-    viewer.update()
+    viewer.showcase.update()
     assert "coarse, step 10: 30 Gaussians" in source.text.content
 
 
 def test_a_run_that_goes_on_is_followed(run: Path, show: Show) -> None:
     viewer = show(run)
     save_checkpoint(run, 30, keep=2)
-    viewer.sources[0].look()
-    viewer.update()
+    viewer.showcase.sources[0].look()
+    viewer.showcase.update()
     assert len(present(viewer.display.gaussians)) == 50, "the newest was shown, and the newest is shown"
-    viewer.sources[0].slider.value = 0
+    viewer.showcase.sources[0].slider.value = 0
     save_checkpoint(run, 40, keep=2)
-    viewer.sources[0].look()
-    viewer.update()
+    viewer.showcase.sources[0].look()
+    viewer.showcase.update()
     assert len(present(viewer.display.gaussians)) == 50, "an older one stays where the slider is"
 
 
 def test_a_checkpoint_that_is_gone_when_it_is_read_leaves_what_was_shown(run: Path, show: Show) -> None:
     viewer = show(run)
-    viewer.sources[0].slider.value = 0
+    viewer.showcase.sources[0].slider.value = 0
     for path in (run / "checkpoints").glob("000001.*"):
         path.unlink()
-    viewer.update()
+    viewer.showcase.update()
     assert len(present(viewer.display.gaussians)) == 40
 
 
@@ -114,11 +117,11 @@ def test_a_run_without_anything_saved_is_waited_for(run: Path, show: Show) -> No
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     viewer = show(run)
-    assert viewer.display.gaussians is None and "nothing is saved yet" in viewer.sources[0].text.content
+    assert viewer.display.gaussians is None and "nothing is saved yet" in viewer.showcase.sources[0].text.content
     with browsing(viewer):
         viewer.tick(time.monotonic())
         save_checkpoint(run, 10)
-        viewer.looked = 0.0
+        viewer.showcase.looked = 0.0
         until(lambda: ticked(viewer).splat is not None)
 
 
@@ -131,8 +134,8 @@ def test_two_are_side_by_side_each_with_its_own_slider(run: Path, tmp_path: Path
         < 0
         < present(viewer.display.gaussians).means[40:, 1].min()
     )
-    viewer.sources[0].slider.value = 0
-    viewer.update()
+    viewer.showcase.sources[0].slider.value = 0
+    viewer.showcase.update()
     assert len(present(viewer.display.gaussians)) == 37
 
 
@@ -182,3 +185,9 @@ def test_what_is_saved_is_known_by_its_place_and_time(run: Path) -> None:
     splat().save_ply(run / "splat.ply")
     after = [state.key for state in saved(run)]
     assert after[:2] == before and len(after) == 3 and len(set(after)) == 3
+
+
+def test_results_of_one_name_are_told_apart() -> None:
+    assert labels([Path("/a/cfd/duck-0"), Path("/a/sds/duck-0")]) == ["cfd/duck-0", "sds/duck-0"]
+    assert labels([Path("/a/duck-0"), Path("/a/duck-1")]) == ["duck-0", "duck-1"]
+    assert labels([Path("/a/duck-0"), Path("/a/duck-0")]) == ["duck-0 (1)", "duck-0 (2)"]

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,6 +30,7 @@ from gscfd.runs.options import parse
 from gscfd.runs.signals import Interrupted
 from gscfd.types import Cameras, Render
 from gscfd.viewer import content, server
+from gscfd.viewer.door import Door
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.pace import Pace
 from gscfd.viewer.snapshot import Point
@@ -178,7 +180,7 @@ def test_a_busy_port_is_replaced_by_a_free_one() -> None:
 def test_an_address_that_is_not_this_machines_is_one_clear_error() -> None:
     for host in ("192.0.2.1", "no such host", "256.1.1.1"):
         with pytest.raises(UserError, match="host: expected an address of this machine, got"):
-            server.serve(ServerConfig(host=host))
+            server.serve(ServerConfig(host=host), Door(host, "page"))
 
 
 def test_no_free_port_is_one_clear_error() -> None:
@@ -186,7 +188,7 @@ def test_no_free_port_is_one_clear_error() -> None:
         busy.bind(("127.0.0.1", 65535))
         busy.listen()
         with pytest.raises(UserError, match="port: expected a free port from 65535 to 65535"):
-            server.serve(ServerConfig(port=65535))
+            server.serve(ServerConfig(port=65535), Door("127.0.0.1", "page"))
 
 
 def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +211,7 @@ def test_the_page_follows_the_run() -> None:
         assert viewer.panel.progress.value == 100
         assert len(viewer.panel.frustums) == 2 and viewer.panel.frustums[0].image.std() > 0
         assert torch.equal(present(viewer.newest()).means, run.gaussians.means)
-        assert present(viewer.display.splat).buffer.shape == (len(run.gaussians), 8)
+        until(lambda: present(viewer.display.splat).buffer.shape == (len(run.gaussians), 8))
         assert len(viewer.panel.loss.data[0]) == STEPS
 
 
@@ -267,6 +269,7 @@ def test_views_are_rendered_for_every_browser_and_only_when_something_changed(mo
     monkeypatch.setattr(content, "picture", noted)
     with viewing() as viewer, browsing(viewer), browsing(viewer, size=(480, 480)):
         viewer.controls.pause(True)
+        viewer.display.turntable.value = False
         viewer.display.mode.value = "depth"
         Run(viewer)
         until(lambda: len(sizes) >= 2)
@@ -496,3 +499,40 @@ def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run() -> No
         assert run.finish() is not None
         assert len(viewer.server.get_clients()) == 1
         deaf.close_socket()
+
+
+# The end.
+
+
+def test_the_end_is_shown_with_the_saved_splat_and_stays_while_a_browser_is_there(tmp_path: Path) -> None:
+    gray().save_ply(tmp_path / "splat.ply")
+    with viewing() as viewer:
+        viewer.stay()  # control: nobody is there, and it returns at once
+        with browsing(viewer) as connection:
+            viewer.end("finished, saved in x", tmp_path)
+            until(lambda: "finished, saved in x" in viewer.panel.status.content and viewer.display.splat)
+            assert viewer.panel.picture.visible and viewer.downloads.visible and not viewer.panel.stop.visible
+            assert torch.equal(present(viewer.newest()).means, gray().means)
+            staying = threading.Thread(target=viewer.stay)
+            staying.start()
+            staying.join(1.0)
+            assert staying.is_alive()
+            connection.close()
+        staying.join(60)
+        assert not staying.is_alive()
+
+
+def test_the_end_without_a_splat_has_no_downloads(tmp_path: Path) -> None:
+    with viewing() as viewer, browsing(viewer):
+        viewer.end("stopped: no splat was made yet", tmp_path)
+        until(lambda: "no splat was made" in viewer.panel.status.content)
+        assert not viewer.panel.picture.visible and not viewer.downloads.visible
+
+
+def test_a_camera_turned_about_a_center_sees_that_center_where_it_was() -> None:
+    center = np.array([3.0, -2.0, 1.0])
+    wxyz, position = np.array([0.5, -0.5, -0.5, 0.5]), center + [4.0, 0.0, 0.0]
+    for turned in (0.0, 1.1):
+        view = content.camera_of(wxyz, position, 0.7, 1.0, 64, turned, center).viewmats[0].double().numpy()
+        seen = view[:3, :3] @ center + view[:3, 3]
+        assert np.allclose(np.linalg.norm(seen), 4.0, atol=1e-5) and np.allclose(seen[:2], 0, atol=1e-5)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -320,3 +321,15 @@ def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(
     nodes: list[dict[str, float]], count: int, gpus: float, threads: int
 ) -> None:
     assert workers.threads_per_worker(nodes, count, gpus) == threads
+
+
+def test_a_long_temporary_folder_leaves_room_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def folder(name: str) -> dict[str, str]:
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        return workers.ray_folder()
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert folder("/tmp") == {}
+    assert folder("/scratch/slurm/users/somebody/projects/job.1355700/tmp") == {"_temp_dir": "/tmp/ray"}
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/ray")
+    assert folder("/scratch/slurm/users/somebody/projects/job.1355700/tmp") == {}

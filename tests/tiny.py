@@ -86,7 +86,7 @@ def stage_config(**changes: Any) -> StageConfig:
             "cfg": 1.0,
             "t_schedule": "uniform",
             "t_points": ((0.0, 0.0),),
-            "cds": CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2)),
+            "cds": CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.2), weight="uniform"),
             "lr": LearningRates(means=2e-2, end=0.5),
             "densify": DensifyConfig(start=0.0, stop=1.0, every=3, grad_threshold=0.02),
             **changes,

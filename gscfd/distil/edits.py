@@ -82,7 +82,7 @@ def asked_for(settings: Config, name: StageName, where: Place) -> Prompt:
     prompt = stage_prompt(settings.prompt, stage)
     if STAGES.index(name) != where[0] or not isinstance(stage, StageConfig):
         return prompt
-    return replace(prompt, cfg=stage.cfg * piecewise(where[2] / stage.steps, stage.cfg_points))
+    return replace(prompt, cfg=stage.scale * piecewise(where[2] / stage.steps, stage.cfg_points))
 
 
 class LiveSettings:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gscfd.distil.protocols import Learner
+from gscfd.config import Weight
+from gscfd.distil.protocols import Guidance, Learner
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras
 
@@ -140,6 +141,28 @@ def ddim_step(teacher: Teacher, x: Tensor, eps: Tensor, t: int, other: int) -> T
     (Song et al. 2021, Eq. 12 with eta = 0)."""
     (alpha, sigma), (other_alpha, other_sigma) = teacher.alpha_sigma(t), teacher.alpha_sigma(other)
     return other_alpha * (x - sigma * eps) / alpha + other_sigma * eps
+
+
+def weighted(way: Guidance, weight: Weight) -> Guidance:
+    """Returns the guidance with another weight of the difference of noises than sigma / alpha."""
+    if weight == "ratio":
+        return way
+
+    def guide(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
+        alpha, sigma = teacher.alpha_sigma(t)
+        factor = {"uniform": alpha / sigma, "variance": alpha * sigma}[weight]
+        return factor * way(teacher, z, noise, t, cameras)
+
+    return guide
+
+
+def clipped(way: Guidance, limit: float) -> Guidance:
+    """Returns the guidance with every entry of the gradient clipped to [-limit, limit] (Consistent3D's code)."""
+
+    def guide(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
+        return way(teacher, z, noise, t, cameras).clamp(-limit, limit)
+
+    return guide
 
 
 def distillation_loss(z: Tensor, grad: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from functools import partial
 
 import torch
 
-from gscfd.config import MethodName, StageConfig
+from gscfd.config import CDS_LAST, MethodName, StageConfig
 from gscfd.distil import guidance
 from gscfd.distil.lora import Lora, unet_of
 from gscfd.distil.protocols import Guidance, Learner, Method
-from gscfd.distil.schedule import anneal, sqrt_anneal, time_index, uniform
+from gscfd.distil.schedule import anneal, piecewise, sqrt_anneal, time_index, uniform
 from gscfd.teachers.guided import GuidedTeacher
 
 LEARNERS = {"vsd": Lora}
@@ -41,21 +41,32 @@ def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learne
     """
     if name == "cds":
         return partial(consistency, stage, timesteps)
-    if name in LEARNERS:
-        if learner is None:
-            raise ValueError(f"{name}: expected a learner, got none")
-        way = partial(guidance.vsd, learner=learner)
-        return lambda done, generator: (draw_time(stage, done, generator), way)
-    delta_t = max(round(stage.inversion.delta_t * timesteps), 1)
-    stride, steps = max(round(stage.inversion.xs_delta_t * timesteps), 1), stage.inversion.xs_inv_steps
+    if name in LEARNERS and learner is None:
+        raise ValueError(f"{name}: expected a learner, got none")
+
+    def of_step(done: float, generator: torch.Generator) -> tuple[float, Guidance]:
+        way = guidance_of(name, stage, timesteps, learner, done)
+        return draw_time(stage, done, generator), guidance.weighted(way, stage.weight)
+
+    return of_step
+
+
+def guidance_of(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None, done: float) -> Guidance:
+    """Returns the guidance of every method but cds, with the weight sigma / alpha. done: share of the stage's steps
+    done, in [0, 1)."""
+    if learner is not None:
+        return partial(guidance.vsd, learner=learner)
+    inversion = stage.inversion
+    delta_t = inversion.delta_t * piecewise(done, inversion.delta_t_points)
+    step, stride = (max(round(span * timesteps), 1) for span in (delta_t, inversion.xs_delta_t))
     ways: dict[MethodName, Guidance] = {
         "cfd": guidance.cfd,
         "sds": guidance.sds,
         "fsd": guidance.fsd,
-        "ism": partial(guidance.ism, delta_t=delta_t, xs_delta_t=stride, xs_inv_steps=steps),
-        "sdi": partial(guidance.sdi, delta_t=delta_t, xs_delta_t=stride, xs_inv_steps=steps),
+        "ism": partial(guidance.ism, delta_t=step, xs_delta_t=stride, xs_inv_steps=inversion.xs_inv_steps),
+        "sdi": partial(guidance.sdi, delta_t=step, xs_delta_t=stride, xs_inv_steps=inversion.xs_inv_steps),
     }
-    return lambda done, generator: (draw_time(stage, done, generator), ways[name])
+    return ways[name]
 
 
 def draw_time(stage: StageConfig, done: float, generator: torch.Generator) -> float:
@@ -67,11 +78,13 @@ def draw_time(stage: StageConfig, done: float, generator: torch.Generator) -> fl
 
 def consistency(stage: StageConfig, timesteps: int, done: float, generator: torch.Generator) -> tuple[float, Guidance]:
     """Consistent3D: t2 follows its curve or is drawn every step (C3D Tab. 2a), t1 is drawn above t2 (C3D Eq. 12), and
-    the guidance scale falls (C3D appendix B.1)."""
+    the guidance scale falls (C3D appendix B.1). The gradient has the weight and the clip of the authors' code."""
     if stage.t_schedule == "uniform":
         target = uniform(stage.cds.t_min, stage.cds.t_max, generator)
     else:
         target = sqrt_anneal(done, stage.cds.t_min, stage.cds.t_max)
-    t = target + uniform(*stage.cds.gap, generator)
-    cfg = stage.cfg * (1 - (1 - stage.cds.cfg_end) * done)
-    return t, partial(guidance.cds, target=time_index(target, timesteps), cfg=cfg)
+    t = min(target + uniform(*stage.cds.gap, generator), CDS_LAST)
+    cfg = stage.scale * (1 - (1 - stage.cds.cfg_end) * done)
+    way = partial(guidance.cds, target=time_index(target, timesteps), cfg=cfg)
+    low, high = stage.cds.clip
+    return t, guidance.clipped(guidance.weighted(way, stage.cds.weight), low + (high - low) * done)

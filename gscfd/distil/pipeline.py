@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gscfd.config import Config, StageConfig, StageName, load_preset
+from gscfd.config import Config, StageConfig, StageName, check, load_preset, merged
 from gscfd.devices import run_device
+from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import STAGES, LiveSettings, place
 from gscfd.distil.islands import remove_islands
 from gscfd.distil.methods import make_learner
 from gscfd.distil.polish import run_polish
 from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
 from gscfd.distil.protocols import Noise
+from gscfd.distil.schedule import piecewise
 from gscfd.distil.stage import StepReport, run_stage
 from gscfd.distil.start import read_start
 from gscfd.distil.state import Checkpoint
@@ -43,13 +46,13 @@ def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: 
         channels,
         height,
         width,
-        gamma=config.noise_gamma(stage),
+        gamma=gammas(config, stage),
         beta=config.noise_beta,
         background=config.noise_background(teacher.multiview),
         theta=config.noise.theta,
         span=config.stage(stage).steps,
     )
-    kind = NOISES[config.noise_kind]
+    kind = NOISES[config.noise_kind_for(teacher.multiview)]
 
     def draw(cameras: Cameras, render: Render, step: int) -> Tensor:
         if config.noise.device == "render":
@@ -57,6 +60,14 @@ def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: 
         return kind(field, cameras.to("cpu"), render.to("cpu"), step).to(render.rgb.device)
 
     return draw
+
+
+def gammas(config: Config, stage: StageName) -> float | list[float]:
+    """Returns the shares of fresh noise of a stage's steps: one, or one for each step if they follow a curve."""
+    points, steps = config.noise.gamma_points, config.stage(stage).steps
+    if {multiple for _, multiple in points} == {1.0}:
+        return config.noise_gamma(stage)
+    return [config.noise_gamma(stage, piecewise(step / steps, points)) for step in range(1, steps + 1)]
 
 
 NOISE_SAMPLES = 4
@@ -164,6 +175,11 @@ def distil(
     return gaussians
 
 
+Quality = Literal["draft", "normal", "high"]
+QUALITIES: dict[str, Fraction] = {"draft": Fraction(1, 3), "normal": Fraction(1), "high": Fraction(2)}
+"""Multiples of the number of steps."""
+
+
 def generate(
     prompt: str,
     *,
@@ -172,6 +188,9 @@ def generate(
     config: Config | None = None,
     init: str | Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    steps: int | None = None,
+    quality: Quality = "normal",
+    progress: bool = True,
 ) -> Gaussians:
     """Makes a splat from a prompt without writing to disk.
 
@@ -181,6 +200,9 @@ def generate(
     config: all settings, instead of `preset`; its prompt and seed are replaced by the arguments.
     init: path of a 3DGS .ply to start from instead of the ball, as with --init.
     on_step: called after every optimization step; it may read the report but must not change anything.
+    steps: steps of the first stage; the other stages keep their share. quality: draft, normal or high, a third of the
+    steps, all, or twice as many.
+    progress: show a bar for every stage on standard error.
 
     Returns the Gaussians on the run's device: world z up, front at +x, roughly in the unit ball (docs/methods.md has
     the equations). Raises UserError for bad input, StageError if the watchdog gives up, and OutOfMemory if a step does
@@ -189,6 +211,31 @@ def generate(
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
     if init is not None:
         config = replace(config, init=replace(config.init, ply=Path(init)))
+    config = with_steps(config, steps, QUALITIES.get(quality))
     warn_of_left_gpu(config)
     teachers = load_teachers(config)
-    return distil(config, teachers, on_step or (lambda report: None), start=read_start(config.init))
+    with StepBar(progress) as bar:
+
+        def after_step(report: StepReport) -> None:
+            bar.show(report)
+            if on_step is not None:
+                on_step(report)
+
+        return distil(config, teachers, after_step, start=read_start(config.init))
+
+
+def with_steps(config: Config, steps: int | None, factor: Fraction | None) -> Config:
+    """Returns the config with other numbers of steps, in the same proportions.
+
+    steps: of the first stage, or None for the config's. factor: multiple of all steps. Raises UserError for steps below
+    1 and for factor None, an unknown quality.
+    """
+    check(factor is not None, "quality", " or ".join(QUALITIES), "another")
+    check(steps is None or steps >= 1, "steps", "at least 1", steps)
+    stages = config.stages()
+    if factor is None or not stages:
+        return config
+    if steps is not None:
+        factor *= Fraction(steps, next(iter(stages.values())).steps)
+    counts = {name: max(round(stage.steps * factor), 1) for name, stage in stages.items()}
+    return merged(config, {name: {"steps": count} for name, count in counts.items()})

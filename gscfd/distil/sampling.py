@@ -18,6 +18,7 @@ from torch import Tensor
 from gscfd.distil.guidance import cfd, ddim_step, vsd
 from gscfd.distil.protocols import Learner
 from gscfd.distil.schedule import anneal, time_index
+from gscfd.errors import UserError
 from gscfd.teachers import Teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import Flow
@@ -153,7 +154,21 @@ def sample(teacher: GuidedTeacher, cameras: Cameras, *, steps: int, generator: t
     """Returns the teacher's samples of the views [V, 3, H, W] in [0, 1], by DDIM, or Euler steps for a flow."""
     x = torch.randn(len(cameras), *teacher.latent_shape, generator=generator).to(cameras.viewmats.device)
     times = shifted_times if isinstance(teacher.schedule, Flow) else trailing_times
-    return teacher.decode(ddim(teacher, x, times(steps, teacher.timesteps), cameras))
+    return decoded(teacher, ddim(teacher, x, times(steps, teacher.timesteps), cameras))
+
+
+def decoded(teacher: Teacher, z: Tensor) -> Tensor:
+    """Returns the pictures [V, 3, H, W] in [0, 1] of the teacher's latents. Raises UserError if a value of either is
+    not finite."""
+    pictures = teacher.decode(z)
+    for what, values in (("latents", z), ("pictures", pictures)):
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            raise UserError(
+                f"teacher: expected {what} of finite numbers, got {bad} of {values.numel()} that are not; try --dtype "
+                "float32, or download the teacher again"
+            )
+    return pictures
 
 
 def trailing_times(steps: int, timesteps: int) -> list[int]:

@@ -45,7 +45,7 @@ class StepReport:
     """Half the squared length of dL/dz, per view; in the polish, the loss of its last fit. float() reads the value; on
     CUDA, reading this, `regularizer` or `seconds` waits until the device has computed it."""
     regularizer: SupportsFloat
-    """Weighted sum of the regularizers."""
+    """Weighted sum of the regularizers, times the loss."""
     count: int
     """Number of Gaussians after the step."""
     seconds: Mapping[str, float]
@@ -59,7 +59,8 @@ class StepReport:
     noise: Tensor
     """[V, C, h, w] noise added to the images for the teacher."""
     target: Tensor
-    """[V, C, h, w] target of the guidance; for cfd, sds and fsd, the denoised images z0_hat (CFD Eq. 9)."""
+    """[V, C, h, w] target of the guidance; for cfd, sds and fsd with the weight ratio, the denoised images z0_hat (CFD
+    Eq. 9)."""
     state: StageState
     """State of the stage after the step, or after the rollback."""
     trouble: str = ""
@@ -139,7 +140,7 @@ def run_stage(
         loss = distillation_loss(z, grad)
         (pixel_grad,) = torch.autograd.grad(loss, shown)
         clock.lap("encode_backward")
-        regularizer = regularizers(gaussians, render, config, image_size=teacher.image_size)
+        regularizer = loss.detach() * regularizers(gaussians, render, cameras, config)
         densifier.before_backward(gaussians, optimizers, step, render.info)
         torch.autograd.backward([images, regularizer], [pixel_grad, torch.ones_like(regularizer)])
         clock.lap("render_backward")

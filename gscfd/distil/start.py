@@ -12,6 +12,11 @@ from gscfd.errors import UserError, warn
 from gscfd.export.transform import with_degree
 from gscfd.gaussians import Gaussians
 
+LINEAR_SIZES = (
+    "init: {path} has a median size of {size:.3g}, larger than the whole splat ({extent:.3g}), and no negative value "
+    "in its scale_*: a 3DGS .ply holds the natural logarithms of the sizes, this one probably the sizes; store their "
+    "logarithms"
+)
 INSIDE_SHARE = 0.99
 """Share of the Gaussians that must lie in the unit ball; the rest may be floaters of a capture."""
 FITTING_RADII = (0.5, 1.2)
@@ -22,11 +27,14 @@ def read_start(config: InitConfig) -> Gaussians | None:
     """Returns the splat in config.ply, fitted to the unit ball, with spherical harmonics of degree config.sh_degree, or
     None if config.ply is unset.
 
-    Warns if the splat had to be moved and scaled. Raises UserError if the file is not a 3DGS .ply.
+    Warns if the splat had to be moved and scaled. Raises UserError if the file is not a 3DGS .ply, or one whose sizes
+    are not logarithms.
     """
     if config.ply is None:
         return None
-    gaussians, center, scale = in_unit_ball(with_degree(read_splat(config.ply), config.sh_degree))
+    read = read_splat(config.ply)
+    check_logarithms(read, config.ply)
+    gaussians, center, scale = in_unit_ball(with_degree(read, config.sh_degree))
     if scale != 1:
         place = ", ".join(f"{value:.3g}" for value in center)
         warn(f"init: {config.ply} is scaled by {scale:.3g} about ({place}), to fill the unit ball")
@@ -39,6 +47,15 @@ def read_splat(path: Path) -> Gaussians:
         return Gaussians.load_ply(path)
     except UserError as error:
         raise UserError(f"init: {str(error).removeprefix('ply: ')}") from None
+
+
+def check_logarithms(gaussians: Gaussians, path: Path) -> None:
+    """Raises UserError if the splat's sizes make sense only if they are not logarithms."""
+    means, scales = gaussians.means.detach(), gaussians.scales.detach()
+    extent = (means - means.median(0).values).norm(dim=1).quantile(INSIDE_SHARE).item()
+    size = scales.amax(1).exp().median().item()
+    if len(gaussians) > 1 and (scales > 0).all() and size > extent:
+        raise UserError(LINEAR_SIZES.format(path=path, size=size, extent=extent))
 
 
 def in_unit_ball(gaussians: Gaussians) -> tuple[Gaussians, list[float], float]:

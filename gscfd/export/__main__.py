@@ -12,7 +12,7 @@ from gscfd.export.options import ExportOptions
 
 def main(arguments: list[str] | None = None) -> int:
     def command() -> None:
-        options = tyro.cli(ExportOptions, args=arguments, prog="python -m gscfd.export")
+        options = tyro.cli(ExportOptions, args=arguments, prog="gscfd export")
         from gscfd.export.write import export
 
         export(options)

@@ -1,25 +1,24 @@
-"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and colored triangles."""
+"""Binary glTF 2.0: splats with the KHR_gaussian_splatting extension, and textured triangles."""
 
 from __future__ import annotations
 
 import json
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
+from gscfd.export.mesh import Mesh, texture_png
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import SH_C0
 
-if TYPE_CHECKING:
-    from gscfd.export.mesh import Mesh
-
 POINTS, TRIANGLES = 0, 4
 COMPONENTS = {"float32": 5126, "uint8": 5121, "uint32": 5125}
-SHAPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+SHAPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
+LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP = 9729, 9987, 33071
 ATTRIBUTES, INDICES = 34962, 34963
 SPLAT = "KHR_gaussian_splatting"
 
@@ -49,24 +48,34 @@ def write_splat_glb(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def write_mesh_glb(mesh: Mesh, path: str | Path) -> None:
-    """Writes triangles with unlit vertex colors."""
+    """Writes triangles with their texture, unlit: the light is painted in it. A vertex on a seam is written once for
+    each of its wedges."""
     unlit = "KHR_materials_unlit"
-    material = {"extensions": {unlit: {}}, "doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0}}
+    surface = {"baseColorTexture": {"index": 0}, "metallicFactor": 0, "roughnessFactor": 1}
     arrays = {
-        "POSITION": mesh.vertices,
-        "COLOR_0": linear(mesh.colors),
-        "indices": mesh.triangles.astype(np.uint32).ravel(),
+        "POSITION": mesh.vertices[mesh.wedges],
+        "NORMAL": mesh.normals[mesh.wedges],
+        "TEXCOORD_0": (np.array([0, 1], np.float32) + np.array([1, -1], np.float32) * mesh.uvs),
+        "indices": mesh.faces.astype(np.uint32).ravel(),
     }
-    _write(path, arrays, {"mode": TRIANGLES, "material": 0}, {"extensionsUsed": [unlit], "materials": [material]})
+    extra = {
+        "extensionsUsed": [unlit],
+        "materials": [{"extensions": {unlit: {}}, "pbrMetallicRoughness": surface}],
+        "textures": [{"source": 0, "sampler": 0}],
+        "samplers": [{"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": CLAMP, "wrapT": CLAMP}],
+    }
+    _write(path, arrays, {"mode": TRIANGLES, "material": 0}, extra, texture_png(mesh))
 
 
-def linear(srgb: np.ndarray) -> np.ndarray:
-    """Converts sRGB in [0, 1] to linear light, as glTF requires for vertex colors."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def _write(path: str | Path, arrays: dict[str, np.ndarray], primitive: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Writes a scene with one primitive. `arrays` become its attributes by name; "indices" becomes its indices."""
+def _write(
+    path: str | Path,
+    arrays: dict[str, np.ndarray],
+    primitive: dict[str, Any],
+    extra: dict[str, Any],
+    png: bytes | None = None,
+) -> None:
+    """Writes a scene with one primitive. `arrays` become its attributes by name; "indices" becomes its indices. png:
+    the only image."""
     blob, names = bytearray(), dict[str, int]()
     views, accessors = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, array in arrays.items():
@@ -76,6 +85,10 @@ def _write(path: str | Path, arrays: dict[str, np.ndarray], primitive: dict[str,
         names[name] = len(accessors)
         accessors.append(_accessor(array, len(accessors), bounds=name == "POSITION"))
         blob += data + bytes(-len(data) % 4)
+    if png is not None:
+        extra = {**extra, "images": [{"bufferView": len(views), "mimeType": "image/png"}]}
+        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(png)})
+        blob += png + bytes(-len(png) % 4)
     if "indices" in names:
         primitive = {**primitive, "indices": names.pop("indices")}
     gltf = {

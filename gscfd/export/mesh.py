@@ -1,137 +1,175 @@
-"""Meshes from a splat: depth images from all sides, fused in a signed distance volume (Curless and Levoy 1996)."""
+"""Meshes of a splat: closed, simplified, with a texture; and their files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 from plyfile import PlyData, PlyElement
 from torch import Tensor
 
-from gscfd.cameras import orbit
 from gscfd.errors import UserError
+from gscfd.export.surface import EXTENT, closed_surface, views_of
+from gscfd.export.texture import painted, unwrapped
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
-from gscfd.types import Cameras, Render
 
-ELEVATIONS = (-75.0, -40.0, 0.0, 40.0, 75.0)
-AZIMUTHS = 12
-FOV, DISTANCE = 40.0, 3.0
-TRUNCATION = 4.0
-"""Truncation distance of the signed distance, in voxels on each side of the surface."""
-BLOCK = 16
-"""Edge length in voxels of a block of the sparse volume."""
-FEWEST_VIEWS = 3.0
-"""Minimum number of views that must see a surface; the rest is dropped."""
-SMALLEST_PART = 0.05
-"""Connected parts with fewer triangles than this share of the largest part are floaters and are removed."""
+VIEW_SIZE = 384
+"""Pixels of the views that the mesh is made of."""
+TEXTURE_SIZE = 1024
+SIMPLIFYING = 0.03
+"""Growth of the tolerance from one round of simplification to the next, in cells of the grid."""
+
+SMALLEST_VOLUME = 1e-3
+"""Share of the largest part's volume below which a part is removed after the simplification."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with vertex colors."""
+    """A closed surface with a texture. Vertices on the seams of the texture have several wedges, one for each place in
+    it."""
 
     vertices: np.ndarray
     """[V, 3] float32."""
-    triangles: np.ndarray
-    """[F, 3] int32, counter-clockwise from outside."""
-    colors: np.ndarray
-    """[V, 3] float64 sRGB in [0, 1]."""
+    wedges: np.ndarray
+    """[W] index of each wedge's vertex."""
+    uvs: np.ndarray
+    """[W, 2] float32 texture coordinates in [0, 1], from the lower left corner."""
+    faces: np.ndarray
+    """[F, 3] uint32 wedges, counter-clockwise from outside."""
+    texture: np.ndarray
+    """[S, S, 3] uint8 sRGB, first row at the top."""
+
+    @property
+    def triangles(self) -> np.ndarray:
+        """[F, 3] vertices of the triangles."""
+        found: np.ndarray = self.wedges[self.faces]
+        return found
+
+    @property
+    def normals(self) -> np.ndarray:
+        """[V, 3] float32 unit normals, means over the adjoining triangles by their areas."""
+        return vertex_normals(self.vertices, self.triangles)
+
+    @property
+    def colors(self) -> np.ndarray:
+        """[V, 3] uint8 color of the texture at the vertices."""
+        size = len(self.texture)
+        places = (np.clip(self.uvs, 0, 1 - 1e-6) * size).astype(int)
+        found = np.zeros((len(self.vertices), 3), np.uint8)
+        found[self.wedges] = self.texture[size - 1 - places[:, 1], places[:, 0]]
+        return found
 
     def transformed(self, rotation: Tensor, scale: float) -> Mesh:
         """Returns the mesh rotated by `rotation` [3, 3] about the origin, then scaled."""
         vertices = scale * self.vertices.astype(np.float64) @ rotation.numpy().T
-        return Mesh(vertices.astype(np.float32), self.triangles, self.colors)
+        return replace(self, vertices=vertices.astype(np.float32))
 
 
-def extract_mesh(gaussians: Gaussians, resolution: int) -> Mesh:
+def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Returns unit normals [V, 3] float32, means over the adjoining triangles by their areas."""
+    a, b, c = (vertices[triangles[:, i]].astype(np.float64) for i in range(3))
+    total = np.zeros((len(vertices), 3))
+    for i in range(3):
+        np.add.at(total, triangles[:, i], np.cross(b - a, c - a))
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return (total / np.where(length == 0, 1, length)).astype(np.float32)
+
+
+def extract_mesh(gaussians: Gaussians, resolution: int, triangles: int) -> Mesh:
     """Extracts the surface inside the ball of radius 1, where rays from outside lose half of their light.
 
-    gaussians: on the CPU. resolution: voxels along the ball's diameter. Raises UserError if open3d is missing or
-    nothing is opaque enough to have a surface.
+    gaussians: on the CPU. resolution: grid cells along the ball's diameter. triangles: how many at most. The mesh is
+    closed; floaters are removed. Raises UserError if a package of the extra `mesh` is missing, nothing is opaque enough
+    to have a surface, or it cannot be that simple.
     """
-    o3d = _open3d()
-    float32 = o3d.core.float32
-    grid = o3d.t.geometry.VoxelBlockGrid(
-        ("tsdf", "weight", "color"), (float32, float32, float32), ((1,), (1,), (3,)), 2 / resolution, BLOCK
-    )
-    cameras = surround(2 * resolution)
-    for i in range(len(cameras)):
-        _integrate(o3d, grid, cameras[i : i + 1], gaussians.render(cameras[i : i + 1]))
-    mesh = grid.extract_triangle_mesh(FEWEST_VIEWS).to_legacy()
-    if len(mesh.triangles) == 0:
-        raise UserError(
-            "source: expected a splat with an opaque surface in the ball of radius 1, got none; see --scale"
-        )
-    return _cleaned(mesh)
+    manifold3d = _manifold3d()
+    views = views_of(gaussians, VIEW_SIZE)
+    vertices, faces = simplified(manifold3d, *closed_surface(views, resolution), triangles, 2 / resolution)
+    wedges, uvs, faces = unwrapped(vertices, faces, TEXTURE_SIZE)
+    normals = vertex_normals(vertices, wedges[faces])
+    texture = painted(vertices[wedges], normals[wedges], uvs, faces, views, TEXTURE_SIZE)
+    return Mesh(vertices, wedges, uvs, faces, texture)
 
 
-def surround(size: int) -> Cameras:
-    """Returns views of the ball of radius 1 from all sides."""
-    azimuth = torch.arange(AZIMUTHS).repeat(len(ELEVATIONS)) * (360.0 / AZIMUTHS)
-    elevation = torch.tensor(ELEVATIONS).repeat_interleave(AZIMUTHS)
-    ones = torch.ones(len(azimuth))
-    return orbit(azimuth, elevation, DISTANCE * ones, FOV * ones, size, size)
-
-
-def _open3d() -> Any:
+def _manifold3d() -> Any:
     try:
-        import open3d
-    except ModuleNotFoundError as error:
-        raise UserError(f"to: a mesh needs open3d, got {error}; pip install 'gscfd[mesh]'") from None
-    except (ImportError, OSError) as error:
-        raise UserError(
-            f"to: a mesh needs open3d, which is installed but does not load ({error}); install the system library it "
-            "names (on Debian and Ubuntu: apt install libusb-1.0-0 libgl1 libgomp1 libx11-6)"
-        ) from None
-    return open3d
+        import manifold3d
+    except ImportError as error:
+        raise UserError(f"to: a mesh needs manifold3d, got {error}; pip install 'gscfd[mesh]'") from None
+    return manifold3d
 
 
-def _integrate(o3d: Any, grid: Any, camera: Cameras, render: Render) -> None:
-    """Integrates one view. Depth is where transmittance falls below one half, 0 where it never does."""
-    assert render.median_depth is not None
-    color = (render.rgb / render.opacity.clamp_min(1e-6)).clamp(0, 1)[0].numpy()
-    depth_image = o3d.t.geometry.Image(o3d.core.Tensor(render.median_depth[0].numpy()))
-    color_image = o3d.t.geometry.Image(o3d.core.Tensor(color))
-    matrices = [o3d.core.Tensor(matrix.double().numpy()) for matrix in (camera.Ks[0], camera.viewmats[0])]
-    limits = (1.0, 2 * DISTANCE, TRUNCATION)
-    blocks = grid.compute_unique_block_coordinates(depth_image, *matrices, *limits)
-    grid.integrate(blocks, depth_image, color_image, *matrices, *limits)
+def simplified(
+    manifold3d: Any, vertices: np.ndarray, triangles: np.ndarray, most: int, cell: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a closed mesh of at most `most` triangles: edges collapse as long as nothing moves by more than a
+    tolerance, which grows until the mesh is small enough.
+
+    cell: edge of a grid cell in world units. Raises UserError if the tolerance reaches a tenth of the object.
+    """
+    solid, tolerance = manifold3d.Manifold(manifold3d.Mesh(vertices, triangles)), 0.0
+    while solid.num_tri() > most:
+        tolerance += SIMPLIFYING * cell
+        if tolerance > 0.1 * EXTENT:
+            raise UserError(
+                f"triangles: expected at least {solid.num_tri()} for this splat, got {most}; raise --triangles"
+            )
+        solid = solid.simplify(tolerance)
+    # Where something thin collapses, a few triangles without volume may break off.
+    parts = solid.decompose()
+    largest = max(part.volume() for part in parts)
+    mesh = manifold3d.Manifold.compose([part for part in parts if part.volume() > SMALLEST_VOLUME * largest]).to_mesh()
+    return np.array(mesh.vert_properties[:, :3], np.float32), np.array(mesh.tri_verts, np.uint32)
 
 
-def _cleaned(mesh: Any) -> Mesh:
-    """Returns the mesh without duplicate vertices, degenerate triangles and floaters."""
-    mesh.remove_duplicated_vertices()
-    mesh.remove_degenerate_triangles()
-    part, sizes, _ = mesh.cluster_connected_triangles()
-    sizes = np.asarray(sizes)
-    mesh.remove_triangles_by_mask(sizes[np.asarray(part)] < SMALLEST_PART * sizes.max())
-    mesh.remove_unreferenced_vertices()
-    vertices, triangles = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.triangles, np.int32)
-    return Mesh(vertices, triangles, np.asarray(mesh.vertex_colors).clip(0, 1))
+def texture_png(mesh: Mesh) -> bytes:
+    """Returns the texture as a .png file."""
+    file = BytesIO()
+    Image.fromarray(mesh.texture).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def beside(path: str | Path, ending: str) -> Path:
+    """Returns the path of a file that belongs to a mesh file: a.obj has a.mtl, a.mesh.ply has a.mesh.png."""
+    return Path(path).with_suffix(ending)
 
 
 def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:
-    """Writes .obj; vertex lines end with a color, which Blender, MeshLab and others read."""
+    """Writes .obj with .mtl and .texture.png beside it."""
+    texture, material = beside(path, ".texture.png"), beside(path, ".mtl")
+    with atomic_write(texture) as file:
+        file.write(texture_png(mesh))
+    with atomic_write(material) as file:
+        words = "newmtl splat\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {}\n"
+        file.write(words.format(texture.name).encode())
     with atomic_write(path) as file:
-        np.savetxt(file, np.column_stack([mesh.vertices, mesh.colors]), fmt="v %.7g %.7g %.7g %.4f %.4f %.4f")
-        np.savetxt(file, mesh.triangles + 1, fmt="f %d %d %d")
+        file.write(f"mtllib {material.name}\nusemtl splat\n".encode())
+        np.savetxt(file, mesh.vertices, fmt="v %.7g %.7g %.7g")
+        np.savetxt(file, mesh.normals, fmt="vn %.4f %.4f %.4f")
+        np.savetxt(file, mesh.uvs, fmt="vt %.6f %.6f")
+        corners = np.stack([mesh.triangles, mesh.faces, mesh.triangles], -1).astype(np.int64) + 1
+        np.savetxt(file, corners.reshape(len(corners), 9), fmt="f %d/%d/%d %d/%d/%d %d/%d/%d")
 
 
 def write_mesh_ply(mesh: Mesh, path: str | Path) -> None:
-    """Writes a binary little-endian .ply with colors as bytes."""
-    vertices = np.empty(
-        len(mesh.vertices), [(n, "<f4") for n in ("x", "y", "z")] + [(n, "u1") for n in ("red", "green", "blue")]
-    )
-    for i, name in enumerate(("x", "y", "z")):
-        vertices[name] = mesh.vertices[:, i]
-    for i, name in enumerate(("red", "green", "blue")):
-        vertices[name] = np.round(255 * mesh.colors[:, i])
-    faces = np.empty(len(mesh.triangles), [("vertex_indices", "<i4", (3,))])
-    faces["vertex_indices"] = mesh.triangles
-    ply = PlyData([PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")], byte_order="<")
+    """Writes a binary little-endian .ply with colors as bytes and texture coordinates s, t, and .texture.png beside it.
+    A vertex on a seam is written once for each of its wedges."""
+    texture = beside(path, ".texture.png")
+    floats, places = ("x", "y", "z", "nx", "ny", "nz", "s", "t"), mesh.wedges
+    vertices = np.empty(len(places), [(n, "<f4") for n in floats] + [(n, "u1") for n in ("red", "green", "blue")])
+    values = np.column_stack([mesh.vertices[places], mesh.normals[places], mesh.uvs, mesh.colors[places]])
+    for i, name in enumerate(vertices.dtype.names or ()):
+        vertices[name] = values[:, i]
+    faces = np.empty(len(mesh.faces), [("vertex_indices", "<i4", (3,))])
+    faces["vertex_indices"] = mesh.faces
+    parts = [PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")]
+    ply = PlyData(parts, byte_order="<", comments=[f"TextureFile {texture.name}"])
+    with atomic_write(texture) as file:
+        file.write(texture_png(mesh))
     with atomic_write(path) as file:
         ply.write(file)

@@ -18,7 +18,7 @@ class ExportOptions:
     source: Annotated[Path, tyro.conf.Positional]
     """Run folder, or a 3DGS .ply from any program."""
     to: Format
-    """Output format. obj, mesh.glb and mesh.ply are triangles with colors (pip install 'gscfd[mesh]')."""
+    """Output format. obj, mesh.glb and mesh.ply are triangles with a texture (pip install 'gscfd[mesh]')."""
     out: Path | None = None
     """Output file; unset: next to the source, with its name and the format's extension."""
     overwrite: bool = False
@@ -34,12 +34,16 @@ class ExportOptions:
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Degree of the spherical harmonics in the output; unset: the source's. Some .ply readers require 3."""
     frames: int | None = None
-    """Number of images of one turn; unset: 96 for mp4, 8 for png, which arranges them in rows of four."""
+    """Number of images of one turn; unset: 80 for mp4, four seconds, 8 for png, which arranges them in rows of four."""
     size: int | None = None
     """Width and height of an image in pixels; unset: 512."""
     background: tuple[float, float, float] | None = None
     """Red, green and blue in [0, 1]; unset: white."""
+    shadow: bool = False
+    """Put a soft shadow on the ground below the object."""
     alpha: bool = False
     """Make the background transparent."""
     resolution: int | None = None
-    """Voxels along the diameter of the ball of radius 1 from which triangles are extracted; unset: 192."""
+    """Cells along the diameter of the ball of radius 1 from which triangles are extracted; unset: 128."""
+    triangles: int | None = None
+    """Number of triangles, at most; unset: 20000."""

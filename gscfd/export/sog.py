@@ -16,6 +16,7 @@ from gsplat.exporter import sort_centers
 from PIL import Image
 from scipy.special import expit
 
+from gscfd.export.transform import smallest_three
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
@@ -59,11 +60,8 @@ def _scales(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[st
 def _quats(values: dict[str, np.ndarray], meta: dict[str, Any], images: dict[str, np.ndarray]) -> None:
     """Stores the components of wxyz except the largest as bytes over +-sqrt(1/2); alpha is 252 + the index of the
     largest."""
-    unit = values["quats"] / np.linalg.norm(values["quats"], axis=1, keepdims=True)
-    largest = np.abs(unit).argmax(1)
-    unit *= np.where(np.take_along_axis(unit, largest[:, None], 1) < 0, -1, 1)
-    others = unit[np.arange(4) != largest[:, None]].reshape(-1, 3)
-    levels = np.round(255 * (others * math.sqrt(2) + 1) / 2)
+    largest, others = smallest_three(values["quats"])
+    levels = np.round(255 * (others + 1) / 2)
     images["quats.webp"] = in_rows(np.column_stack([levels, 252 + largest]))
     meta["quats"] = {"files": ["quats.webp"]}
 

@@ -8,13 +8,27 @@ from typing import Literal
 
 import gsplat
 
+from gscfd.errors import UserError
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 
+FAINTEST = 1 / 255
+"""Opacity up to which gsplat's exporter drops a Gaussian from a compressed .ply."""
+
+
+def visible(gaussians: Gaussians) -> Gaussians:
+    """Returns the Gaussians that a compressed .ply keeps. Raises UserError if there are none."""
+    kept = gaussians.opacities.detach().sigmoid() > FAINTEST
+    if not kept.any():
+        raise UserError(
+            f"to: compressed.ply drops Gaussians of an opacity up to 1/255, and all {len(gaussians)} are so faint; use "
+            "--to sog or --to spz"
+        )
+    return Gaussians(**{name: value[kept] for name, value in gaussians.tensors().items()})
+
 
 def write_compressed_ply(gaussians: Gaussians, path: str | Path) -> None:
-    """Writes 16 bytes per Gaussian, plus one per higher-degree coefficient; Gaussians with opacity below 1/255 are
-    dropped."""
+    """Writes 16 bytes per Gaussian, plus one per higher-degree coefficient. gaussians: from `visible`."""
     _write(gaussians, path, "ply_compressed")
 
 

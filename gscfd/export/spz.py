@@ -20,13 +20,17 @@ VERSION = 3
 MOST_FRACTIONAL_BITS = 20
 LARGEST = 2**23 - 1
 """Largest signed 24-bit number."""
+LOG_SCALES = (-10.0, 255 / 16 - 10)
+"""Range of the log sizes, which are bytes: 1/16 per level."""
 
 
 def write_spz(gaussians: Gaussians, path: str | Path) -> None:
     """Writes 20 bytes per Gaussian before gzip, plus one per higher-degree coefficient.
 
-    The Gaussians must be in the format's axes: x right, y up, z back.
+    The Gaussians must be in the format's axes: x right, y up, z back. Raises UserError for positions or sizes beyond
+    the format's range.
     """
+    check_sizes(gaussians)
     values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
     bits = fractional_bits(float(np.abs(values["means"]).max()))
     header = (MAGIC, VERSION, len(gaussians), gaussians.sh_degree, bits, 0, 0)
@@ -35,12 +39,24 @@ def write_spz(gaussians: Gaussians, path: str | Path) -> None:
         fixed_point(values["means"], bits),
         _bytes(255 * expit(values["opacities"])),
         _bytes(255 * (0.15 * values["sh0"] + 0.5)),
-        _bytes(16 * (values["scales"] + 10)),
+        _bytes(16 * (values["scales"] - LOG_SCALES[0])),
         smallest_three(values["quats"]),
         _bytes(128 * values["shN"] + 128),
     ]
     with atomic_write(path) as file:
         file.write(gzip.compress(b"".join(columns), mtime=0))
+
+
+def check_sizes(gaussians: Gaussians) -> None:
+    """Raises UserError if a Gaussian is larger than the format holds, or if most are smaller along all axes."""
+    sizes = gaussians.scales.detach().amax(1)
+    low, high = LOG_SCALES
+    what = f"to: spz holds sizes from {math.exp(low):.2g} to {math.exp(high):.0f}, got"
+    if sizes.max() > high:
+        count, largest = int((sizes > high).sum()), math.exp(sizes.max())
+        raise UserError(f"{what} {count} Gaussians of up to {largest:.3g}; use a smaller --scale, or --to sog")
+    if sizes.median() < low:
+        raise UserError(f"{what} a median of {math.exp(sizes.median()):.2g}; use a larger --scale, or --to sog")
 
 
 def fractional_bits(extent: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -60,3 +61,13 @@ def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
     missing = (degree + 1) ** 2 - 1 - rest.shape[1]
     values["shN"] = torch.cat([rest, rest.new_zeros(len(gaussians), missing, 3)], 1)
     return Gaussians(**values)
+
+
+def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each quaternion [N, 4] the index [N] of its largest component, made positive, and the others [N, 3]
+    as multiples of sqrt(1/2)."""
+    unit = quats / np.linalg.norm(quats, axis=1, keepdims=True)
+    largest = np.abs(unit).argmax(1)
+    unit *= np.where(np.take_along_axis(unit, largest[:, None], 1) < 0, -1, 1)
+    others = unit[np.arange(4) != largest[:, None]].reshape(-1, 3)
+    return largest, others * math.sqrt(2)

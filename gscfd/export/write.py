@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gscfd.cli import check_out
 from gscfd.config import check
@@ -14,10 +16,10 @@ from gscfd.export.html import write_html
 from gscfd.export.mesh import extract_mesh, write_mesh_obj, write_mesh_ply
 from gscfd.export.options import ExportOptions
 from gscfd.export.sog import write_sog
-from gscfd.export.splat import write_compressed_ply, write_splat
+from gscfd.export.splat import visible, write_compressed_ply, write_splat
 from gscfd.export.spz import write_spz
 from gscfd.export.transform import change_of_axes, transformed, with_degree
-from gscfd.export.turntable import turntable_frames
+from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import write_contact_sheet, write_video
 
@@ -43,13 +45,18 @@ APPLIES: dict[str, set[Format]] = {
     "size": {"mp4", "png"},
     "background": {"mp4", "png", "html"},
     "alpha": {"png"},
+    "shadow": {"mp4", "png"},
     "resolution": {"obj", "mesh.glb", "mesh.ply"},
+    "triangles": {"obj", "mesh.glb", "mesh.ply"},
 }
-FRAMES: dict[Format, int] = {"mp4": 96, "png": 8}
+FRAMES: dict[Format, int] = {"mp4": 80, "png": 8}
 SIZE = 512
-RESOLUTION = 192
+RESOLUTION = 128
+MOST_TRIANGLES = 20_000
 WHITE = (1.0, 1.0, 1.0)
 SHEET_COLUMNS = 4
+LARGEST_LOG_POSITION, LOG_SIZES = 20.0, (-16.0, 20.0)
+"""Natural logarithms of the distance from the origin and of the sizes that all formats hold as 32-bit floats."""
 
 
 def check_settings(options: ExportOptions) -> None:
@@ -70,8 +77,11 @@ def check_settings(options: ExportOptions) -> None:
     if background is not None:
         check(all(0 <= c <= 1 for c in background), "background", "three numbers in [0, 1]", background)
         check(not options.alpha, "background", "no --background beside --alpha", background)
+    check(not (options.alpha and options.shadow), "shadow", "no --shadow beside --alpha", options.shadow)
     if options.resolution is not None:
         check(16 <= options.resolution <= 1024, "resolution", "16 to 1024", options.resolution)
+    if options.triangles is not None:
+        check(options.triangles >= 100, "triangles", "at least 100", options.triangles)
 
 
 def places(options: ExportOptions) -> tuple[Path, Path]:
@@ -88,27 +98,58 @@ def places(options: ExportOptions) -> tuple[Path, Path]:
 
 
 def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
-    """Writes the file; returns a summary of its contents. gaussians: as read from the source."""
+    """Writes the file; returns a summary of its contents. gaussians: as read from the source. Raises UserError if the
+    format cannot hold them."""
+    check(len(gaussians) > 0, "source", "at least one Gaussian", 0)
     upright = change_of_axes(options.source_axes, "z-up")
     turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
+    placed = transformed(gaussians, turn, options.scale)
+    check_range(placed, options.scale)
     if options.to in MESHES:
-        mesh = extract_mesh(transformed(gaussians, upright), options.resolution or RESOLUTION)
+        mesh = extract_mesh(
+            transformed(gaussians, upright), options.resolution or RESOLUTION, options.triangles or MOST_TRIANGLES
+        )
         MESHES[options.to](mesh.transformed(turn @ upright.T, options.scale), out)
         return f"{len(mesh.triangles)} triangles"
-    placed = transformed(gaussians, turn, options.scale)
     if options.to in SPLATS:
+        kept = visible(placed) if options.to == "compressed.ply" else placed
         degree = gaussians.sh_degree if options.sh_degree is None else options.sh_degree
-        SPLATS[options.to](with_degree(placed, degree), out)
-        return f"{len(gaussians)} Gaussians"
+        SPLATS[options.to](with_degree(kept, degree), out)
+        faint = len(placed) - len(kept)
+        return f"{len(kept)} Gaussians{f' ({faint} of an opacity up to 1/255 dropped)' if faint else ''}"
     if options.to == "html":
         write_html(placed, out, options.background or WHITE)
         return f"{len(gaussians)} Gaussians"
     frames = options.frames or FRAMES[options.to]
     background = None if options.alpha else options.background or WHITE
-    pictures = turntable_frames(placed, frames, options.size or SIZE, background)
+    start, shadow = THREE_QUARTERS, options.shadow
+    pictures = turntable_frames(placed, frames, options.size or SIZE, background, start=start, shadow=shadow)
     sheet = partial(write_contact_sheet, columns=min(frames, SHEET_COLUMNS))
     (write_video if options.to == "mp4" else sheet)(pictures, out)
     return f"{frames} pictures"
+
+
+def file_bytes(gaussians: Gaussians, to: Format, name: str) -> bytes:
+    """Returns the content of the file `name`.`to`, with the format's defaults. Raises UserError if a package is missing
+    or the splat does not fit the format."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / f"{name}.{to}"
+        write(ExportOptions(source=out, to=to), gaussians, out)
+        return out.read_bytes()
+
+
+def check_range(gaussians: Gaussians, scale: float) -> None:
+    """Raises UserError if positions or sizes are too large, or most sizes too small, for 32-bit floats."""
+    distance = gaussians.means.detach().abs().max().item()
+    sizes = gaussians.scales.detach().amax(1)
+    low, high = LOG_SIZES
+    fits = distance < math.exp(LARGEST_LOG_POSITION) and sizes.max() <= high and sizes.median() >= low
+    if not fits:
+        raise UserError(
+            f"scale: expected positions below {math.exp(LARGEST_LOG_POSITION):.1e} and sizes from {math.exp(low):.1e} "
+            f"to {math.exp(high):.1e}, got positions up to {distance:.3g} and a median size of "
+            f"{sizes.median().exp():.3g}; choose another --scale than {scale:g}"
+        )
 
 
 def export(options: ExportOptions) -> None:

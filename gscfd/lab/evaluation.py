@@ -89,7 +89,7 @@ def load_references(
         if teacher is None:
             reference = true_reference(prompt, options.samples, size, judges)
         else:
-            reference = teacher_reference(prompt, options.samples, teacher, config.coarse, device, judges)
+            reference = teacher_reference(prompt, options.samples, teacher, config.stage("coarse"), device, judges)
         if reference is not None:
             found[prompt] = reference
     return found

@@ -172,5 +172,6 @@ def chosen_settings(config: Config) -> dict[str, object]:
     """Returns all settings that affect the result, flat; noise.kind is None for the guidance's default kind."""
     ignored = FREE_SETTINGS | {"prompt", "seed", "preset"}
     settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
-    kind = None if config.noise_kind == Config(guidance=config.guidance).noise_kind else config.noise_kind
-    return settings | {"noise.kind": kind}
+    default = Config(guidance=config.guidance)
+    same = all(config.noise_kind_for(views) == default.noise_kind_for(views) for views in (False, True))
+    return settings | {"noise.kind": None if same else config.noise.kind}

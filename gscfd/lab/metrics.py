@@ -167,6 +167,19 @@ def haze(opacity: Tensor) -> float:
     return ((opacity * (1 - opacity)).sum() / opacity.sum()).item()
 
 
+def strays(opacity: Tensor, true_opacity: Tensor, *, least: float = 0.1, margin: float = 0.03) -> float:
+    """Returns the share of the splat's pixels, those of an opacity above `least`, that are further from the true object
+    than `margin` image widths: floaters, and what hangs in the air.
+
+    opacity, true_opacity: [V, H, W, 1] of the same views. NaN: an empty picture.
+    """
+    reach = round(margin * opacity.shape[2])
+    true = (true_opacity[..., 0] > least).to(opacity.dtype)[:, None]
+    near = F.max_pool2d(true, 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
+    shown = opacity[..., 0] > least
+    return (shown & ~near).sum().item() / shown.sum().item() if shown.any() else math.nan
+
+
 def psnr(images: Tensor, others: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two stacks of images in [0, 1]; inf where they are equal."""
     return -10 * (images - others).square().mean().double().log10().item()

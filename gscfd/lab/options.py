@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
@@ -17,7 +17,6 @@ from gscfd.sweeps.options import Workers
 class BenchOptions(Workers):
     """Test the papers' claims on the toybox and report which orderings are reproduced."""
 
-    what: Annotated[Literal["papers"], tyro.conf.Positional]
     out: Path
     """Folder for the runs, the pictures and report.html, report.md, report.json and runs.csv. The same command
     resumes."""
@@ -29,6 +28,35 @@ class BenchOptions(Workers):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.seeds is None or self.seeds >= 1, "seeds", "at least 1", self.seeds)
+
+
+@dataclass(kw_only=True)
+class PipelineOptions:
+    """Measure the pipeline without a teacher's errors, with an ideal teacher that knows its assets exactly."""
+
+    out: Path
+    """Folder for the splats and report.html, report.md and report.json. The same command resumes."""
+    assets: tuple[str, ...] = ("a yellow duck", "a red teapot")
+    """What to make: captions of single toybox objects, or .ply files."""
+    variants: tuple[str, ...] = ()
+    """Names of the variants, as in the table. Unset: all of them."""
+    known: int = 1
+    """Objects of each caption that the teacher knows. 1 measures convergence; with more, methods differ."""
+    seed: int = 0
+    """Seed of the variants' runs."""
+    caption: str = "a mug"
+    """Caption of the objects among which seeds pick, for the mode coverage."""
+    modes: int = 8
+    """Number of these objects, 2 to 8."""
+    seeds: int = 64
+    """Seeds of the mode coverage; 0 skips it. Repeat the command with a larger number to add seeds."""
+
+
+Bench: TypeAlias = (
+    Annotated[BenchOptions, tyro.conf.subcommand("papers")]
+    | Annotated[PipelineOptions, tyro.conf.subcommand("pipeline")]
+)
+"""The benches by name."""
 
 
 @dataclass(kw_only=True)

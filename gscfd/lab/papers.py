@@ -9,9 +9,10 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from gscfd.config import CFD_GAMMA, Config, Drawing, StageConfig, merged, rescaled_gamma
+from gscfd.config import CFD_GAMMA, Config, Drawing, TeacherStage, merged, rescaled_gamma
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.distil.picture import GROUP, draw_picture
+from gscfd.distil.sampling import decoded
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.claims import EXPERIMENTS, GAMMAS, PAPER_STEPS, SIZES, TEACHER, Experiment, Size, variants, verdict
 from gscfd.lab.compare import difference
@@ -57,7 +58,7 @@ def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, t
         return
     gamma = rescaled_gamma(gamma, PAPER_STEPS, size.picture_steps)
     drawing = Drawing(steps=size.picture_steps, gamma=gamma, seed=seed)
-    views = teacher.decode(draw_picture(drawing, teacher)).permute(0, 2, 3, 1)
+    views = decoded(teacher, draw_picture(drawing, teacher)).permute(0, 2, 3, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_contact_sheet(as_bytes(views), path, columns=GROUP)
 
@@ -91,8 +92,8 @@ def examine_picture(path: Path, label: str, prompt: str, seed: int, judges: Judg
     )
 
 
-def coarse(size: Size) -> StageConfig:
-    return replace(Config().coarse, steps=size.steps)
+def coarse(size: Size) -> TeacherStage:
+    return replace(Config().stage("coarse"), steps=size.steps)
 
 
 # ------------------------------------------------------------------------------------------------------------ report

@@ -15,6 +15,7 @@ from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import true_objects
+from gscfd.types import Cameras
 
 BACKGROUND = 0.75
 """Gray level of the background of everything that is judged."""
@@ -56,6 +57,13 @@ def true_reference(prompt: str, count: int, size: int, judges: Judges) -> Refere
     return seen(torch.cat(images), azimuth_elevation(cameras)[0].repeat(len(images)), judges)
 
 
+def sampled_views(size: int, generator: torch.Generator) -> Cameras:
+    """Returns the cameras of one sample of a teacher: VIEWS from a random azimuth, at the runs' elevation."""
+    return sample_group(
+        VIEWS, elevation=(15.0, 15.0), fov=(40.0, 40.0), radius=(1.05, 1.05), size=size, generator=generator
+    )
+
+
 def teacher_reference(
     prompt: str, count: int, teacher: GuidedTeacher, stage: TeacherStage, device: torch.device, judges: Judges
 ) -> Reference:
@@ -65,18 +73,11 @@ def teacher_reference(
 
     device: the teacher's.
     """
-    teacher.set_prompt(stage_prompt(prompt, replace(stage, cfg=min(stage.cfg, MOST_CFG), perp_neg=False)))
+    teacher.set_prompt(stage_prompt(prompt, replace(stage, cfg=min(stage.scale, MOST_CFG), perp_neg=False)))
     generator = torch.Generator().manual_seed(0)
     images, azimuths = [], []
     for _ in range(-(-count // VIEWS)):
-        cameras = sample_group(
-            VIEWS,
-            elevation=(15.0, 15.0),
-            fov=(40.0, 40.0),
-            radius=(1.05, 1.05),
-            size=teacher.image_size,
-            generator=generator,
-        )
+        cameras = sampled_views(teacher.image_size, generator)
         images.append(sample(teacher, cameras.to(device), steps=SAMPLER_STEPS, generator=generator).cpu())
         azimuths.append(azimuth_elevation(cameras)[0])
     return seen(torch.cat(images), torch.cat(azimuths), judges)

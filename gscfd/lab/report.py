@@ -58,13 +58,25 @@ class Plot:
 
 
 @dataclass(kw_only=True)
+class Curve:
+    """Named points in a plane, some of them joined by lines."""
+
+    title: str
+    x_title: str
+    y_title: str
+    points: dict[str, tuple[float, float]]
+    lines: dict[str, list[str]]
+    """Names of points in their order, by the line's title."""
+
+
+@dataclass(kw_only=True)
 class Report:
     title: str
     notes: list[str]
     warnings: list[str]
     """Missing parts, and how to get them."""
     tables: list[Table]
-    plots: list[Plot]
+    plots: Sequence[Plot | Curve]
     sheets: list[Sheet]
 
 
@@ -111,6 +123,31 @@ def draw_plot(plot: Plot) -> bytes:
     return file.getvalue()
 
 
+def drawn(plot: Plot | Curve) -> bytes:
+    return draw_plot(plot) if isinstance(plot, Plot) else draw_curve(plot)
+
+
+def draw_curve(curve: Curve) -> bytes:
+    """Returns the plane as .png, with the name of every point beside it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot(title=curve.title, xlabel=curve.x_title, ylabel=curve.y_title)
+    for title, names in curve.lines.items():
+        axes.plot(*zip(*(curve.points[name] for name in names), strict=True), label=title, alpha=0.6)
+    for name, place in curve.points.items():
+        axes.plot(*place, "o", color="tab:blue")
+        axes.annotate(name[:40], place, xytext=(5, 3), textcoords="offset points", fontsize=8)
+    if curve.lines:
+        axes.legend()
+    axes.grid(alpha=0.3)
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
 def padded(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Returns the frames [F, H, W, 3], padded with white to complete rows."""
     blank = [np.full_like(frames[0], 255)] * (-len(frames) % columns)
@@ -138,7 +175,7 @@ def write_page(report: Report, path: Path) -> None:
     template = environment.from_string((resources.files("gscfd") / "report.html").read_text())
     page = template.render(
         report=report,
-        plots=[embedded(draw_plot(plot), "png") for plot in report.plots],
+        plots=[embedded(drawn(plot), "png") for plot in report.plots],
         sheets=[(sheet.title, embedded(draw_sheet(sheet), "jpeg")) for sheet in report.sheets],
     )
     write_text(page, path)

@@ -22,9 +22,11 @@ from torch import Tensor
 from gscfd.cameras import sample_group
 from gscfd.distil.sampling import sample
 from gscfd.errors import UserError
+from gscfd.lab.ideal import border_color, posterior_mean
 from gscfd.lab.judges import SCORER, Scorer
 from gscfd.lab.metrics import frechet_distance, moments, r_precision
 from gscfd.lab.options import MeasureOptions
+from gscfd.lab.references import sampled_views
 from gscfd.pictures import random_background, write_contact_sheet
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
@@ -126,16 +128,6 @@ def measure_space(teacher: GuidedTeacher, count: int) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------------- denoising
 
 
-def posterior_mean(x: Tensor, known: Tensor, alpha: float, sigma: float, *, joint: bool) -> Tensor:
-    """[V, C, h, w] the mean of z given x = alpha z + sigma eps, where z is one of K equally likely known ones.
-
-    x: [V, C, h, w]. known: [K, V, C, h, w]. joint: the views belong to one object; else each is denoised by itself.
-    """
-    distance = (x - alpha * known).square().flatten(2).sum(2)
-    weights = torch.softmax(-(distance.sum(1, keepdim=True) if joint else distance) / (2 * sigma**2), 0)
-    return (weights.expand(distance.shape)[..., None, None, None] * known).sum(0)
-
-
 def covered(things: list[ToyObject], cameras: Cameras, cells: int) -> Tensor:
     """[K, V, cells, cells] bool: where an object is seen."""
     black, white = (
@@ -187,15 +179,9 @@ def mean_of(tables: list[dict[float, tuple[float, float]]]) -> dict[float, tuple
 # ------------------------------------------------------------------------------------------------------------ samples
 
 
-def border(images: Tensor) -> Tensor:
-    """[3] the median color of the pictures' outermost pixels; images: [V, 3, H, W]."""
-    edges = (images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1])
-    return torch.cat(edges, -1).permute(1, 0, 2).flatten(1).median(1).values
-
-
 def nearest_db(images: Tensor, things: list[ToyObject], cameras: Cameras) -> float:
     """PSNR of the views to those of the true object that is nearest to them; at most 100."""
-    background = border(images)
+    background = border_color(images)
     errors = [(render_object(thing, cameras, background) - images).square().mean().item() for thing in things]
     return -10 * math.log10(max(min(errors), 1e-10))
 
@@ -224,19 +210,12 @@ def measure_samples(
         things = [] if two else objects_of(prompt, settings.nearest, teacher.image_size)
         near, seen = [], []
         for _ in range(settings.groups):
-            cameras = sample_group(
-                VIEWS,
-                elevation=(15, 15),
-                fov=(40, 40),
-                radius=(1.05, 1.05),
-                size=teacher.image_size,
-                generator=generator,
-            )
+            cameras = sampled_views(teacher.image_size, generator)
             images = sample(teacher, cameras, steps=settings.steps, generator=generator)
             seen.append(images)
             if things:
                 near.append(nearest_db(images, things, cameras))
-                truths += [render_object(thing, cameras, border(images)) for thing in things[:4]]
+                truths += [render_object(thing, cameras, border_color(images)) for thing in things[:4]]
         pictures = torch.cat(seen)
         similarity = scorer.similarity(pictures, prompts)
         rows.append(

@@ -20,7 +20,7 @@ from gscfd.noise_kernels.cells import Grid, Kernels, Surface
 from gscfd.types import Cameras, Render
 
 # Each use of random numbers has its own counter space, so they never coincide.
-_SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION, _WORLD_MAP, _RADIAL = range(8)
+_SURFACE, _SCREEN, _IID, _FRESH_BACKGROUND, _BLEND, _DIRECTION, _WORLD_MAP, _RADIAL, _PER_VIEW = range(9)
 
 
 class Kind(Protocol):
@@ -39,6 +39,14 @@ def fixed(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Ten
     """Returns one noise image for all views, aging with gamma, [V, C, h, w]: a negative control (FSD Fig. 6)."""
     screen = _screen(field, cameras, step)
     return _blend(field, torch.stack([screen] * len(cameras)), cameras, step)
+
+
+def per_view(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """Returns one noise image for each place in the group of views, aging with gamma, [V, C, h, w]: `fixed` for views
+    that attend to each other, of which no teacher was trained on equal noise."""
+    device, nodes = cameras.viewmats.device, _nodes(field, step)
+    noise = torch.stack([_white(field, device, _PER_VIEW, view, nodes) for view in range(len(cameras))])
+    return _blend(field, noise, cameras, step)
 
 
 def world_map(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
@@ -274,5 +282,6 @@ NOISES: dict[str, Kind] = {
     "radial": radial,
     "world_map": world_map,
     "fixed": fixed,
+    "per_view": per_view,
     "iid": iid,
 }

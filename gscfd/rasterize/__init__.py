@@ -11,6 +11,8 @@ from torch import Tensor
 from gscfd.harmonics import SH_C0
 from gscfd.rasterize import cpu, kernels
 
+RIGID = 1e-3
+"""Largest deviation of a camera's R R^T from the identity."""
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 
 
@@ -19,12 +21,11 @@ def rasterization(
     quats: Tensor,
     scales: Tensor,
     opacities: Tensor,
-    colors: Tensor,
+    colors: Tensor | None,
     viewmats: Tensor,
     Ks: Tensor,
     width: int,
     height: int,
-    *,
     near_plane: float = 0.01,
     far_plane: float = 1e10,
     radius_clip: float = 0.0,
@@ -34,21 +35,24 @@ def rasterization(
     tile_size: int | None = None,
     backgrounds: Tensor | None = None,
     render_mode: RenderMode = "RGB+ED",
+    sparse_grad: bool = False,
     absgrad: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Renders N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
 
-    Names, meanings and info entries are those of gsplat.rasterization, which handles CUDA tensors.
+    Names, order, meanings and info entries are those of gsplat.rasterization, which handles CUDA tensors. Its classic
+    mode and pinhole camera are the only ones here.
 
     means: [N, 3] world positions. quats: [N, 4] wxyz, normalized here. scales: [N, 3] standard deviations, linear.
     opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or [V, N, K,
-    3] with K >= (sh_degree + 1)^2. viewmats: [V, 4, 4] world-to-camera. Ks: [V, 3, 3] in pixels. near_plane, far_plane:
-    Gaussians at depths outside this range are dropped. radius_clip: splats with a radius of at most this many pixels
-    are dropped. eps2d: added to the 2D covariance, square pixels. tile_size: 8 or 16 pixels; None chooses the size
-    expected to be faster, always 16 on CUDA. backgrounds: [V, D], weighted by the remaining transmittance; depth has no
-    background. render_mode: "RGB" is color, "D" is depth accumulated with the compositing weights, "ED" is that depth
-    divided by alpha. absgrad: also accumulate the absolute gradients of means2d, in info["means2d"].absgrad after
-    backward.
+    3] with K >= (sh_degree + 1)^2; None with render_mode "D" or "ED". viewmats: [V, 4, 4] world-to-camera; rigid with
+    sh_degree. Ks: [V, 3, 3] in pixels, without skew. near_plane, far_plane: Gaussians at depths outside this range are
+    dropped. radius_clip: splats with a radius of at most this many pixels are dropped. eps2d: added to the 2D
+    covariance, square pixels. tile_size: 8 or 16 pixels; None chooses the size expected to be faster, always 16 on
+    CUDA. backgrounds: [V, D], weighted by the remaining transmittance; depth has no background. render_mode: "RGB" is
+    color, "D" is depth accumulated with the compositing weights, "ED" is that depth divided by alpha. sparse_grad:
+    sparse gradients, with packed, on CUDA. absgrad: also accumulate the absolute gradients of means2d, in
+    info["means2d"].absgrad after backward.
 
     Returns colors [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
     gradient), radii [V, N, 2] int32 (0 if culled), depths, conics (no gradient), opacities, tile_width, tile_height,
@@ -60,8 +64,13 @@ def rasterization(
     ValueError for arguments of a wrong shape, type, device or range.
     """
     _check_geometry(means, quats, scales, opacities, viewmats, Ks)
+    if colors is None:
+        if render_mode not in ("D", "ED"):
+            raise ValueError(f"colors: expected a tensor with render_mode {render_mode!r}, got None")
+        colors, sh_degree = means.new_zeros(means.shape[0], 1), None
     channels = _check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])
-    _check_settings(width, height, near_plane, tile_size, backgrounds, render_mode, channels, viewmats.shape[0])
+    _check_settings(width, height, tile_size, backgrounds, render_mode, channels, viewmats.shape[0])
+    _check_limits(near_plane, far_plane, radius_clip, eps2d)
     tensors = {"quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
     tensors |= {"viewmats": viewmats, "Ks": Ks} | ({} if backgrounds is None else {"backgrounds": backgrounds})
     _check_device(means, tensors)
@@ -73,11 +82,13 @@ def rasterization(
         drawn: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
-            tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode, absgrad=absgrad,
+            tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode,
+            sparse_grad=sparse_grad, absgrad=absgrad,
         )  # fmt: skip
         return drawn
 
-    _check_cpu(means, tensors, packed)
+    _check_cpu(means, tensors, packed or sparse_grad)
+    _check_cameras(viewmats, Ks, sh_degree)
     wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
     if not wants_color:
         colors = means.new_empty(means.shape[0], 0)
@@ -152,7 +163,6 @@ def _check_colors(colors: Tensor, sh_degree: int | None, n: int, views: int) -> 
 def _check_settings(
     width: int,
     height: int,
-    near_plane: float,
     tile_size: int | None,
     backgrounds: Tensor | None,
     render_mode: str,
@@ -161,14 +171,38 @@ def _check_settings(
 ) -> None:
     if width < 1 or height < 1:
         raise ValueError(f"width, height: expected at least 1 pixel, got {width}, {height}")
-    if not near_plane > 0:
-        raise ValueError(f"near_plane: expected a positive depth, got {near_plane}")
     if tile_size not in {None, 8, 16}:
         raise ValueError(f"tile_size: expected None, 8 or 16, got {tile_size}")
     if render_mode not in get_args(RenderMode):
         raise ValueError(f"render_mode: expected one of {get_args(RenderMode)}, got {render_mode!r}")
     if backgrounds is not None and tuple(backgrounds.shape) != (views, channels):
         raise ValueError(f"backgrounds: expected {[views, channels]}, got {list(backgrounds.shape)}")
+
+
+def _check_limits(near_plane: float, far_plane: float, radius_clip: float, eps2d: float) -> None:
+    if not near_plane > 0:
+        raise ValueError(f"near_plane: expected a positive depth, got {near_plane}")
+    if not far_plane > near_plane:
+        raise ValueError(f"far_plane: expected a depth beyond near_plane, {near_plane}, got {far_plane}")
+    for name, value in (("radius_clip", radius_clip), ("eps2d", eps2d)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def _check_cameras(viewmats: Tensor, Ks: Tensor, sh_degree: int | None) -> None:
+    """The values of the cameras; on CUDA, reading them would stall the host."""
+    if not viewmats.isfinite().all() or not Ks.isfinite().all():
+        raise ValueError("viewmats, Ks: expected finite numbers")
+    last = Ks.new_tensor([0.0, 0.0, 1.0])
+    if Ks[:, 0, 1].any() or Ks[:, 1, 0].any() or (Ks[:, 2] != last).any():
+        raise ValueError("Ks: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], got skew or another last row")
+    turn = viewmats[:, :3, :3]
+    error = (turn @ turn.transpose(1, 2) - torch.eye(3)).abs().max().item()
+    if sh_degree and error > RIGID:
+        raise ValueError(
+            f"viewmats: expected rotations with sh_degree, whose colors depend on the direction, got matrices "
+            f"{error:.2g} from one; scale the means and scales instead"
+        )
 
 
 def _check_device(means: Tensor, tensors: dict[str, Tensor]) -> None:
@@ -187,4 +221,4 @@ def _check_cpu(means: Tensor, tensors: dict[str, Tensor], packed: bool) -> None:
         if tensors[name].requires_grad:
             raise ValueError(f"{name}: the CPU rasterizer has no gradient for cameras; pass {name}.detach()")
     if packed:
-        raise ValueError("packed: the CPU rasterizer has only the dense layout; pass packed=False")
+        raise ValueError("packed, sparse_grad: the CPU rasterizer has only the dense layout; pass packed=False")

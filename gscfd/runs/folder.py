@@ -14,22 +14,22 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import torch
-from tqdm import tqdm
 
 from gscfd.config import Config, plain, to_yaml
 from gscfd.deferred import DeferredNumbers
+from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import changes, place, place_of
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_splat
 from gscfd.distil.state import Checkpoint, part, scaled_gradient_variance
 from gscfd.errors import UserError, warn
-from gscfd.export.turntable import turntable_frames
+from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
 from gscfd.files import Background, atomic_write, lock, remove_unfinished
 from gscfd.gaussians import Gaussians
-from gscfd.pictures import write_contact_sheet, write_video
+from gscfd.pictures import write_contact_sheet, write_picture, write_video
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.runs.names import (
     FINISHED_FILE,
@@ -44,6 +44,8 @@ from gscfd.runs.names import (
 log = logging.getLogger("gscfd")
 VARIANCES = ("means", "sh0")
 """Parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colors."""
+TURN_FRAMES, TURN_SIZE, TURN_FPS = 80, 512, 20
+"""The turntable of a finished run: one turn in four seconds."""
 VARIANCE_EVERY = 10
 """Number of steps between two records of the gradient variance."""
 
@@ -93,9 +95,8 @@ class RunFolder:
         """Splat after the last step."""
         self.good: Checkpoint | None = None
         """Checkpoint of the last good state."""
-        self.stage = "coarse"
         self.started = self.saved = time.monotonic()
-        self.bar: tqdm[NoReturn] | None = None
+        self.bar = StepBar()
         self.stats: IO[bytes]
         self.handler: logging.Handler
         self.open_files()
@@ -220,8 +221,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
         self.saving.close()
         self.stats.close()
         log.removeHandler(self.handler)
@@ -232,7 +232,7 @@ class RunFolder:
         self.latest = report.gaussians
         self.write_row()
         self.waiting = row(report) | self.edits_of(report)
-        self.show(report)
+        self.bar.show(report)
         busy = self.saving.busy()
         if report.trouble or report.step + 1 == report.steps:
             self.write_row()
@@ -256,29 +256,20 @@ class RunFolder:
         made = [changes(edit) for edit in self.config.edits if place_of(edit) == where]
         return {"edits": made} if made else {}
 
-    def show(self, report: StepReport) -> None:
-        if self.bar is None or self.stage != report.stage:
-            if self.bar is not None:
-                self.bar.close()
-            self.stage = report.stage
-            self.bar = tqdm(total=report.steps, initial=report.step, desc=report.stage, unit="step", dynamic_ncols=True)
-        self.bar.set_postfix(t=f"{report.t:.2f}", gaussians=report.count, refresh=False)
-        self.bar.update(report.state.step - self.bar.n)
-
     def finish(self, gaussians: Gaussians) -> None:
         """Writes the splat and its turntable, and removes the checkpoints."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
         self.saving.wait()
         gaussians.save_ply(self.path / "splat.ply")
-        frames = turntable_frames(gaussians, frames=48, size=256)
+        frames = turntable_frames(gaussians, TURN_FRAMES, TURN_SIZE, start=THREE_QUARTERS, shadow=True)
+        write_picture(frames[0], self.path / "thumbnail.png")
         try:
-            write_video(frames, self.path / VIDEO_FILE)
+            write_video(frames, self.path / VIDEO_FILE, TURN_FPS)
             seen = f"{VIDEO_FILE} and {FINISHED_FILE} beside it"
         except UserError as error:  # without ffmpeg
             warn(f"no {VIDEO_FILE} was written. {error}")
             seen = f"{FINISHED_FILE} beside it"
-        write_contact_sheet(frames[::6], self.path / FINISHED_FILE)
+        write_contact_sheet(frames[:: TURN_FRAMES // 8, ::2, ::2], self.path / FINISHED_FILE)
         self.checkpoints.clear()
         seconds = time.monotonic() - self.started
         log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))

@@ -16,7 +16,8 @@ from gscfd.distil.methods import check_learner, make_learner
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
-from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers import load_teacher
+from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_repo
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import weight_bytes
@@ -190,7 +191,7 @@ def step_costs(teacher: GuidedTeacher, stage: TeacherStage, prompt: str) -> tupl
             teacher.decode(teacher.encode(images))
 
     teacher.encode_texts = blank
-    teacher.set_prompt(Prompt(text=prompt, cfg=stage.cfg, cfg_rescale=stage.cfg_rescale, perp_neg=stage.perp_neg))
+    teacher.set_prompt(replace(stage_prompt(prompt, stage), negative=None))
     return cost_of(ask), cost_of(there_and_back if isinstance(stage, PolishConfig) else look)
 
 
@@ -277,8 +278,8 @@ def splat_bytes(config: Config, stages: Mapping[StageName, TeacherStage], first:
 def output_lines(config: Config, folder: Path, splat: int, trained: int) -> list[str]:
     """Returns the lines on the run's output. splat: from `splat_bytes`. trained: bytes of the trained values."""
     return [
-        f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png and splat.ply (up to "
-        f"{size(splat)})",
+        f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png, "
+        f"thumbnail.png and splat.ply (up to {size(splat)})",
         f"         during the run, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * trained)})",
     ]
 

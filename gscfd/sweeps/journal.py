@@ -1,7 +1,8 @@
-"""Journal of a sweep: a row for every start and end of an attempt at a run."""
+"""Journal of a sweep or a studio: a row for every event of its runs."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -30,10 +31,11 @@ def last_failures(journal: Path) -> dict[str, str]:
 
 
 class Journal:
-    """Writes the sweep's rows, one process at a time. Raises UserError if another sweep holds the journal or the folder
-    cannot be written."""
+    """Writes rows, one process at a time. Raises UserError if another process holds the journal or the folder cannot be
+    written."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, option: str = "out", what: str = "sweep"):
+        """option: that names the folder, for error messages. what: the writing command, also for them."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,16 +43,19 @@ class Journal:
             alone = lock(self.file)
         except OSError as error:
             raise UserError(
-                f"out: expected a writable folder with file locks, got {path.parent} ({error.strerror}); "
-                "choose another --out"
+                f"{option}: expected a writable folder with file locks, got {path.parent} ({error.strerror}); "
+                "choose another one"
             ) from None
         if not alone:
             self.file.close()
-            raise UserError(f"out: another sweep writes to {path.parent}; wait until it ends, or choose another --out")
+            raise UserError(f"{option}: another {what} writes to {path.parent}; wait until it ends, or choose another")
 
     def write(self, run: str, event: str, **facts: Any) -> None:
+        """Writes a row. Raises OSError if it could not be written whole."""
         row = {"time": round(time.time(), 3), "run": run, "event": event, **facts}
-        self.file.write(b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n")
+        data = b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n"
+        if self.file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def cut_short(self) -> bool:
         """Returns whether the last row is incomplete because the process was killed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,17 +119,31 @@ def import_ray() -> Any:
     return ray
 
 
+SOCKET_ROOM = 40
+"""Longest folder for Ray's temporary files, characters: a socket's path has at most 107, and Ray adds up to 67."""
+
+
+def ray_folder() -> dict[str, str]:
+    """Returns Ray's option for its temporary folder, /tmp/ray if $TMPDIR, as batch systems set it, is too long for
+    sockets. $RAY_TMPDIR stays the user's."""
+    too_long = "RAY_TMPDIR" not in os.environ and len(tempfile.gettempdir()) > SOCKET_ROOM
+    return {"_temp_dir": "/tmp/ray"} if too_long else {}
+
+
 def start_here(ray: Any, cpus: int) -> None:
     """Starts Ray on this machine with the given number of cores. Raises UserError if it does not start."""
     reason = ""
     for _ in range(LOCAL_STARTS):
         try:
-            ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **QUIET_RAY)
+            store = {"object_store_memory": STORE_BYTES, **ray_folder()}
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **store, **QUIET_RAY)
             return
         except Exception as error:  # Ray raises a bare Exception on a timeout
             ray.shutdown()
             reason = first_line(error)
-    raise UserError(f"sweep: expected Ray to start on this machine, got: {reason}; its logs are in /tmp/ray")
+    raise UserError(
+        f"sweep: expected Ray to start on this machine, got: {reason}; its logs are in /tmp/ray, or in $RAY_TMPDIR"
+    )
 
 
 def join(ray: Any, address: str) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gscfd.config import TeacherStage
+from gscfd.config import CFG_RESCALE, TeacherStage, first
 from gscfd.types import Cameras
 
 
@@ -51,22 +51,23 @@ class Teacher(Protocol):
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """Maps [V, C, h, w] to [V, 3, H, W] in [0, 1]; without gradient."""
+        """Maps [V, C, h, w] to [V, 3, H, W] in [0, 1], or NaN where the picture is not finite; without gradient."""
         ...
 
     def predict_eps(self, x_t: Tensor, t: int, cameras: Cameras, cfg: float | None = None) -> Tensor:
         """Returns the guided prediction of the noise in x_t under the prompt, [V, C, h, w]; without gradient.
 
-        cfg: replaces the prompt's. 0 returns the negative prompt's prediction, 1 the text's, both unmodified.
+        cfg: replaces the prompt's. 0 returns the prediction for the empty text, 1 the text's, both unmodified.
         """
         ...
 
 
 def stage_prompt(text: str, stage: TeacherStage) -> Prompt:
+    """Returns the prompt of a stage from `Config.stage`."""
     return Prompt(
         text=text,
         negative=stage.negative_prompt,
-        cfg=stage.cfg,
-        cfg_rescale=stage.cfg_rescale,
+        cfg=stage.scale,
+        cfg_rescale=first(stage.cfg_rescale, CFG_RESCALE),
         perp_neg=stage.perp_neg,
     )

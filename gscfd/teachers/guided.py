@@ -15,7 +15,7 @@ from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser
 from gscfd.teachers.schedules import Schedule
 from gscfd.teachers.spaces import Space
-from gscfd.teachers.texts import TextFeatures, mixed, stacked
+from gscfd.teachers.texts import TextFeatures, mixed, repaired, stacked
 from gscfd.types import Cameras
 
 
@@ -38,12 +38,14 @@ def guide(negative: Tensor, text: Tensor, cfg: float, others: list[Tensor], weig
     return negative + cfg * direction
 
 
-def rescale(guided: Tensor, text: Tensor, share: float) -> Tensor:
+def rescale(guided: Tensor, text: Tensor, share: float, *, joint: bool) -> Tensor:
     """Scales the guided x0 back to the text prediction's standard deviation by `share` (Lin et al. 2023, Eq. 15-16).
 
-    guided, text: [V, C, h, w] denoised predictions. share: 0 keeps the guided value, 1 uses the scaled one.
+    guided, text: [V, C, h, w] denoised predictions. share: 0 keeps the guided value, 1 uses the scaled one. joint:
+    whether the views share one standard deviation, over the whole group, as in MVDream's code.
     """
-    ratio = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    over = (0, 1, 2, 3) if joint else (1, 2, 3)
+    ratio = text.std(over, keepdim=True) / guided.std(over, keepdim=True)
     return guided * (1 - share + share * ratio)
 
 
@@ -85,10 +87,12 @@ class GuidedTeacher:
             )
         negative = self.wording.negative if prompt.negative is None else prompt.negative
         text = with_suffix(prompt.text, self.wording.suffix)
+        if self.wording.repaired:
+            negative, text = repaired(negative), repaired(text)
         views = VIEW_WORDS if self.wording.view_words else ("",)
         self.negative = negative
         self.asked = {words: join_words(text, words) if words else text for words in views}
-        new = [text for text in dict.fromkeys([negative, *self.asked.values()]) if text not in self.known]
+        new = [text for text in dict.fromkeys([negative, *self.asked.values(), ""]) if text not in self.known]
         if new:
             self.known |= zip(new, self.encode_texts(new), strict=True)
         width = self.known[negative].tokens.shape[-1]
@@ -105,7 +109,7 @@ class GuidedTeacher:
             raise RuntimeError("predict_eps: set_prompt first")
         mixes = self.view_mixes(cameras)
         if cfg in (0, 1):
-            alone = self.negatives(mixes) if cfg == 0 else self.positives(mixes)
+            alone = [self.known[""]] * len(mixes) if cfg == 0 else self.positives(mixes)
             return self.branch_eps(x_t, t, stacked(alone), cameras)[0]
         negative, positive, *others = self.branch_eps(x_t, t, self.branches(mixes), cameras)
         weights = torch.tensor([[weight for _, weight in mix.negatives] for mix in mixes], dtype=x_t.dtype).T
@@ -113,7 +117,8 @@ class GuidedTeacher:
         if self.prompt.cfg_rescale == 0:
             return guided
         alpha, sigma = self.alpha_sigma(t)
-        x0 = rescale((x_t - sigma * guided) / alpha, (x_t - sigma * positive) / alpha, self.prompt.cfg_rescale)
+        share, joint = self.prompt.cfg_rescale, self.multiview
+        x0 = rescale((x_t - sigma * guided) / alpha, (x_t - sigma * positive) / alpha, share, joint=joint)
         return (x_t - alpha * x0) / sigma
 
     def texts(self, cameras: Cameras) -> TextFeatures:

@@ -21,6 +21,10 @@ from gscfd.teachers.weights import build, fill, read_json, read_state, read_weig
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 HEAD_CHANNELS = 64
 """Channels per attention head in MVDream's UNet and text encoder."""
+WIDTHS = [320, 640, 1280, 1280]
+"""Channels of the levels of MVDream's UNet, all with heads of HEAD_CHANNELS."""
+SD15_TEXT = "cond_stage_model.transformer."
+"""Start of the names of the text encoder in MVDream for Stable Diffusion 1.5, which is OpenAI's CLIP."""
 IMAGE_SIZE = 256
 CAMERA_NUMBERS = 16
 SCHEDULER = {
@@ -180,7 +184,20 @@ def part(state: dict[str, Tensor], prefix: str, where: Path) -> dict[str, Tensor
 
 def read_unet(path: Path) -> UNet2DConditionModel:
     """Reads the UNet of a single-file MVDream checkpoint."""
-    return build_unet(part(read_state(path), UNET, path), HEAD_CHANNELS, IMAGE_SIZE // 8, path)
+    state = read_state(path)
+    if any(key.startswith(SD15_TEXT) for key in state):
+        raise UserError(
+            f"{path}: expected MVDream for Stable Diffusion 2.1, got the one for 1.5, which has another text encoder; "
+            "use sd-v2.1-base-4view.pt"
+        )
+    unet = build_unet(part(state, UNET, path), HEAD_CHANNELS, IMAGE_SIZE // 8, path)
+    if list(unet.config["block_out_channels"]) != WIDTHS:
+        raise UserError(
+            f"{path}: expected MVDream's UNet with {WIDTHS} channels in heads of {HEAD_CHANNELS}, got "
+            f"{list(unet.config['block_out_channels'])} channels; a single file does not say how large its heads are: "
+            "use a diffusers folder, whose config does"
+        )
+    return unet
 
 
 def vae_key(key: str, levels: int) -> str:

@@ -19,7 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5Tokenizer
 
 from gscfd import prompts
 from gscfd.errors import UserError
@@ -68,7 +68,17 @@ def load_teacher(
     source = find_teacher(path_or_repo, local_files_only=local_files_only)
     load = loader(source)
     with reading(source):
+        check_tokenizers(source, load)
         return load(source, device, dtype)
+
+
+def check_tokenizers(source: Path, load: Loader) -> None:
+    """Reads the teacher's tokenizers, which are small, before its large parts. Raises UserError if one cannot be
+    read. A single file's is checked by `single_file_parts`."""
+    if source.is_dir():
+        for part in PARTS_OF[load]:
+            if part.startswith("tokenizer"):
+                texts.read_tokenizer(source / part, T5Tokenizer if (load, part) in T5_PARTS else CLIPTokenizer)
 
 
 @contextmanager
@@ -230,6 +240,7 @@ def single_file_parts(file: Path) -> StableDiffusion:
             f"teacher: expected the folder {tokenizer} next to {file.name}, which has no tokenizer, got none; fetch "
             f"it with: hf download {SD21_MIRROR} --include 'tokenizer/*' --local-dir {file.parent}"
         )
+    texts.read_tokenizer(tokenizer)
     return StableDiffusion(
         unet=lambda: ldm.read_unet(file),
         vae=lambda: ldm.read_vae(file),
@@ -352,3 +363,5 @@ PARTS_OF: dict[Loader, tuple[str, ...]] = {
     load_if: ("unet", "scheduler", "text_encoder", "tokenizer"),
 }
 """Folders that each loader reads."""
+T5_PARTS = {(load_sd3, "tokenizer_3"), (load_flux, "tokenizer_2"), (load_if, "tokenizer")}
+"""Tokenizers that are T5's; the others are CLIP's."""

@@ -27,6 +27,11 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear")
 
 
+def shown(pictures: Tensor) -> Tensor:
+    """Maps pictures from [-1, 1] to [0, 1], clipped; NaN where a value is not finite, which clipping would hide."""
+    return torch.where(pictures.isfinite(), (pictures / 2 + 0.5).clamp(0, 1), torch.nan)
+
+
 class Latents:
     """z = (E(2 x - 1) - shift) scale, where E is the mean of the VAE's posterior, so that equal images give equal z.
 
@@ -60,7 +65,7 @@ class Latents:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         decoded: Tensor = self.vae.decode((z / self.scale + self.shift).to(self.vae.dtype)).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return shown(decoded.float())
 
 
 class Pixels:
@@ -74,4 +79,4 @@ class Pixels:
         return resized(images, self.image_size) * 2 - 1
 
     def decode(self, z: Tensor) -> Tensor:
-        return (z / 2 + 0.5).clamp(0, 1)
+        return shown(z)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
+import ftfy
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -60,6 +63,12 @@ def mixed(parts: list[tuple[TextFeatures, float]]) -> TextFeatures:
 def split(tokens: Tensor, pooled: Tensor | None = None) -> list[TextFeatures]:
     """Splits a batch into single texts."""
     return [TextFeatures(row, None if pooled is None else pooled[i]) for i, row in enumerate(tokens)]
+
+
+def repaired(text: str) -> str:
+    """Returns the text as OpenCLIP's tokenizer reads it: broken encodings, ligatures and curly quotes mended by ftfy,
+    and HTML entities replaced, even if escaped twice."""
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> Any:
@@ -127,8 +136,26 @@ def read_text_model(
     return model
 
 
-def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    return from_folder(CLIPTokenizer, folder)
+VOCABULARIES = {CLIPTokenizer: ("vocab.json",), T5Tokenizer: ("spiece.model",)}
+"""Files of a tokenizer that has no tokenizer.json."""
+
+
+def read_tokenizer(folder: Path, cls: Any = CLIPTokenizer) -> Any:
+    """Loads a tokenizer of CLIP or T5. Raises UserError if its vocabulary is missing, or only for sentencepiece, which
+    is not installed."""
+    if not (folder / "tokenizer.json").is_file():
+        missing = [name for name in VOCABULARIES[cls] if not (folder / name).is_file()]
+        if missing:
+            raise UserError(
+                f"tokenizer: expected tokenizer.json or {', '.join(missing)} in {folder}, got neither; download the "
+                "whole folder"
+            )
+        if cls is T5Tokenizer and importlib.util.find_spec("sentencepiece") is None:
+            raise UserError(
+                f"tokenizer: {folder} has a SentencePiece model (spiece.model) alone, which needs sentencepiece: pip "
+                "install 'gscfd[sentencepiece]'"
+            )
+    return from_folder(cls, folder)
 
 
 def ready(model: PreTrainedModel, device: torch.device | str, dtype: torch.dtype) -> PreTrainedModel:
@@ -181,7 +208,7 @@ def t5(
 
     The encoder is read in `dtype` and not cast afterward: in float16 some of its layers must stay in float32.
     """
-    tokenizer = from_folder(T5Tokenizer, folder / f"tokenizer{number}")
+    tokenizer = read_tokenizer(folder / f"tokenizer{number}", T5Tokenizer)
     encoder = read_text_model(T5EncoderModel, folder / f"text_encoder{number}", dtype).to(device).eval()
     ids = token_ids(tokenizer, texts, length).to(device)
     mask = ids.attention_mask if masked else None
@@ -192,12 +219,10 @@ def t5(
 def encode_sdxl(
     folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype
 ) -> list[TextFeatures]:
-    """Encodes texts for SDXL: the tokens of both CLIPs side by side, and the pooled text of the second. The empty text
-    is zeros, as in SDXL's training."""
+    """Encodes texts for SDXL: the tokens of both CLIPs side by side, and the pooled text of the second."""
     first, _ = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype)
     second, pooled = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype)
-    said = torch.tensor([float(bool(text)) for text in texts], device=first.device, dtype=dtype)[:, None]
-    return split(torch.cat([first, second], -1) * said[:, None], pooled * said)
+    return split(torch.cat([first, second], -1), pooled)
 
 
 def encode_sd3(folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype) -> list[TextFeatures]:

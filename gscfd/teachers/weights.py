@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,11 @@ from gscfd.errors import UserError
 Network = TypeVar("Network", bound=ModelMixin)
 
 STEM = "diffusion_pytorch_model"
+DAMAGES = (
+    *(SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, struct.error, OSError, MemoryError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+)
+"""Errors that torch's and safetensors' readers raise for a damaged file."""
 OLD_VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Old names still used in Stable Diffusion's VAE files."""
 
@@ -44,7 +50,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: expected tensors alone, got pickled Python objects, which could run any code; not loaded. "
             "Ask for the same weights as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise UserError(
             f"{path}: expected a whole checkpoint, got a truncated or damaged one ({first_line(error)}); copy it again"
         ) from error

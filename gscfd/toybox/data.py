@@ -33,8 +33,8 @@ class Group:
     """For each view, its view words: "front view", ..."""
 
 
-def render_object(thing: ToyObject, cameras: Cameras, background: Tensor) -> Tensor:
-    """Renders the object over a background [3]; returns [V, 3, H, W] in [0, 1]."""
+def colors_and_opacity(thing: ToyObject, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Renders the object; returns colors times opacity [V, H, W, 3] and opacity [V, H, W, 1]."""
     colors, alphas, _ = rasterization(
         torch.from_numpy(thing.means),
         torch.from_numpy(thing.quats),
@@ -47,6 +47,12 @@ def render_object(thing: ToyObject, cameras: Cameras, background: Tensor) -> Ten
         cameras.height,
         render_mode="RGB",
     )
+    return colors, alphas
+
+
+def render_object(thing: ToyObject, cameras: Cameras, background: Tensor) -> Tensor:
+    """Renders the object over a background [3]; returns [V, 3, H, W] in [0, 1]."""
+    colors, alphas = colors_and_opacity(thing, cameras)
     return (colors + (1 - alphas) * background).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
 
 

@@ -13,6 +13,7 @@ from viser import transforms
 
 from gscfd.cameras import camera_to_world
 from gscfd.export.transform import with_degree
+from gscfd.export.turntable import turntable_frames
 from gscfd.gaussians import Gaussians
 from gscfd.geometry import normals
 from gscfd.harmonics import SH_C0
@@ -28,6 +29,8 @@ GRID = 4
 """Image sizes are multiples of this number, as `Paint` requires."""
 MOST_POINTS = 400
 """Maximum number of points in a plot."""
+SHEET_SIZE = 128
+"""Width and height of a picture in `sheet`, pixels."""
 GAP = 2.2
 """Distance between the centers of two splats shown side by side, world units."""
 
@@ -89,18 +92,26 @@ def extent(gaussians: Gaussians) -> tuple[np.ndarray, float]:
 
 
 def camera_of(
-    wxyz: np.ndarray, position: np.ndarray, fov: float, aspect: float, height: int, turned: float = 0.0
+    wxyz: np.ndarray,
+    position: np.ndarray,
+    fov: float,
+    aspect: float,
+    height: int,
+    turned: float = 0.0,
+    center: np.ndarray | None = None,
 ) -> Cameras:
     """Converts a browser's camera to `Cameras` with one view, about `height` pixels high.
 
     wxyz, position: camera-to-world, OpenCV axes. fov: vertical, radians. aspect: width / height. turned: rotation of
-    the object about z in radians, counter-clockwise seen from above.
+    the object about the vertical axis through `center` ([3]; None: the origin) in radians, counter-clockwise seen from
+    above.
     """
+    center = np.zeros(3) if center is None else center
     turn = transforms.SO3.from_z_radians(-turned)
     rotation = (turn @ transforms.SO3(np.asarray(wxyz, dtype=np.float64))).as_matrix()
     viewmat = np.eye(4)
     viewmat[:3, :3] = rotation.T
-    viewmat[:3, 3] = -rotation.T @ (turn @ np.asarray(position, dtype=np.float64))
+    viewmat[:3, 3] = -rotation.T @ (center + turn @ (np.asarray(position, dtype=np.float64) - center))
     rows = max(round(height / GRID), 1) * GRID
     columns = min(max(round(rows * aspect / GRID), 1) * GRID, 4 * rows)
     focal = 0.5 * rows / np.tan(fov / 2)
@@ -150,6 +161,12 @@ def row(images: Tensor, size: int) -> np.ndarray:
     shown = images.permute(0, 3, 1, 2).float()
     mode = "area" if shown.shape[-1] > size else "nearest"
     return as_bytes(torch.cat(list(F.interpolate(shown, size=(size, size), mode=mode)), -1).permute(1, 2, 0))
+
+
+def sheet(gaussians: Gaussians) -> np.ndarray:
+    """Returns eight pictures of one turn in two rows, [2 SHEET_SIZE, 4 SHEET_SIZE, 3] uint8."""
+    frames = turntable_frames(gaussians, frames=8, size=SHEET_SIZE)
+    return np.concatenate([np.concatenate(list(half), axis=1) for half in (frames[:4], frames[4:])])
 
 
 def poses(cameras: Cameras) -> list[tuple[np.ndarray, np.ndarray]]:

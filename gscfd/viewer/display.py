@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import viser
 from viser import transforms
 
+from gscfd.errors import UserError
+from gscfd.export import FORMATS, Format
+from gscfd.export.write import file_bytes
 from gscfd.gaussians import Gaussians
-from gscfd.ply import ply_bytes
 from gscfd.viewer import content
+from gscfd.viewer.door import Door
 
-SECONDS_PER_TURN = 20.0
+SECONDS_PER_TURN = 24.0
+TICK_SECONDS = 0.05
+"""Interval at which the turntable moves."""
 SPLAT_BYTES = 32
 """Bytes sent to the browser per Gaussian."""
 JPEG_SHARE = 0.1
 """Approximate size of an image after JPEG compression, as a share of its raw bytes."""
 CAMERA = (4.0, -2.7, 1.4)
-"""Initial camera position: slightly left of the object's front and above it, farther away than the training cameras."""
+"""Initial camera position: at three quarters and above the object, farther away than the training cameras."""
 FOV = 0.7
 """Initial vertical field of view, radians."""
+LEAST_ASPECT = 0.9
+"""Width / height of a window below which the camera stands back."""
 OBJECT = "/object"
 """Scene node that the turntable rotates."""
 
@@ -33,7 +40,7 @@ class Display:
     Only the viewer's own thread calls `turn` and `refresh`, which read the current values of the controls.
     """
 
-    def __init__(self, server: viser.ViserServer, paint: content.Paint):
+    def __init__(self, server: viser.ViserServer, door: Door, paint: content.Paint):
         self.server, self.paint = server, paint
         self.gaussians: Gaussians | None = None
         """The splat to show; replaced, never modified."""
@@ -43,9 +50,11 @@ class Display:
         self.views: dict[int, tuple[Any, ...]] = {}
         """For each browser, the state last rendered and sent, in the modes rendered here."""
         self.turned, self.last_turn = 0.0, 0.0
-        server.initial_camera.position = CAMERA
-        server.initial_camera.look_at = (0.0, 0.0, 0.0)
+        self.center, self.position = np.zeros(3), np.array(CAMERA)
+        """Point that the cameras look at, about which the object turns, and where they stand at first."""
+        self.aim(self.center, self.position)
         server.initial_camera.fov = FOV
+        server.on_client_connect(self.fit)
         self.frame = server.scene.add_frame(OBJECT, show_axes=False)
         gui = server.gui
         with gui.add_folder("View"):
@@ -61,34 +70,49 @@ class Display:
                 "SH degree", 0, 3, 1, 3, visible=False, hint="Maximum degree of the view-dependent color to show."
             )
             self.background = gui.add_rgb("Background", (255, 255, 255))
-            self.turntable = gui.add_checkbox("Turntable", False)
+            self.turntable = gui.add_checkbox("Turntable", True, hint="Stops at the first touch of the scene.")
+        door.actions["touch"] = lambda _: setattr(self.turntable, "value", False)
 
-    def add_download(self, label: str, name: str, splat: Callable[[], Gaussians | None]) -> viser.GuiButtonHandle:
-        """Adds a button that sends `name`.ply to the browser that presses it."""
-        button = self.server.gui.add_button(label, icon=viser.Icon.DOWNLOAD)
-
-        def send(event: viser.GuiEvent) -> None:
-            gaussians = splat()
-            if gaussians is None:
-                event.client.add_notification("Nothing to download", "There is no splat yet.", auto_close_seconds=5)
-                return
-            event.client.send_file_download(f"{name}.ply", ply_bytes(gaussians.tensors()), save_immediately=True)
-
-        button.on_click(send)
-        return button
+    def add_download(
+        self, name: Callable[[], str], splat: Callable[[], Gaussians | None], formats: Sequence[Format] = FORMATS
+    ) -> Download:
+        """Adds controls that send the splat to the browser that asks. name: of the file, without its ending."""
+        return Download(self.server.gui, name, splat, formats)
 
     def turn(self, now: float) -> None:
         """Moves the turntable. now: seconds."""
         if self.turntable.value:
             self.turned += (now - self.last_turn) * math.tau / SECONDS_PER_TURN
-            self.frame.wxyz = transforms.SO3.from_z_radians(self.turned).wxyz
+            turn = transforms.SO3.from_z_radians(self.turned)
+            self.frame.wxyz, self.frame.position = turn.wxyz, self.center - turn @ self.center
         self.last_turn = now
+
+    def stand(self) -> None:
+        """Stops the turntable, and turns the object back."""
+        self.turntable.value, self.turned = False, 0.0
+        self.frame.wxyz, self.frame.position = (1.0, 0.0, 0.0, 0.0), np.zeros(3)
+
+    def aim(self, center: np.ndarray, position: np.ndarray) -> None:
+        """Places the camera of every browser, also of later ones. center: [3], what it looks at. position: [3]."""
+        self.center, self.position = center, position
+        camera = self.server.initial_camera
+        camera.position, camera.look_at = tuple(position), tuple(center)
+        for client in self.server.get_clients().values():
+            client.camera.position, client.camera.look_at = tuple(position), tuple(center)
+            self.fit(client)
+
+    def fit(self, client: viser.ClientHandle) -> None:
+        """Moves a camera back until the object is as wide in a narrow window, such as a phone's, as in a wide one."""
+        if (aspect := client.camera.aspect) < LEAST_ASPECT:
+            client.camera.position = tuple(self.center + (self.position - self.center) * LEAST_ASPECT / aspect)
+            client.camera.look_at = tuple(self.center)
 
     def refresh(self) -> float:
         """Sends whatever has changed; returns the approximate number of megabytes sent to each browser."""
         drawn = self.mode.value == "splat"
         self.resolution.visible = not drawn
         if self.gaussians is None:
+            self.clear()
             return 0.0
         degree = self.gaussians.sh_degree
         self.degree.visible = not drawn and degree > 0
@@ -102,6 +126,14 @@ class Display:
         clients = self.server.get_clients()
         self.views = {number: seen for number, seen in self.views.items() if number in clients}
         return max((self.show_view(client, self.gaussians) for client in clients.values()), default=0.0)
+
+    def clear(self) -> None:
+        """Empties the scene."""
+        if self.splat is not None:
+            self.splat.remove()
+        self.splat = self.sent = None
+        self.views.clear()
+        self.show_backdrop()
 
     def show_splat(self, gaussians: Gaussians) -> float:
         if self.sent is gaussians:
@@ -129,10 +161,58 @@ class Display:
         if self.views.get(client.client_id) == wanted:
             return 0.0
         view = content.camera_of(
-            camera.wxyz, camera.position, camera.fov, camera.aspect, self.resolution.value, self.turned
+            camera.wxyz, camera.position, camera.fov, camera.aspect, self.resolution.value, self.turned, self.center
         )
         mode, _, degree = looks
         image = content.picture(gaussians, view, mode, background, self.paint, degree)
         client.scene.set_background_image(image, format="jpeg")
         self.views[client.client_id] = wanted
         return image.size * JPEG_SHARE / 1e6
+
+
+class Download:
+    """A button that sends a splat to the browser that presses it, and the choice of its format."""
+
+    def __init__(
+        self,
+        gui: viser.GuiApi,
+        name: Callable[[], str],
+        splat: Callable[[], Gaussians | None],
+        formats: Sequence[Format],
+    ):
+        self.name, self.splat = name, splat
+        self.format = gui.add_dropdown(
+            "Format",
+            formats,
+            visible=len(formats) > 1,
+            hint="ply and the next five: Gaussians. html: a page. obj, mesh.*: triangles. mp4, png: pictures.",
+        )
+        label = "Download" if len(formats) > 1 else f"Download .{formats[0]}"
+        self.button = gui.add_button(label, icon=viser.Icon.DOWNLOAD)
+        self.button.on_click(lambda event: self.send(event.client))
+
+    @property
+    def visible(self) -> bool:
+        return bool(self.button.visible)
+
+    @visible.setter
+    def visible(self, visible: bool) -> None:
+        self.button.visible = visible
+        self.format.visible = visible and len(self.format.options) > 1
+
+    def send(self, client: viser.ClientHandle) -> None:
+        """Writes the splat in the chosen format and sends it; whatever prevents it is said in the browser."""
+        gaussians, to = self.splat(), self.format.value
+        if to not in self.format.options:
+            return
+        if gaussians is None:
+            client.add_notification("Nothing to download", "There is no splat yet.", auto_close_seconds=5)
+            return
+        name = self.name()
+        note = client.add_notification("Writing", f"{name}.{to}", loading=True, with_close_button=False)
+        try:
+            client.send_file_download(f"{name}.{to}", file_bytes(gaussians, to, name), save_immediately=True)
+        except (UserError, OSError) as error:
+            client.add_notification("Not downloaded", str(error), color="red")
+        finally:
+            note.remove()

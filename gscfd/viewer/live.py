@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -14,10 +17,11 @@ from gscfd.distil.edits import LiveSettings
 from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
 from gscfd.runs.names import folder_of
-from gscfd.viewer import server
+from gscfd.viewer import content, server
 from gscfd.viewer.content import Paint
 from gscfd.viewer.controls import Controls
-from gscfd.viewer.display import Display
+from gscfd.viewer.display import TICK_SECONDS, Display
+from gscfd.viewer.door import Door
 from gscfd.viewer.pace import Pace
 from gscfd.viewer.panel import Panel
 from gscfd.viewer.snapshot import History, Snapshot, take
@@ -25,10 +29,20 @@ from gscfd.viewer.snapshot import History, Snapshot, take
 log = logging.getLogger("gscfd")
 UPDATE_SECONDS = 0.5
 """Minimum time between two steps that are shown."""
-TICK_SECONDS = 0.1
 SHARE = 0.015
 """Share of one core's time that the viewer takes from a run."""
 CLOSING_SECONDS = 2.0
+RELOAD_SECONDS = 5.0
+"""Time in which a browser that reloads the page is back."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """The end of a run."""
+
+    message: str
+    splat: Gaussians | None
+    """The saved splat, if there is one."""
 
 
 class LiveViewer:
@@ -37,13 +51,18 @@ class LiveViewer:
 
     def __init__(self, config: Config, paint: Paint):
         """Raises UserError if the page cannot be served."""
-        self.server = server.serve(config.viewer)
+        door = Door(config.viewer.host, f"{config.prompt} · gscfd")
+        self.server = server.serve(config.viewer, door)
         self.address = server.address(self.server)
         self.controls, self.history = Controls(), History()
         self.pace = Pace(SHARE, config.viewer.bandwidth)
         self.panel = Panel(self.server, self.controls, config)
-        self.display = Display(self.server, paint)
-        self.display.add_download("Download .ply", folder_of(config).name, self.newest)
+        self.display = Display(self.server, door, paint)
+        folder = folder_of(config)
+        self.download = self.display.add_download(lambda: folder.name, self.newest, ["ply"])
+        self.downloads = self.display.add_download(lambda: folder.name, self.newest)
+        self.downloads.visible = False
+        self.ending: Ending | None = None
         self.wanted = threading.Event()
         """Set while the viewer wants another snapshot."""
         self.snapshot: Snapshot | None = None
@@ -71,6 +90,21 @@ class LiveViewer:
             self.offered = report, live.now
             self.snapshot = take(report, live, self.history)
 
+    def end(self, message: str, folder: Path) -> None:
+        """Shows how the run ended, and its splat if one was saved. Lets go of the run's teachers."""
+        self.wanted.clear()
+        splat = Gaussians.load_ply(folder / "splat.ply") if (folder / "splat.ply").is_file() else None
+        self.snapshot = self.shown = self.offered = None
+        self.ending = Ending(message, splat)
+
+    def stay(self) -> None:
+        """Serves the page until no browser has shown it for RELOAD_SECONDS. Returns at once if none does now."""
+        seen = time.monotonic() if self.server.get_clients() else -math.inf
+        while self.thread.is_alive() and time.monotonic() - seen < RELOAD_SECONDS:
+            time.sleep(TICK_SECONDS)
+            if self.server.get_clients():
+                seen = time.monotonic()
+
     def close(self) -> None:
         """Stops serving. A viewer thread that does not end in CLOSING_SECONDS is abandoned."""
         self.closing.set()
@@ -80,6 +114,8 @@ class LiveViewer:
     # Called on the viewer's own thread.
 
     def newest(self) -> Gaussians | None:
+        if self.ending is not None:
+            return self.ending.splat
         return None if self.snapshot is None else self.snapshot.gaussians
 
     def work(self) -> None:
@@ -103,6 +139,10 @@ class LiveViewer:
             self.wanted.clear()
             return
         self.display.turn(now)
+        if self.ending is not None:
+            self.show_ending(self.ending)
+            self.display.refresh()
+            return
         self.panel.tell()
         if not self.pace.ready(now, alone=self.controls.paused):
             return
@@ -117,3 +157,10 @@ class LiveViewer:
         if ended - self.asked >= UPDATE_SECONDS:
             self.asked = ended
             self.wanted.set()
+
+    def show_ending(self, ending: Ending) -> None:
+        if self.panel.ended:
+            return
+        self.panel.end(ending.message, None if ending.splat is None else content.sheet(ending.splat))
+        self.display.gaussians = ending.splat or self.display.gaussians
+        self.download.visible, self.downloads.visible = False, ending.splat is not None

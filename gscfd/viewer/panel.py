@@ -37,6 +37,7 @@ class Panel:
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.snapshot: Snapshot | None = None
         self.decoded: Snapshot | None = None
+        self.ended = False
         self.add_status(config.prompt)
         self.add_steering()
         self.add_pictures()
@@ -46,6 +47,7 @@ class Panel:
         gui = self.server.gui
         self.status = gui.add_html(content.text_block(f"<b>{html.escape(prompt)}</b><br>starting"))
         self.progress = gui.add_progress_bar(0.0)
+        self.picture = gui.add_image(np.full((1, 1, 3), 255, np.uint8), visible=False)
         self.pause = gui.add_button("Pause", icon=viser.Icon.PLAYER_PAUSE)
         self.step = gui.add_button("Single step", icon=viser.Icon.PLAYER_SKIP_FORWARD)
         self.stop = gui.add_button("Stop and save", icon=viser.Icon.PLAYER_STOP, color="red")
@@ -55,7 +57,8 @@ class Panel:
 
     def add_steering(self) -> None:
         gui = self.server.gui
-        with gui.add_folder("Change"):
+        self.steering = gui.add_folder("Change")
+        with self.steering:
             self.prompt = gui.add_text("Prompt", "", multiline=True)
             self.cfg = gui.add_number("CFG", 0.0, min=0.0, step=0.1, hint="How firmly the teacher follows the prompt.")
             self.times = gui.add_vector2(
@@ -78,17 +81,10 @@ class Panel:
             )
             self.target = gui.add_image(blank, visible=False)
             self.show_frustums = gui.add_checkbox("Cameras in the scene", True)
-            self.loss = self.add_plot("loss", BLUE)
-            self.count = self.add_plot("Gaussians", ORANGE)
+            self.loss = add_plot(gui, "loss", BLUE)
+            self.count = add_plot(gui, "Gaussians", ORANGE)
         column.dock_left()
         column.set_width(COLUMN_WIDTH)
-
-    def add_plot(self, name: str, color: str) -> viser.GuiUplotHandle:
-        series = (uplot.Series(label="step"), uplot.Series(label=name, stroke=color, width=1.5))
-        scales = {"x": uplot.Scale(time=False)}
-        return self.server.gui.add_uplot(
-            (np.zeros(1), np.zeros(1)), series, scales=scales, title=name, height=140, legend=uplot.Legend(show=False)
-        )
 
     def fill(self, config: Config, stage: StageName) -> None:
         """Puts the settings of the next step into the fields, unless they are already there."""
@@ -175,3 +171,25 @@ class Panel:
             frustum = self.frustums[i]
             frustum.wxyz, frustum.position, frustum.fov, frustum.aspect = wxyz, position, fov, aspect
             frustum.image = content.row(snapshot.images[i : i + 1], PICTURE_SIZE)
+
+    def end(self, message: str, picture: np.ndarray | None) -> None:
+        """Shows how the run ended in place of its progress and steering. picture: of the splat, [H, W, 3] uint8."""
+        self.ended, self.snapshot, self.decoded = True, None, None
+        prompt = "" if self.settings is None else f"<b>{html.escape(self.settings.prompt)}</b><br>"
+        self.status.content = content.text_block(prompt + html.escape(message))
+        for handle in (self.progress, self.pause, self.step, self.stop, self.steering, self.show_target, self.target):
+            handle.visible = False
+        self.show_frustums.visible = False
+        while self.frustums:
+            self.frustums.pop().remove()
+        if picture is not None:
+            self.picture.image, self.picture.visible = picture, True
+
+
+def add_plot(gui: viser.GuiApi, name: str, color: str) -> viser.GuiUplotHandle:
+    """Adds a plot over the steps of a run."""
+    series = (uplot.Series(label="step"), uplot.Series(label=name, stroke=color, width=1.5))
+    scales = {"x": uplot.Scale(time=False)}
+    return gui.add_uplot(
+        (np.zeros(1), np.zeros(1)), series, scales=scales, title=name, height=140, legend=uplot.Legend(show=False)
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,10 @@ from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.checkpoint import Checkpoints, DamagedError
 from gscfd.viewer import content, server
-from gscfd.viewer.display import CAMERA, OBJECT, Display
+from gscfd.viewer.display import CAMERA, OBJECT, TICK_SECONDS, Display
+from gscfd.viewer.door import Door
 from gscfd.viewer.pace import Pace
 
-TICK_SECONDS = 0.05
 FRONT = (4.8, 0.0, 1.3)
 """Initial camera position for two splats, in units of their joint radius."""
 LOOK_SECONDS = 2.0
@@ -52,34 +53,38 @@ def read_checkpoint(checkpoints: Checkpoints, number: int) -> tuple[str, Gaussia
     return name, Gaussians(**part(checkpoint.state.tensors, "now/params/"))
 
 
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Returns the shortest ends of the paths that tell them apart; a path given twice has a number."""
+    parts = [path.resolve().parts for path in paths]
+    names = [""] * len(paths)
+    for length in range(max(map(len, parts), default=0), 0, -1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if len(set(ends)) == len(set(parts)):
+            names = ends
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
 class Source:
     """A .ply or run folder being shown, with a slider over its saved splats."""
 
-    def __init__(self, path: Path, gui: viser.GuiApi):
-        self.path = path
+    def __init__(self, path: Path, label: str, gui: viser.GuiApi):
+        self.path, self.label = path, label
         self.states: list[Saved] = saved(path)
         self.splat: Gaussians | None = None
         self.shown: tuple[str, int] | None = None
-        with gui.add_folder(path.name or str(path)):
-            self.slider = gui.add_slider("Saved step", 0, max(len(self.states) - 1, 1), 1, max(len(self.states) - 1, 0))
-            self.text = gui.add_html("")
-        self.settle()
+        self.text = gui.add_html("")
+        last = max(len(self.states) - 1, 0)
+        self.slider = gui.add_slider("Saved step", 0, max(last, 1), 1, last, visible=last > 0)
 
     def look(self) -> None:
         """Checks for newly saved splats. A slider at the newest splat follows it."""
         states = saved(self.path)
         if [state.key for state in states] == [state.key for state in self.states]:
             return
-        newest = self.slider.value >= len(self.states) - 1
+        newest, last = self.slider.value >= len(self.states) - 1, max(len(states) - 1, 0)
         self.states = states
-        self.settle()
-        last = max(len(states) - 1, 0)
+        self.slider.max, self.slider.visible = max(last, 1), last > 0
         self.slider.value = last if newest else min(self.slider.value, last)
-
-    def settle(self) -> None:
-        """Fits the slider to the number of saved splats."""
-        self.slider.max = max(len(self.states) - 1, 1)
-        self.slider.visible = len(self.states) > 1
 
     def read(self) -> bool:
         """Reads the splat at the slider's position; returns whether it differs from the previous one.
@@ -87,46 +92,64 @@ class Source:
         Raises UserError for a .ply that cannot be read.
         """
         if not self.states:
-            self.text.content = content.text_block("nothing is saved yet")
+            self.say("nothing is saved yet")
             return False
         state = self.states[min(self.slider.value, len(self.states) - 1)]
         if state.key == self.shown:
             return False
         try:
             name, self.splat = state.read()
-        except DamagedError:  # replaced by a newer one during the read
+        except (DamagedError, FileNotFoundError):  # replaced by a newer one, or removed, during the read
             return False
         self.shown = state.key
-        self.text.content = content.text_block(f"{name}: {len(self.splat):,} Gaussians")
+        self.say(f"{name}: {len(self.splat):,} Gaussians")
         return True
 
+    def say(self, what: str) -> None:
+        text = content.text_block(f"<b>{html.escape(self.label)}</b><br>{html.escape(what)}")
+        if self.text.content != text:
+            self.text.content = text
 
-class SavedViewer:
-    """Shows one splat, or two side by side."""
+    def remove(self) -> None:
+        """Removes the controls."""
+        self.text.remove()
+        self.slider.remove()
 
-    def __init__(self, paths: list[Path], config: ServerConfig, paint: content.Paint):
-        """Raises UserError if the page cannot be served or a .ply cannot be read."""
-        self.server = server.serve(config)
-        self.address = server.address(self.server)
-        self.pace, self.looked = Pace(1.0, config.bandwidth), time.monotonic()
-        self.sources = [Source(path, self.server.gui) for path in paths]
-        self.display = Display(self.server, paint)
-        for source in self.sources:
-            label = "Download .ply" if len(paths) == 1 else f"Download {source.path.name}.ply"
-            self.display.add_download(label, source.path.stem, partial(getattr, source, "splat"))
+
+class Showcase:
+    """The saved splat that is shown, or the two side by side. Only one thread calls it."""
+
+    def __init__(self, server: viser.ViserServer, display: Display, folder: viser.GuiFolderHandle):
+        """folder: where the sliders over the saved splats stand."""
+        self.server, self.display, self.folder = server, display, folder
+        self.sources: list[Source] = []
+        self.marks: list[viser.LabelHandle] = []
+        self.looked = 0.0
+
+    def show(self, paths: Sequence[Path]) -> None:
+        """Shows other results. Raises UserError for a .ply that cannot be read."""
+        for handle in [*self.sources, *self.marks]:
+            handle.remove()
+        names = labels(paths)
+        with self.folder:
+            self.sources = [Source(path, name, self.server.gui) for path, name in zip(paths, names, strict=True)]
+        self.marks = []
         if len(paths) > 1:
-            for path, y in zip(paths, content.places(len(paths)), strict=True):
-                self.server.scene.add_label(f"{OBJECT}/{path.name}", path.name, position=(0.0, y, -1.1))
-        try:
-            self.update()
-        except UserError:
-            server.stop(self.server)
-            raise
-        if self.display.gaussians is not None:
-            center, radius = content.extent(self.display.gaussians)
-            place = np.array(CAMERA if len(paths) == 1 else FRONT)
-            self.server.initial_camera.look_at = tuple(center)
-            self.server.initial_camera.position = tuple(center + radius * place)
+            add = self.server.scene.add_label
+            places = enumerate(zip(names, content.places(len(paths)), strict=True))
+            self.marks = [add(f"{OBJECT}/label-{i}", name, position=(0.0, y, -1.1)) for i, (name, y) in places]
+            self.display.stand()  # about a common axis they would hide each other
+        self.display.gaussians = None
+        self.update()
+        self.aim()
+
+    def aim(self) -> None:
+        """Points every camera at what is shown."""
+        if self.display.gaussians is None:
+            return
+        center, radius = content.extent(self.display.gaussians)
+        position = center + radius * np.array(CAMERA if len(self.sources) == 1 else FRONT)
+        self.display.aim(center, position)
 
     def update(self) -> None:
         """Reads the splats to show."""
@@ -134,14 +157,45 @@ class SavedViewer:
             splats = [source.splat for source in self.sources]
             self.display.gaussians = content.side_by_side([splat for splat in splats if splat is not None])
 
-    def tick(self, now: float) -> None:
-        self.display.turn(now)
+    def look(self, now: float) -> None:
+        """Looks for newly saved splats, every LOOK_SECONDS."""
         if now - self.looked >= LOOK_SECONDS:
             self.looked = now
             for source in self.sources:
                 source.look()
+
+    def splat(self, index: int) -> Gaussians | None:
+        """Returns one of the splats that are shown."""
+        return self.sources[index].splat if index < len(self.sources) else None
+
+
+class SavedViewer:
+    """Shows one splat, or two side by side."""
+
+    def __init__(self, paths: list[Path], config: ServerConfig, paint: content.Paint):
+        """Raises UserError if the page cannot be served or a .ply cannot be read."""
+        names = labels(paths)
+        door = Door(config.host, f"{' and '.join(names)} · gscfd")
+        self.server = server.serve(config, door)
+        self.address = server.address(self.server)
+        self.pace = Pace(1.0, config.bandwidth)
+        folder = self.server.gui.add_folder(None)
+        self.display = Display(self.server, door, paint)
+        self.showcase = Showcase(self.server, self.display, folder)
+        for i, (path, name) in enumerate(zip(paths, names, strict=True)):
+            with self.server.gui.add_folder("Download" if len(paths) == 1 else f"Download {name}"):
+                self.display.add_download(partial(str, path.stem), partial(self.showcase.splat, i))
+        try:
+            self.showcase.show(paths)
+        except UserError:
+            server.stop(self.server)
+            raise
+
+    def tick(self, now: float) -> None:
+        self.display.turn(now)
+        self.showcase.look(now)
         if self.pace.ready(now):
-            self.update()
+            self.showcase.update()
             megabytes = self.display.refresh()
             self.pace.worked(time.monotonic(), 0.0, megabytes)
 

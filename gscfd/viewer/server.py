@@ -13,6 +13,7 @@ import viser
 
 from gscfd.config import ServerConfig
 from gscfd.errors import UserError
+from gscfd.viewer.door import Door, behind
 
 PORTS_TRIED = 100
 BUSY = {errno.EADDRINUSE, errno.EACCES}
@@ -49,12 +50,12 @@ def free_port(host: str, port: int) -> int:
     )
 
 
-def serve(config: ServerConfig) -> viser.ViserServer:
-    """Starts a server with an empty page. Raises UserError if the address is not available."""
+def serve(config: ServerConfig, door: Door) -> viser.ViserServer:
+    """Starts a server with an empty page behind the door. Raises UserError if the address is not available."""
     port = free_port(config.host, config.port)
     # Browsers open connections in advance and close them unused; do not log that.
     logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
-    with quiet():
+    with quiet(), behind(door):
         server = viser.ViserServer(host=config.host, port=port, label="gscfd", verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
     server.gui.main_panel.dock_right()

@@ -28,8 +28,7 @@ from gscfd.cameras import azimuth_elevation, mvdream_matrices, sample_group
 from gscfd.cli import exit_code
 from gscfd.errors import UserError
 from gscfd.prompts import view_words
-from gscfd.rasterize import rasterization
-from gscfd.toybox.data import FOV, RADIUS, free_views, spacing_for
+from gscfd.toybox.data import FOV, RADIUS, colors_and_opacity, free_views, spacing_for
 from gscfd.toybox.objects import ToyObject, sample_object
 from gscfd.types import Cameras
 
@@ -68,19 +67,7 @@ def composite(layers: Tensor, background: Tensor) -> Tensor:
 
 def render_layers(thing: ToyObject, cameras: Cameras) -> Tensor:
     """[V, 4, H, W] uint8: colors times opacity, and opacity."""
-    colors, alphas, _ = rasterization(
-        torch.from_numpy(thing.means),
-        torch.from_numpy(thing.quats),
-        torch.from_numpy(thing.scales),
-        torch.from_numpy(thing.opacities),
-        torch.from_numpy(thing.colors),
-        cameras.viewmats,
-        cameras.Ks,
-        cameras.width,
-        cameras.height,
-        render_mode="RGB",
-    )
-    layers = torch.cat([colors, alphas], -1).clamp(0, 1).permute(0, 3, 1, 2)
+    layers = torch.cat(colors_and_opacity(thing, cameras), -1).clamp(0, 1).permute(0, 3, 1, 2)
     return (layers * 255).round().to(torch.uint8).contiguous()
 
 

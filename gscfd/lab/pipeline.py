@@ -1,0 +1,279 @@
+"""The pipeline alone, without a teacher's errors: `python -m gscfd.bench pipeline`, with the ideal teacher.
+
+Variants of the default's settings are run against assets that the teacher knows exactly, and their splats are compared
+with these assets. Seeds with several known assets show which one a method picks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from gscfd.cameras import turntable
+from gscfd.config import Config, check, merged
+from gscfd.devices import choose_device, choose_dtype
+from gscfd.gaussians import Gaussians
+from gscfd.lab.assets import Asset, find_assets
+from gscfd.lab.coverage import (
+    COVERAGE,
+    COVERAGE_SIZE,
+    COVERAGE_SPACING,
+    COVERAGE_STEPS,
+    FLOW,
+    SHARES,
+    Coverage,
+    chi_square,
+    covered,
+)
+from gscfd.lab.options import PipelineOptions
+from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page, write_text
+from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, keep, kept, run, seen, settings_of, space_of
+from gscfd.pictures import as_bytes
+from gscfd.runs.names import slug
+from gscfd.teachers import load_teacher
+from gscfd.teachers.base import stage_prompt
+from gscfd.teachers.guided import GuidedTeacher
+
+TEACHER = "toybox/multiview"
+"""Whose space, schedule and time per call the ideal teacher has."""
+SPACING = 0.035
+"""Distance between neighboring discs of a toybox asset, as in the teachers' training data at 64 pixels."""
+SHOWN = 128
+"""Pixels of the views in the page."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the pipeline."""
+
+    space: str = "vae"
+    """vae: that of TEACHER. pixels. cosines: a linear space with the shape of the VAE's."""
+    changes: dict[str, Any] | None = None
+    """Of the default's settings."""
+
+
+def steps(coarse: int, polish: int) -> dict[str, Any]:
+    return {"coarse": {"steps": coarse}, "polish": {"steps": polish}}
+
+
+VARIANTS = {
+    "default": Variant(),
+    "no polish": Variant(changes=steps(300, 0)),
+    "pixels": Variant("pixels"),
+    "pixels, no polish": Variant("pixels", steps(300, 0)),
+    "linear space": Variant("cosines"),
+    "quarter of the steps": Variant(changes=steps(75, 8)),
+    "half of the steps": Variant(changes=steps(150, 16)),
+    "twice the steps": Variant(changes=steps(600, 64)),
+    "half coarse, twice polish": Variant(changes=steps(150, 64)),
+    "no opacity_reg": Variant(changes={"coarse": {"opacity_reg": 0.0}}),
+    "4000 at the start": Variant(changes={"init": {"count": 4000}}),
+    "beta 1": Variant(changes={"noise": {"beta": 1.0}}),
+    "sds": Variant(changes={"guidance": "sds"}),
+}
+"""Variants by name. beta and the method matter only if the teacher knows several assets."""
+CURVES = {
+    "all steps": ("quarter of the steps", "half of the steps", "default", "twice the steps"),
+    "polish alone": ("no polish", "default"),
+}
+"""Variants that differ in their number of steps alone."""
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def config_of(variant: Variant, source: str, seed: int) -> Config:
+    return merged(replace(Config(), prompt=source, seed=seed), variant.changes or {})
+
+
+def measured(
+    name: str, variant: Variant, source: str, options: PipelineOptions, real: GuidedTeacher
+) -> tuple[Gaussians, Figures]:
+    """Returns the splat of a variant and its figures, from an earlier call if it has the same settings."""
+    config, assets = config_of(variant, source, options.seed), find_assets(source, options.known, spacing=SPACING)
+    stem = options.out / "runs" / f"{slug(name)}-{slug(source)}"
+    file, splat = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.ply")
+    settings = settings_of(config, assets, space=variant.space)
+    found = kept(file, settings)
+    if found is not None and splat.is_file():
+        return Gaussians.load_ply(splat), Figures(**found)
+    gaussians, figures = run(config, assets, space_of(variant.space, real), real.schedule)
+    splat.parent.mkdir(parents=True, exist_ok=True)
+    gaussians.save_ply(splat)
+    keep(file, settings, asdict(figures))
+    return gaussians, figures
+
+
+def call_seconds(real: GuidedTeacher, repeats: int = 5) -> float:
+    """Returns the median processor time of one call of the network: four views, both branches of guidance."""
+    real.set_prompt(stage_prompt("a yellow duck", Config().stage("coarse")))
+    cameras, x = turntable(4, size=real.image_size), torch.randn(4, *real.latent_shape)
+    spent = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        real.predict_eps(x, real.timesteps // 2, cameras)
+        spent.append(time.process_time() - start)
+    return median(spent[1:])
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+FORMS = {
+    "psnr": ("PSNR, dB ↑", ".2f"),
+    "speckle": ("speckle, × ↓", ".2f"),
+    "holes": ("holes ↓", ".2%"),
+    "floaters": ("floaters ↓", ".2%"),
+    "haze": ("haze ↓", ".1%"),
+    "gaussians": ("Gaussians", ".0f"),
+    "steps": ("steps", ".0f"),
+    "calls": ("calls", ".0f"),
+    "seconds": ("seconds ↓", ".1f"),
+}
+"""Title and format of every figure."""
+
+
+def mean_row(runs: Sequence[Figures]) -> list[str]:
+    return [format(fmean(getattr(one, name) for one in runs), form) for name, (_, form) in FORMS.items()]
+
+
+def asset_row(asset: Asset) -> list[str]:
+    """Returns the figures of the asset itself, which no splat should need to beat."""
+    own = compared(asset.gaussians, [asset]) | {"gaussians": float(len(asset.gaussians))}
+    return [format(own[name], form) if name in own else "" for name, (_, form) in FORMS.items()]
+
+
+def variant_tables(
+    runs: dict[str, dict[str, Figures]], assets: dict[str, list[Asset]], each: float
+) -> tuple[Table, Table]:
+    """Returns the mean figures of every variant, and the figures of every run. each: seconds of a network's call."""
+    titles = [title for title, _ in FORMS.values()]
+    total = [
+        [name, *mean_row(list(own.values())), f"{fmean(one.seconds + each * one.calls for one in own.values()):.1f}"]
+        for name, own in runs.items()
+    ]
+    single = [[source, "the asset itself", *asset_row(known[0])] for source, known in assets.items()]
+    single += [[source, name, *mean_row([one])] for name, own in runs.items() for source, one in own.items()]
+    mean = Table(
+        title="Variants",
+        note=f"Mean over {', '.join(assets)}. The last column adds {1000 * each:.0f} ms for every call of the teacher.",
+        columns=["variant", *titles, "seconds with a network ↓"],
+        rows=total,
+    )
+    return mean, Table(title="Runs", note="", columns=["asset", "variant", *titles], rows=single)
+
+
+def coverage_table(found: Sequence[Coverage], caption: str) -> Table:
+    rows = [
+        [
+            one.method,
+            " : ".join(f"{share:g}" for share in one.shares),
+            " : ".join(map(str, one.counts)),
+            f"{chi_square(one.counts, one.shares):.1f}",
+            f"{one.p:.2g}",
+            "not proportional" if one.p < 0.05 else "proportional, as far as these seeds tell",
+            f"{one.psnr:.1f}",
+            f"{one.lead:.1f}",
+        ]
+        for one in found
+    ]
+    return Table(
+        title="Mode coverage",
+        note=f"How many seeds end at each of the objects of {caption!r} that the teacher knows.",
+        columns=["method", "proportions", "seeds", "chi-square", "p", "verdict", "PSNR, dB", "lead, dB"],
+        rows=rows,
+    )
+
+
+def curves(runs: dict[str, dict[str, Figures]], each: float) -> Curve:
+    """Returns PSNR against seconds with a network: a point per variant, lines through those of CURVES."""
+    points = {
+        name: (fmean(one.seconds + each * one.calls for one in own.values()), fmean(one.psnr for one in own.values()))
+        for name, own in runs.items()
+    }
+    lines = {
+        title: present
+        for title, names in CURVES.items()
+        if len(present := [name for name in names if name in runs]) > 1
+    }
+    return Curve(
+        title="Quality against time", x_title="processor seconds", y_title="PSNR, dB", points=points, lines=lines
+    )
+
+
+def sheet_of(source: str, known: Sequence[Asset], splats: dict[str, Gaussians]) -> Sheet:
+    """Returns a sheet with a row for the asset and one for every variant."""
+    rows = [known[0].gaussians, *splats.values()]
+    images = [as_bytes(images_of(seen(one, size=SHOWN)).permute(0, 2, 3, 1)) for one in rows]
+    title = f"{source}, rows: the asset, {', '.join(splats)}"
+    return Sheet(title=title, frames=[frame for row in images for frame in row[:6]], columns=6)
+
+
+def notes(options: PipelineOptions) -> list[str]:
+    """Returns sentences on what the figures are."""
+    one = "one asset" if options.known == 1 else f"{options.known} assets"
+    return [
+        f"The teacher is ideal: it knows {one} per run and denoises exactly (a softmax over their views). Space, "
+        f"schedule and time of a call are those of {TEACHER}; other settings are the defaults, seed {options.seed}. "
+        "With one asset the target of every step is that asset, whatever the noise, the guidance and the method.",
+        f"PSNR: of {VIEWS} views of {SIZE} pixels, to the nearest known asset. Speckle: in multiples of the asset's. "
+        "Holes and haze: as in docs/metrics.md; those of the asset are not 0. Floaters: share of the splat's pixels "
+        "that show something away from the asset's outline, from all sides, above and below.",
+        "Seconds: processor time of all threads, without the ideal teacher's calls, so that other programs on the "
+        "machine change little.",
+        f"Mode coverage: the coarse stage alone, {COVERAGE_STEPS} steps, 400 Gaussians, {COVERAGE_SIZE} pixels in a "
+        "linear space of 3 x 16 x 16, the schedule of a rectified flow. p: probability of at least this chi-square if "
+        f"seeds picked in proportion, by simulation. {FLOW}: the clean flow of four views without a splat, a control.",
+    ]
+
+
+def check_options(options: PipelineOptions) -> None:
+    """Raises UserError."""
+    for name in options.variants:
+        check(name in VARIANTS, "variants", f"some of {', '.join(map(repr, VARIANTS))}", name)
+    check(len(options.assets) >= 1, "assets", "at least one caption or .ply file", options.assets)
+    check(2 <= options.modes <= 8, "modes", "2 to 8 objects", options.modes)
+    check(options.seeds >= 0, "seeds", "at least 0", options.seeds)
+    check(0 <= options.seed < 2**63, "seed", "a value in [0, 2^63)", options.seed)
+
+
+def pipeline(options: PipelineOptions) -> Report:
+    """Makes the missing runs, measures them and writes the report. Raises UserError."""
+    check_options(options)
+    chosen = {name: VARIANTS[name] for name in options.variants or VARIANTS}
+    check_report(options.out, "out")
+    assets = {source: find_assets(source, options.known, spacing=SPACING) for source in options.assets}
+    if options.seeds:
+        find_assets(options.caption, options.modes, spacing=COVERAGE_SPACING)
+    real = load_teacher(TEACHER, device="cpu", dtype=choose_dtype("auto", choose_device("cpu")))
+    runs: dict[str, dict[str, Figures]] = {}
+    splats: dict[str, dict[str, Gaussians]] = {source: {} for source in assets}
+    for name, variant in chosen.items():
+        for source in assets:
+            splats[source][name], figures = measured(name, variant, source, options, real)
+            runs.setdefault(name, {})[source] = figures
+            print(f"{name}, {source}: {figures.psnr:.2f} dB, {figures.seconds:.0f} s", flush=True)
+    found = []
+    for proportions in SHARES if options.seeds else ():
+        for method in (FLOW, *COVERAGE):
+            found.append(covered(method, proportions, options))
+            print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
+    each = call_seconds(real)
+    tables = [*variant_tables(runs, assets, each)]
+    report = Report(
+        title="The pipeline with an ideal teacher",
+        notes=notes(options),
+        warnings=[],
+        tables=[tables[0], *([coverage_table(found, options.caption)] if found else []), tables[1]],
+        plots=[curves(runs, each)],
+        sheets=[sheet_of(source, assets[source], own) for source, own in splats.items()],
+    )
+    write_page(report, options.out / "report.html")
+    write_json(report, options.out / "report.json")
+    write_text("".join(f"{t.title}\n\n{t.markdown()}\n" for t in report.tables), options.out / "report.md")
+    return report

@@ -1,0 +1,181 @@
+"""The bench of the pipeline with an ideal teacher: its figures, its statistics, and that the same command goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gscfd import bench
+from gscfd.cameras import turntable
+from gscfd.distil.pipeline import distil as distil_of
+from gscfd.gaussians import Gaussians
+from gscfd.lab import coverage, pipeline, trials
+from gscfd.lab.assets import toybox_assets
+from gscfd.lab.coverage import DRAWS, chi_square, coverage_p, picked
+from gscfd.lab.metrics import strays
+from gscfd.lab.options import PipelineOptions
+from gscfd.lab.report import Curve, draw_curve
+from gscfd.lab.trials import compared, keep, kept
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_counts_in_proportion_are_likely_and_those_of_one_mode_are_not() -> None:
+    shares = (4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0)
+    assert chi_square([16, 16, 8, 8, 4, 4, 4, 4], shares) == 0 and coverage_p([16, 16, 8, 8, 4, 4, 4, 4], shares) == 1
+    assert coverage_p([64, 0, 0, 0, 0, 0, 0, 0], shares) == pytest.approx(1 / (DRAWS + 1))
+    assert coverage_p([8] * 8, shares) < 0.01 < coverage_p([8] * 8, [1.0] * 8), "control: other proportions"
+
+
+def test_draws_in_proportion_are_called_unlikely_as_often_as_the_level_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "DRAWS", 2000)
+    shares, rng = (3.0, 1.0, 1.0), np.random.default_rng(1)
+    found = np.array([coverage_p(rng.multinomial(64, [0.6, 0.2, 0.2]).tolist(), shares) for _ in range(300)])
+    assert 0.02 < (found < 0.05).mean() < 0.09
+    skewed = np.array([coverage_p(rng.multinomial(64, [0.3, 0.35, 0.35]).tolist(), shares) for _ in range(50)])
+    assert (skewed < 0.05).mean() > 0.9, "control: other proportions"
+
+
+def test_the_nearest_asset_is_picked_with_its_lead() -> None:
+    known = torch.rand(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    best, score, second = picked((known[1] + 0.01).clamp(0, 1), known)
+    assert best == 1 and score > 39 > second
+    assert np.isnan(picked(known[0], known[:1])[2])
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.fixture(scope="module")
+def duck() -> Gaussians:
+    return toybox_assets("a yellow duck", 1, spacing=0.08)[0].gaussians
+
+
+def with_floater(splat: Gaussians, place: tuple[float, float, float]) -> Gaussians:
+    values = splat.tensors()
+    extra = {name: value[:1].clone() for name, value in values.items()}
+    extra |= {"means": torch.tensor([place]), "scales": torch.full((1, 3), -3.0)}
+    return Gaussians(**{name: torch.cat([values[name], extra[name]]) for name in values})
+
+
+def test_only_what_is_away_from_the_asset_is_a_floater(duck: Gaussians) -> None:
+    def share(splat: Gaussians) -> float:
+        cameras = turntable(4, size=64)
+        return strays(splat.render(cameras).opacity, duck.render(cameras).opacity)
+
+    assert share(duck) == 0 and share(with_floater(duck, (0.0, 0.0, 0.0))) == 0
+    assert share(with_floater(duck, (0.0, 0.0, 0.98))) > 0.005
+    nothing = torch.zeros(1, 8, 8, 1)
+    assert np.isnan(strays(nothing, nothing))
+
+
+def test_an_asset_compared_with_itself_is_perfect_and_a_damaged_one_is_not(duck: Gaussians) -> None:
+    assets = toybox_assets("a yellow duck", 2, spacing=0.08)
+    same = compared(duck, assets, size=64)
+    assert same["psnr"] > 60 and same["speckle"] == pytest.approx(1) and same["floaters"] == 0
+    values = duck.tensors()
+    noise = 0.5 * torch.randn(values["sh0"].shape, generator=torch.Generator().manual_seed(0))
+    noisy = compared(with_floater(Gaussians(**{**values, "sh0": values["sh0"] + noise}), (0, 0, 0.98)), assets, size=64)
+    assert noisy["psnr"] < 35 and noisy["speckle"] > 1.5 and noisy["floaters"] > 0
+
+
+# --------------------------------------------------------------------------------------------------------------- bench
+
+
+def test_a_result_is_kept_for_its_settings_alone(tmp_path: Path) -> None:
+    keep(tmp_path / "a" / "x.json", {"steps": (1, 2)}, [1, 2.5])
+    assert kept(tmp_path / "a" / "x.json", {"steps": (1, 2)}) == [1, 2.5]
+    assert kept(tmp_path / "a" / "x.json", {"steps": (1, 3)}) is None and kept(tmp_path / "gone.json", {}) is None
+    (tmp_path / "a" / "x.json").write_text("{")
+    assert kept(tmp_path / "a" / "x.json", {"steps": (1, 2)}) is None
+
+
+def test_every_variant_is_a_valid_change_of_the_default_and_every_curve_is_of_variants() -> None:
+    texts = [json.dumps([v.space, v.changes]) for v in pipeline.VARIANTS.values()]
+    assert len(set(texts)) == len(texts)
+    for variant in pipeline.VARIANTS.values():
+        pipeline.config_of(variant, "a duck", 0)
+    assert {name for names in pipeline.CURVES.values() for name in names} <= set(pipeline.VARIANTS)
+
+
+def test_a_curve_is_drawn_with_all_its_points() -> None:
+    curve = Curve(title="t", x_title="x", y_title="y", points={"a": (1, 2), "b": (2, 3)}, lines={"l": ["a", "b"]})
+    assert draw_curve(curve).startswith(b"\x89PNG") and draw_curve(curve) != draw_curve(replace(curve, lines={}))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One step of each stage, sparse assets, small views; returns the runs made."""
+    made: list[str] = []
+    few: dict[str, Any] = {
+        "init": {"count": 60},
+        "coarse": {"steps": 1},
+        "polish": {"steps": 1, "fits": 1},
+    }
+    variants = {"default": pipeline.Variant(changes=few), "pixels": pipeline.Variant("pixels", few)}
+    monkeypatch.setattr(pipeline, "VARIANTS", variants)
+    monkeypatch.setattr(pipeline, "CURVES", {"spaces": ("default", "pixels")})
+    monkeypatch.setattr(pipeline, "SPACING", 0.2)
+    monkeypatch.setattr(coverage, "COVERAGE_STEPS", 1)
+    monkeypatch.setattr(coverage, "COVERAGE_SPACING", 0.2)
+    monkeypatch.setattr(coverage, "SHARES", {"equal": (1.0, 1.0)})
+    monkeypatch.setattr(pipeline, "SHARES", {"equal": (1.0, 1.0)})
+
+    def distil(config: Any, teachers: Any, on_step: Any) -> Gaussians:
+        made.append(f"{config.guidance} {config.prompt} {config.seed}")
+        return distil_of(config, teachers, on_step)
+
+    monkeypatch.setattr(trials, "distil", distil)
+    monkeypatch.setattr(coverage, "distil", distil)
+    return made
+
+
+def arguments(out: Path, *more: str) -> Sequence[str]:
+    return ["pipeline", "--out", str(out), "--assets", "a yellow duck", "--modes", "2", *more]
+
+
+def test_the_bench_makes_its_page_once_and_goes_on_with_more_seeds(small: list[str], tmp_path: Path) -> None:
+    assert bench.main([*arguments(tmp_path, "--seeds", "1")]) == 0
+    assert small == ["cfd a yellow duck 0"] * 2 + ["cfd a mug 0", "cfd a mug 0", "sds a mug 0"]
+    page, content = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "report.json").read_text())
+    titles = [table["title"] for table in content["tables"]]
+    assert titles == ["Variants", "Mode coverage", "Runs"] and "https:" not in page
+    assert [row[0] for row in content["tables"][0]["rows"]] == ["default", "pixels"]
+    assert all(sum(map(int, row[2].split(" : "))) == 1 for row in content["tables"][1]["rows"])
+    del small[:]
+    assert bench.main([*arguments(tmp_path, "--seeds", "2")]) == 0
+    assert small == ["cfd a mug 1", "cfd a mug 1", "sds a mug 1"]
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert [row[:-1] for row in again["tables"][0]["rows"]] == [row[:-1] for row in content["tables"][0]["rows"]]
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (["--assets", "gone.ply"], "assets: expected a 3DGS .ply"),
+        (["--assets", "a yellow submarine"], "assets: expected the caption"),
+        (["--assets"], "assets: expected at least one"),
+        (["--variants", "better"], "variants: expected some of 'default'"),
+        (["--known", "0"], "known: expected at least 1"),
+        (["--modes", "1"], "modes: expected 2 to 8"),
+        (["--seeds", "-1"], "seeds: expected at least 0"),
+        (["--caption", "a submarine"], "assets: expected the caption"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_run(
+    wrong: list[str], words: str, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main([*arguments(tmp_path / "out", *wrong)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and small == []
+
+
+def test_options_have_the_sizes_of_the_issue() -> None:
+    assert PipelineOptions(out=Path("x")).modes == 8 and PipelineOptions(out=Path("x")).seeds >= 64

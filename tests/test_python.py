@@ -1,0 +1,99 @@
+"""The Python interface: splats that show and save themselves, and `generate` with progress, steps and quality."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import gscfd
+from gscfd.config import load_preset
+from gscfd.distil.pipeline import with_steps
+from gscfd.errors import UserError
+from gscfd.export.outlets import Page
+from gscfd.gaussians import Gaussians, ball
+
+
+@pytest.fixture
+def splat() -> Gaussians:
+    return ball(60, radius=0.5, opacity=0.9, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_splat_says_what_it_is_and_has_a_picture(splat: Gaussians) -> None:
+    assert repr(splat) == "Gaussians(60, sh_degree=0, device='cpu')"
+    bundle = splat._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(splat)
+    with Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))) as image:
+        assert image.size == (320, 320) and len(set(image.convert("L").tobytes())) > 10
+
+
+@pytest.mark.parametrize("ending", ["ply", "spz", "glb", "html", "compressed.ply"])
+def test_the_ending_of_the_name_chooses_the_format(splat: Gaussians, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"splat.v2.{ending}"
+    splat.save(path)
+    assert path.stat().st_size > 500
+    splat.save(path)  # replaced, as by other libraries
+
+
+def test_a_saved_splat_loads_again_from_its_file_and_its_folder(splat: Gaussians, tmp_path: Path) -> None:
+    splat.save(tmp_path / "splat.ply")
+    for place in (tmp_path, tmp_path / "splat.ply", str(tmp_path)):
+        assert torch.equal(gscfd.load(place).means, splat.means)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.stl", {}, "path: expected a name that ends in .ply"),
+        ("none/a.spz", {}, "path: cannot write"),
+        ("a.spz", {"axis": "y-up"}, "axis"),
+        ("a.spz", {"alpha": True}, "alpha: expected only with"),
+    ],
+)
+def test_a_wrong_way_to_save_is_a_user_error(
+    splat: Gaussians, tmp_path: Path, name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        splat.save(tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outside_a_notebook_the_browser_shows_the_splat(
+    splat: Gaussians, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
+    assert splat.show() is None
+    path = Path(capsys.readouterr().out.strip())
+    assert opened == [path.as_uri()] and "<canvas" in path.read_text()
+
+
+def test_in_a_notebook_the_cell_shows_the_splat(splat: Gaussians, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ipykernel", __import__("types").ModuleType("ipykernel"))
+    page = splat.show()
+    assert isinstance(page, Page) and "<iframe" in page._repr_html_() and "&lt;canvas" in page._repr_html_()
+
+
+def test_steps_and_quality_keep_the_proportions_of_the_stages() -> None:
+    from fractions import Fraction
+
+    config = load_preset("toybox")
+    assert with_steps(config, None, Fraction(1)) == config
+    few = with_steps(config, 30, Fraction(1))
+    assert (few.coarse.steps, few.refine.steps, few.polish.steps) == (30, 0, 3)
+    assert with_steps(config, None, Fraction(2)).coarse.steps == 600
+    for steps, factor, name in ((0, Fraction(1), "steps"), (None, None, "quality")):
+        with pytest.raises(UserError, match=f"{name}: expected"):
+            with_steps(config, steps, factor)
+
+
+def test_generate_shows_its_progress_unless_it_is_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:
+    first = gscfd.generate("a yellow duck", steps=1)
+    assert "coarse" in capsys.readouterr().err
+    second = gscfd.generate("a yellow duck", steps=1, progress=False)
+    assert capsys.readouterr().err == "" and torch.equal(first.means, second.means)

@@ -1,0 +1,164 @@
+"""The studio in Chromium: a typed prompt becomes a run, and every browser sees the same.
+
+Needs Chromium (or its path in CHROMIUM) and playwright: pip install playwright.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from chromium import CHROMIUM, FLAGS
+from test_studio import saved_run, stand_in
+from viewing import until
+
+from gscfd.studio import orders
+from gscfd.studio.options import StudioOptions
+from gscfd.studio.page import Studio
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or its path in CHROMIUM"),
+    pytest.mark.timeout(1800),
+]
+PATIENCE = 300.0
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio at work on a thread of its own, whose runs are stand-ins; "mug" and "lamp" are finished."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("mug", "lamp"):
+        saved_run(folder, name)
+    ended = threading.Event()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(orders, "launch", stand_in)
+        studio = Studio(StudioOptions(folder=folder, port=8790))
+
+        def work() -> None:
+            while not ended.wait(0.05):
+                studio.tick(time.monotonic())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        yield studio
+        ended.set()
+        thread.join()
+        studio.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, studio: Studio, said: list[str]) -> Page:
+    return opened(browser, studio, said)
+
+
+def opened(browser: Browser, studio: Studio, said: list[str]) -> Page:
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    page.set_default_timeout(PATIENCE * 1000)
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(studio.address)
+    page.locator(".gs-card").first.wait_for()
+    return page
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio, said: list[str]) -> None:
+    page = browser.new_page(viewport={"width": 900, "height": 500})
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(studio.address)
+    page.locator(".gs-card").first.wait_for()
+    assert studio.display.turntable.value, "control: it turns until then"
+    page.mouse.click(440, 250)
+    until(lambda: not studio.display.turntable.value, PATIENCE)
+    page.close()
+
+
+def test_a_card_shows_its_run(page: Page, studio: Studio) -> None:
+    page.locator('.gs-card[data-value="mug"]').click()
+    page.get_by_text(f"finished, saved in {studio.folder / 'mug'}").wait_for()
+    page.locator('.gs-card[data-value="mug"][aria-pressed="true"]').wait_for()
+    assert page.title().endswith("gscfd studio")
+
+
+def test_a_wrong_prompt_is_answered_and_a_right_one_is_made(page: Page, studio: Studio) -> None:
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("a yelow duck")
+    press(page, "Make")
+    page.get_by_text("do not know 'yelow'").wait_for()
+    prompt.fill("a yellow duck")
+    prompt.press("Enter")
+    page.get_by_text("In the queue: a-yellow-duck-0").wait_for()
+    page.locator('.gs-card[data-value="a-yellow-duck-0"]').get_by_text("being made").first.wait_for()
+
+
+def test_a_second_browser_sees_the_same(browser: Browser, page: Page, studio: Studio, said: list[str]) -> None:
+    other = opened(browser, studio, said)
+    other.locator('.gs-card[data-value="a-yellow-duck-0"][aria-pressed="true"]').wait_for()
+    other.locator('.gs-card[data-value="lamp"]').click()
+    page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
+    other.close()
+
+
+@pytest.mark.parametrize("to", ["ply", "html"])
+def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Path, to: str) -> None:
+    page.get_by_role("combobox", name="Format", exact=True).click()
+    page.get_by_role("option", name=to, exact=True).click()
+    with page.expect_download() as download:
+        press(page, "Download")
+    assert download.value.suggested_filename == f"lamp.{to}"
+    download.value.save_as(tmp_path / "file")
+    if to == "ply":
+        assert (tmp_path / "file").read_bytes() == (studio.folder / "lamp" / "splat.ply").read_bytes()
+
+
+def test_a_run_is_deleted_only_after_the_question(page: Page, studio: Studio) -> None:
+    press(page, "Delete")
+    press(page, "Keep it")
+    assert (studio.folder / "lamp" / "splat.ply").is_file()
+    press(page, "Delete")
+    press(page, "Delete it")
+    page.get_by_text("lamp is deleted").wait_for()
+    assert not (studio.folder / "lamp").exists()
+
+
+def test_another_page_cannot_choose_or_connect(browser: Browser, page: Page, studio: Studio) -> None:
+    other = browser.new_page()
+    other.goto("data:text/html,<title>elsewhere</title>")
+    ask = "url => fetch(url, {headers: {'X-Gscfd': '1'}}).then(() => 'sent', () => 'no')"
+    assert other.evaluate(ask, f"{studio.address}/do/choose?mug") == "no"
+    connect = (
+        "(url) => new Promise((done) => { const s = new WebSocket(url, ['viser-v1']);"
+        " s.onopen = () => done('open'); s.onerror = () => done('refused'); })"
+    )
+    address = studio.address.replace("http", "ws", 1)
+    assert other.evaluate(connect, address) == "refused"
+    assert page.evaluate(connect, address) == "open", "control: the page itself may"
+    other.close()
+
+
+def test_the_console_is_quiet(page: Page, said: list[str]) -> None:
+    assert not said
