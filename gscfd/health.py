@@ -49,14 +49,11 @@ def findings() -> Iterator[tuple[str, Finding]]:
 
 
 def driver_state() -> Finding:
-    try:
-        major, minor = driver.version()
-    except (ImportError, RuntimeError) as error:
-        return Finding("missing", str(error).partition("; install")[0], "install the driver of the GPU's vendor")
-    found, wanted = f"supports CUDA {major}.{minor}", torch.version.cuda
-    if wanted and major < int(wanted.partition(".")[0]):
-        return Finding("broken", f"{found}, and torch needs {wanted}", "install a newer driver")
-    return Finding("ok", found)
+    if (fault := driver.fault()) is not None:
+        words, _, action = fault.partition("; ")
+        state: State = "broken" if "torch needs" in words else "missing"
+        return Finding(state, words, action or "install the driver of the GPU's vendor again")
+    return Finding("ok", "supports CUDA {}.{}".format(*driver.version()))
 
 
 def torch_state() -> Finding:
@@ -96,30 +93,27 @@ def memory_state() -> Finding:
 
 
 def compiler_state() -> Finding:
-    try:
+    if (fault := kernels.compiler_fault()) is None:
         home = toolkit.find()
-    except UserError as error:
-        if kernels.there():
-            return Finding("ok", "none, and none needed: gsplat's kernels are compiled")
-        words, _, action = str(error).partition("; ")
-        return Finding("missing" if "got none" in words else "broken", words, action)
-    if (fault := kernels.fault()) is not None:
-        words, _, action = fault.partition("; ")
-        return Finding("missing", words, action)
-    return Finding("ok", f"nvcc {toolkit.version(home)}, CUDA_HOME {home}")
+        return Finding("ok", f"nvcc {toolkit.version(home)}, CUDA_HOME {home}")
+    if kernels.there():
+        return Finding("ok", "none, and none needed: gsplat's kernels are compiled")
+    words, _, action = fault.partition("; ")
+    return Finding("missing" if "got none" in words else "broken", words, action)
 
 
 def renderer_state() -> Finding:
     if not kernels.there():
-        if kernels.fault() is not None:
+        if kernels.compiler_fault() is not None:
             return Finding("missing", "neither compiled nor to be compiled", "mend the compiler")
         half = torch.cuda.is_available() and any(kernels.build_folder(kernels.architectures()).glob("*.o"))
         words = "an interrupted build of them is continued" if half else "compiled"
         return Finding("ok", f"{words} at the first run, which takes 2 to 10 minutes, once")
     try:
         kernels.load()
-    except ImportError as error:
-        return Finding("broken", f"gsplat's kernels do not load: {error}", kernels.mend())
+    except UserError as error:
+        words, _, action = str(error).partition("; ")
+        return Finding("broken", words, action)
     return Finding("ok", "in gsplat's package" if kernels.installed() else "compiled on this machine")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,35 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="writable cache folder .* got .*file/k.* XDG_CACHE_HOME"):
         kernels.build(tmp_path / "file/k", ["9.0"])
+
+
+def test_a_full_cache_folder_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    compiler(monkeypatch, fill)
+    with pytest.raises(UserError, match="200 MB of space, got .*/k .No space left on device.; free space"):
+        kernels.build(tmp_path / "k", ["9.0"])
+
+    def assembler(folder: Path) -> None:
+        raise RuntimeError("Error building extension 'csrc'\n/tmp/a.s: Fatal: can't write a.o: No space left on device")
+
+    compiler(monkeypatch, assembler)
+    with pytest.raises(UserError, match="(?s)to compile, got .*No space left on device"):
+        kernels.build(tmp_path / "k", ["9.0"])
+    assert not kernels.is_complete(tmp_path / "k")
+
+
+def test_kernels_that_do_not_load_are_an_error_and_gsplat_does_not_compile_them_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler(monkeypatch, compile_well)
+    monkeypatch.setattr(kernels, "architectures", lambda: ["9.0"])
+    with pytest.raises(UserError, match="gsplat: expected its CUDA kernels to load, got .*; remove .*sm90"):
+        kernels.load()
+    monkeypatch.setattr(kernels, "installed", lambda: True)
+    with pytest.raises(UserError, match="gsplat: expected its CUDA kernels to load, got .*; take them out"):
+        kernels.load()
 
 
 def test_another_torch_or_gpu_has_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:

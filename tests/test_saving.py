@@ -189,8 +189,13 @@ def test_without_ffmpeg_a_run_is_finished_and_says_what_is_missing(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = turntable_frames
-    monkeypatch.setattr(runs_folder, "turntable_frames", lambda gaussians, frames, size: large(gaussians, frames, 16))
+    monkeypatch.setattr(
+        runs_folder,
+        "turntable_frames",
+        lambda gaussians, frames, size, **options: large(gaussians, frames, 16, **options),
+    )
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.delitem(sys.modules, "imageio.plugins.ffmpeg", raising=False)  # an earlier video has imported it
     run.finish(tiny_stage(stage_config(steps=4), on_step=run.on_step))
     assert (run.path / runs_names.FINISHED_FILE).exists() and not (run.path / "turntable.mp4").exists()
     said = capsys.readouterr()

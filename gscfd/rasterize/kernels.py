@@ -8,6 +8,7 @@ has finished are kept.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -84,14 +85,19 @@ def digest(file: Path) -> str:
 def load() -> None:
     """Makes gsplat's kernels importable as gsplat.csrc; compiles them if they never were, which takes minutes.
 
-    Raises UserError if they are missing and cannot be compiled, ImportError if they do not load.
+    Raises UserError if they are missing and cannot be compiled, or do not load.
     """
-    if not installed():
+    try:
+        if installed():
+            importlib.import_module(NAME)
+            return
         targets = architectures()
         folder = build_folder(targets)
         if not is_complete(folder):
             build(folder, targets)
         import_from(folder / LIBRARY)
+    except ImportError as error:  # gsplat itself would compile them anew, in silence
+        raise UserError(f"gsplat: expected its CUDA kernels to load, got {error}; {mend()}") from None
 
 
 def import_from(library: Path) -> None:
@@ -210,10 +216,13 @@ def progress(folder: Path, files: int) -> Iterator[None]:
     """Shows how many files are compiled."""
     done = threading.Event()
 
+    def objects() -> int:
+        return min(files, sum(1 for _ in folder.glob("*.o")))
+
     def show() -> None:
-        with tqdm(total=files, desc="gsplat", unit="file") as bar:
+        with tqdm(total=files, initial=objects(), desc="gsplat", unit="file", miniters=1) as bar:
             while not done.wait(1.0):
-                bar.update(min(files, sum(1 for _ in folder.glob("*.o"))) - bar.n)
+                bar.update(objects() - bar.n)
 
     thread = threading.Thread(target=show, name="gsplat's progress", daemon=True)
     thread.start()
@@ -225,10 +234,19 @@ def progress(folder: Path, files: int) -> Iterator[None]:
 
 
 def fault() -> str | None:
-    """Returns why the kernels are neither there nor can be compiled, or None if they are or can. Tells torch where the
-    compiler is."""
-    if there():
-        return None
+    """Returns why this thread's GPU cannot run the kernels or they cannot be compiled, with the next step after a
+    semicolon; None if there is no such reason."""
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < nvrtc.OLDEST:
+            wanted = "a GPU of compute capability 8.0 (A100, RTX 30xx) or newer"
+            return f"expected {wanted}, got {major}.{minor}; use --device cpu"
+    return None if there() else compiler_fault()
+
+
+def compiler_fault() -> str | None:
+    """Returns why the kernels cannot be compiled, with the next step after a semicolon, or None if they can be. Tells
+    torch where the compiler is."""
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         return "CXX: expected a C++ compiler, got none; install your system's package g++, or set CXX to one"
     try:

@@ -12,7 +12,7 @@ import kit as kits
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = kits.parser(__doc__, seconds=330)
+    parser = kits.parser(__doc__, seconds=270)
     parser.add_argument("parts", nargs="*", help="only these parts (default: all)")
     options = parser.parse_args(arguments)
     kit = kits.begin(options)

@@ -8,6 +8,7 @@ part leaves the others alone. A part over its time is killed with all that it st
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import shutil
@@ -117,19 +118,21 @@ def run(kit: Kit, *parts: Part) -> None:
 def reap(kit: Kit, child: int, running: dict[int, tuple[Part, float, float]]) -> None:
     """Notes the end of a part, or ends it if its time is over."""
     part, begin, limit = running[child]
-    done, status = os.waitpid(child, os.WNOHANG)
-    seconds = time.monotonic() - begin
+    done, status, used = os.wait4(child, os.WNOHANG)
+    seconds, failed = time.monotonic() - begin, None
     kit.part = part.name
     if done:
         code = os.waitstatus_to_exitcode(status)
-        stop(child)  # what it started
-        kit.note(seconds=round(seconds, 1), **({} if code == 0 else {"failed": f"exit code {code}"}))
+        failed = None if code == 0 else f"exit code {code}"
     elif seconds > limit:
-        stop(child)
-        os.waitpid(child, 0)
-        kit.note(seconds=round(seconds, 1), failed=f"killed after {limit:.0f} s")
+        failed = f"killed after {limit:.0f} s"
     else:
         return
+    stop(child)  # and all that it started
+    if not done:
+        _, _, used = os.wait4(child, 0)
+    cpu = round(used.ru_utime + used.ru_stime, 1)
+    kit.note(seconds=round(seconds, 1), cpu_seconds=cpu, **({} if failed is None else {"failed": failed}))
     del running[child]
 
 
@@ -148,6 +151,7 @@ def work(kit: Kit, part: Part) -> NoReturn:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+    faulthandler.enable(sys.stderr)
     print(f"\n==== {part.name}", flush=True)
     code = 1
     try:

@@ -23,7 +23,7 @@ def main() -> int:
         "--archive", type=Path, default=ARCHIVE, help="archive to use (default: prepare's, if it exists)"
     )
     parser.add_argument("--out", type=Path, default=None, help="folder of results (default: a temporary one)")
-    parser.add_argument("--seconds", type=float, default=900, help="of each command; the CPU is slow (default 900)")
+    parser.add_argument("--seconds", type=float, default=1800, help="of each command; the CPU is slow (default 1800)")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="rehearsal-"))
     codes = []

@@ -13,7 +13,7 @@ import kit as kits
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = kits.parser(__doc__, seconds=560)
+    parser = kits.parser(__doc__, seconds=420)
     parser.add_argument("parts", nargs="*", help="parts to repeat before the others")
     parser.add_argument("--kind", choices=("multiview", "singleview"), default="multiview", help="teacher to train")
     parser.add_argument("--no-training", dest="training", action="store_false", help="train no teacher")
