@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +75,25 @@ def test_an_interrupted_build_is_continued(
     compiler(monkeypatch, compile_well)
     kernels.build(tmp_path / "k", ["9.0"])
     assert "an interrupted build is continued" in capsys.readouterr().out
+
+
+def test_a_build_waits_for_the_ninja_of_a_killed_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_alone(folder: Path) -> None:
+        assert left.poll() is not None
+        compile_well(folder)
+
+    compiler(monkeypatch, compile_alone)
+    (tmp_path / "k").mkdir()
+    shutil.copy(str(shutil.which("sleep")), tmp_path / "ninja")
+    for place, waits in ((tmp_path / "k", True), (tmp_path, False)):
+        left = subprocess.Popen([tmp_path / "ninja", "3"], cwd=place)
+        assert kernels.at_work(tmp_path / "k") is waits
+        kernels.build(tmp_path / "k", ["9.0"])
+        assert ("waiting for it" in capsys.readouterr().out) is waits
+        left.kill()
+        left.wait()
 
 
 def test_a_failed_build_is_one_error_with_the_compilers_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -137,12 +137,22 @@ def build(folder: Path, targets: Sequence[str]) -> Path:
 
 
 def wait_for(file: IO[bytes], folder: Path) -> None:
-    """Locks the file, after any other process that holds the lock."""
-    if lock(file):
-        return
-    print(f"gsplat: another process compiles its CUDA kernels into {folder}; waiting for it", flush=True)
-    while not lock(file):
+    """Locks the file, after any other process that holds the lock, and after what a killed one has left running."""
+    told = False
+    while not lock(file) or at_work(folder):
+        if not told:
+            print(f"gsplat: another process compiles its CUDA kernels into {folder}; waiting for it", flush=True)
+        told = True
         time.sleep(1)
+
+
+def at_work(folder: Path) -> bool:
+    """Returns whether ninja runs in the folder: it outlives a process that was killed."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "comm").read_text() == "ninja\n" and (process / "cwd").readlink() == folder.resolve():
+                return True
+    return False
 
 
 def compile_all(folder: Path, targets: Sequence[str]) -> None:

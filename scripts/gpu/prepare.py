@@ -22,18 +22,10 @@ from kit import ARCHIVE, ROOT
 PACKAGES = ("diffusers", "tyro", "docstring_parser", "typeguard", "plyfile")
 """Packages that an image with torch and transformers lacks, besides gsplat; none needs others that it lacks."""
 TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cccl,cudart]"
-THERE: tuple[str, ...] = (
-    "transformers",
-    "peft",
-    "safetensors",
-    "scipy",
-    "torchmetrics",
-    "threadpoolctl",
-    "imageio",
-    "pillow",
-    "pyyaml",
-)
-THERE += ("pytest", "pytest-timeout", "hypothesis", "tqdm", "rich", "jaxtyping", "packaging", "jinja2", "matplotlib")
+THERE = (
+    "transformers peft safetensors scipy torchmetrics threadpoolctl imageio pillow pyyaml pytest pytest-timeout "
+    "hypothesis tqdm rich jaxtyping packaging jinja2 matplotlib"
+).split()
 """Packages that such an image has; they are installed here to build and rehearse as there."""
 MOST_ARCHIVE = 10 * 10**6
 MOST_TREE = 64 * 2**20
@@ -63,13 +55,12 @@ def environment(options: argparse.Namespace, folder: Path) -> Path:
 
 
 BUILD = """
-import os, sys
+import sys
 from pathlib import Path
-import nvidia
 from gscfd.gpu import toolkit
-os.environ["CUDA_HOME"] = str(toolkit.assembled(Path(list(nvidia.__path__)[0]) / "cu13"))
 from gscfd.rasterize import kernels
-print("compiler:", toolkit.find(), "nvcc", toolkit.version(toolkit.find()))
+home = toolkit.set_up()
+print("compiler:", home, "nvcc", toolkit.version(home), flush=True)
 kernels.build(Path(sys.argv[1]), [sys.argv[2]])
 """
 LOAD = """
