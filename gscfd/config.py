@@ -556,7 +556,7 @@ def polish_stage() -> PolishConfig:
         teacher="toybox/multiview",
         steps=32,
         views=4,
-        cfg=4.0,
+        cfg=2.0,
         t_max=0.4,
         t_min=0.25,
         lr=LearningRates(means=1e-3, quats=2e-3, scales=5e-3, opacities=2e-2, end=0.1),

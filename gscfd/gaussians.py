@@ -14,7 +14,7 @@ from torch.nn import Parameter, ParameterDict
 from gscfd import outlets
 from gscfd.harmonics import SH_C0
 from gscfd.ply import read_tensors, write_tensors
-from gscfd.rasterize import rasterization
+from gscfd.rasterize import EPS2D, rasterization
 from gscfd.types import Cameras, Render
 
 
@@ -169,16 +169,16 @@ def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, gener
     )
 
 
-def rasterize(gaussians: Gaussians, cameras: Cameras, *, absgrad: bool = False) -> Render:
+def rasterize(gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D, absgrad: bool = False) -> Render:
     """Renders a splat: color over black, depth divided by opacity, opacity, and median depth if the device's rasterizer
     computes it.
 
-    gaussians, cameras: on the same device. absgrad: as in `rasterization`.
+    gaussians, cameras: on the same device. eps2d, absgrad: as in `rasterization`.
     """
     colors, alphas, info = rasterization(
         gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
         torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
-        sh_degree=gaussians.sh_degree, absgrad=absgrad,
+        sh_degree=gaussians.sh_degree, eps2d=eps2d, absgrad=absgrad,
     )  # fmt: skip
     return Render(colors[..., :3], colors[..., 3:], alphas, info.get("median_depth"), info)
 

@@ -25,10 +25,12 @@ from gscfd.distil.polish import (
     pictures_of,
     run_polish,
 )
+from gscfd.distil.protocols import Rasterize
 from gscfd.distil.stage import StepReport
 from gscfd.distil.state import StateDict
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball, rasterize
+from gscfd.rasterize import EPS2D
 from gscfd.teachers import Prompt
 from gscfd.types import Cameras, Render
 
@@ -113,6 +115,22 @@ def test_the_splat_becomes_what_the_teacher_paints() -> None:
     before = distance(start, wanted)
     assert distance(polished(splat(), Painter(wanted)), wanted) < 0.5 * before
     assert distance(polished(splat(), Painter(start)), wanted) > 0.9 * before, "control: a teacher that wants no change"
+
+
+def narrow(gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D) -> Render:
+    """Widens every splat by as many pixels, whatever their size."""
+    return rasterize(gaussians, cameras)
+
+
+@pytest.mark.parametrize("rasterize, most", [(rasterize, 0.02), (narrow, math.inf)])
+def test_a_splat_that_the_teacher_likes_keeps_its_outline_at_every_resolution(rasterize: Rasterize, most: float) -> None:
+    fine, wanted, found = turntable(4, size=8 * SIZE), splat(), splat()
+    for gaussians in (wanted, found):
+        gaussians.scales.data -= 1.0
+    polished(found, Painter(wanted), rasterize=rasterize)
+    wider = found.render(fine).opacity.mean() / wanted.render(fine).opacity.mean() - 1
+    assert abs(wider) < most
+    assert most < math.inf or wider > 0.05, "control: splats of the finer render are less wide than the picture's"
 
 
 @pytest.mark.parametrize("asks", [1, 2, 5])

@@ -27,6 +27,7 @@ from gscfd.distil.state import StageState, StateDict, part
 from gscfd.distil.watchdog import find_trouble
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import random_background
+from gscfd.rasterize import EPS2D
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras, Render
 
@@ -221,9 +222,14 @@ def smoothed(images: Tensor, sigma: float) -> Tensor:
 
 
 def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: PolishConfig) -> Tensor:
-    """One step of Adam on the pictures of one group. Returns the loss."""
+    """One step of Adam on the pictures of one group. Returns the loss.
+
+    Splats are widened as in the views that the teacher painted over, by as much of a picture's pixel; otherwise the
+    object would grow until its finer render, averaged down, is as wide as they are.
+    """
     height, width = pictures.images.shape[2:]
-    render = rasterize(state.gaussians, pictures.cameras.resized(SCALE * width, SCALE * height))
+    cameras = pictures.cameras.resized(SCALE * width, SCALE * height)
+    render = rasterize(state.gaussians, cameras, eps2d=SCALE**2 * EPS2D)
     loss = picture_loss(render, pictures, ssim=config.ssim, smooth=config.smooth)
     loss = loss + config.opacity_reg * (render.opacity * (1 - render.opacity)).mean()
     loss.backward()

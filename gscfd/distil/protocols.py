@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from gscfd.rasterize import EPS2D
 from gscfd.types import Cameras, Render
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Rasterize(Protocol):
-    """Renders the Gaussians from V cameras, differentiably."""
+    """Renders the Gaussians from V cameras, differentiably. eps2d: as in `gscfd.rasterize.rasterization`."""
 
-    def __call__(self, gaussians: Gaussians, cameras: Cameras) -> Render: ...
+    def __call__(self, gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D) -> Render: ...
 
 
 class Noise(Protocol):

@@ -13,6 +13,8 @@ from gscfd.rasterize import cpu, kernels
 
 RIGID = 1e-3
 """Largest deviation of a camera's R R^T from the identity."""
+EPS2D = 0.3
+"""Square pixels by which a splat is widened (3DGS), unless said otherwise."""
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 
 
@@ -29,7 +31,7 @@ def rasterization(
     near_plane: float = 0.01,
     far_plane: float = 1e10,
     radius_clip: float = 0.0,
-    eps2d: float = 0.3,
+    eps2d: float = EPS2D,
     sh_degree: int | None = None,
     packed: bool = False,
     tile_size: int | None = None,
