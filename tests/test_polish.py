@@ -123,7 +123,9 @@ def narrow(gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D) -> R
 
 
 @pytest.mark.parametrize("rasterize, most", [(rasterize, 0.02), (narrow, math.inf)])
-def test_a_splat_that_the_teacher_likes_keeps_its_outline_at_every_resolution(rasterize: Rasterize, most: float) -> None:
+def test_a_splat_that_the_teacher_likes_keeps_its_outline_at_every_resolution(
+    rasterize: Rasterize, most: float
+) -> None:
     fine, wanted, found = turntable(4, size=8 * SIZE), splat(), splat()
     for gaussians in (wanted, found):
         gaussians.scales.data -= 1.0

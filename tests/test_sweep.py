@@ -202,6 +202,11 @@ def test_runs_of_another_sweep_are_not_taken_for_this_one(
     assert "coarse.cfg = 3.0 (got 4.0)" in error and "another --out" in error
 
 
+def test_a_sweep_gives_out_the_gpus_itself(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_sweep(prompts, tmp_path / "out", "--device", "cuda:1") == 2
+    assert "device: expected cuda, since" in (error := capsys.readouterr().err) and "CUDA_VISIBLE_DEVICES" in error
+
+
 def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(
     planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
