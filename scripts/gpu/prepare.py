@@ -19,12 +19,12 @@ from pathlib import Path
 
 from kit import ARCHIVE, ROOT
 
-PACKAGES = ("diffusers", "tyro", "docstring_parser", "typeguard", "plyfile")
+PACKAGES = ("diffusers", "ftfy", "wcwidth", "tyro", "docstring_parser", "typeguard", "plyfile")
 """Packages that an image with torch and transformers lacks, besides gsplat; none needs others that it lacks."""
 TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cccl,cudart]"
 THERE = (
     "transformers peft safetensors scipy torchmetrics threadpoolctl imageio pillow pyyaml pytest pytest-timeout "
-    "hypothesis tqdm rich jaxtyping packaging jinja2 matplotlib"
+    "hypothesis tqdm rich jaxtyping packaging jinja2 matplotlib requests"
 ).split()
 """Packages that such an image has; they are installed here to build and rehearse as there."""
 MOST_ARCHIVE = 10 * 10**6
