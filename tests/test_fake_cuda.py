@@ -30,6 +30,8 @@ from gscfd.gaussians import Gaussians
 from gscfd.prompts import ViewMix, perp_neg_mix, view_words
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.ldm import SCHEDULER
+from gscfd.teachers.schedules import diffusion
 from gscfd.types import Cameras, Render
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -80,7 +82,7 @@ def same(a: Tensor, b: Tensor) -> None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = sizes.diffusion(sizes.SCHEDULER)
+    schedule = diffusion(SCHEDULER)
     monkeypatch.setattr(sizes, "diffusion", lambda settings: schedule)
     for name in ("placed", "placed_vae"):
         monkeypatch.setattr(sizes, name, still)

@@ -312,7 +312,7 @@ def full_size(
 
 def compiled(kit: Kit, way: str) -> None:
     """A step with the networks compiled, in one of torch's modes; a rehearsal traces them, and generates no code."""
-    options = {"backend": "aot_eager"} if kit.small else {"mode": way}
+    options: dict[str, Any] = {"backend": "aot_eager"} if kit.small else {"mode": way}
     full_size(kit, ("Stable Diffusion 2.1, 1 views",), way, partial(compile_networks, **options))
 
 
