@@ -2,7 +2,8 @@
 
 `python -m gscfd.bench papers --size smoke --out DIR` reproduces the papers' claims. All methods share the same prompts,
 seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). `python -m gscfd.bench pipeline --out DIR`
-measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`). Finished runs and images are kept and
+measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`), `python -m gscfd.bench full-size --out
+DIR` the same for the presets for large teachers, at their sizes. Finished runs and images are kept and
 unfinished ones made, so repeating a command continues where it stopped.
 """
 
@@ -13,7 +14,7 @@ import sys
 import tyro
 
 from gscfd.cli import exit_code
-from gscfd.lab.options import Bench, PipelineOptions
+from gscfd.lab.options import Bench, FullSizeOptions, PipelineOptions
 
 
 def bench(options: Bench) -> int:
@@ -22,6 +23,10 @@ def bench(options: Bench) -> int:
         from gscfd.lab.pipeline import pipeline
 
         report = pipeline(options)
+    elif isinstance(options, FullSizeOptions):
+        from gscfd.lab.full_size import full_size
+
+        report = full_size(options)
     else:
         from gscfd.lab.papers import papers
 

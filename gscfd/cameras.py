@@ -103,3 +103,15 @@ def mvdream_matrices(cameras: Cameras) -> Tensor:
     matrices[:, :3, 1:3] *= -1
     matrices[:, :3, 3] /= matrices[:, :3, 3].norm(dim=-1, keepdim=True)
     return matrices.flatten(1)
+
+
+def mv_adapter_labels(cameras: Cameras) -> Tensor:
+    """Returns MV-Adapter's camera input [V, 6], the same at every pixel: the viewing direction and the direction of the
+    position, in a world with z up and the front at -y, mapped from [-1, 1] to [0, 1].
+
+    It is what its text-to-multi-view models were trained on, as rays of orthographic cameras (its public code).
+    """
+    matrices = camera_to_world(cameras)
+    forward, position = matrices[:, :3, 2], torch.nn.functional.normalize(matrices[:, :3, 3], dim=-1)
+    turned = [torch.stack([vector[:, 1], -vector[:, 0], vector[:, 2]], -1) for vector in (forward, position)]
+    return (torch.cat(turned, -1) / 2 + 0.5).clamp(0, 1)

@@ -88,13 +88,17 @@ def check_curve(name: str, points: tuple[tuple[float, float], ...]) -> None:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """The initial Gaussians: a gray ball, or an existing splat."""
+    """The initial Gaussians: a gray ball, or an existing splat or mesh."""
 
     ply: Annotated[Path | None, tyro.conf.arg(name="init", prefix_name=False)] = None
-    """Start from this 3DGS .ply, from gscfd or another program, instead of the ball. A splat that does not fill the
-    unit ball is centered and scaled. count, radius and opacity are then ignored."""
+    """Start from this 3DGS .ply, from gscfd or another program, or from the surface and the texture of this mesh, .glb
+    or .obj, instead of the ball. What does not fill the unit ball is centered and scaled. radius and opacity are then
+    ignored, and count, too, but for a mesh."""
+    axes: Literal["z-up", "y-up", "y-down"] | None = None
+    """Axes of that file, as `gscfd export` names them: the front is at +x with z-up, and at +z with the others. Unset:
+    z-up for a .ply, y-up for a mesh."""
     count: int = 2000
-    """Number of Gaussians in the ball."""
+    """Number of Gaussians in the ball, or on the mesh."""
     radius: float = 0.6
     """Radius of the ball; the object occupies the unit ball."""
     opacity: float = 0.3
@@ -299,7 +303,8 @@ class TeacherStage:
     """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]. Unset: 0.5 for
     cfd, sds and fsd, and in the polish; 0 for the others, whose sources have no rescale."""
     negative_prompt: str | None = None
-    """Text of the unconditional branch. Unset: the text that the teacher's authors use; empty for the toybox."""
+    """Text of the unconditional branch; {prompt} in it stands for the prompt, for a text that describes the splat as it
+    is (SDS-Bridge). Unset: the text that the teacher's authors use; empty for the toybox."""
     perp_neg: bool = False
     """Push each view away from the words of the other views (Perp-Neg) to prevent objects with two faces. Only for
     teachers that receive the view in words."""

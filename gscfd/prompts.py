@@ -36,6 +36,8 @@ MVDREAM = Wording(
     view_words=False,
     repaired=True,
 )
+MV_ADAPTER = Wording(negative="watermark, ugly, deformed, noisy, blurry, low contrast", view_words=False)
+"""Wording of MV-Adapter's public demos."""
 SINGLE_VIEW = Wording(
     negative=(
         "lack details, ugly, oversmoothed, bad structure, out of focus, blurry, cartoon, oversaturated, foggy, hazy, "

@@ -37,7 +37,7 @@ SCHEDULES: dict[str, Schedule] = {
     "v": Diffusion(ALPHAS, "v_prediction"),
     "flow": Flow(200),
 }
-SPACES: dict[str, Space] = {"pixels": Pixels(16), "cosines": Cosines(16, patch=4, frequencies=3)}
+SPACES: dict[str, Space] = {"pixels": Pixels(16), "cosines": Cosines(16, patch=4, channels=7)}
 
 
 @pytest.fixture(scope="module")
@@ -213,20 +213,26 @@ def test_the_linear_space_is_an_orthogonal_projection_that_keeps_mean_colors(pat
     basis = cosine_basis(patch).flatten(1)
     assert torch.allclose(basis @ basis.T, torch.eye(patch**2), atol=1e-6)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(6))
-    whole = Cosines(8, patch=patch, frequencies=patch**2)
+    whole = Cosines(8, patch=patch, channels=3 * patch**2)
     assert torch.allclose(whole.decode(whole.encode(images)), images, atol=1e-5)
-    few = Cosines(8, patch=patch, frequencies=1)
+    few = Cosines(8, patch=patch, channels=3)
     means = torch.nn.functional.avg_pool2d(images, patch)
     assert few.latent_shape == (3, 8 // patch, 8 // patch)
     assert torch.allclose(few.encode(images), 2 * means - 1, atol=1e-5)
     z = few.encode(images)
     assert torch.allclose(few.encode(few.decode(z)), z, atol=1e-5)
+    if patch > 1:
+        faint, four = 0.4 + 0.2 * images, Cosines(8, patch=patch, channels=4)
+        assert torch.allclose(four.encode(faint)[:, :3], few.encode(faint), atol=1e-6), "the fourth is gray"
+        assert torch.allclose(four.encode(four.decode(four.encode(faint))), four.encode(faint), atol=1e-5)
+        errors = [(space.decode(space.encode(faint)) - faint).norm() for space in (four, few)]
+        assert errors[0] < 0.999 * errors[1], "and not nothing"
 
 
 def test_a_linear_space_of_impossible_size_is_refused() -> None:
-    for size, frequencies in ((10, 1), (8, 0), (8, 17)):
-        with pytest.raises(ValueError, match="size, frequencies"):
-            Cosines(size, patch=4, frequencies=frequencies)
+    for size, channels in ((10, 3), (8, 2), (8, 49)):
+        with pytest.raises(ValueError, match="size, channels"):
+            Cosines(size, patch=4, channels=channels)
 
 
 # -------------------------------------------------------------------------------------------------------------- assets

@@ -21,9 +21,9 @@ from gscfd.runs.cost import Cost
 from gscfd.runs.folder import RunFolder
 from gscfd.teachers.load import is_here
 
-LARGE = sorted(set(presets()) - {"toybox"})
+LARGE = sorted(set(presets()) - {"toybox", "refine-splat-toybox"})
 SMALL = ["--coarse.views", "2", "--refine.views", "1", "--init.count", "60", "--device", "cpu", "--prompt", "a corgi"]
-ONE_STAGE = {"mvdream-only": ["coarse"], "sd21": ["refine"]}
+ONE_STAGE = {"mvdream-only": ["coarse"], "sd21": ["refine"], "refine-splat": ["refine"]}
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in kinds.items()}
 
 
+def adapted(folders: dict[str, Path]) -> str:
+    """A tiny SDXL with an MV-Adapter."""
+    base = folders["sdxl"].parent / "adapted"
+    file = base / "mvadapter_t2mv_sdxl.safetensors"
+    if not file.is_file():
+        tiny.mv_adapter(file, tiny.sdxl(base, **tiny.SDXL_LEVELS), large=True)
+    return f"{base}+{file}"
+
+
 def stages_of(preset: str) -> list[str]:
     return ONE_STAGE.get(preset, ["coarse", "refine"])
 
 
 def options(preset: str, folders: dict[str, Path]) -> list[str]:
     """Of a run with the preset on tiny teachers."""
-    chosen = {"coarse": folders["mvdream"], "refine": folders.get(preset, folders["sd"])}
+    chosen: dict[str, str | Path] = {"coarse": folders["mvdream"], "refine": folders.get(preset, folders["sd"])}
+    if preset == "mvadapter-sdxl":
+        chosen = {"coarse": adapted(folders), "refine": folders["sdxl"]}
     teachers = [word for stage in stages_of(preset) for word in (f"--{stage}.teacher", str(chosen[stage]))]
     return ["--preset", preset, *SMALL, *teachers]
 

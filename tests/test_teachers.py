@@ -13,9 +13,11 @@ from tiny_teachers import randomized
 from torch import Tensor
 
 from gscfd.cameras import turntable
+from gscfd.config import Config, merged
 from gscfd.errors import UserError
 from gscfd.prompts import TOYBOX_MULTIVIEW, TOYBOX_SINGLEVIEW, perp_neg_mix, view_words, with_suffix, with_view
 from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser
 from gscfd.teachers.find import find_teacher
 from gscfd.teachers.guided import GuidedTeacher, guide, rescale
@@ -395,6 +397,12 @@ def test_the_shipped_vae_reconstructs_what_it_sees() -> None:
 def test_a_toybox_teacher_that_is_not_shipped_is_refused_with_those_that_are() -> None:
     with pytest.raises(UserError, match="expected toybox/multiview or toybox/singleview, got 'toybox/other'"):
         find_teacher("toybox/other")
+
+
+def test_a_negative_prompt_may_describe_the_splat_as_it_is() -> None:
+    stage = merged(Config(), {"coarse": {"negative_prompt": "{prompt}, blurry"}}).stage("coarse")
+    assert stage_prompt("a duck", stage).negative == "a duck, blurry"
+    assert stage_prompt("a duck", Config().stage("coarse")).negative is None, "control"
 
 
 def test_the_suffix_is_added_once() -> None:

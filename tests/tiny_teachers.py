@@ -13,9 +13,11 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from ldm_reference import MultiviewUNet, TextTower, Vae
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -27,6 +29,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from gscfd.teachers.adapters import encoder_config
+from gscfd.teachers.multiview import add_rows
 from gscfd.toybox.models import byte_characters
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -149,12 +153,15 @@ def mvdream(folder: Path) -> Path:
     return stable_diffusion(folder, class_embed_type="projection", projection_class_embeddings_input_dim=16)
 
 
-def sdxl(folder: Path) -> Path:
+def sdxl(folder: Path, **unet_settings: Any) -> Path:
     save_clip(folder, act="quick_gelu", width=32)
     save_clip(folder, "_2", width=32, projected=True)
     save_vae(folder, scaling_factor=0.13025)
     unet(
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        **unet_settings,
     ).save_pretrained(folder / "unet")
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
         folder / "scheduler"
@@ -171,6 +178,27 @@ def sdxl(folder: Path) -> Path:
     }
     save_index(folder, "StableDiffusionXLPipeline", parts)
     return folder
+
+
+SDXL_LEVELS: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": [8, 8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": [1, 1, 2],
+}
+"""SDXL's order of blocks."""
+
+
+def mv_adapter(file: Path, base: Path, *, large: bool) -> Path:
+    """An adapter for the UNet of a tiny SDXL (large) or Stable Diffusion, in the layout of the published files."""
+    network = UNet2DConditionModel.from_pretrained(base / "unet")
+    before = set(network.state_dict())
+    add_rows(network)
+    state = {key: value for key, value in randomized(network, 3).state_dict().items() if key not in before}
+    encoder = randomized(T2IAdapter(**encoder_config(network, large=large)), 4)
+    save_file(state | encoder.state_dict(), file)
+    return file
 
 
 def sd3(folder: Path) -> Path:

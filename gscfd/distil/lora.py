@@ -28,12 +28,13 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
 def unet_of(teacher: GuidedTeacher, name: str) -> UNetDenoiser | MultiviewDenoiser:
     """Returns the network that a LoRA adapts. name: argument that selected the teacher, for the error message.
 
-    Raises UserError for a transformer.
+    Raises UserError for a transformer, and for a model with an adapter.
     """
     if not isinstance(teacher.denoiser, (UNetDenoiser, MultiviewDenoiser)):
         raise UserError(
-            f"{name}: expected a teacher with a UNet, to which vsd adds a LoRA, got a transformer (Stable Diffusion 3, "
-            "FLUX); choose Stable Diffusion, SDXL, MVDream, DeepFloyd IF or the toybox, or another method"
+            f"{name}: expected a teacher with a UNet alone, to which vsd adds a LoRA, got a transformer (Stable "
+            "Diffusion 3, FLUX) or an MV-Adapter; choose Stable Diffusion, SDXL, MVDream, DeepFloyd IF or the toybox, "
+            "or another method"
         )
     return teacher.denoiser
 

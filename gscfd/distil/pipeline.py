@@ -198,7 +198,7 @@ def generate(
     seed: in [0, 2^63); the same seed on the same device gives the same splat, bit for bit on the CPU.
     preset: a name from `gscfd.config.presets()`, or the path of a .yaml file.
     config: all settings, instead of `preset`; its prompt and seed are replaced by the arguments.
-    init: path of a 3DGS .ply to start from instead of the ball, as with --init.
+    init: path of a 3DGS .ply or a mesh to start from instead of the ball, as with --init.
     on_step: called after every optimization step; it may read the report but must not change anything.
     steps: steps of the first stage; the other stages keep their share. quality: draft, normal or high, a third of the
     steps, all, or twice as many.

@@ -39,7 +39,7 @@ def check_settings(config: Config) -> None:
     check_prompt(config)
     for name, stage in config.stages().items():
         if stage.negative_prompt is not None and known_words(stage.teacher):
-            check_words(f"{name}.negative-prompt", stage.negative_prompt)
+            check_words(f"{name}.negative-prompt", stage_prompt(config.prompt, stage).negative or "")
 
 
 def check_kernels(config: Config) -> None:

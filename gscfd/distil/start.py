@@ -1,4 +1,4 @@
-"""Starting a run from an existing splat: `--init PLY`."""
+"""Starting a run from an existing splat or mesh: `--init FILE`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from gscfd.config import InitConfig
+from gscfd.distil.meshes import MESHES, mesh_gaussians
 from gscfd.errors import UserError, warn
-from gscfd.export.transform import with_degree
+from gscfd.export.transform import change_of_axes, transformed, with_degree
 from gscfd.gaussians import Gaussians
 
 LINEAR_SIZES = (
@@ -19,22 +20,27 @@ LINEAR_SIZES = (
 )
 INSIDE_SHARE = 0.99
 """Share of the Gaussians that must lie in the unit ball; the rest may be floaters of a capture."""
-FITTING_RADII = (0.5, 1.2)
-"""Range of radii at which a splat is left unchanged; gscfd's splats have a radius of about 0.9."""
+FITTING_RADII = (0.7, 1.2)
+"""Range of radii at which a splat is left unchanged; gscfd's splats have a radius of about 0.9, those of generators
+that fill a cube of edge 1 about 0.5."""
 
 
 def read_start(config: InitConfig) -> Gaussians | None:
-    """Returns the splat in config.ply, fitted to the unit ball, with spherical harmonics of degree config.sh_degree, or
-    None if config.ply is unset.
+    """Returns the splat or mesh in config.ply as Gaussians with z up, fitted to the unit ball, with spherical harmonics
+    of degree config.sh_degree, or None if config.ply is unset.
 
-    Warns if the splat had to be moved and scaled. Raises UserError if the file is not a 3DGS .ply, or one whose sizes
-    are not logarithms.
+    Warns if it had to be moved and scaled. Raises UserError if the file is not a 3DGS .ply, one whose sizes are not
+    logarithms, or a mesh that `mesh_gaussians` refuses.
     """
     if config.ply is None:
         return None
-    read = read_splat(config.ply)
-    check_logarithms(read, config.ply)
-    gaussians, center, scale = in_unit_ball(with_degree(read, config.sh_degree))
+    if config.ply.suffix.lower() in MESHES:
+        read, axes = mesh_gaussians(config.ply, config.count), config.axes or "y-up"
+    else:
+        read, axes = read_splat(config.ply), config.axes or "z-up"
+        check_logarithms(read, config.ply)
+    turned = transformed(read, change_of_axes(axes, "z-up"))
+    gaussians, center, scale = in_unit_ball(with_degree(turned, config.sh_degree))
     if scale != 1:
         place = ", ".join(f"{value:.3g}" for value in center)
         warn(f"init: {config.ply} is scaled by {scale:.3g} about ({place}), to fill the unit ball")

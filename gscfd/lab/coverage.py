@@ -99,7 +99,7 @@ def coverage_config(changes: dict[str, Any], prompt: str, seed: int) -> Config:
 
 def coverage_space() -> Space:
     """Returns the linear space in which modes are counted: 3 x 16 x 16."""
-    return Cosines(COVERAGE_SIZE, patch=2, frequencies=1)
+    return Cosines(COVERAGE_SIZE, patch=2, channels=3)
 
 
 def picks_of_splats(

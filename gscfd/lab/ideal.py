@@ -64,30 +64,35 @@ class Cosines:
     """A fixed linear space of any size: the lowest frequencies of the discrete cosine transform of every patch of
     2 x - 1, per color.
 
-    z has the scale of pixels: the first three channels are the mean colors. Decoding is the orthogonal projection: it
-    leaves out the frequencies that z lacks, and nothing if `frequencies` is patch^2.
+    z has the scale of pixels: the first three channels are the mean colors. If less than three channels are left for a
+    frequency, they hold it and the next ones in gray. Decoding is the orthogonal projection: it leaves out what z
+    lacks, and nothing if there are 3 patch^2 channels.
     """
 
-    def __init__(self, size: int, *, patch: int, frequencies: int):
-        """size: width and height in pixels, a multiple of patch. frequencies: kept per color, at most patch^2."""
-        if size % patch or not 1 <= frequencies <= patch**2:
+    def __init__(self, size: int, *, patch: int, channels: int):
+        """size: width and height in pixels, a multiple of patch. channels: 3 to 3 patch^2."""
+        if size % patch or not 3 <= channels <= 3 * patch**2:
             raise ValueError(
-                f"size, frequencies: expected a multiple of {patch} and 1 to {patch**2}, got {size}, {frequencies}"
+                f"size, channels: expected a multiple of {patch} and 3 to {3 * patch**2}, got {size}, {channels}"
             )
         self.image_size, self.patch = size, patch
-        self.latent_shape = (3 * frequencies, size // patch, size // patch)
-        basis = cosine_basis(patch)[:frequencies]
-        kernels = torch.zeros(frequencies, 3, 3, patch, patch)
+        self.latent_shape = (channels, size // patch, size // patch)
+        basis = cosine_basis(patch)
+        whole, rest = divmod(channels, 3)
+        kernels = torch.zeros(channels, 3, patch, patch)
         for color in range(3):
-            kernels[:, color, color] = basis / patch
-        self.kernels = kernels.flatten(0, 1)
+            kernels[color : 3 * whole : 3, color] = basis[:whole] / patch
+        kernels[3 * whole :] = basis[whole : whole + rest, None] / (3 * patch)
+        self.kernels = kernels
+        self.duals = kernels / kernels.square().sum((1, 2, 3), keepdim=True)
+        """Decode what `kernels`, which are orthogonal, encode."""
 
     def encode(self, images: Tensor) -> Tensor:
         images = resized(images, self.image_size) * 2 - 1
         return F.conv2d(images, self.kernels.to(images), stride=self.patch)
 
     def decode(self, z: Tensor) -> Tensor:
-        images = F.conv_transpose2d(z, self.patch**2 * self.kernels.to(z), stride=self.patch)
+        images = F.conv_transpose2d(z, self.duals.to(z), stride=self.patch)
         return (images / 2 + 0.5).clamp(0, 1)
 
 

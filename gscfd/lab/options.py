@@ -52,9 +52,34 @@ class PipelineOptions:
     """Seeds of the mode coverage; 0 skips it. Repeat the command with a larger number to add seeds."""
 
 
+@dataclass(kw_only=True)
+class FullSizeOptions:
+    """Measure presets for large teachers without weights, with ideal teachers of the published models' sizes."""
+
+    out: Path
+    """Folder for the runs and report.html, report.md and report.json. The same command resumes."""
+    presets: tuple[str, ...] = ("mvdream-sd21", "fast", "paper")
+    """What to measure: names of presets, or .yaml files."""
+    assets: tuple[str, ...] = ("mug", "cage", "gate")
+    """What to make: the textured mug, cage and gate, captions of single toybox objects, .ply files or meshes."""
+    spacing: float = 0.012
+    """Distance between neighboring discs of a procedural asset, in world units."""
+    count: int = 50_000
+    """Gaussians of an asset that is a mesh."""
+    seed: int = 0
+    """Seed of the runs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the runs. auto: CUDA if torch finds a CUDA device."""
+    degrade: bool = False
+    """Start from the asset itself, blurred, speckled and decimated, instead of the ball: for --presets refine-splat."""
+    timing: bool = False
+    """Measure single steps of the first asset alone, and estimate the hours of each stage."""
+
+
 Bench: TypeAlias = (
     Annotated[BenchOptions, tyro.conf.subcommand("papers")]
     | Annotated[PipelineOptions, tyro.conf.subcommand("pipeline")]
+    | Annotated[FullSizeOptions, tyro.conf.subcommand("full-size")]
 )
 """The benches by name."""
 

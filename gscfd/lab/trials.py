@@ -99,7 +99,7 @@ def space_of(name: str, real: GuidedTeacher) -> Space:
     if name == "pixels":
         return Pixels(real.image_size)
     if name == "cosines":
-        return Cosines(real.image_size, patch=real.image_size // real.latent_shape[1], frequencies=2)
+        return Cosines(real.image_size, patch=real.image_size // real.latent_shape[1], channels=6)
     return real.space
 
 

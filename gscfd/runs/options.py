@@ -26,7 +26,7 @@ what to make
   PROMPT, --prompt TEXT    description of the object, in the teacher's words
   --list-words             print the words that the built-in teachers know
   --seed N                 seed of all random draws: another seed, another object (0)
-  --init PLY               start from this splat instead of a ball
+  --init FILE              start from this splat or mesh instead of a ball
 
 how to make it
   --preset NAME            teachers and settings: toybox, fast, mvdream-sd21, ... or a .yaml file

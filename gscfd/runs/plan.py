@@ -18,7 +18,7 @@ from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
-from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, find_teacher, is_repo
+from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, Source, find_source, halves, is_repo
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import weight_bytes
 from gscfd.teachers.texts import TextFeatures
@@ -129,19 +129,19 @@ def start_text(config: Config, start: Gaussians | None) -> str:
     return f"{config.init.ply}, {len(start)} Gaussians"
 
 
-def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
+def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Source, GuidedTeacher]:
     """Returns the teacher's location and the teacher on the meta device, without the values of its weights. All files
     except those of the text encoders are checked.
 
     Raises UserError if the teacher is not on this machine or is incomplete.
     """
-    if is_repo(name) and not Path(name).exists():
-        try:
-            source = find_teacher(name, local_files_only=True)
-        except UserError:
-            raise UserError("not on this machine; a run fetches it from the hub") from None
-    else:
-        source = find_teacher(name)
+    model, _ = halves(name)
+    try:
+        source = find_source(name, local_files_only=True)
+    except UserError:
+        if not is_repo(model) or Path(model).exists():
+            raise
+        raise UserError("not on this machine; a run fetches it from the hub") from None
     found = weight_bytes(source)
     lacking = [part for part, count in found.items() if part.startswith("text_encoder") and count == 0]
     if lacking:
@@ -149,7 +149,7 @@ def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Path, GuidedTeacher]:
     return source, load_teacher(str(source), device="meta", dtype=dtype)
 
 
-def teacher_plan(found: tuple[Path, GuidedTeacher], stage: TeacherStage, prompt: str) -> TeacherPlan:
+def teacher_plan(found: tuple[Source, GuidedTeacher], stage: TeacherStage, prompt: str) -> TeacherPlan:
     """Returns the plan of a teacher. found: result of `meta_teacher`."""
     source, teacher = found
     denoise, encode = step_costs(teacher, stage, prompt)

@@ -63,10 +63,10 @@ class Teacher(Protocol):
 
 
 def stage_prompt(text: str, stage: TeacherStage) -> Prompt:
-    """Returns the prompt of a stage from `Config.stage`."""
+    """Returns the prompt of a stage from `Config.stage`. "{prompt}" in its negative prompt stands for the text."""
     return Prompt(
         text=text,
-        negative=stage.negative_prompt,
+        negative=None if stage.negative_prompt is None else stage.negative_prompt.replace("{prompt}", text),
         cfg=stage.scale,
         cfg_rescale=first(stage.cfg_rescale, CFG_RESCALE),
         perp_neg=stage.perp_neg,

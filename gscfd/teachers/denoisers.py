@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor
 
-from gscfd.cameras import mvdream_matrices
+from gscfd.cameras import mv_adapter_labels, mvdream_matrices
 from gscfd.deferred import moved
-from gscfd.teachers.multiview import join_views
+from gscfd.teachers.multiview import join_views, set_views
 from gscfd.teachers.texts import TextFeatures
 from gscfd.types import Cameras
 
@@ -23,6 +23,8 @@ FLUX_GUIDANCE = 1.0
 
 TIME_IDS = 6
 """Numbers that SDXL receives in addition to the text."""
+CELL = 8
+"""Pixels of MV-Adapter's camera images per latent cell, both ways."""
 
 
 class Denoiser(Protocol):
@@ -44,26 +46,30 @@ def camera_labels(x: Tensor, cameras: Cameras, dtype: torch.dtype) -> Tensor:
     return moved(mvdream_matrices(cameras), x.device).to(dtype).repeat(len(x) // len(cameras), 1)
 
 
+def pooled_width(unet: UNet2DConditionModel) -> int:
+    """Returns the width of the pooled text that SDXL's UNet reads."""
+    width: int = unet.config["projection_class_embeddings_input_dim"]
+    return width - TIME_IDS * int(unet.config["addition_time_embed_dim"])
+
+
+def size_and_text(x: Tensor, text: TextFeatures, image_size: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Returns what SDXL's UNet reads besides the tokens: original size, crop corner, target size (Podell et al. 2023,
+    section 2.2) and the pooled text."""
+    ids = [image_size, image_size, 0, 0, image_size, image_size]
+    return {"text_embeds": text.pooled, "time_ids": moved(torch.tensor([ids] * len(x), dtype=dtype), x.device)}
+
+
 class UNetDenoiser:
     """Stable Diffusion 1.x and 2.x, SDXL (image_size: enters its time ids) and DeepFloyd IF stage I."""
 
     def __init__(self, unet: UNet2DConditionModel, *, image_size: int | None = None):
         self.unet, self.image_size = unet, image_size
         self.text_width: int = unet.config["encoder_hid_dim"] or unet.config["cross_attention_dim"]
-        self.pooled_width = 0
-        if image_size is not None:
-            self.pooled_width = (
-                unet.config["projection_class_embeddings_input_dim"] - TIME_IDS * unet.config["addition_time_embed_dim"]
-            )
+        self.pooled_width = 0 if image_size is None else pooled_width(unet)
 
     def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
         """DeepFloyd IF outputs 6 channels; the last three are a variance and are dropped."""
-        added = None
-        if self.image_size is not None:
-            # Original size, crop corner, target size (Podell et al. 2023, section 2.2).
-            ids = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
-            time_ids = torch.tensor([ids] * len(x), dtype=self.unet.dtype)
-            added = {"text_embeds": text.pooled, "time_ids": moved(time_ids, x.device)}
+        added = None if self.image_size is None else size_and_text(x, text, self.image_size, self.unet.dtype)
         # None of these models reads a camera; the copy on which a LoRA is trained does, in the LoRA's precision.
         labels = None if self.unet.class_embedding is None else camera_labels(x, cameras, torch.float32)
         output: Tensor = self.unet(
@@ -89,6 +95,35 @@ class MultiviewDenoiser:
             join_views(self.unet, self.views)
         labels = camera_labels(x, cameras, self.unet.dtype)
         output: Tensor = self.unet(x.to(self.unet.dtype), times(x, t), text.tokens, class_labels=labels).sample
+        return output
+
+
+class AdaptedDenoiser:
+    """MV-Adapter on Stable Diffusion 2.1 or SDXL (image_size: enters its time ids): attention along rows of all views,
+    and an encoder of the cameras whose features are added to those of the UNet (Huang et al. 2024).
+
+    The views of a call form one group; every branch of guidance gets the same cameras.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, encoder: T2IAdapter, *, image_size: int | None = None):
+        self.unet, self.encoder, self.image_size = unet, encoder, image_size
+        self.text_width: int = unet.config["cross_attention_dim"]
+        self.pooled_width = 0 if image_size is None else pooled_width(unet)
+
+    def __call__(self, x: Tensor, t: int, text: TextFeatures, cameras: Cameras) -> Tensor:
+        set_views(self.unet, len(cameras))
+        labels = moved(mv_adapter_labels(cameras), x.device).to(self.unet.dtype)
+        height, width = (CELL * side for side in x.shape[2:])
+        pictures = labels[:, :, None, None].expand(-1, -1, height, width)
+        added = None if self.image_size is None else size_and_text(x, text, self.image_size, self.unet.dtype)
+        features = [feature.repeat(len(x) // len(cameras), 1, 1, 1) for feature in self.encoder(pictures)]
+        output: Tensor = self.unet(
+            x.to(self.unet.dtype),
+            times(x, t),
+            text.tokens,
+            added_cond_kwargs=added,
+            down_intrablock_additional_residuals=features,
+        ).sample
         return output
 
 

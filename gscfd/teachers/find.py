@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from gscfd.errors import UserError
 from gscfd.teachers.weights import first_line
 
 TOYBOX = "toybox/"
+PLUS = "+"
+"""Joins a model and its adapter in a teacher's name."""
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
 PARTS = (
     "unet",
@@ -58,6 +61,51 @@ def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
             "not exist; check the path"
         )
     return fetched(name, local_files_only)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a teacher's files are."""
+
+    path: Path
+    """Folder or checkpoint file."""
+    adapter: Path | None = None
+    """File of an MV-Adapter, which makes the single-view model in `path` a multi-view one."""
+
+    def __str__(self) -> str:
+        return str(self.path) if self.adapter is None else f"{self.path}{PLUS}{self.adapter}"
+
+
+def halves(name: str) -> tuple[str, str | None]:
+    """Returns the model and the adapter of "MODEL+ADAPTER", or the name and None if it names no adapter."""
+    model, plus, adapter = name.rpartition(PLUS)
+    return (name, None) if not plus or Path(name).expanduser().exists() else (model, adapter)
+
+
+def find_source(name: str, *, local_files_only: bool = False) -> Source:
+    """Returns where the files of a teacher are, as `find_teacher` does, and of its adapter if it names one:
+    "MODEL+ADAPTER", ADAPTER a .safetensors file or OWNER/REPO/FILE on the hub."""
+    model, adapter = halves(name)
+    path = find_teacher(model, local_files_only=local_files_only)
+    return Source(path, None if adapter is None else find_adapter(adapter, local_files_only))
+
+
+def find_adapter(name: str, local_files_only: bool) -> Path:
+    """Returns the file of an adapter, fetched from the hub if it is not on disk. Raises UserError if it is neither."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w.-]+\.safetensors)", name)
+    reason = "no such file, and not OWNER/REPO/FILE of the hub"
+    if found is not None and not name.startswith((".", "~")):
+        try:
+            return Path(hf_hub_download(found[1], found[2], local_files_only=local_files_only))
+        except (OSError, ValueError, HTTPError) as error:
+            reason = f"not on this machine, and the hub says: {first_line(error)}"
+    raise UserError(
+        f"teacher: expected an adapter, a .safetensors file or OWNER/REPO/FILE.safetensors of the hub, after {PLUS!r}, "
+        f"got {name!r} ({reason}); download it elsewhere and give its path (docs/teachers.md)"
+    )
 
 
 def is_repo(name: str) -> bool:

@@ -23,18 +23,18 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5Tokenizer
 
 from gscfd import prompts
 from gscfd.errors import UserError
-from gscfd.teachers import ldm, texts
-from gscfd.teachers.denoisers import FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
-from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, WEIGHT, find_teacher, wanted
+from gscfd.teachers import adapters, ldm, texts
+from gscfd.teachers.denoisers import AdaptedDenoiser, FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
+from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, WEIGHT, Source, find_source, find_teacher, halves, wanted
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.schedules import diffusion, flow
+from gscfd.teachers.schedules import diffusion, flow, shifted
 from gscfd.teachers.spaces import Latents, Pixels
 from gscfd.teachers.weights import first_line, read_json, read_network
 from gscfd.toybox.words import vocabulary
 
 SUPPORTED = (
     "Stable Diffusion 1.x and 2.x, MVDream (a diffusers folder, or the single file), SDXL, Stable Diffusion 3 and 3.5, "
-    "FLUX.1, DeepFloyd IF stage I"
+    "FLUX.1, DeepFloyd IF stage I, MV-Adapter on Stable Diffusion 2.1 or SDXL"
 )
 FLUX_LATENT_SIZE = 64
 """FLUX supports any size; 512 pixels cost a quarter of 1024."""
@@ -65,10 +65,12 @@ def load_teacher(
     dtype: of the networks; a VAE that overflows in float16 stays in float32. Raises UserError if a part is missing,
     damaged or of another model. `set_prompt` reads the text encoders.
     """
-    source = find_teacher(path_or_repo, local_files_only=local_files_only)
-    load = loader(source)
+    found = find_source(path_or_repo, local_files_only=local_files_only)
+    source, load = found.path, loader(found.path)
     with reading(source):
         check_tokenizers(source, load)
+        if found.adapter is not None:
+            return load_adapted(load, source, found.adapter, device, dtype)
         return load(source, device, dtype)
 
 
@@ -99,15 +101,18 @@ def is_here(path_or_repo: str) -> bool:
     """Returns whether the teacher can be loaded offline: every folder it reads exists, with weights in those that hold
     a network."""
     try:
-        found = weight_bytes(find_teacher(path_or_repo, local_files_only=True))
+        found = weight_bytes(find_source(path_or_repo, local_files_only=True))
     except UserError:
         return False
     return all(count > 0 for part, count in found.items() if not part.startswith(("scheduler", "tokenizer")))
 
 
-def weight_bytes(source: Path) -> dict[str, int]:
+def weight_bytes(found: Source) -> dict[str, int]:
     """Returns the bytes of the weight files read for each part of a teacher, 0 for a part without weights. Raises
-    UserError if `source` is not a teacher."""
+    UserError if `found` is not a teacher."""
+    source = found.path
+    if found.adapter is not None:
+        return {**weight_bytes(Source(source)), found.adapter.name: found.adapter.stat().st_size}
     if source.is_file():
         return {source.name: source.stat().st_size, "tokenizer": 0}
     files = wanted([path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()])
@@ -122,7 +127,7 @@ def known_words(path_or_repo: str) -> frozenset[str] | None:
     """Returns the words that a teacher was trained on; None for free text and for a teacher that is not on this
     machine."""
     try:
-        load = loader(find_teacher(path_or_repo, local_files_only=True))
+        load = loader(find_teacher(halves(path_or_repo)[0], local_files_only=True))
     except UserError:
         return None
     return frozenset(vocabulary()) if load is load_toybox else None
@@ -130,7 +135,10 @@ def known_words(path_or_repo: str) -> frozenset[str] | None:
 
 def check_teacher(path_or_repo: str) -> None:
     """Raises UserError if there are no files of a supported kind; files on the hub are fetched now."""
-    loader(find_teacher(path_or_repo))
+    found = find_source(path_or_repo)
+    load = loader(found.path)
+    if found.adapter is not None:
+        check_adapted(load, found.path)
 
 
 def loader(source: Path) -> Loader:
@@ -348,6 +356,41 @@ def load_if(source: Path, device: torch.device | str, dtype: torch.dtype) -> Gui
         encode_texts=partial(texts.encode_if, source, device=device, dtype=dtype),
         wording=prompts.SINGLE_VIEW,
         multiview=False,
+    )
+
+
+def check_adapted(load: Loader, source: Path) -> None:
+    """Raises UserError unless an adapter may be added to a model with this loader."""
+    if load not in (load_sd, load_sdxl):
+        raise UserError(
+            f"teacher: expected Stable Diffusion 2.1 or SDXL before the adapter, got another model in {source}; an "
+            "MV-Adapter belongs to the model that it was trained on"
+        )
+
+
+def load_adapted(
+    load: Loader, source: Path, adapter: Path, device: torch.device | str, dtype: torch.dtype
+) -> GuidedTeacher:
+    """Loads Stable Diffusion or SDXL with an MV-Adapter, as a multi-view teacher. load: loader of the model alone.
+
+    The space has MV-Adapter's size, the schedule its shift. Raises UserError if the adapter is of another model.
+    """
+    check_adapted(load, source)
+    large = load is load_sdxl
+    unet = read_network(UNet2DConditionModel, source / "unet")
+    encoder = placed(adapters.adapt(unet, adapter, large=large), device, dtype)
+    unet = placed(unet, device, dtype)
+    cells = unet.config["sample_size"] * 3 // 4 if large else unet.config["sample_size"]
+    space = latents(read_vae(source / "vae"), cells, unet.config["in_channels"], device, dtype)
+    encode = partial(texts.encode_sdxl, source) if large else partial(texts.encode_clip, partial(clip_folder, source))
+    schedule = diffusion(read_json(source / "scheduler" / "scheduler_config.json"))
+    return GuidedTeacher(
+        space=space,
+        denoiser=AdaptedDenoiser(unet, encoder, image_size=space.image_size if large else None),
+        schedule=shifted(schedule, adapters.SHIFT),
+        encode_texts=partial(encode, device=device, dtype=dtype),
+        wording=prompts.MV_ADAPTER,
+        multiview=True,
     )
 
 

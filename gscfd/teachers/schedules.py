@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -97,6 +98,15 @@ def diffusion(config: dict[str, Any]) -> Diffusion:
         )
     schedule.alphas_cumprod = [max(squared, LEAST_SQUARED_ALPHA) for squared in schedule.alphas_cumprod]
     return schedule
+
+
+def shifted(schedule: Diffusion, factor: float) -> Diffusion:
+    """Returns the schedule with more noise: the signal-to-noise ratio alpha^2 / sigma^2 is divided by factor^(t / (T -
+    1)), as MV-Adapter's models were trained (Huang et al. 2024)."""
+    last = schedule.timesteps - 1
+    squares = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+    ratios = squares / (1 - squares) / factor ** (torch.arange(last + 1, dtype=torch.float64) / last)
+    return Diffusion(ratios / (1 + ratios), schedule.prediction)
 
 
 def flow(config: dict[str, Any]) -> Flow:

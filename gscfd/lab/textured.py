@@ -1,0 +1,141 @@
+"""Procedural assets with fine detail, for runs at full size: stripes, letters, checks, thin parts and holes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from gscfd.distil.meshes import discs
+from gscfd.gaussians import Gaussians
+from gscfd.lab.assets import Asset
+from gscfd.toybox.shapes import Box, Lathe, Part, Tube, turned
+
+Array = NDArray[np.float64]
+Paint = Callable[[Array], Array]
+"""Maps points [N, 3] of the world to their colors [N, 3] in [0, 1]."""
+
+LIGHT = np.array([0.5, 0.3, 0.8]) / math.sqrt(0.98)
+"""Direction of the light that is baked into the colors."""
+DARK = 0.65
+"""Brightness of a surface turned away from the light."""
+
+
+def striped(axis: int, width: float, one: tuple[float, ...], other: tuple[float, ...]) -> Paint:
+    """Returns stripes across an axis of the world. width: of one stripe, in world units."""
+    return lambda points: np.where((np.floor(points[:, axis : axis + 1] / width) % 2 == 0), one, other)
+
+
+def checked(count: int, one: tuple[float, ...], other: tuple[float, ...]) -> Paint:
+    """Returns fields of equal azimuth and height. count: pairs of fields around."""
+
+    def paint(points: Array) -> Array:
+        around = np.floor(np.arctan2(points[:, 1], points[:, 0]) * (count / math.pi))
+        return np.where(((around + np.floor(points[:, 2] * 8)) % 2 == 0)[:, None], one, other)
+
+    return paint
+
+
+def lettered(text: str, height: float, ink: tuple[float, ...], paper: tuple[float, ...], *, around: float) -> Paint:
+    """Returns a text that runs once around the z axis, centered at the front and at z = 0.
+
+    height: of the letters in world units. around: length of the text in degrees.
+    """
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text)
+    picture = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(picture).text((-left, -top), text, fill=255)
+    mask = np.asarray(picture.resize((8 * picture.width, 8 * picture.height), Image.Resampling.BICUBIC)) > 127
+
+    def paint(points: Array) -> Array:
+        column = 0.5 + np.degrees(np.arctan2(points[:, 1], points[:, 0])) / around
+        row = 0.5 - points[:, 2] / height
+        inside = (column >= 0) & (column < 1) & (row >= 0) & (row < 1)
+        x, y = (
+            np.clip(share * side, 0, side - 1).astype(int)
+            for share, side in ((column, mask.shape[1]), (row, len(mask)))
+        )
+        return np.where((inside & mask[y, x])[:, None], ink, paper)
+
+    return paint
+
+
+def ring(radius: float, thickness: float) -> Tube:
+    angle = np.linspace(0, 2 * math.pi, 97)
+    path = np.stack([radius * np.cos(angle), radius * np.sin(angle), 0 * angle], 1)
+    path[-1] = path[0]
+    return Tube(path, np.full(97, thickness))
+
+
+def sphere(radius: float) -> Lathe:
+    angle = np.linspace(-math.pi / 2, math.pi / 2, 65)
+    return Lathe(np.stack([radius * np.cos(angle).clip(0), radius * np.sin(angle)], 1))
+
+
+def part(shape: Lathe | Tube | Box, at: tuple[float, float, float] = (0, 0, 0), turn: Array | None = None) -> Part:
+    return Part(shape, np.zeros(3), np.array(at), np.eye(3) if turn is None else turn)
+
+
+def mug() -> list[tuple[Part, Paint]]:
+    """Letters around, fine stripes inside, a thin handle with a hole."""
+    wall = Lathe(np.array([[0, -0.7], [0.55, -0.7], [0.55, 0.7]]), np.array([[0, -0.62], [0.49, -0.62], [0.49, 0.7]]))
+    handle = part(ring(0.3, 0.05), (-0.62, 0.0, 0.0), turned(x=90))
+    text = lettered("CLEAN FLOW", 0.42, (0.1, 0.1, 0.35), (0.95, 0.9, 0.8), around=240)
+    inner = striped(2, 0.05, (0.85, 0.2, 0.15), (0.95, 0.9, 0.8))
+
+    def paint(points: Array) -> Array:
+        return np.where(np.hypot(points[:, :1], points[:, 1:2]) > 0.52, text(points), inner(points))
+
+    return [(part(wall), paint), (handle, striped(2, 0.06, (0.1, 0.45, 0.5), (0.95, 0.9, 0.8)))]
+
+
+def cage() -> list[tuple[Part, Paint]]:
+    """Thin striped rings around a checked ball."""
+    paint = striped(2, 0.08, (0.9, 0.75, 0.1), (0.15, 0.15, 0.15))
+    hoops = [part(ring(0.88, 0.025), turn=turned(x=90, z=angle)) for angle in (0, 45, 90, 135)]
+    bands = [
+        part(ring(0.88 * math.cos(tilt), 0.025), (0, 0, 0.88 * math.sin(tilt))) for tilt in np.radians([-40, 0, 40])
+    ]
+    ball = (part(sphere(0.5)), checked(12, (0.85, 0.15, 0.2), (0.95, 0.95, 0.95)))
+    return [ball, *((one, paint) for one in (*hoops, *bands))]
+
+
+def gate() -> list[tuple[Part, Paint]]:
+    """A frame of four beams with an opening, letters on it, and thin bars in the opening."""
+    upright, beam = Box((0.18, 0.14, 0.7), 0.03), Box((0.18, 0.68, 0.14), 0.03)
+    text = lettered("E=mc2 ABC", 0.24, (0.95, 0.95, 0.9), (0.15, 0.35, 0.25), around=150)
+
+    def on_beam(points: Array) -> Array:
+        return text(points - np.array([0, 0, 0.56]))
+
+    wood = striped(2, 0.04, (0.55, 0.35, 0.2), (0.4, 0.24, 0.12))
+    posts = [(part(upright, (0, side, 0)), wood) for side in (-0.54, 0.54)]
+    beams = [(part(beam, (0, 0, height)), on_beam) for height in (-0.56, 0.56)]
+    path = np.stack([np.zeros(33), np.zeros(33), np.linspace(-0.45, 0.45, 33)], 1)
+    bars = [
+        (part(Tube(path, np.full(33, 0.025)), (0, side, 0)), striped(2, 0.1, (0.8, 0.1, 0.5), (0.9, 0.9, 0.9)))
+        for side in (-0.24, 0.0, 0.24)
+    ]
+    return [*posts, *beams, *bars]
+
+
+TEXTURED: dict[str, Callable[[], list[tuple[Part, Paint]]]] = {"mug": mug, "cage": cage, "gate": gate}
+"""Parts of the assets, with their paints, by name."""
+
+
+def textured_asset(name: str, *, spacing: float) -> Asset:
+    """Returns an asset of TEXTURED as Gaussians. spacing: distance between neighboring discs in world units."""
+    parts = TEXTURED[name]()
+    points, normals, colors = [], [], []
+    for i, (one, paint) in enumerate(parts):
+        at, outward = one.sample(spacing)
+        others = [other for j, (other, _) in enumerate(parts) if j != i]
+        seen = ~np.any([other.inside(at, 0.2 * spacing) for other in others], axis=0)
+        light = DARK + (1 - DARK) * (outward[seen] @ LIGHT).clip(0)
+        points.append(at[seen])
+        normals.append(outward[seen])
+        colors.append(paint(at[seen]) * light[:, None])
+    gaussians: Gaussians = discs(np.concatenate(points), np.concatenate(normals), np.concatenate(colors), spacing)
+    return Asset(name, gaussians)

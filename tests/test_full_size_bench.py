@@ -1,0 +1,136 @@
+"""The bench of the presets at full size, with tiny sizes: it makes its page, goes on where it stopped, and refuses bad
+input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gscfd import bench
+from gscfd.config import load_preset, presets
+from gscfd.distil.pipeline import distil as distil_of
+from gscfd.distil.stage import StepReport
+from gscfd.gaussians import Gaussians
+from gscfd.lab import full_size
+from gscfd.lab.degraded import degraded
+from gscfd.lab.full_size import MODELS
+from gscfd.lab.textured import TEXTURED, textured_asset
+from gscfd.lab.trials import compared, images_of, seen
+
+TINY = """
+base: toybox
+init: {count: 60}
+checkpoint: {every: 1}
+coarse: {steps: 4, densify: {start: 1.0, stop: 1.0}}
+polish: {steps: 1, fits: 1}
+"""
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A preset of five steps and small views; returns the arguments of the command."""
+    for name, pixels in (("SIZE", 32), ("TRACED", 16), ("SHOWN", 16)):
+        monkeypatch.setattr(full_size, name, pixels)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return ["full-size", "--presets", str(tmp_path / "tiny.yaml"), "--assets", "cage", "--spacing", "0.15"]
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
+    """Ctrl-C in the given step; returns the steps that are taken."""
+    taken: list[int] = []
+
+    def distil(config: Any, teachers: Any, on_step: Callable[[StepReport], None], *rest: Any, **more: Any) -> Gaussians:
+        def counted(report: StepReport) -> None:
+            on_step(report)
+            taken.append(report.step)
+            if len(taken) == after:
+                raise KeyboardInterrupt
+
+        return distil_of(config, teachers, counted, *rest, **more)
+
+    monkeypatch.setattr(full_size, "distil", distil)
+    return taken
+
+
+def splats(out: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (out / "runs").glob("*.ply")]
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_splat_and_page(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_size, "SAVE_SECONDS", 0.0)
+    whole = stopping(monkeypatch, 99)
+    assert bench.main([*small, "--out", str(tmp_path / "whole")]) == 0
+    assert whole == [0, 1, 2, 3, 0]
+    cut = stopping(monkeypatch, 2)
+    assert bench.main([*small, "--out", str(tmp_path / "cut")]) == 130 and cut == [0, 1]
+    rest = stopping(monkeypatch, 99)
+    assert bench.main([*small, "--out", str(tmp_path / "cut")]) == 0 and rest == [2, 3, 0]
+    assert splats(tmp_path / "cut") == splats(tmp_path / "whole") != []
+    again = stopping(monkeypatch, 99)
+    assert bench.main([*small, "--out", str(tmp_path / "cut")]) == 0 and again == []
+    assert bench.main([*small, "--seed", "1", "--out", str(tmp_path / "cut")]) == 0 and again != [], "control"
+    content = json.loads((tmp_path / "whole" / "report.json").read_text())
+    assert [table["title"] for table in content["tables"]] == ["Runs", "Seconds of each part"]
+    row = dict(zip(content["tables"][0]["columns"], content["tables"][0]["rows"][0], strict=True))
+    assert row["asset"] == "cage" and row["steps"] == "5" and float(row["PSNR, dB ↑"]) > 0
+    assert "https:" not in (tmp_path / "whole" / "report.html").read_text()
+
+
+def test_timing_gives_hours_for_every_stage(small: list[str], tmp_path: Path) -> None:
+    assert bench.main([*small, "--out", str(tmp_path / "out"), "--timing"]) == 0
+    (table,) = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]
+    assert [row[1] for row in table["rows"]] == ["coarse", "polish"] and not splats(tmp_path / "out")
+
+
+def test_every_preset_has_its_models() -> None:
+    for name in presets():
+        for stage in load_preset(name).stages().values():
+            model = MODELS[stage.teacher]
+            assert model.size % model.cells == 0
+
+
+@pytest.mark.parametrize("name", sorted(TEXTURED))
+def test_an_asset_fills_the_ball_and_has_detail_that_degrading_takes(name: str) -> None:
+    asset = textured_asset(name, spacing=0.05)
+    reach = (asset.gaussians.means.norm(dim=1) + asset.gaussians.scales.exp().amax(1)).max()
+    assert 0.8 < reach < 1.1
+    images = images_of(seen(asset.gaussians, size=48))
+    assert images.flatten(2).std(2).mean() > 0.05
+    worse = degraded(asset.gaussians)
+    assert len(worse) == round(len(asset.gaussians) / 4)
+    found = compared(worse, [asset], size=48)
+    assert found["psnr"] < 25
+    assert compared(asset.gaussians, [asset], size=48)["psnr"] > 60, "control"
+    assert torch.equal(worse.means, degraded(asset.gaussians).means)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (["--presets", "gone"], "preset: expected"),
+        (["--assets", "a yellow submarine"], "assets: expected the caption"),
+        (["--assets"], "assets: expected at least one"),
+        (["--assets", "gone.glb"], "init: expected a mesh"),
+        (["--spacing", "0"], "spacing: expected a positive"),
+        (["--seed", "-1"], "seed: expected a value"),
+    ],
+)
+def test_bad_input_is_one_line(
+    wrong: list[str], words: str, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main([*small, "--out", str(tmp_path / "out"), *wrong]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_teacher_without_a_model_is_named(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 4,", "steps: 4, teacher: some/one,"))
+    assert bench.main([*small, "--out", str(tmp_path / "out")]) == 2
+    assert "teachers among" in capsys.readouterr().err
