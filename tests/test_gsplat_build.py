@@ -6,6 +6,7 @@ import errno
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,10 @@ def test_a_build_waits_for_the_ninja_of_a_killed_one(
     (tmp_path / "k").mkdir()
     shutil.copy(str(shutil.which("sleep")), tmp_path / "ninja")
     for place, waits in ((tmp_path / "k", True), (tmp_path, False)):
-        left = subprocess.Popen([tmp_path / "ninja", "3"], cwd=place)
+        left = subprocess.Popen([tmp_path / "ninja", "600"], cwd=place)
         assert kernels.at_work(tmp_path / "k") is waits
+        if waits:
+            threading.Timer(2.0, left.kill).start()
         kernels.build(tmp_path / "k", ["9.0"])
         assert ("waiting for it" in capsys.readouterr().out) is waits
         left.kill()

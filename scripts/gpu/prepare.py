@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kit import ARCHIVE, ROOT
 
-PACKAGES = ("diffusers", "ftfy", "wcwidth", "tyro", "docstring_parser", "typeguard", "plyfile")
+PACKAGES = ("diffusers", "ftfy", "wcwidth", "trimesh", "tyro", "docstring_parser", "typeguard", "plyfile")
 """Packages that an image with torch and transformers lacks, besides gsplat; none needs others that it lacks."""
 TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cccl,cudart]"
 THERE = (
