@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from gscfd.errors import UserError
+from gscfd.files import is_writable
 from gscfd.screen import lasting_screen
 
+FAULTS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+}
+"""Errors of the machine's files, which are no fault of the program: no permission, no room, a name that cannot be."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell gives it."""
 
 
 def exit_code(command: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
-    """Runs a command and returns its exit code: 2 after printing a UserError as one line, 1 if the GPU runs out of
-    memory, 130 on Ctrl-C, otherwise the command's result, with None as 0. A screen that fails changes nothing.
+    """Runs a command and returns its exit code: 2 after printing a UserError or one of FAULTS as one line, 1 if the GPU
+    runs out of memory, 130 on Ctrl-C, otherwise the command's result, with None as 0. A screen that fails changes
+    nothing.
 
     interrupted: message printed on Ctrl-C.
     """
@@ -24,6 +33,13 @@ def exit_code(command: Callable[[], int | None], *, interrupted: str = "interrup
             return command() or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in FAULTS:
+                raise
+            print(
+                f"error: {error.filename or 'a file'}: {error.strerror}; choose another, or free space", file=sys.stderr
+            )
             return 2
         except KeyboardInterrupt:
             below = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
@@ -43,8 +59,10 @@ def check_out(out: Path, ending: str, overwrite: bool, *, make_folder: bool = Fa
     """
     if not out.name.endswith(ending):
         raise UserError(f"out: expected a name that ends in {ending}, got {out}")
-    if not make_folder and not out.parent.is_dir():
+    if not make_folder and not os.path.isdir(out.parent):
         raise UserError(f"out: expected a file in an existing folder, got {out}; create {out.parent} first")
+    if not is_writable(out.parent):
+        raise UserError(f"out: expected a folder that can be written, got {out.parent}; choose another --out")
     if out.is_dir():
         raise UserError(f"out: {out} exists and is a folder; choose another --out")
     if out.exists() and not overwrite:

@@ -16,6 +16,7 @@ import tyro
 import yaml
 
 from gscfd.errors import UserError
+from gscfd.prompts import as_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -323,6 +324,8 @@ class TeacherStage:
     """Adam's step sizes."""
 
     def __post_init__(self) -> None:
+        if self.negative_prompt is not None:
+            self.negative_prompt = as_text(self.negative_prompt)
         check(self.steps >= 0, "steps", "at least 0", self.steps)
         check(self.views >= 1, "views", "at least 1", self.views)
         share = self.cfg_rescale
@@ -626,6 +629,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_finite(self, "")
+        self.prompt = as_text(self.prompt)
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
         check_device(self.device)
         kinds = (None, *NOISE_OF[self.guidance])
@@ -718,9 +722,10 @@ def cast(value: Any, kind: Any, name: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
-            raise UserError(f"{name}: expected a number, got {value!r}") from None
+        except (ValueError, OverflowError):
+            raise UserError(f"{name}: expected a number, got {str(value)[:40]!r}") from None
     if kind is Path:
+        check(isinstance(value, str), name, "a path", value)
         return Path(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return merged(kind(), value, f"{name}.")
@@ -770,7 +775,12 @@ def load_run(folder: Path) -> Config:
         raise UserError(
             f"resume: expected the folder of a run, got {folder}, which holds no config.yaml; check the path"
         )
-    return load_preset(str(path))
+    try:
+        return load_preset(str(path))
+    except UserError as error:
+        raise UserError(
+            f"{error} ({path} is damaged, or another version of gscfd wrote it: use that version)"
+        ) from None
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -787,15 +797,15 @@ def load_preset(name: str) -> Config:
     name: one of `presets()`, or the path of a .yaml file. Raises UserError if it is neither, or not a valid preset.
     """
     if name in presets():
-        text = (presets_folder() / f"{name}.yaml").read_text()
+        text = (presets_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     elif name.endswith(".yaml") and Path(name).is_file():
-        text = Path(name).read_text(errors="replace")
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
     else:
         raise UserError(f"preset: expected {', '.join(presets())} or the path of a .yaml file, got {name!r}")
     try:
         changes = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise UserError(f"preset: {name} is not valid YAML: {' '.join(str(error).split())[:400]}") from None
     check(isinstance(changes, dict), "preset", "a mapping of settings", changes)
     base = changes.pop("base", None)
     check(base is None or base in presets(), "base", " or ".join(presets()), base)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
 """Name of the temporary file that a killed `atomic_write` leaves behind."""
@@ -17,7 +19,10 @@ UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """Yields a binary file that replaces `path` if the block succeeds; otherwise `path` is left unchanged."""
+    """Yields a binary file that replaces `path` if the block succeeds; otherwise `path` is left unchanged.
+
+    An OSError in the block names the file.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,8 +31,17 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(file: IO[bytes], data: bytes, path: Path) -> None:
+    """Writes to an unbuffered file. Raises OSError, which names `path`, unless all bytes are written: a disk that fills
+    up takes the first of them without an error."""
+    if file.write(data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 class Background:
@@ -61,6 +75,14 @@ class Background:
         self.pool.shutdown()
 
 
+def is_writable(folder: Path) -> bool:
+    """Returns whether files can be made in the folder, or in the nearest one above it that exists."""
+    while not os.path.isdir(folder) and folder != folder.parent:
+        folder = folder.parent
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes the temporary files of killed writes from the folder. No other process may be writing there."""
     for path in folder.glob(".*.tmp"):
@@ -75,6 +97,18 @@ def lock(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a .jsonl file that are JSON objects, without those that a kill has cut short; [] if there is
+    no file."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.append(row)
+    return found
 
 
 def cache_folder() -> Path:

@@ -27,13 +27,13 @@ class Gaussians:
     """
 
     def __init__(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh0: Tensor, shN: Tensor):
-        n = means.shape[0]
+        n = means.shape[0] if means.ndim else 0
         expected = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "sh0": (n, 1, 3)}
         given = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "sh0": sh0}
         for name, shape in expected.items():
             if tuple(given[name].shape) != shape:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(given[name].shape)}")
-        if shN.shape[0] != n or shN.shape[1:] not in {(0, 3), (3, 3), (8, 3), (15, 3)}:
+        if tuple(shN.shape[:1]) != (n,) or shN.shape[1:] not in {(0, 3), (3, 3), (8, 3), (15, 3)}:
             raise ValueError(f"shN: expected [{n}, 0 | 3 | 8 | 15, 3] for degree 0 to 3, got {list(shN.shape)}")
         self.params = ParameterDict({k: Parameter(v.detach().clone()) for k, v in {**given, "shN": shN}.items()})
 

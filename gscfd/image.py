@@ -14,6 +14,7 @@ import tyro
 from gscfd.cli import check_out, exit_code
 from gscfd.config import Drawing, Dtype, VsdConfig, check
 from gscfd.errors import UserError
+from gscfd.prompts import as_text
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,10 @@ class ImageOptions(Drawing):
     """Precision of the teacher. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     overwrite: bool = False
     """Replace the file if it exists."""
+
+    def __post_init__(self) -> None:
+        self.prompt = as_text(self.prompt)
+        self.negative_prompt = None if self.negative_prompt is None else as_text(self.negative_prompt)
 
 
 def check_settings(options: ImageOptions) -> None:

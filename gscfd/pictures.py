@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -38,7 +40,11 @@ def write_picture(frame: np.ndarray, path: str | Path) -> None:
 
 
 def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
-    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4. Raises UserError without ffmpeg."""
+    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4.
+
+    Raises UserError without ffmpeg, OSError if the file cannot be written, or if ffmpeg, which writes to the temporary
+    folder first, could not finish it.
+    """
     try:
         encoded = iio.imwrite(
             "<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2
@@ -47,6 +53,9 @@ def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
         raise UserError(
             f"mp4: expected ffmpeg, got none ({error}); `pip install imageio-ffmpeg` brings it; or take another format"
         ) from None
+    if b"moov" not in encoded:  # the table of contents, which ffmpeg writes last
+        reason = f"ffmpeg could not finish the video; is there room in {tempfile.gettempdir()}?"
+        raise OSError(errno.EIO, reason, str(path))
     with atomic_write(path) as file:
         file.write(encoded)
 

@@ -30,8 +30,9 @@ WHITE = {"u1": 255.0, "u2": 65535.0, "f4": 1.0, "f8": 1.0}
 """Value of full red, green or blue, by type."""
 MOST_COEFFICIENTS = {0, 9, 24, 45}
 """Possible numbers of f_rest properties: three channels of spherical harmonics of degree 0 to 3."""
-LARGEST_POSITION = 1e6
-LARGEST_LOG_SCALE = 20.0
+LARGEST_LOG_POSITION = LARGEST_LOG_SCALE = 20.0
+"""Natural logarithms of the largest distance along an axis, 4.9e8, and of the largest size: a splat of a house in
+micrometers fits. Exports have the same limits."""
 FLAT = "scale_2"
 """Size along the third axis, which the discs of 2DGS (Huang et al. 2024) do not have."""
 SATURATED = 20.0
@@ -245,7 +246,7 @@ def _check_values(values: dict[str, Tensor]) -> None:
     limits = {
         "a rotation of length 0": values["quats"].norm(dim=1) < 1e-12,
         "a rotation of a length above 1e12": values["quats"].norm(dim=1) > 1e12,
-        f"a position beyond {LARGEST_POSITION:.0e}": (values["means"].abs() > LARGEST_POSITION).any(1),
+        f"a position beyond e^{LARGEST_LOG_POSITION:.0f}": (values["means"].abs().log() > LARGEST_LOG_POSITION).any(1),
         f"a size above e^{LARGEST_LOG_SCALE:.0f}": (values["scales"] > LARGEST_LOG_SCALE).any(1),
     }
     for what, mask in limits.items():

@@ -11,6 +11,7 @@ import tyro
 from gscfd.cli import check_out, exit_code
 from gscfd.config import Config, Dtype, StageName, TeacherStage, check, check_device, load_preset
 from gscfd.errors import UserError
+from gscfd.prompts import as_text
 
 VIEWS = 4
 """Number of views of a single-view teacher: front, side, back, side."""
@@ -42,6 +43,9 @@ class PreviewOptions:
     """Device to compute on: auto, cpu, cuda or cuda:N. auto: CUDA if torch finds a CUDA device."""
     dtype: Dtype = "auto"
     """Precision of the teacher. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
+
+    def __post_init__(self) -> None:
+        self.prompt = as_text(self.prompt)
 
 
 def check_settings(options: PreviewOptions) -> None:

@@ -49,6 +49,12 @@ SINGLE_VIEW = Wording(
 """Wording of Stable Diffusion, also used for the other single-view families."""
 
 
+def as_text(argument: str) -> str:
+    """Returns an argument of the command line as the text that was typed, in UTF-8, whatever the locale's encoding:
+    bytes that this lacks reach Python as lone surrogates."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def with_suffix(prompt: str, suffix: str) -> str:
     """Returns the prompt with the suffix appended unless it already ends with it."""
     return prompt if prompt.endswith(suffix) else prompt + suffix

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
+
+RAW_BYTES = re.compile("([\udc80-\udcff]+)")
+"""Bytes that the system's encoding lacks, as Python holds them."""
 
 
 class Screen:
@@ -43,9 +47,13 @@ class Screen:
         return getattr(self.present, name)
 
     def known(self, text: str) -> str:
-        """Returns the text with escapes for what the stream's encoding lacks."""
+        """Returns the text with escapes for what the stream's encoding lacks. Bytes of a file name that are no text in
+        the system's encoding stay as they are if the stream can write them."""
         encoding = getattr(self.present, "encoding", None) or "utf-8"
-        return text.encode(encoding, "backslashreplace").decode(encoding)
+        writes_bytes = getattr(self.present, "errors", None) == "surrogateescape"
+        parts = RAW_BYTES.split(text) if writes_bytes else [text]
+        shown = [part.encode(encoding, "backslashreplace").decode(encoding) for part in parts[::2]]
+        return "".join(a + b for a, b in zip(shown, [*parts[1::2], ""], strict=True))
 
     def let_go(self) -> None:
         """Writes what is buffered. If that fails, drops it, so that Python's own attempt at exit does not fail."""

@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from present import present
 from test_state import same
 
+from gscfd.config import Config, plain
 from gscfd.distil.state import Checkpoint, StateDict
 from gscfd.errors import UserError
 from gscfd.files import lock
 from gscfd.runs.checkpoint import FORMAT, Checkpoints
+from gscfd.runs.names import changed_settings
 
 
 def checkpoint(step: int, size: int = 40) -> Checkpoint:
@@ -100,6 +103,25 @@ def test_another_format_is_refused_by_its_name(two: Checkpoints, other: object) 
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": other, "gscfd": "0.0.9"}))
     with pytest.raises(UserError, match=rf"format {FORMAT}, got format {other!r} in .*000002.json, .*gscfd 0\.0\.9"):
         two.newest()
+
+
+def test_the_checkpoint_of_another_version_is_resumed_with_a_word(
+    two: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = two.folder / "000002.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "gscfd": "9.9.9"}))
+    assert present(two.newest()).state.numbers["step"] == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "gscfd 9.9.9 wrote the checkpoint" in error
+
+
+def test_settings_that_an_earlier_version_lacked_have_their_defaults() -> None:
+    config = Config(prompt="a mug")
+    saved = plain(config)
+    del saved["noise"]["gamma_points"], saved["polish"]
+    assert changed_settings(config, saved) == ""
+    assert "polish.steps" in changed_settings(replace(config, polish=replace(config.polish, steps=7)), saved)
+    assert "gone = 3 (got None)" in changed_settings(config, saved | {"gone": 3}), "a setting that is no more"
 
 
 def test_what_a_killed_write_left_is_not_a_checkpoint(two: Checkpoints) -> None:

@@ -644,3 +644,11 @@ def test_the_refiner_of_sdxl_is_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "text_encoder")
     with pytest.raises(UserError, match="got a refiner of SDXL, which only finishes another model's pictures"):
         load(tmp_path)
+
+
+def test_a_distilled_unet_that_reads_its_guidance_is_named(tmp_path: Path) -> None:
+    tiny.stable_diffusion(tmp_path)
+    config = tmp_path / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "time_cond_proj_dim": 256}))
+    with pytest.raises(UserError, match="got a distilled UNet that reads its guidance scale"):
+        load(tmp_path)

@@ -34,7 +34,26 @@ RUN += ["--polish.steps", "3", "--polish.asks", "2", "--polish.fits", "2", "--po
 RUN += ["--init.count", "200", "--no-viewer", "--checkpoint.every", "2", "--checkpoint.seconds", "0"]
 RUN += ["--coarse.densify.start", "0", "--coarse.densify.every", "2", "--coarse.densify.grad-threshold", "0.05"]
 STEPS = [("coarse", i) for i in range(4)] + [(name, i) for name in ("refine", "polish") for i in range(3)]
-KILLS = 20
+KILLS = 16
+"""At random moments."""
+PLACES = [
+    ("gscfd.distil.state:StageState.advance", 2),
+    ("gscfd.distil.densify:Densifier.after_backward", 2),
+    ("gscfd.files:os.fsync", 1),  # the tensors of a checkpoint are written, but not safe
+    ("gscfd.files:os.replace", 2),  # its tensors have their name, its .json has not
+    ("gscfd.runs.checkpoint:Path.unlink", 1),  # the oldest one is about to go
+    ("gscfd.distil.pipeline:remove_islands", 1),  # the end of a stage
+    ("gscfd.distil.state:StageState.advance", 1),
+    ("gscfd.distil.stage:regularizers", 2),
+    ("gscfd.distil.polish:Album.add", 1),
+    ("gscfd.distil.polish:Album.add", 2),
+    ("gscfd.gaussians:write_tensors", 1),
+    ("gscfd.runs.folder:write_picture", 1),
+    ("gscfd.runs.folder:write_video", 1),
+    ("gscfd.runs.folder:write_contact_sheet", 1),
+    ("gscfd.runs.checkpoint:Checkpoints.clear", 1),
+]
+"""Calls before which a run is killed, one after another; each run goes on where the one before it was killed."""
 
 
 def start(folder: Path) -> int:
@@ -252,7 +271,8 @@ def test_a_full_disk_stops_the_run_and_room_continues_it(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr()
-    assert f"could not write: [Errno 27] File too large; free space and --resume {out}" in said.out
+    file = out / "checkpoints" / "000002.safetensors"
+    assert f"could not write {file} (File too large); free space and --resume {out}" in said.out
     assert "Traceback" not in said.err
     assert resume(out) == 0
     assert steps_of(out) == STEPS and splat_of(out) == splat_of(finished)
@@ -283,9 +303,9 @@ class Nursery:
             env=environment,
         )
 
-    def run(self, arguments: list[str], kill_after: float | None = None) -> int:
-        """The exit status of a run; -SIGKILL when it was killed after so many seconds."""
-        print(json.dumps(arguments), file=self.process.stdin, flush=True)
+    def run(self, arguments: list[str], kill_after: float | None = None, kill_at: tuple[str, int] = ("", 0)) -> int:
+        """The exit status of a run; -SIGKILL when it was killed after so many seconds, or at such a call."""
+        print(json.dumps([arguments, *kill_at]), file=self.process.stdin, flush=True)
         child = int(present(self.process.stdout).readline())
         if kill_after is not None:
             time.sleep(kill_after)
@@ -330,6 +350,25 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_file_byte_for_byte(
         # Killed between its last file and the end, a run is finished, but its checkpoints are still there.
         names = {path.name for path in folder.iterdir()} - {"checkpoints"}
         assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.timeout(1200)
+def test_killed_at_every_kind_of_moment_and_resumed_it_is_the_same_file_byte_for_byte(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    """In every stage, in a densification, between the files of a checkpoint, and before each export."""
+    run, out = [*RUN, "--checkpoint.every", "1"], tmp_path / "killed"
+    assert nursery.run([*run, "--out", str(tmp_path / "whole")]) == 0
+    reached = []
+    for i, place in enumerate(PLACES):
+        arguments = ["--resume", str(out)] if i else [*run, "--out", str(out)]
+        assert nursery.run(arguments, kill_at=place) == -signal.SIGKILL, place
+        reached.append(steps_of(out)[-1][0])
+    assert dict.fromkeys(reached).keys() == {"coarse", "refine", "polish"}, "kills in all stages"
+    assert len(PLACES) + KILLS > 30
+    if not (out / "turntable.png").exists():
+        assert nursery.run(["--resume", str(out)]) == 0
+    assert splat_of(out) == splat_of(tmp_path / "whole") and steps_of(out) == STEPS
 
 
 def test_out_of_memory_saves_the_last_good_state_and_names_what_helps(

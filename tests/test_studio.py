@@ -30,9 +30,10 @@ from gscfd.runs.options import parse
 from gscfd.studio import cards, orders
 from gscfd.studio.gallery import Entry, Gallery, command, delete, strip
 from gscfd.studio.options import StudioOptions
-from gscfd.studio.orders import JOURNAL, Orders, Wish, read_rows
+from gscfd.studio.orders import JOURNAL, Orders, Wish
 from gscfd.studio.page import Studio
 from gscfd.studio.progress import Progress
+from gscfd.sweeps.journal import read_rows
 from gscfd.viewer.page import document
 
 STAND_IN = """

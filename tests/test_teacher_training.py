@@ -366,6 +366,13 @@ def test_a_true_object_is_nearest_to_itself() -> None:
     assert measure.nearest_db(shown, things[:1], cameras) < 40
 
 
+def test_a_caption_that_too_few_objects_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "TRIES", 1)
+    monkeypatch.setattr(measure, "TRIES_PER_OBJECT", 0)
+    with pytest.raises(UserError, match="'a blue mug', which . of 3 have"):
+        measure.objects_of("a blue mug", 3, 64)
+
+
 @pytest.mark.parametrize("change", [{"objects": 0}, {"groups": 0}, {"out": Path("x.txt")}])
 def test_measuring_checks_its_settings(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):

@@ -232,6 +232,13 @@ def test_a_rescaled_prediction_has_the_spread_of_the_text_prediction_in_x0() -> 
     assert x0.std().item() == pytest.approx(text.std().item(), rel=1e-4), "of the whole group"
 
 
+def test_a_rescaled_prediction_without_noise_is_finite() -> None:
+    asked = teacher(Echo(normal(8, 3)))
+    asked.set_prompt(Prompt(text="a duck", cfg=7.0, cfg_rescale=0.5))
+    asked.schedule = Flow(1000)
+    assert asked.predict_eps(normal(4, 4), 0, turntable(4, size=64)).isfinite().all()
+
+
 def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, -1)
 

@@ -309,6 +309,17 @@ def test_images_that_do_not_fit_the_memory_are_turned_off(monkeypatch: pytest.Mo
         assert not viewer.panel.show_target.value and viewer.thread.is_alive()
 
 
+def test_images_that_are_not_finite_are_named_and_not_shown_as_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    with viewing() as viewer, browsing(viewer):
+        viewer.panel.show_target.value = True
+        before = viewer.panel.target.image
+        run = Run(viewer, seconds=0.1)
+        monkeypatch.setattr(run.teacher, "decode", lambda z: torch.full((1, 3, 16, 16), torch.nan))
+        assert run.finish() is not None
+        until(lambda: "not finite" in viewer.controls.answer)
+        assert np.array_equal(viewer.panel.target.image, before)
+
+
 # A run that is steered.
 
 

@@ -18,6 +18,7 @@ from gscfd.config import StageConfig, StageName, TeacherStage
 from gscfd.deferred import event
 from gscfd.distil.densify import make_densifier
 from gscfd.distil.protocols import Kept
+from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 
 
@@ -130,12 +131,39 @@ class StageState:
         return StateDict(tensors, numbers, event() if self.gaussians.device.type == "cuda" else None)
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restores the state from the result of `state_dict`."""
+        """Restores the state from the result of `state_dict`. Raises UserError for tensors of another kind of run."""
         step, good_step = saved.numbers["step"], saved.numbers["good_step"]
-        self.load(good_step, part(saved.tensors, "now/" if good_step == step else "good/"))
-        self.keep()
-        self.load(step, part(saved.tensors, "now/"))
+        now = part(saved.tensors, "now/")
+        good = now if good_step == step else part(saved.tensors, "good/")
+        try:
+            for tensors in (good, now):
+                self.check(tensors)
+            self.load(good_step, good)
+            self.keep()
+            self.load(step, now)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"resume: expected the tensors of this stage in its checkpoint, got others ({str(error)[:200]}); start "
+                "again with the run's config.yaml as --preset and another --out"
+            ) from error
         self.rollbacks = saved.numbers["rollbacks"]
+
+    def check(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError or KeyError unless the result of `tensors` can be one of this stage's."""
+        count = len(tensors["params/means"])
+        for name, value in self.gaussians.params.items():
+            shape = (count, *value.shape[1:])
+            expected = {f"params/{name}": shape}
+            if any(key.startswith(f"adam/{name}/") for key in tensors):
+                moments = {f"adam/{name}/{key}": shape for key in ("exp_avg", "exp_avg_sq")}
+                expected |= {f"adam/{name}/step": (), **moments}
+            for key, wanted in expected.items():
+                found = tensors[key]
+                if tuple(found.shape) != wanted or found.dtype != value.dtype:
+                    raise ValueError(f"{key}: expected {list(wanted)} {value.dtype}, got {describe(found)}")
+        for key, found in part(tensors, "densify/").items():
+            if found.shape != (count,):
+                raise ValueError(f"densify/{key}: expected {[count]}, got {describe(found)}")
 
 
 def load_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
@@ -144,6 +172,11 @@ def load_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: d
     if moments:
         # On the CPU, and in the fused version on CUDA, Adam's step counter is on the same device as the moments.
         optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in moments.items()}
+
+
+def describe(tensor: Tensor) -> str:
+    """Returns the shape and type of a tensor, for messages."""
+    return f"{list(tensor.shape)} {tensor.dtype}"
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

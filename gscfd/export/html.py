@@ -43,7 +43,7 @@ def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[floa
     numbers[:, 7:] = np.round(LEVELS * np.column_stack([blocks["scale"], (others + 1) / 2, blocks["color"]]))
     data["values"] = base64.b64encode(numbers.tobytes()).decode()
     shade = ",".join(str(round(255 * c)) for c in background)
-    page = (resources.files("gscfd.export") / "page.html").read_text()
+    page = (resources.files("gscfd.export") / "page.html").read_text(encoding="utf-8")
     page = page.replace("{splat}", json.dumps(data)).replace("{background}", f"rgb({shade})")
     with atomic_write(path) as file:
         file.write(page.replace("{title}", html.escape(Path(path).stem)).encode())

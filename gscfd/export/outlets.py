@@ -67,7 +67,7 @@ def show(gaussians: Gaussians) -> Page | None:
     path = Path(tempfile.mkdtemp(prefix="gscfd-")) / "splat.html"
     write_html(gaussians, path, WHITE)
     if "ipykernel" in sys.modules:
-        page = Page(path.read_text())
+        page = Page(path.read_text(encoding="utf-8"))
         path.unlink()
         path.parent.rmdir()
         return page

@@ -22,6 +22,7 @@ from gscfd.export.transform import change_of_axes, transformed, with_degree
 from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import write_contact_sheet, write_video
+from gscfd.ply import LARGEST_LOG_POSITION, LARGEST_LOG_SCALE
 
 SPLATS = {
     "ply": Gaussians.save_ply,
@@ -55,8 +56,8 @@ RESOLUTION = 128
 MOST_TRIANGLES = 20_000
 WHITE = (1.0, 1.0, 1.0)
 SHEET_COLUMNS = 4
-LARGEST_LOG_POSITION, LOG_SIZES = 20.0, (-16.0, 20.0)
-"""Natural logarithms of the distance from the origin and of the sizes that all formats hold as 32-bit floats."""
+LOG_SIZES = (-16.0, LARGEST_LOG_SCALE)
+"""Natural logarithms of the sizes that all formats hold as 32-bit floats."""
 
 
 def check_settings(options: ExportOptions) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from gscfd.cameras import RADIUS, turntable
 from gscfd.config import Config, flat, plain
+from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
+from gscfd.files import json_rows
 from gscfd.gaussians import Gaussians
 from gscfd.lab.judges import Judges
 from gscfd.lab.metrics import haze, hole_share, janus, r_precision, reprojection_error, speckle
@@ -134,12 +136,19 @@ def shape_values(gaussians: Gaussians, size: int) -> dict[str, float]:
 
 
 def recorded(folder: Path) -> dict[str, float]:
-    """Returns the metrics recorded in stats.jsonl."""
+    """Returns the metrics recorded in stats.jsonl. Raises UserError for rows that no run writes."""
     path = folder / "stats.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    rows = [row for row in rows if "trouble" not in row]
+    rows = [row for row in json_rows(path) if "trouble" not in row]
     if not rows:
         return {}
+    try:
+        return recorded_in(rows)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"runs: expected the rows of a run in {path}, got damaged ones ({error!r:.80})") from None
+
+
+def recorded_in(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the metrics recorded in these rows, of which there is at least one."""
     values: dict[str, float] = {"seconds": sum(sum(row["seconds"].values()) for row in rows)}
     if "memory" in rows[0]:
         values["memory"] = max(row["memory"] for row in rows) / 2**20

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,7 @@ from transformers import CLIPModel
 
 from gscfd.errors import UserError
 from gscfd.teachers.texts import read_text_model, read_tokenizer
-from gscfd.teachers.weights import read_state
+from gscfd.teachers.weights import read_json, read_state
 from gscfd.toybox.kinds import COLORS
 from gscfd.toybox.objects import KINDS
 from gscfd.toybox.words import Caption, write_caption
@@ -50,7 +48,7 @@ class Scorer:
 
     def _preprocessing(self, folder: Path, key: str) -> Tensor:
         path = folder / "preprocessor_config.json"
-        values = json.loads(path.read_text()).get(key) if path.is_file() else None
+        values = read_json(path).get(key) if path.is_file() else None
         return torch.tensor(values or [0.5] * 3, device=self.device)[:, None, None]
 
     @torch.no_grad()
@@ -130,11 +128,11 @@ class Aesthetic:
 
     def __init__(self, file: Path, scorers: list[Scorer]):
         try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
+            saved = read_state(file)
             numbers = sorted(int(name.split(".")[1]) for name in saved if name.endswith(".weight"))
             self.layers = [(saved[f"layers.{n}.weight"].float(), saved[f"layers.{n}.bias"].float()) for n in numbers]
             width = self.layers[0][0].shape[1]
-        except (OSError, RuntimeError, ValueError, LookupError, AttributeError, UnpicklingError) as error:
+        except (ValueError, LookupError) as error:
             raise UserError(
                 f"aesthetic: expected sac+logos+ava1-l14-linearMSE.pth, got {file}; download it again"
             ) from error

@@ -172,7 +172,7 @@ def write_page(report: Report, path: Path) -> None:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((resources.files("gscfd") / "report.html").read_text())
+    template = environment.from_string((resources.files("gscfd") / "report.html").read_text(encoding="utf-8"))
     page = template.render(
         report=report,
         plots=[embedded(drawn(plot), "png") for plot in report.plots],

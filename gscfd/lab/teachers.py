@@ -6,13 +6,11 @@ objects of one caption; and its samples, by the shipped scorer and by the true o
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,8 +30,8 @@ from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.toybox.data import FOV, RADIUS, make_group, render_object, spacing_for
-from gscfd.toybox.objects import ToyObject, sample_object
-from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
+from gscfd.toybox.objects import ToyObject
+from gscfd.toybox.truth import KNOWN_PROMPTS, TRIES, WITHHELD_PROMPTS, true_objects
 from gscfd.toybox.words import parse_caption
 from gscfd.types import Cameras
 
@@ -42,24 +40,21 @@ TIMES = (0.9, 0.7, 0.5, 0.3, 0.15, 0.05)
 VIEWS = 4
 HELD_OUT_SEED = 900_000_000
 """First of the objects that no teacher was trained on."""
-SPARSE = 0.3
-"""Spacing of objects that are made only to see what they are."""
+TRIES_PER_OBJECT = 100
+"""Seeds looked at for each object that a caption is asked to have."""
 CHUNK = 64
 """Images encoded at a time."""
 
 
 def objects_of(prompt: str, count: int, size: int) -> list[ToyObject]:
-    """Objects that the prompt describes, made for views of this many pixels."""
-    said = parse_caption(prompt)
-    if said is None or said.on_kind is not None:
-        raise UserError(f"prompts: expected captions of single toybox objects, got {prompt!r}; give another")
-    found: list[ToyObject] = []
-    for seed in itertools.count():
-        draw = partial(sample_object, seed, kind=said.kind, color=said.color, allow_withheld=True)
-        if prompt in draw(spacing=SPARSE).captions:
-            found.append(draw(spacing=spacing_for(size)))
-        if len(found) == count:
-            break
+    """Objects that the prompt describes, made for views of this many pixels. Raises UserError if there are not so
+    many."""
+    found = list(true_objects(prompt, count, spacing=spacing_for(size), tries=max(TRIES, TRIES_PER_OBJECT * count)))
+    if len(found) < count:
+        raise UserError(
+            f"prompts: expected captions of single toybox objects, got {prompt!r}, which {len(found)} of {count} have; "
+            "give another, such as 'a blue mug'"
+        )
     return found
 
 
@@ -287,7 +282,7 @@ def measure(settings: MeasureOptions) -> None:
         if settings.out is not None:
             save_views(views, settings.out.with_suffix(".png"), columns=VIEWS * settings.groups)
     if settings.out is not None:
-        settings.out.write_text(json.dumps(found, indent=1))
+        settings.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def save_views(images: Tensor, file: Path, columns: int) -> None:

@@ -150,7 +150,7 @@ def kept(path: Path, settings: dict[str, Any]) -> Any:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError:
         return None
     same = isinstance(content, dict) and content.get("settings") == json.loads(json.dumps(settings))

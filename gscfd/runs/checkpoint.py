@@ -11,11 +11,12 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors.torch
 from safetensors import SafetensorError
 
+from gscfd.config import StageName
 from gscfd.distil.state import Checkpoint, StateDict
 from gscfd.errors import UserError, warn
 from gscfd.files import atomic_write
@@ -66,6 +67,11 @@ class Checkpoints:
                 warn(f"resume: {error}; trying the checkpoint before it")
                 continue
             self.remove_all_but([n for n in numbers if n <= number])
+            if (version := self.written_by(number)) != __version__:
+                warn(
+                    f"resume: gscfd {version} wrote the checkpoint, and this is {__version__}: the run may end "
+                    "otherwise than one that was never stopped"
+                )
             return checkpoint
         if numbers:
             raise UserError(
@@ -84,10 +90,17 @@ class Checkpoints:
             facts = head["facts"]
             sums = {"tensors": digest(data), "facts": digest(canonical(facts))}
             if head["sha256"] != sums:
-                raise DamagedError(f"{path.with_suffix('')} is damaged: its checksums do not match")
+                raise ValueError("its checksums do not match")
+            check_facts(facts)
             return Checkpoint(**{**facts, "state": StateDict(safetensors.torch.load(data), facts["state"])})
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-            raise DamagedError(f"{path.with_suffix('')} is damaged: {error!r}") from error
+        except (DamagedError, UserError):
+            raise
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
+            raise DamagedError(f"{path.with_suffix('')} is damaged: {error!r:.200}") from error
+
+    def written_by(self, number: int) -> str:
+        """Returns the version of gscfd that wrote an intact checkpoint."""
+        return str(json.loads(self.path(number, "json").read_bytes()).get("gscfd", "unknown"))
 
     def numbers(self) -> list[int]:
         """Returns the numbers of the completely written checkpoints, oldest first."""
@@ -121,6 +134,14 @@ def check_format(head: Any, path: Path) -> None:
             f"resume: expected checkpoints of format {FORMAT}, got format {head['format']!r} in {path}, written by "
             f"gscfd {head.get('gscfd', 'unknown')}; resume with that version, or start again"
         )
+
+
+def check_facts(facts: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or KeyError unless the facts of a checkpoint have the types of `Checkpoint`."""
+    counts = [facts["rows"], *(facts["state"][name] for name in ("step", "good_step", "rollbacks"))]
+    known = facts["stage"] in get_args(StageName) and isinstance(facts["config"], dict)
+    if not known or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"unknown stage {facts['stage']!r:.40}, or numbers {counts!r:.80} that no run has")
 
 
 def digest(data: bytes) -> str:

@@ -27,7 +27,7 @@ from gscfd.distil.start import read_splat
 from gscfd.distil.state import Checkpoint, part, scaled_gradient_variance
 from gscfd.errors import UserError, warn
 from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
-from gscfd.files import Background, atomic_write, lock, remove_unfinished
+from gscfd.files import Background, atomic_write, lock, remove_unfinished, write_whole
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import write_contact_sheet, write_picture, write_video
 from gscfd.runs.checkpoint import Checkpoints
@@ -110,7 +110,7 @@ class RunFolder:
             if not self.config.resume:
                 self.make_folder()
             self.stats = self.locked_stats()
-            self.handler = LogFile(self.path / "log.txt")
+            self.handler = LogFile(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(
                 f"out: expected a writable folder, got {self.path} ({error.strerror}); choose another --out"
@@ -247,7 +247,8 @@ class RunFolder:
         """Writes the row of the last step unless it has been written."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
-            self.stats.write(json.dumps(waiting, default=arrived).encode() + b"\n")
+            row = json.dumps(waiting, default=arrived).encode() + b"\n"
+            write_whole(self.stats, row, self.path / "stats.jsonl")
             self.rows += 1
 
     def edits_of(self, report: StepReport) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def make_run(config: Config, teachers: dict[StageName, GuidedTeacher], steer: St
         except StageError as error:
             raise run.stopped(str(error), code=1) from error
         except OSError as error:
-            raise run.stopped(f"could not write: {error}; free space and --resume {run.path}", code=1) from error
+            where = error.filename or run.path
+            reason = f"could not write {where} ({error.strerror}); free space and --resume {run.path}"
+            raise run.stopped(reason, code=1) from error
 
 
 def check_device(config: Config, resume: Checkpoint | None) -> None:

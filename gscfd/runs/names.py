@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gscfd.config import Config, flat, load_run, merged, plain
+from gscfd.config import Config, flat, load_run, plain
 from gscfd.distil.edits import last_settings
 from gscfd.errors import UserError
 from gscfd.export import FORMATS
-from gscfd.files import UNFINISHED, remove_unfinished
+from gscfd.files import UNFINISHED, is_writable, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.runs.checkpoint import NAME
 
@@ -95,8 +93,8 @@ def check_same_settings(config: Config, saved: dict[str, Any]) -> None:
 
 def changed_settings(config: Config, saved: dict[str, Any]) -> str:
     """Returns the names of the settings that make config a different run, with their saved and new values; "" if there
-    are none."""
-    now, then = flat(plain(config)), flat(saved)
+    are none. A setting that `saved` lacks, since an earlier version wrote it, has its default."""
+    now, then = flat(plain(config)), flat(plain(Config())) | flat(saved)
     if all(edit in now["edits"] for edit in then.get("edits", [])):
         then["edits"] = now["edits"]
     changed = [
@@ -126,13 +124,14 @@ def read_run(folder: Path) -> tuple[Config, Gaussians]:
     for name in ("config.yaml", "splat.ply", FINISHED_FILE):
         if not (folder / name).is_file():
             raise UserError(f"runs: expected a finished run, but {folder} has no {name}")
-    config = merged(Config(), yaml.safe_load((folder / "config.yaml").read_text()))
-    return last_settings(config), Gaussians.load_ply(folder / "splat.ply")
+    return last_settings(load_run(folder)), Gaussians.load_ply(folder / "splat.ply")
 
 
 def check_folder(config: Config) -> Path:
     """Returns the run's folder. Raises UserError if it exists and may not be replaced, or cannot be resumed."""
     folder = folder_of(config)
+    if not is_writable(folder):
+        raise UserError(f"out: expected a folder that can be written, got {folder}; choose another --out")
     if config.resume is not None:
         check_resumable(config, folder)
     elif folder.exists():

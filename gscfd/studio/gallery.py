@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
@@ -94,7 +94,7 @@ class Gallery:
         try:
             changed = path.stat().st_mtime_ns
             if self.facts.get(name, (0, {}))[0] != changed:
-                read = yaml.load(path.read_text(errors="replace"), LOADER)
+                read = yaml.load(path.read_text(encoding="utf-8", errors="replace"), LOADER)
                 self.facts[name] = changed, read if isinstance(read, dict) else {}
         except (OSError, yaml.YAMLError):
             return {}
@@ -144,7 +144,7 @@ def strip(source: Path) -> bytes:
     """Returns FRAMES pictures of one turn side by side as a .jpeg; b"" if the source is damaged."""
     try:
         frames = sheet_frames(source) if source.name == SHEET else splat_frames(source)
-    except (OSError, UnidentifiedImageError, UserError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # pillow's, and UserError of a .ply
         return b""
     wide = Image.new("RGB", (SIZE * len(frames), SIZE))
     for i, frame in enumerate(frames):
@@ -158,6 +158,8 @@ def sheet_frames(sheet: Path) -> list[Image.Image]:
     with Image.open(sheet) as image:
         whole = image.convert("RGB")
     side = whole.width // COLUMNS
+    if side < 1 or whole.height < side:
+        raise ValueError(f"a sheet of {whole.size} pixels")
     return [
         whole.crop((x, y, x + side, y + side))
         for y in range(0, whole.height - side + 1, side)

@@ -7,7 +7,6 @@ the rows again, goes on watching a run that is still being made, and resumes one
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError
 from gscfd.files import remove_unfinished
 from gscfd.runs.names import FINISHED_FILE, slug
-from gscfd.sweeps.journal import Journal
+from gscfd.sweeps.journal import Journal, read_rows
 from gscfd.sweeps.make import is_locked
 from gscfd.teachers.load import known_words
 
@@ -139,20 +138,20 @@ class Orders:
         """Restores the queue from the journal, and puts a run that was cut off before all others."""
         started: dict[str, int] = {}
         for row in rows:
-            name, event = row["run"], row["event"]
+            name, event = row["run"], row.get("event")
             self.waiting = [other for other in self.waiting if other != name]
             started.pop(name, None)
             if event == "queued":
-                if "arguments" in row:
-                    self.known[name] = Order(name, tuple(row["arguments"]))
+                if isinstance(row.get("arguments"), list):
+                    self.known[name] = Order(name, tuple(map(str, row["arguments"])))
                 self.failures.pop(name, None)
                 self.waiting.append(name)
             elif event == "starting":
                 self.waiting.insert(0, name)
             elif event == "started":
-                started[name] = row["pid"]
+                started[name] = row["pid"] if isinstance(row.get("pid"), int) else 0
             elif event == "failed":
-                self.failures[name] = row["error"]
+                self.failures[name] = str(row.get("error", ""))
             elif event == "removed":
                 self.known.pop(name, None)
                 self.failures.pop(name, None)
@@ -287,23 +286,12 @@ def opened(folder: Path) -> Journal:
     try:
         return Journal(folder / JOURNAL, "folder", "studio")
     except UserError:
-        served = [row["address"] for row in read_rows(folder / JOURNAL) if row["event"] == "serving"]
+        served = [row.get("address") for row in read_rows(folder / JOURNAL) if row.get("event") == "serving"]
         if served and is_locked(folder / JOURNAL):
             raise UserError(
                 f"folder: another studio serves {folder}; open {served[-1]}, or choose another folder"
             ) from None
         raise
-
-
-def read_rows(journal: Path) -> list[dict[str, Any]]:
-    """Returns the complete rows of the journal, skipping those that a kill has cut short."""
-    rows = []
-    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("run"), str):
-                rows.append(row)
-    return rows
 
 
 def clear(path: Path) -> None:

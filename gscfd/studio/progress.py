@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from gscfd.config import Config
 from gscfd.viewer.content import clock
 from gscfd.viewer.snapshot import RATE_STEPS, Point
+
+LONGEST_STEP = 1e9
+"""Seconds beyond which a row is damaged."""
 
 
 class Progress:
@@ -37,7 +41,7 @@ class Progress:
             rows = file.read(size - self.read_bytes).split(b"\n")
         self.read_bytes = size - len(rows[-1])
         for row in rows[:-1]:
-            with suppress(json.JSONDecodeError):
+            with suppress(ValueError, RecursionError, LookupError, TypeError, AttributeError):  # a damaged row
                 self.add(json.loads(row))
         return len(rows) > 1
 
@@ -45,12 +49,16 @@ class Progress:
         """Adds a step; a step that is made again replaces those from it on."""
         if "loss" not in row:
             return
-        self.stage, self.step = row["stage"], row["step"]
+        stage, step, count = str(row["stage"]), int(row["step"]), int(row["gaussians"])
+        loss, seconds = float(row["loss"]), float(sum(row["seconds"].values()))
+        if not (math.isfinite(loss) and 0 <= seconds < LONGEST_STEP):
+            return
+        self.stage, self.step = stage, step
         number = self.before() + self.step
         while self.points and self.points[-1].step >= number:
             self.points.pop()
-        self.points.append(Point(number, row["loss"], row["gaussians"]))
-        self.seconds.append(sum(row["seconds"].values()))
+        self.points.append(Point(number, loss, count))
+        self.seconds.append(seconds)
 
     def before(self) -> int:
         """Returns the number of steps of the stages before the present one."""

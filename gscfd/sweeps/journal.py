@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gscfd.errors import UserError
-from gscfd.files import lock
+from gscfd.files import json_rows, lock, write_whole
 
 JOURNAL = "sweep.jsonl"
 """File in the sweep's folder with a row for every start and end of an attempt at a run."""
@@ -19,15 +18,16 @@ JOURNAL = "sweep.jsonl"
 def last_failures(journal: Path) -> dict[str, str]:
     """Returns the error of each run whose last attempt failed, by run name."""
     failures: dict[str, str] = {}
-    for line in journal.read_text().splitlines() if journal.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # incomplete: the process was killed
+    for row in read_rows(journal):
         failures.pop(row["run"], None)
         if "error" in row:
-            failures[row["run"]] = row["error"]
+            failures[row["run"]] = str(row["error"])
     return failures
+
+
+def read_rows(journal: Path) -> list[dict[str, Any]]:
+    """Returns the whole rows of the journal that name a run; a kill may have cut one short."""
+    return [row for row in json_rows(journal) if isinstance(row.get("run"), str)]
 
 
 class Journal:
@@ -54,8 +54,7 @@ class Journal:
         """Writes a row. Raises OSError if it could not be written whole."""
         row = {"time": round(time.time(), 3), "run": run, "event": event, **facts}
         data = b"\n" * self.cut_short() + json.dumps(row).encode() + b"\n"
-        if self.file.write(data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_whole(self.file, data, self.path)
 
     def cut_short(self) -> bool:
         """Returns whether the last row is incomplete because the process was killed."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -131,19 +132,23 @@ def carry_out(
 
 
 def last_row(stats: Path) -> dict[str, Any]:
-    """Returns the last complete row of a run's stats.jsonl, or an empty dict."""
+    """Returns the last complete row of a run's stats.jsonl, or an empty dict if there is none or it is damaged."""
     if not stats.is_file():
         return {}
     with open(stats, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         rows = file.read().split(b"\n")[:-1]
-    return json.loads(rows[-1]) if rows else {}
+    with suppress(ValueError, RecursionError):
+        row = json.loads(rows[-1] if rows else b"{}")
+        return row if isinstance(row, dict) else {}
+    return {}
 
 
 def reached(folder: Path) -> str:
     """Returns the stage and step a run has reached, as text."""
     row = last_row(folder / "stats.jsonl")
-    return f"{row['stage']}, step {row['step'] + 1}" if row else ""
+    known = isinstance(row.get("step"), int)
+    return f"{row.get('stage')}, step {row['step'] + 1}" if known else ""
 
 
 def table(progress: Progress) -> Table:

@@ -257,7 +257,9 @@ class RayPool:
             self.failed_starts += 1
             if self.failed_starts > self.most_failed_starts:
                 raise UserError(f"workers: {self.failed_starts} died before they were ready; the last error: {error}")
-        outcome = Outcome("lost", f"its worker died, process {slot.place and slot.place.pid}")
+        died = f"its worker died, process {slot.place and slot.place.pid}"
+        known = isinstance(error, self.ray.exceptions.RayActorError)
+        outcome = Outcome("lost", died if known else f"{died} ({type(error).__name__}: {first_line(error)})")
         if cause is not None:
             outcome = Outcome("failed", f"{type(cause).__name__}: {first_line(cause)}")
         self.ray.kill(slot.actor)

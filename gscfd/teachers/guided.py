@@ -114,9 +114,9 @@ class GuidedTeacher:
         negative, positive, *others = self.branch_eps(x_t, t, self.branches(mixes), cameras)
         weights = torch.tensor([[weight for _, weight in mix.negatives] for mix in mixes], dtype=x_t.dtype).T
         guided = guide(negative, positive, self.prompt.cfg if cfg is None else cfg, others, moved(weights, x_t.device))
-        if self.prompt.cfg_rescale == 0:
-            return guided
         alpha, sigma = self.alpha_sigma(t)
+        if self.prompt.cfg_rescale == 0 or sigma == 0:  # without noise, no noise makes another image of x_t
+            return guided
         share, joint = self.prompt.cfg_rescale, self.multiview
         x0 = rescale((x_t - sigma * guided) / alpha, (x_t - sigma * positive) / alpha, share, joint=joint)
         return (x_t - alpha * x0) / sigma

@@ -173,6 +173,8 @@ def unet_loader(source: Path, config: dict[str, Any]) -> Loader:
         return load_toybox if added == "text" else load_mvdream
     if classes is not None:
         raise unsupported(source, f"UNet with class_embed_type {classes}")
+    if config.get("time_cond_proj_dim") is not None:
+        raise unsupported(source, "distilled UNet that reads its guidance scale (LCM, time_cond_proj_dim)")
     if added == "text_time" and (source / "text_encoder_2").is_dir() and not (source / "text_encoder").is_dir():
         raise unsupported(source, "refiner of SDXL, which only finishes another model's pictures")
     known = {None: load_sd, "text": load_toybox, "text_time": load_sdxl}

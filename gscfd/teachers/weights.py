@@ -66,8 +66,8 @@ def first_line(error: Exception) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError if the file is missing or holds anything else."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON file, got {first_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 from gscfd.toybox.objects import ToyObject, sample_object
 from gscfd.toybox.words import parse_caption
@@ -34,13 +35,20 @@ WITHHELD_PROMPTS = (
 )
 """Pairs of kind and color that the teachers never saw in training."""
 TRIES = 1000
+SPARSE = 0.3
+"""Spacing of objects that are made only to see what they are."""
 
 
-def true_objects(prompt: str, count: int) -> Iterator[ToyObject]:
-    """Returns toybox objects described by the prompt; none for a two-object scene or a text that is not a toybox
-    caption."""
+def true_objects(prompt: str, count: int, *, spacing: float | None = None, tries: int = TRIES) -> Iterator[ToyObject]:
+    """Returns up to `count` toybox objects described by the prompt; none for a two-object scene or a text that is not a
+    toybox caption.
+
+    spacing: as in `sample_object`; None: its default. tries: seeds to look at, from 0.
+    """
     said = parse_caption(prompt)
     if said is None or said.on_kind is not None:
         return iter(())
-    things = (sample_object(s, kind=said.kind, color=said.color, allow_withheld=True) for s in range(TRIES))
-    return itertools.islice((thing for thing in things if prompt in thing.captions), count)
+    draw = partial(sample_object, kind=said.kind, color=said.color, allow_withheld=True)
+    seeds = (seed for seed in range(tries) if prompt in draw(seed, spacing=SPARSE).captions)
+    things = (draw(seed) if spacing is None else draw(seed, spacing=spacing) for seed in seeds)
+    return itertools.islice(things, count)

@@ -155,7 +155,11 @@ class Panel:
             self.show_target.value = False
             self.controls.answer = "Not enough GPU memory to decode the teacher's images."
             return
-        self.target.image = content.row(torch.cat(views).permute(0, 2, 3, 1), PICTURE_SIZE)
+        pictures = torch.cat(views).permute(0, 2, 3, 1)
+        if not pictures.isfinite().all():
+            self.controls.answer = "The teacher's images are not finite numbers, and are not shown."
+            return
+        self.target.image = content.row(pictures, PICTURE_SIZE)
 
     def show_cameras(self, snapshot: Snapshot) -> None:
         """Shows the training cameras, each with its rendered image."""

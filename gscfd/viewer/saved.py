@@ -50,7 +50,10 @@ def saved(path: Path) -> list[Saved]:
 def read_checkpoint(checkpoints: Checkpoints, number: int) -> tuple[str, Gaussians]:
     checkpoint: Checkpoint = checkpoints.read(number)
     name = f"{checkpoint.stage}, step {checkpoint.state.numbers['step']}"
-    return name, Gaussians(**part(checkpoint.state.tensors, "now/params/"))
+    try:
+        return name, Gaussians(**part(checkpoint.state.tensors, "now/params/"))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DamagedError(f"{checkpoints.path(number, 'json')} has no splat: {error}") from error
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -114,7 +114,7 @@ def read_shard(file: Path) -> Groups:
             texts = opened.metadata()
             layers, cameras = opened.get_tensor("layers"), opened.get_tensor("cameras")
         return Groups(layers, cameras, json.loads(texts["captions"]), json.loads(texts["view_words"]))
-    except (SafetensorError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{file}: expected rendered groups, got {error}; delete it, and it is made again") from error
 
 
