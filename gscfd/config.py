@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,12 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
     """Raises UserError if the condition is false; the message has the argument's name, `expected` and `got`."""
     if not condition:
         raise UserError(f"{name}: expected {expected}, got {got!r}")
+
+
+def check_device(name: str) -> None:
+    """Raises UserError unless this is the name of a device."""
+    known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
+    check(known, "device", "auto, cpu, cuda, or cuda:N for one of several GPUs", name)
 
 
 def check_curve(name: str, points: tuple[tuple[float, float], ...]) -> None:
@@ -582,13 +589,14 @@ class Config:
     """Replace an earlier run in the folder."""
     resume: Path | None = None
     """Continue the run in this folder, with its own settings, as if it had never stopped."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the run. auto: CUDA if torch finds a CUDA device."""
+    device: str = "auto"
+    """Device of the run: auto, cpu, cuda, or cuda:1 for the second of several GPUs. auto: CUDA if torch finds a CUDA
+    device."""
     dtype: Dtype = "auto"
     """Precision of the teachers. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
     compile: bool = False
-    """Compile the teachers' networks with torch.compile and CUDA graphs: each stage starts minutes later and then steps
-    faster. CUDA only."""
+    """Compile the teachers' networks with torch.compile: each stage starts minutes later and then steps faster. CUDA
+    only."""
     vae_checkpointing: bool = False
     """Encode views one at a time and recompute activations in the backward pass: memory for one view, 50 % more
     operations."""
@@ -623,6 +631,7 @@ class Config:
         check_finite(self, "")
         self.prompt = as_text(self.prompt)
         check(0 <= self.seed < 2**63, "seed", "a value in [0, 2^63)", self.seed)
+        check_device(self.device)
         kinds = (None, *NOISE_OF[self.guidance])
         expected = f"{' or '.join(str(k) for k in kinds)} with --guidance {self.guidance}"
         check(self.noise.kind in kinds, "noise.kind", expected, self.noise.kind)
@@ -827,5 +836,5 @@ class Drawing:
     """The LoRA of --method vsd."""
     seed: int = 0
     """Seed of all random draws, in [0, 2^63)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on. auto: CUDA if torch finds a CUDA device."""
+    device: str = "auto"
+    """Device to compute on: auto, cpu, cuda or cuda:N. auto: CUDA if torch finds a CUDA device."""

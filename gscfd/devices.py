@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 
 from gscfd.config import Config, Dtype
 from gscfd.errors import UserError
-from gscfd.gpu import toolkit
+from gscfd.gpu import driver
 from gscfd.noise_kernels import cuda
+from gscfd.rasterize import kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device; auto is CUDA if torch finds a CUDA device, otherwise the CPU.
+    """Returns the device; auto is CUDA if torch finds a CUDA device, otherwise the CPU. A GPU given by its number
+    becomes this thread's current one: gsplat and events use that.
 
-    Raises UserError if CUDA is requested but not available.
+    Raises UserError, with the reason, if CUDA is requested but not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if name != "cpu" and not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            reason = f"torch {torch.__version__} was built without CUDA; install a CUDA build of torch"
+        else:
+            reason = driver.fault() or "the driver is in order; `nvidia-smi` must list a GPU"
         raise UserError(
-            "device: expected a CUDA device, got none that torch can use; "
-            "install a CUDA build of torch and a matching driver (gscfd doctor says what is missing), or use "
-            "--device cpu"
+            f"device: expected a CUDA device, got none that torch can use: {reason} (`gscfd doctor` checks all parts), "
+            "or use --device cpu"
         )
-    return torch.device(name)
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.index is not None:
+        if device.index >= count:
+            raise UserError(f"device: expected cuda:0 to cuda:{count - 1}, the GPUs that torch finds, got {name}")
+        torch.cuda.set_device(device)
+    return device
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
@@ -62,27 +70,16 @@ def left_alone(config: Config) -> str | None:
 
 def missing_kernels(config: Config) -> str | None:
     """Returns which compiled code a run on CUDA lacks and how to get it, or None if nothing is missing."""
-    if (fault := renderer_fault()) is not None:
-        return f"device: expected gsplat's CUDA kernels, or a compiler to build them at the first render. {fault}"
+    device = choose_device(config.device)
+    if (fault := kernels.fault()) is not None:
+        return f"device: gsplat's CUDA kernels cannot be used: {fault}"
     if config.noise.device == "cpu":
         return None
     try:
-        cuda.check(torch.device("cuda"))
+        cuda.check(device)
     except (ImportError, RuntimeError) as error:
         return (
             f"noise.device: expected noise kernels that run on this GPU. {error}\n"
             "Or draw the noise on the CPU, which takes a few milliseconds per view: --noise.device cpu"
         )
-    return None
-
-
-def renderer_fault() -> str | None:
-    """Returns why gsplat's kernels are neither there nor can be compiled, or None if they are or can. Tells torch where
-    the compiler is."""
-    if importlib.util.find_spec("gsplat.csrc") is not None:
-        return None
-    try:
-        toolkit.set_up()
-    except UserError as error:
-        return str(error)
     return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +11,7 @@ import torch
 from gscfd.errors import UserError
 from gscfd.gpu import driver, nvrtc, toolkit
 from gscfd.noise_kernels import cuda
+from gscfd.rasterize import kernels
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR
 from gscfd.teachers.load import is_here
 
@@ -50,14 +49,11 @@ def findings() -> Iterator[tuple[str, Finding]]:
 
 
 def driver_state() -> Finding:
-    try:
-        major, minor = driver.version()
-    except (ImportError, RuntimeError) as error:
-        return Finding("missing", str(error).partition("; install")[0], "install the driver of the GPU's vendor")
-    found, wanted = f"supports CUDA {major}.{minor}", torch.version.cuda
-    if wanted and major < int(wanted.partition(".")[0]):
-        return Finding("broken", f"{found}, and torch needs {wanted}", "install a newer driver")
-    return Finding("ok", found)
+    if (fault := driver.fault()) is not None:
+        words, _, action = fault.partition("; ")
+        state: State = "broken" if "torch needs" in words else "missing"
+        return Finding(state, words, action or "install the driver of the GPU's vendor again")
+    return Finding("ok", "supports CUDA {}.{}".format(*driver.version()))
 
 
 def torch_state() -> Finding:
@@ -97,27 +93,28 @@ def memory_state() -> Finding:
 
 
 def compiler_state() -> Finding:
-    try:
+    if (fault := kernels.compiler_fault()) is None:
         home = toolkit.find()
-    except UserError as error:
-        if importlib.util.find_spec("gsplat.csrc") is not None:
-            return Finding("ok", "none, and none needed: gsplat's kernels are installed")
-        words, _, action = str(error).partition("; ")
-        return Finding("missing" if "got none" in words else "broken", words, action)
-    return Finding("ok", f"nvcc {toolkit.version(home)}, CUDA_HOME {home}")
+        return Finding("ok", f"nvcc {toolkit.version(home)}, CUDA_HOME {home}")
+    if kernels.there():
+        return Finding("ok", "none, and none needed: gsplat's kernels are compiled")
+    words, _, action = fault.partition("; ")
+    return Finding("missing" if "got none" in words else "broken", words, action)
 
 
 def renderer_state() -> Finding:
-    if importlib.util.find_spec("gsplat.csrc") is None:
-        if compiler_state().state != "ok":
-            return Finding("missing", "neither installed nor to be compiled", "mend the compiler")
-        return Finding("ok", "compiled at the first render, which takes 2 to 10 minutes, once")
+    if not kernels.there():
+        if kernels.compiler_fault() is not None:
+            return Finding("missing", "neither compiled nor to be compiled", "mend the compiler")
+        half = torch.cuda.is_available() and any(kernels.build_folder(kernels.architectures()).glob("*.o"))
+        words = "an interrupted build of them is continued" if half else "compiled"
+        return Finding("ok", f"{words} at the first run, which takes 2 to 10 minutes, once")
     try:
-        importlib.import_module("gsplat.csrc")
-    except ImportError as error:
-        again = "build them again for this torch: `pip install --force-reinstall --no-deps gsplat`"
-        return Finding("broken", f"gsplat.csrc does not load: {error}", again)
-    return Finding("ok", "installed")
+        kernels.load()
+    except UserError as error:
+        words, _, action = str(error).partition("; ")
+        return Finding("broken", words, action)
+    return Finding("ok", "in gsplat's package" if kernels.installed() else "compiled on this machine")
 
 
 def noise_state() -> Finding:

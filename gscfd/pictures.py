@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gscfd.errors import UserError
 from gscfd.files import atomic_write
 
 
@@ -39,9 +40,19 @@ def write_picture(frame: np.ndarray, path: str | Path) -> None:
 
 
 def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
-    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4. Raises OSError if it cannot be written, or
-    if ffmpeg, which writes to the temporary folder first, could not finish it."""
-    encoded = iio.imwrite("<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2)
+    """Writes frames [F, H, W, 3] uint8, with even H and W, to an H.264 .mp4.
+
+    Raises UserError without ffmpeg, OSError if the file cannot be written, or if ffmpeg, which writes to the temporary
+    folder first, could not finish it.
+    """
+    try:
+        encoded = iio.imwrite(
+            "<bytes>", frames, extension=".mp4", plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2
+        )
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
+        raise UserError(
+            f"mp4: expected ffmpeg, got none ({error}); `pip install imageio-ffmpeg` brings it; or take another format"
+        ) from None
     if b"moov" not in encoded:  # the table of contents, which ffmpeg writes last
         reason = f"ffmpeg could not finish the video; is there room in {tempfile.gettempdir()}?"
         raise OSError(errno.EIO, reason, str(path))

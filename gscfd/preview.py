@@ -6,12 +6,11 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from gscfd.cli import check_out, exit_code, with_prompt
-from gscfd.config import Config, Dtype, StageName, TeacherStage, check, load_preset
+from gscfd.config import Config, Dtype, StageName, TeacherStage, check, check_device, load_preset
 from gscfd.errors import UserError
 from gscfd.prompts import as_text
 
@@ -41,8 +40,8 @@ class PreviewOptions:
     """Number of sampling steps, 1 to 1000."""
     seed: int = 0
     """Seed of all random draws, in [0, 2^63)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on. auto: CUDA if torch finds a CUDA device."""
+    device: str = "auto"
+    """Device to compute on: auto, cpu, cuda or cuda:N. auto: CUDA if torch finds a CUDA device."""
     dtype: Dtype = "auto"
     """Precision of the teacher. auto: bfloat16 on CUDA and on CPUs with bfloat16 instructions, otherwise float32."""
 
@@ -53,6 +52,7 @@ class PreviewOptions:
 def check_settings(options: PreviewOptions) -> None:
     """Raises UserError for a value out of range."""
     check(options.prompt.strip() != "", "prompt", 'a description such as "a yellow duck"', options.prompt)
+    check_device(options.device)
     check(1 <= options.steps <= 1000, "steps", "1 to 1000", options.steps)
     check(0 <= options.seed < 2**63, "seed", "a value in [0, 2^63)", options.seed)
     check(options.out is None or options.out.suffix == ".png", "out", "the name of a .png file", str(options.out))

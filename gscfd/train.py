@@ -25,15 +25,19 @@ def train(config: Config) -> int:
     """Makes the run, with progress, viewer and exports. Returns the exit code."""
     from gscfd.devices import run_device
     from gscfd.distil.preflight import load_teachers, preflight, warn_of_left_gpu
+    from gscfd.rasterize import cuda_renderer
     from gscfd.runs.folder import Stopped
     from gscfd.runs.make import make_run
     from gscfd.runs.names import check_folder, folder_of
 
     preflight(config)
     check_folder(config)
+    device = run_device(config)
+    if device.type == "cuda":
+        cuda_renderer()  # its kernels are compiled now, if they never were, and not amid the first step
     teachers = load_teachers(config)
     warn_of_left_gpu(config)
-    if run_device(config).type == "cuda" and config.noise.device == "cpu":
+    if device.type == "cuda" and config.noise.device == "cpu":
         print("noise: drawn on the CPU and copied to the GPU (--noise.device cpu)")
     if config.compile:
         print("compile: the first steps of each stage compile the teacher's networks, which takes minutes")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from algorithm2 import algorithm2
 from full_size import CASES, cost_row, cost_table
-from torch import Tensor
+from shapes import Scene, ball, render, sphere
 
 from gscfd import native
 from gscfd.cameras import turntable
@@ -34,10 +34,8 @@ from gscfd.noise.field import NoiseField
 from gscfd.noise.kinds import iid, radial, surface, world_map
 from gscfd.rasterize import rasterization, reference
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.types import Cameras, Render
+from gscfd.types import Cameras
 from gscfd.viewer.live import LiveViewer
-
-Scene = dict[str, Tensor]
 
 
 def median_times(function: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -51,25 +49,6 @@ def median_times(function: Callable[[], object], repeats: int) -> tuple[float, f
         wall.append(time.perf_counter() - wall_start)
         cpu.append(time.process_time() - cpu_start)
     return 1e3 * statistics.median(wall), 1e3 * statistics.median(cpu)
-
-
-def ball(count: int, seed: int = 0) -> Scene:
-    """Returns Gaussians spread over a ball of radius 0.8, standard deviations about 0.027, opacities 0.05 to 0.95."""
-    g = torch.Generator().manual_seed(seed)
-    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=-1)
-    return {
-        "means": 0.8 * direction * torch.rand(count, 1, generator=g) ** (1 / 3),
-        "quats": torch.randn(count, 4, generator=g),
-        "scales": torch.exp(0.3 * torch.randn(count, 3, generator=g) - 3.6),
-        "opacities": 0.05 + 0.9 * torch.rand(count, generator=g),
-        "colors": torch.rand(count, 3, generator=g),
-    }
-
-
-def render(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> tuple[Tensor, Tensor]:
-    size = {"width": cameras.width, "height": cameras.height}
-    colors, alphas, _ = function(**scene, viewmats=cameras.viewmats, Ks=cameras.Ks, **size, **settings)
-    return colors, alphas
 
 
 def render_and_differentiate(function: Callable[..., Any], scene: Scene, cameras: Cameras, **settings: Any) -> None:
@@ -131,19 +110,6 @@ def compare_with_torch(repeats: int) -> None:
         note = "" if rows == size else f", torch in bands of {rows} rows, one run"
         print(f"| {count:,} Gaussians, {size}²{note} | {ours:.1f} | {theirs:.0f} | {theirs / ours:.0f} |", flush=True)
     torch.set_num_threads(threads)
-
-
-def sphere(cameras: Cameras, radius: float = 0.9) -> Render:
-    """Returns depth and opacity of a sphere around the origin, seen by cameras that look at it."""
-    rows, columns = torch.meshgrid(torch.arange(cameras.height), torch.arange(cameras.width), indexing="ij")
-    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones_like(rows)], -1)
-    rays = torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(cameras.Ks))
-    distance = cameras.viewmats[:, 2, 3, None, None]
-    a, b, c = (rays**2).sum(-1), distance * rays[..., 2], distance**2 - radius**2
-    discriminant = b**2 - a * c
-    depth = torch.where(discriminant > 0, (b - discriminant.clamp(min=0).sqrt()) / a, 0.0)[..., None]
-    opacity = (depth > 0).float()
-    return Render(rgb=opacity.expand(-1, -1, -1, 3), depth=depth, opacity=opacity)
 
 
 def noise(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,19 @@ SDXL = Size(
     {**VAE, "scaling_factor": 0.13025},
     told_size=True,
 )
+
+
+def shrunk(size: Size) -> Size:
+    """Returns the same kind of network with a few channels, for tests and rehearsals."""
+    levels = len(size.unet["block_out_channels"])
+    few = {"block_out_channels": (8,) * levels, "attention_head_dim": [1] * levels, "cross_attention_dim": 16}
+    few |= {"sample_size": 8, "norm_num_groups": 4, "layers_per_block": 1}
+    if size.told_size:
+        few |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 16 + 6 * 8}
+        few |= {"transformer_layers_per_block": 1}
+    vae = {"block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "layers_per_block": 1}
+    vae |= {"up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 4}
+    return replace(size, unet={**size.unet, **few}, vae={**size.vae, **vae})
 
 
 @dataclass(frozen=True)

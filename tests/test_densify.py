@@ -1,10 +1,11 @@
 from typing import Any
 
 import torch
+from gsplat.strategy import DefaultStrategy
 
 from gscfd.cameras import turntable
 from gscfd.config import DensifyConfig
-from gscfd.distil.densify import Densifier
+from gscfd.distil.densify import Densifier, WithoutWaits
 from gscfd.distil.state import make_optimizers
 from gscfd.gaussians import Gaussians, ball, rasterize
 
@@ -59,3 +60,20 @@ def test_growth_is_reproducible_and_leaves_the_global_generator_alone() -> None:
     second, other = densified(settings()), densified(settings(), seed=100)
     assert torch.equal(first.means, second.means)
     assert not (len(first) == len(other) and torch.equal(first.means, other.means))
+
+
+def test_statistics_are_those_of_gsplat_bit_for_bit_and_each_needs_its_view() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means2d = torch.zeros(3, 50, 2, requires_grad=True)
+    means2d.grad = torch.randn(3, 50, 2, generator=generator)
+    radii = torch.randint(0, 3, (3, 50, 2), generator=generator, dtype=torch.int32)
+    info = {"means2d": means2d, "radii": radii, "width": 60, "height": 40, "n_cameras": 3, "gaussian_ids": None}
+    states = []
+    for kind in (DefaultStrategy, WithoutWaits):
+        strategy = kind(refine_scale2d_stop_iter=0)
+        state = strategy.initialize_state()
+        for _ in range(2):
+            strategy._update_state({"means": torch.zeros(50, 3)}, state, info)
+        states.append(state)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in ("grad2d", "count"))
+    assert (states[0]["count"] < 6).any(), "the control: some are not seen by every view"

@@ -1,7 +1,6 @@
 """The published sizes are right, and what is timed on a GPU works on a CPU with tiny networks."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,43 +13,22 @@ from gscfd.teachers.spaces import Latents
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-import full_size
 from full_size import (
     MVDREAM,
     SD21,
     SDXL,
     Case,
-    Size,
     TimeRow,
     build_teacher,
     cost_row,
     cost_table,
     measure_all,
     preset_table,
+    shrunk,
     time_table,
 )
 
 from gscfd.distil.stage import PARTS, TEACHER_PARTS
-
-TINY_VAE = {
-    **full_size.VAE,
-    "block_out_channels": (8, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
-
-
-def tiny(size: Size) -> Size:
-    """The same kind of network with a few channels."""
-    levels = len(size.unet["block_out_channels"])
-    few = {"block_out_channels": (8,) * levels, "attention_head_dim": [1] * levels, "cross_attention_dim": 16}
-    few |= {"sample_size": 8, "norm_num_groups": 4, "layers_per_block": 1}
-    if size.told_size:
-        few |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 16 + 6 * 8}
-        few |= {"transformer_layers_per_block": 1}
-    return replace(size, unet={**size.unet, **few}, vae=TINY_VAE)
 
 
 def parameters(network: nn.Module) -> int:
@@ -67,8 +45,8 @@ def test_the_networks_have_the_published_numbers_of_parameters() -> None:
 
 
 def test_steps_are_timed_in_the_loop_that_runs_take() -> None:
-    cases = [Case(tiny(MVDREAM), "mvdream-sd21", "coarse", 2), Case(tiny(SD21), "mvdream-sd21", "refine", 2)]
-    cases.append(Case(tiny(SDXL), "sdxl", "refine", 1))
+    cases = [Case(shrunk(MVDREAM), "mvdream-sd21", "coarse", 2), Case(shrunk(SD21), "mvdream-sd21", "refine", 2)]
+    cases.append(Case(shrunk(SDXL), "sdxl", "refine", 1))
     tuned: list[GuidedTeacher] = []
     rows = measure_all(cases, device=torch.device("cpu"), dtype=torch.float32, steps=2, tune=tuned.append, most=50)
     assert [row.case for row in rows] == cases and len(tuned) == 3
@@ -89,7 +67,7 @@ def test_the_presets_that_were_timed_are_added_up() -> None:
 
 
 def test_more_views_cost_more() -> None:
-    one, two = (cost_row(Case(tiny(SD21), "mvdream-sd21", "refine", views)) for views in (1, 2))
+    one, two = (cost_row(Case(shrunk(SD21), "mvdream-sd21", "refine", views)) for views in (1, 2))
     assert two.denoise.flops == 2 * one.denoise.flops and two.encode.traffic > 1.5 * one.encode.traffic
     assert two.weights == one.weights
     assert two.seconds("A100 80 GB") > one.seconds("A100 80 GB") > one.seconds("H200")

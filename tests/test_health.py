@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from gscfd import doctor
+from gscfd.config import Config, NoiseConfig
+from gscfd.devices import choose_device, missing_kernels
 from gscfd.errors import UserError
 from gscfd.gpu import driver, nvrtc, toolkit
 from gscfd.noise_kernels import cuda
@@ -60,16 +63,44 @@ def test_with_all_in_place_the_doctor_is_content(
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     assert doctor.main([]) == 0, capsys.readouterr().out
     monkeypatch.setattr(driver, "version", lambda: (12, 4))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**20, 80 * 2**30))
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
     for words in (
-        "broken  driver: supports CUDA 12.4",
+        "broken  driver: the GPU's driver supports CUDA 12.4, and torch needs 13.0",
         "broken  compute capability: 7.5",
         "broken  GPU memory: 0.0 of",
     ):
         assert words in said
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> tuple[int, int]:
+        raise ImportError("CUDA's driver could not be loaded (no such file); install the driver")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for build, version, reason in (
+        (None, none, "torch .* was built without CUDA; install a CUDA build"),
+        ("13.0", none, "driver could not be loaded .*; install the driver"),
+        ("13.0", lambda: (12, 4), "driver supports CUDA 12.4, and torch needs 13.0; install a newer driver"),
+        ("13.0", lambda: (13, 1), "`nvidia-smi` must list a GPU"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", build)
+        monkeypatch.setattr(driver, "version", version)
+        with pytest.raises(UserError, match=f"device: expected a CUDA device, got none .*{reason}.* --device cpu"):
+            choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("noise", ["render", "cpu"])
+def test_a_gpu_that_is_too_old_is_an_error_whatever_compiler_there_is(
+    monkeypatch: pytest.MonkeyPatch, noise: Literal["render", "cpu"]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    said = missing_kernels(Config(device="cuda", noise=NoiseConfig(device=noise)))
+    assert said is not None and "expected a GPU of compute capability 8.0" in said and "got 7.5; use" in said
 
 
 def test_a_toolkit_of_the_wrong_version_or_without_its_parts_is_refused(

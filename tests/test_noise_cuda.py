@@ -25,7 +25,6 @@ import torch
 from scenes import capsule, figure, render_scene, sphere, torus, union, views, wing
 from torch import Tensor
 
-from gscfd import devices
 from gscfd.config import Config, NoiseConfig, load_preset, merged
 from gscfd.devices import left_alone, run_device
 from gscfd.distil import preflight
@@ -36,6 +35,7 @@ from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
 from gscfd.noise_kernels import cuda
 from gscfd.noise_kernels.cells import Grid, Surface
+from gscfd.rasterize import kernels
 from gscfd.types import Cameras, Render
 
 SOURCE = Path(__file__).parents[1] / "gscfd/noise_kernels/csrc/noise_cuda.cu"
@@ -436,8 +436,21 @@ def test_the_launcher_and_the_counters_are_those_of_the_native_code() -> None:
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch finds one, and the code for it is compiled."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "renderer_fault", lambda: None)
+    monkeypatch.setattr(kernels, "fault", lambda: None)
     monkeypatch.setattr(cuda, "check", lambda device: None)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert run_device(Config(device="cuda:1")) == torch.device("cuda", 1) and chosen == [torch.device("cuda", 1)]
+    assert run_device(Config(device="cuda")) == torch.device("cuda") and len(chosen) == 1
+    with pytest.raises(UserError, match="device: expected cuda:0 to cuda:1, .* got cuda:2"):
+        run_device(Config(device="cuda:2"))
+    with pytest.raises(UserError, match="device: expected auto, cpu, cuda, or cuda:N .* got 'gpu'"):
+        Config(device="gpu")
 
 
 def without_library(device: torch.device) -> None:
@@ -459,7 +472,7 @@ def test_a_run_on_cuda_without_the_library_ends_before_its_first_step(monkeypatc
     "lacking, words",
     [
         ((cuda, "check", without_library), "NVRTC"),
-        ((devices, "renderer_fault", lambda: "there is no nvcc"), "gsplat's CUDA"),
+        ((kernels, "fault", lambda: "there is no nvcc"), "gsplat's CUDA"),
     ],
 )
 def test_a_gpu_without_compiled_code_is_left_alone_by_the_toybox_and_not_by_large_teachers(

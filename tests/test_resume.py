@@ -49,8 +49,8 @@ PLACES = [
     ("gscfd.distil.polish:Album.add", 2),
     ("gscfd.gaussians:write_tensors", 1),
     ("gscfd.runs.folder:write_picture", 1),
-    ("gscfd.runs.folder:write_contact_sheet", 1),
     ("gscfd.runs.folder:write_video", 1),
+    ("gscfd.runs.folder:write_contact_sheet", 1),
     ("gscfd.runs.checkpoint:Checkpoints.clear", 1),
 ]
 """Calls before which a run is killed, one after another; each run goes on where the one before it was killed."""
@@ -332,8 +332,8 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_file_byte_for_byte(
     began = time.monotonic()
     assert nursery.run([*run, "--out", str(tmp_path / "again")]) == 0
     seconds, draw, kills, folders = time.monotonic() - began, random.Random(0), 0, [tmp_path / "0"]
-    while kills < KILLS or not (folders[-1] / "turntable.mp4").exists():
-        if (folders[-1] / "turntable.mp4").exists():
+    while kills < KILLS or not (folders[-1] / "turntable.png").exists():
+        if (folders[-1] / "turntable.png").exists():
             folders.append(tmp_path / str(len(folders)))
         begun = (folders[-1] / "config.yaml").exists()
         if not begun:
@@ -366,7 +366,7 @@ def test_killed_at_every_kind_of_moment_and_resumed_it_is_the_same_file_byte_for
         reached.append(steps_of(out)[-1][0])
     assert dict.fromkeys(reached).keys() == {"coarse", "refine", "polish"}, "kills in all stages"
     assert len(PLACES) + KILLS > 30
-    if not (out / "turntable.mp4").exists():
+    if not (out / "turntable.png").exists():
         assert nursery.run(["--resume", str(out)]) == 0
     assert splat_of(out) == splat_of(tmp_path / "whole") and steps_of(out) == STEPS
 

@@ -1,6 +1,7 @@
 """Checkpoints are written while the run goes on: what is written, when it is there, and what becomes of errors."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +183,24 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
     threading.Timer(0.1, gate.set).start()
     run.finish(gaussians)
     assert (run.path / runs_names.FINISHED_FILE).exists() and not run.checkpoints.folder.exists()
+
+
+def test_without_ffmpeg_a_run_is_finished_and_says_what_is_missing(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = turntable_frames
+    monkeypatch.setattr(
+        runs_folder,
+        "turntable_frames",
+        lambda gaussians, frames, size, **options: large(gaussians, frames, 16, **options),
+    )
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.delitem(sys.modules, "imageio.plugins.ffmpeg", raising=False)  # an earlier video has imported it
+    run.finish(tiny_stage(stage_config(steps=4), on_step=run.on_step))
+    assert (run.path / runs_names.FINISHED_FILE).exists() and not (run.path / "turntable.mp4").exists()
+    said = capsys.readouterr()
+    assert "no turntable.mp4 was written" in said.err and "pip install imageio-ffmpeg" in said.err
+    assert "turntable.mp4" not in said.out
 
 
 def test_work_in_the_background_is_done_one_by_one_and_in_order(background: Background) -> None:

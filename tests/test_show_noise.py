@@ -29,7 +29,7 @@ def splat() -> Gaussians:
 def run(splat: Gaussians, tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text(to_yaml(Config(prompt="a red ball")))
     splat.save_ply(tmp_path / "splat.ply")
-    (tmp_path / "turntable.mp4").write_bytes(b"")
+    (tmp_path / "turntable.png").write_bytes(b"")
     return tmp_path
 
 

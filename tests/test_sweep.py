@@ -173,7 +173,7 @@ def test_the_state_of_a_run_is_read_from_its_folder(planned: Callable[..., list[
     assert todo is not None and (todo.resume, todo.out) == (run.folder, None)
     with RunFolder(todo):
         assert state_of(run, {run.name: "no room"}) == "running"
-    (run.folder / "turntable.mp4").write_text("the last file")
+    (run.folder / "turntable.png").write_text("the last file")
     assert state_of(run, {run.name: "no room"}) == "finished" and next_config(run.config) is None
 
 
@@ -196,10 +196,15 @@ def test_runs_of_another_sweep_are_not_taken_for_this_one(
 ) -> None:
     run = planned("--coarse.cfg", "3")[0]
     begin(run)
-    (run.folder / "turntable.mp4").write_text("")
+    (run.folder / "turntable.png").write_text("")
     assert run_sweep(prompts, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "coarse.cfg = 3.0 (got 4.0)" in error and "another --out" in error
+
+
+def test_a_sweep_gives_out_the_gpus_itself(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_sweep(prompts, tmp_path / "out", "--device", "cuda:1") == 2
+    assert "device: expected cuda, since" in (error := capsys.readouterr().err) and "CUDA_VISIBLE_DEVICES" in error
 
 
 def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from gsplat.strategy import DefaultStrategy, MCMCStrategy
 from torch import Tensor
 
 from gscfd.config import DensifyConfig
+from gscfd.deferred import moved
 from gscfd.gaussians import Gaussians
 
 
@@ -26,12 +27,32 @@ Optimizers = dict[str, torch.optim.Adam]
 """Optimizers by parameter name."""
 
 
+class WithoutWaits(DefaultStrategy):  # type: ignore[misc]  # gsplat has no types
+    """gsplat's DefaultStrategy, whose statistics of a step are gathered without a wait for the device, and in a fixed
+    order: gsplat selects the visible Gaussians by their indices, which the host must know, and adds them up atomically.
+    """
+
+    def _update_state(
+        self, params: dict[str, Tensor], state: dict[str, Any], info: dict[str, Any], packed: bool = False
+    ) -> None:
+        gradients = info[self.key_for_gradient].grad
+        scale = torch.tensor([info["width"], info["height"]]) / 2.0 * info["n_cameras"]
+        seen = (info["radii"] > 0).all(-1)  # [V, N]
+        norms = (gradients * moved(scale, gradients.device)).norm(dim=-1)
+        for name in ("grad2d", "count"):
+            if state[name] is None:
+                state[name] = torch.zeros(gradients.shape[1], device=gradients.device)
+        for visible, norm in zip(seen, norms, strict=True):
+            state["grad2d"] += torch.where(visible, norm, 0.0)
+            state["count"] += visible
+
+
 class Densifier:
     """gsplat's DefaultStrategy (Kerbl et al. 2023, section 5), with the gradients of all views of the batch."""
 
     def __init__(self, config: DensifyConfig, steps: int):
         self.max_count = config.max_count
-        self.strategy = DefaultStrategy(
+        self.strategy = WithoutWaits(
             prune_opa=config.prune_opacity,
             grow_grad2d=config.grad_threshold,
             grow_scale3d=0.03,
@@ -62,12 +83,13 @@ class Densifier:
     ) -> None:
         """Runs a round if one is due; call it after the optimizers' step. seed: for the positions of split
         Gaussians."""
-        grow = self.strategy.grow_grad2d
+        strategy, grow = self.strategy, self.strategy.grow_grad2d
         if len(gaussians) >= self.max_count:
-            self.strategy.grow_grad2d = float("inf")
-        with seeded(gaussians.device, seed):
-            self.strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, packed=False)
-        self.strategy.grow_grad2d = grow
+            strategy.grow_grad2d = float("inf")
+        due = strategy.refine_start_iter < step < strategy.refine_stop_iter and step % strategy.refine_every == 0
+        with seeded(gaussians.device, seed) if due else nullcontext():
+            strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, packed=False)
+        strategy.grow_grad2d = grow
 
 
 class MCMCDensifier:

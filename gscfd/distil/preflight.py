@@ -113,11 +113,13 @@ def teacher_key(config: Config, name: StageName) -> TeacherKey:
 def newly_loaded(config: Config, name: StageName) -> GuidedTeacher:
     """Returns the teacher of a stage, loaded from its files and tuned as the config says."""
     _, source, device, dtype = teacher_key(config, name)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes: the fastest convolutions are found once
     teacher = load_teacher(source, device=device, dtype=dtype)
     if config.vae_checkpointing:
         checkpoint_encoder(teacher)
     if config.compile:
-        compile_networks(teacher, mode="reduce-overhead")
+        compile_networks(teacher)
     return teacher
 
 

@@ -95,7 +95,8 @@ def run_stage(
     Raises StageError after too many rollbacks; the Gaussians are then those of the last good state. Exceptions from
     `on_step` end the stage.
 
-    On CUDA, only gsplat, for the number of tiles and visible Gaussians, and the watchdog's checks wait for the device.
+    On CUDA, only gsplat, for the number of tiles and in rounds of densification, and the watchdog's checks wait for the
+    device.
     """
     state = StageState(gaussians, config, seed=seed, keep_every=keep_every, learner=learner)
     if resume is not None:

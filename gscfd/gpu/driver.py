@@ -7,6 +7,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 
 @functools.cache
 def library() -> ctypes.CDLL:
@@ -44,6 +46,21 @@ def version() -> tuple[int, int]:
     number = ctypes.c_int()
     call("cuDriverGetVersion", ctypes.byref(number))
     return number.value // 1000, number.value % 1000 // 10
+
+
+def fault() -> str | None:
+    """Returns why this torch cannot use the driver, and the next step after a semicolon; None if it can."""
+    try:
+        major, minor = version()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    wanted = torch.version.cuda
+    if wanted and major < int(wanted.partition(".")[0]):
+        return (
+            f"the GPU's driver supports CUDA {major}.{minor}, and torch needs {wanted}; install a newer driver, or a "
+            f"build of torch for CUDA {major}"
+        )
+    return None
 
 
 @functools.cache

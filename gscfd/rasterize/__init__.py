@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gscfd.errors import UserError
-from gscfd.gpu import toolkit
 from gscfd.harmonics import SH_C0
-from gscfd.rasterize import cpu
+from gscfd.rasterize import cpu, kernels
 
 RIGID = 1e-3
 """Largest deviation of a camera's R R^T from the identity."""
@@ -122,17 +119,9 @@ def cuda_renderer() -> Any:
 
     Raises UserError if they are missing and cannot be compiled.
     """
-    if importlib.util.find_spec("gsplat.csrc") is None:
-        toolkit.set_up()
-        print("gsplat: its CUDA kernels are compiled at the first render here: 2 to 10 minutes, once", flush=True)
+    kernels.load()
     import gsplat
-    from gsplat.cuda import _backend
 
-    if _backend._C is None:
-        raise UserError(
-            "device: expected gsplat's CUDA kernels, got none: they could not be compiled; see gscfd doctor, or use "
-            "--device cpu"
-        )
     return gsplat
 
 

@@ -34,6 +34,7 @@ from gscfd.runs.checkpoint import Checkpoints
 from gscfd.runs.names import (
     FINISHED_FILE,
     START_FILE,
+    VIDEO_FILE,
     check_replaceable,
     check_resumable,
     check_same_settings,
@@ -263,12 +264,17 @@ class RunFolder:
         gaussians.save_ply(self.path / "splat.ply")
         frames = turntable_frames(gaussians, TURN_FRAMES, TURN_SIZE, start=THREE_QUARTERS, shadow=True)
         write_picture(frames[0], self.path / "thumbnail.png")
-        write_contact_sheet(frames[:: TURN_FRAMES // 8, ::2, ::2], self.path / "turntable.png")
-        write_video(frames, self.path / FINISHED_FILE, TURN_FPS)
+        try:
+            write_video(frames, self.path / VIDEO_FILE, TURN_FPS)
+            seen = f"{VIDEO_FILE} and {FINISHED_FILE} beside it"
+        except UserError as error:  # without ffmpeg
+            warn(f"no {VIDEO_FILE} was written. {error}")
+            seen = f"{FINISHED_FILE} beside it"
+        write_contact_sheet(frames[:: TURN_FRAMES // 8, ::2, ::2], self.path / FINISHED_FILE)
         self.checkpoints.clear()
         seconds = time.monotonic() - self.started
         log.info("done in %.1f s with %d Gaussians", seconds, len(gaussians))
-        print(f"{self.path}/splat.ply  {len(gaussians)} Gaussians in {seconds:.0f} s; see turntable.mp4 beside it")
+        print(f"{self.path}/splat.ply  {len(gaussians)} Gaussians in {seconds:.0f} s; see {seen}")
 
     def stopped(self, reason: str, code: int) -> Stopped:
         """Saves the splat so far, and returns the exception to raise. code: exit code of the command."""

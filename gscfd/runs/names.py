@@ -16,14 +16,16 @@ from gscfd.files import UNFINISHED, is_writable, remove_unfinished
 from gscfd.gaussians import Gaussians
 from gscfd.runs.checkpoint import NAME
 
-RUN_FILES = {"splat.ply", "turntable.mp4", "turntable.png", "config.yaml", "stats.jsonl", "log.txt"}
+VIDEO_FILE = "turntable.mp4"
+"""Written only where there is ffmpeg."""
+FINISHED_FILE = "turntable.png"
+"""Last file that a run writes; a run is finished if it exists."""
+RUN_FILES = {"splat.ply", VIDEO_FILE, FINISHED_FILE, "config.yaml", "stats.jsonl", "log.txt"}
 START_FILE = "init.ply"
 """Copy of the splat given by --init, from which a run without checkpoints resumes."""
 RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
 RUN_FILES |= {"thumbnail.png", "splat.mtl", "splat.texture.png", "splat.mesh.texture.png"}
 """Files that a run, `gscfd show-noise` and `gscfd export` write."""
-FINISHED_FILE = "turntable.mp4"
-"""Last file that a run writes; a run is finished if it exists."""
 FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "list_words", "viewer", "device"}
 """Settings that may change on --resume: they do not affect the splat, or are checked separately."""
 

@@ -198,6 +198,11 @@ def hand_out(out: Path, todo: list[Run], settings: Workers, progress: Progress) 
     from rich.console import Console
     from rich.live import Live
 
+    if chosen := [run.config.device for run in todo if ":" in run.config.device]:
+        raise UserError(
+            f"device: expected cuda, since a sweep gives each run a GPU of its own, got {chosen[0]}; to use only some "
+            "GPUs, set CUDA_VISIBLE_DEVICES"
+        )
     local = settings.address is None
     if local:
         for config in {run.config.guidance: run.config for run in todo}.values():

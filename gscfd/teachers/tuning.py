@@ -19,6 +19,9 @@ def checkpoint_encoder(teacher: GuidedTeacher) -> None:
 def compile_networks(teacher: GuidedTeacher, **options: Any) -> None:
     """Compiles the denoiser and the VAE's encoder in place, on the first run with each batch size.
 
+    Not with mode="reduce-overhead": the denoiser runs between the encoder's forward and backward pass, and while a
+    backward pass is pending, torch records no CUDA graphs.
+
     options: of torch.compile.
     """
     networks = [value for value in vars(teacher.denoiser).values() if isinstance(value, nn.Module)]
