@@ -1,8 +1,8 @@
 """Measures the methods on the toybox.
 
-`python -m gscfd.bench papers --size smoke --out DIR` reproduces the papers' claims. All methods share the same prompts,
-seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). `python -m gscfd.bench pipeline --out DIR`
-measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`), `python -m gscfd.bench full-size --out
+`gscfd bench papers --size smoke --out DIR` reproduces the papers' claims. All methods share the same prompts,
+seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). `gscfd bench pipeline --out DIR`
+measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`), `gscfd bench full-size --out
 DIR` the same for the presets for large teachers, at their sizes. Finished runs and images are kept and
 unfinished ones made, so repeating a command continues where it stopped.
 """

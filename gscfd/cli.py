@@ -6,7 +6,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gscfd.errors import UserError
 from gscfd.files import is_writable
@@ -50,6 +52,24 @@ def exit_code(command: Callable[[], int | None], *, interrupted: str = "interrup
                 raise
             print("error: out of GPU memory; end other programs on the GPU, or use --device cpu", file=sys.stderr)
             return 1
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """Returns the last value given for the option `name`, such as "--preset", or None, without parsing the rest."""
+    values = [value for key, value in zip(arguments, arguments[1:], strict=False) if key == name]
+    values += [argument.removeprefix(f"{name}=") for argument in arguments if argument.startswith(f"{name}=")]
+    return values[-1] if values else None
+
+
+def with_prompt(read: Callable[..., Any], arguments: list[str]) -> Any:
+    """Returns the options of a command line in which the prompt stands with or without --prompt, at any place.
+
+    read: `tyro.cli` of options that have a `prompt`, which takes `args` and `return_unknown_args`.
+    """
+    options, rest = read(args=arguments, return_unknown_args=True)
+    if len(rest) == 1 and not rest[0].startswith("-") and option(arguments, "--prompt") is None:
+        return replace(options, prompt=rest[0])
+    return read(args=arguments) if rest else options
 
 
 def check_out(out: Path, ending: str, overwrite: bool, *, make_folder: bool = False) -> None:

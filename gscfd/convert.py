@@ -1,4 +1,4 @@
-"""Converts MVDream, from any of its layouts, to a diffusers folder: `python -m gscfd.convert SRC DST`."""
+"""Converts MVDream, from any of its layouts, to a diffusers folder: `gscfd convert SRC DST`."""
 
 from __future__ import annotations
 

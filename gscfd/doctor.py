@@ -1,4 +1,4 @@
-"""Checks what a GPU needs to make a run: `gscfd doctor`, `python -m gscfd.doctor`."""
+"""Checks what a GPU needs to make a run: `gscfd doctor`."""
 
 from __future__ import annotations
 

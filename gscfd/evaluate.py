@@ -1,4 +1,4 @@
-"""Scores finished runs with the papers' metrics: `python -m gscfd.evaluate RUNS... --report DIR`."""
+"""Scores finished runs with the papers' metrics: `gscfd evaluate RUNS... --report DIR`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distills a teacher into an image: `python -m gscfd.image --prompt "a yellow duck" --out duck.png`.
+"""Distills a teacher into an image: `gscfd image "a yellow duck" --out duck.png`.
 
 Runs the distillation methods in two dimensions, without Gaussians, or the samplers from which they derive.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 
-from gscfd.cli import check_out, exit_code
+from gscfd.cli import check_out, exit_code, with_prompt
 from gscfd.config import Drawing, Dtype, VsdConfig, check
 from gscfd.errors import UserError
 from gscfd.prompts import as_text
@@ -21,8 +22,8 @@ from gscfd.prompts import as_text
 class ImageOptions(Drawing):
     """Turn a text prompt into an image, by distillation or by sampling."""
 
-    prompt: str
-    """Description of the object, in the teacher's vocabulary."""
+    prompt: str = ""
+    """Description of the object, in the teacher's vocabulary; --prompt itself may be left out."""
     out: Path
     """Output .png, in an existing folder. A multi-view teacher draws four views side by side."""
     teacher: str = "toybox/singleview"
@@ -99,7 +100,9 @@ def make(options: ImageOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: make(tyro.cli(ImageOptions, args=arguments, prog="gscfd image")))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    read = partial(tyro.cli, ImageOptions, prog="gscfd image")
+    return exit_code(lambda: make(with_prompt(read, arguments)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Samples a teacher directly, without a run: `python -m gscfd.preview --prompt "a yellow duck"`."""
+"""Samples a teacher directly, without a run: `gscfd preview "a yellow duck"`."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import tyro
 
-from gscfd.cli import check_out, exit_code
+from gscfd.cli import check_out, exit_code, with_prompt
 from gscfd.config import Config, Dtype, StageName, TeacherStage, check, check_device, load_preset
 from gscfd.errors import UserError
 from gscfd.prompts import as_text
@@ -22,11 +23,11 @@ class PreviewOptions:
     """Sample a stage's teacher and show the views side by side. A run cannot make an object that its teacher cannot
     draw."""
 
-    prompt: str
-    """Description of the object, in the teacher's vocabulary."""
+    prompt: str = ""
+    """Description of the object, in the teacher's vocabulary; --prompt itself may be left out."""
     preset: str | None = None
     """Name or .yaml path of the preset that supplies the teacher and the views. Unset: the default preset of
-    gscfd.train."""
+    gscfd train."""
     stage: StageName | None = None
     """Stage that supplies the teacher. Unset: coarse, or refine if the preset has no coarse stage."""
     teacher: str | None = None
@@ -110,7 +111,9 @@ def preview(options: PreviewOptions) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(lambda: preview(tyro.cli(PreviewOptions, args=arguments, prog="gscfd preview")))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    read = partial(tyro.cli, PreviewOptions, prog="gscfd preview")
+    return exit_code(lambda: preview(with_prompt(read, arguments)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows the noise of a finished run: `python -m gscfd.show_noise RUN_DIR`."""
+"""Shows the noise of a finished run: `gscfd show-noise RUN_DIR`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a run for every prompt, method and seed, in parallel: `python -m gscfd.sweep --prompts FILE --seeds 0:8`.
+"""Makes a run for every prompt, method and seed, in parallel: `gscfd sweep --prompts FILE --seeds 0:8`.
 
 The run folders alone determine the remaining work, so repeating the command continues a stopped sweep.
 """

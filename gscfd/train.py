@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gscfd.cli import exit_code
+from gscfd.cli import exit_code, option
 from gscfd.config import Config, presets
-from gscfd.runs.options import default_preset, option, parse_command
+from gscfd.runs.options import default_preset, parse_command
 
 if TYPE_CHECKING:
     from gscfd.runs.make import Steer

@@ -1,4 +1,4 @@
-"""Shows one or two splats in the browser: `python -m gscfd.view RUN_DIR|PLY [RUN_DIR2|PLY2]`."""
+"""Shows one or two splats in the browser: `gscfd view RUN_DIR|PLY [RUN_DIR2|PLY2]`."""
 
 from __future__ import annotations
 

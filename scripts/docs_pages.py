@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import html
 import io
+import json
 import os
 import posixpath
 import re
@@ -30,6 +31,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from gscfd.__main__ import COMMANDS
 from gscfd.config import Config, TeacherStage, load_preset, presets
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,13 @@ SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 """Site path of repository files that differ from their own path or, for docs/, from the path below it."""
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 HELP_WIDTH = "80"
+GALLERY_CAPTION = (
+    "*By the built-in teachers with the default settings of 2026-11-28, one seed each, not cherry-picked. The last ten "
+    "are pairs of object and color that the teachers never saw. Some have wrong colors or parts "
+    "([which ones, and figures](docs/results.md)). Drag one to turn it.*"
+)
+PICTURE = re.compile(r"^!\[[^]]*\]\(docs/images/gallery\.png\)\n\n\*.*?\*\n\n", re.MULTILINE | re.DOTALL)
+"""The picture of the gallery in README.md, with its caption; the site has the splats themselves."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the hook
@@ -58,6 +67,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Returns the page with generated parts inserted and links converted to site links."""
+    if page.file.src_uri == SITE["README.md"]:
+        markdown = PICTURE.sub(lambda _: gallery(), markdown, count=1)
     for name, make in GENERATED.items():
         marker = f"<!-- {name} -->"
         if marker in markdown:
@@ -102,6 +113,21 @@ def relinked(markdown: str, path: str) -> str:
         return f"]({posixpath.relpath(site_path(found), here)}{match[2] or ''})"
 
     return LINK.sub(of_site, markdown)
+
+
+# -------------------------------------------------------------------------------------------------------------- gallery
+
+
+def gallery() -> str:
+    """Returns the splats of docs/gallery as figures; gallery.js puts their pages in place of the pictures."""
+    figures = []
+    for splat in json.loads((ROOT / "docs" / "gallery" / "gallery.json").read_text()):
+        prompt, command, place = html.escape(splat["prompt"]), html.escape(splat["command"]), f"gallery/{splat['name']}"
+        picture = f'<img src="{place}.webp" alt="{prompt}" width="256" height="256" loading="lazy">'
+        caption = f"<figcaption>{prompt}, seed {splat['seed']}<code>{command}</code></figcaption>"
+        figures.append(f'<figure data-page="{place}.html"><div>{picture}</div>{caption}</figure>')
+    whole = "\n".join(figures)
+    return f'<div class="gallery">\n{whole}\n</div>\n\n{GALLERY_CAPTION}\n\n'
 
 
 # -------------------------------------------------------------------------------------------------------------- presets
@@ -206,16 +232,19 @@ def default_text(value: Any) -> str:
 
 def commands_page() -> str:
     """Returns the help of every gscfd command, as printed."""
+    titles = {module.removesuffix(".__main__"): f"gscfd {name}" for name, (module, _) in COMMANDS.items()}
+    titles["gscfd"] = "gscfd"
     parts = []
     for name in commands():
         text = help_of(name)
         lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
-        parts.append(f"## {name}\n\n```text\n{lines}\n```\n")
+        title = titles.get(name, f"python -m {name}")
+        parts.append(f"## {title}\n\n```text\n{lines}\n```\n")
         if name == "gscfd.train":
             parts.append("All its options are the [settings](settings.md).\n")
         for part in subcommands(text):
             own = "\n".join(line.rstrip() for line in help_of(name, part).strip().splitlines())
-            parts.append(f"### {name} {part}\n\n```text\n{own}\n```\n")
+            parts.append(f"### {title} {part}\n\n```text\n{own}\n```\n")
     return "\n".join(parts)
 
 

@@ -82,6 +82,20 @@ def test_two_prompts_and_unknown_options_are_refused(
     assert stopped.value.code == 2 and named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["preview", "image"])
+@pytest.mark.parametrize("arguments", [["a zeppelin"], ["--prompt", "a zeppelin"], ["--seed", "3", "a zeppelin"]])
+def test_other_commands_of_a_prompt_take_it_the_same_way(
+    name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The toybox's teachers do not know the word: the error shows that the prompt has arrived."""
+    out = ["--out", str(tmp_path / "a.png")]
+    assert main([name, *arguments, *out]) == 2 and "zeppelin" in capsys.readouterr().err
+    assert main([name, *out]) == 2 and "prompt: expected a description" in capsys.readouterr().err, "control"
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "a", "zeppelin", *out])
+    assert stopped.value.code == 2 and "a, zeppelin" in capsys.readouterr().err
+
+
 # The help of a run, in two depths.
 
 

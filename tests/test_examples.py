@@ -1,6 +1,9 @@
-"""The examples: short, on the public interface, and they run."""
+"""The examples and notebooks: short, on the public interface, and they run."""
 
 import ast
+import base64
+import io
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from gscfd.gaussians import ball
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 PUBLIC = ("gscfd", "gscfd.cameras", "gscfd.config", "gscfd.export", "gscfd.teachers")
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 Run = Callable[..., Path]
 """Runs an example by its name, with arguments; returns the folder it wrote to."""
 FEW = ["--steps", "2"]
@@ -90,3 +94,50 @@ def test_export_everything_takes_a_splat(run: Run) -> None:
 
 def test_compare_seeds(run: Run) -> None:
     assert size_of(run("compare_seeds", *FEW, "--seeds", "0", "1") / "outputs" / "seeds.png") == (512, 512)
+
+
+# The notebooks.
+
+
+def source(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_small_and_imports_public_names_alone(path: Path) -> None:
+    assert path.stat().st_size < 200_000 and "iframe" not in path.read_text()
+    imports = [node for node in ast.walk(ast.parse(source(path))) if isinstance(node, ast.ImportFrom)]
+    ours = {node.module for node in imports if (node.module or "").split(".")[0] == "gscfd"}
+    assert ours and ours <= set(PUBLIC)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_to_its_end_and_shows_pictures(path: Path, tmp_path: Path) -> None:
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason="needs pip install 'gscfd[test]'")
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=1000, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    assert pictures and all(len(Image.open(io.BytesIO(png)).getcolors(1 << 20) or []) > 50 for png in pictures)
+    if path.stem == "first_splat":
+        assert any("iframe" in output.get("data", {}).get("text/html", "") for output in outputs)
+        assert (tmp_path / "duck.ply").exists() and (tmp_path / "duck.html").exists()
+
+
+def test_a_notebook_that_fails_is_noticed(tmp_path: Path) -> None:
+    """The control."""
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason="needs pip install 'gscfd[test]'")
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    with pytest.raises(CellExecutionError):
+        NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()

@@ -623,6 +623,23 @@ def test_the_zero_level_of_any_field_is_closed() -> None:
     assert outside == pytest.approx(len(inside), rel=0.5), "triangles face outwards"
 
 
+def test_a_surface_that_touches_itself_stays_closed_for_readers_that_join_equal_vertices() -> None:
+    """Two cubes that share an edge, as after a collapse: four vertices at two places."""
+    box = trimesh.creation.box()
+    vertices = np.concatenate([box.vertices, box.vertices + [1, 1, 0]]).astype(np.float32)
+    triangles = np.concatenate([box.faces, box.faces + len(box.vertices)]).astype(np.uint32)
+    assert not trimesh.Trimesh(vertices, triangles).is_watertight, "control"
+    moved = mesh.apart(vertices, triangles)
+    assert closed_surfaces(trimesh.Trimesh(moved, triangles)) and np.abs(moved - vertices).max() < 0.05
+    assert (moved != vertices).any(1).sum() == 4
+    assert np.array_equal(mesh.apart(vertices[:8], triangles[:12]), vertices[:8]), "one cube stays as it is"
+
+
+def closed_surfaces(shape: trimesh.Trimesh) -> bool:
+    """Whether the shape is closed, of one part or several."""
+    return bool(shape.is_watertight and shape.is_winding_consistent and shape.volume > 0)
+
+
 def test_floaters_go_and_cavities_are_filled() -> None:
     inside = np.zeros((12, 12, 12), bool)
     inside[2:8, 2:8, 2:8] = True

@@ -19,10 +19,19 @@ from gscfd.runs import options as runs_options
 from gscfd.runs import plan
 from gscfd.runs.cost import Cost
 from gscfd.runs.folder import RunFolder
+from gscfd.runs.published import MINUTES, PUBLISHED, size_line, time_line
+from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR
 from gscfd.teachers.load import is_here
 
 LARGE = sorted(set(presets()) - {"toybox", "refine-splat-toybox"})
 SMALL = ["--coarse.views", "2", "--refine.views", "1", "--init.count", "60", "--device", "cpu", "--prompt", "a corgi"]
+ROOT = Path(__file__).parents[1]
+CASES = {
+    MVDREAM_MIRROR: ("MVDream", "4", "256"),
+    SD21_MIRROR: ("Stable Diffusion 2.1", "4", "512"),
+    "stabilityai/stable-diffusion-xl-base-1.0": ("SDXL", "1", "1024"),
+}
+"""Views and pixels of a teacher in its preset, as docs/speed.md counts them."""
 ONE_STAGE = {"mvdream-only": ["coarse"], "sd21": ["refine"], "refine-splat": ["refine"]}
 
 
@@ -104,6 +113,32 @@ def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(
     said = capsys.readouterr().out
     assert "MISSING  not on this machine; a run fetches it" in said and "ashawkey/mvdream" in said
     assert "MISSING  no weights in text_encoder" in said and "total    unknown" in said
+    assert "5.2 GB to fetch, 1.9 GB of weights in bfloat16, at most 1.58 GB held" in said
+    assert "0.373 on an H200" in said
+    assert size_line(str(folders["sd"])) is None and time_line("toybox") is None, "no figures for others"
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of all tables of a page of the documentation."""
+    lines = [line for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_figures_of_missing_teachers_are_those_of_the_documentation() -> None:
+    speed = {tuple(row[:3]): row for row in rows("speed.md") if len(row) > 10}
+    for repository, case in CASES.items():
+        name, views, pixels = case
+        row = speed[name, views, pixels]
+        found = PUBLISHED[repository]
+        assert (found.name, f"{found.weights:g}", f"{found.held:g}") == (name, row[6], row[7])
+    for page in ("speed.md", "real.md"):
+        minutes = {row[0].strip("`"): row[-3:] for row in rows(page)}
+        for preset, times in MINUTES.items():
+            assert [f"{time:.3g}" for time in times] == minutes[preset], page
+    sizes = {row[0]: row[1:4] for row in rows("real.md")}
+    for found in PUBLISHED.values():
+        held = "not counted" if found.held is None else f"{found.held:g}"
+        assert sizes[found.name] == [f"{found.download:g}", f"{found.weights:g}", held]
 
 
 @pytest.mark.parametrize(

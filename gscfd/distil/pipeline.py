@@ -194,7 +194,7 @@ def generate(
 ) -> Gaussians:
     """Makes a splat from a prompt without writing to disk.
 
-    prompt: description in the teachers' vocabulary; `python -m gscfd.train --list-words` prints that of the toybox.
+    prompt: description in the teachers' vocabulary; `gscfd train --list-words` prints that of the toybox.
     seed: in [0, 2^63); the same seed on the same device gives the same splat, bit for bit on the CPU.
     preset: a name from `gscfd.config.presets()`, or the path of a .yaml file.
     config: all settings, instead of `preset`; its prompt and seed are replaced by the arguments.

@@ -1,4 +1,4 @@
-"""Write a splat for other programs: `python -m gscfd.export RUN_DIR|PLY --to FORMAT`."""
+"""Write a splat for other programs: `gscfd export RUN_DIR|PLY --to FORMAT`."""
 
 from __future__ import annotations
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from scipy.special import expit
 
+from gscfd.cameras import orbit
 from gscfd.export.transform import smallest_three
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import SH_C0
+from gscfd.pictures import as_bytes
 
 LEVELS = 65535
 OPACITIES = 16383
+AZIMUTH, ELEVATION, FOV = 30.0, 15.0, 40.0
+"""Where the page starts, in degrees; START in page.html."""
+HALF_WIDTH = 1.05
+"""Half the width of what the page shows, in world units at the origin."""
+POSTER = 256
+"""Pixels of the picture shown while the page loads."""
 
 
 def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[float]) -> None:
@@ -43,7 +55,28 @@ def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[floa
     numbers[:, 7:] = np.round(LEVELS * np.column_stack([blocks["scale"], (others + 1) / 2, blocks["color"]]))
     data["values"] = base64.b64encode(numbers.tobytes()).decode()
     shade = ",".join(str(round(255 * c)) for c in background)
+    picture = "data:image/webp;base64," + base64.b64encode(poster(gaussians, background)).decode()
     page = (resources.files("gscfd.export") / "page.html").read_text(encoding="utf-8")
-    page = page.replace("{splat}", json.dumps(data)).replace("{background}", f"rgb({shade})")
+    page = page.replace("{splat}", json.dumps(data)).replace("{poster}", picture)
+    page = page.replace("{background}", f"rgb({shade})").replace("{ink}", ink(background))
     with atomic_write(path) as file:
         file.write(page.replace("{title}", html.escape(Path(path).stem)).encode())
+
+
+def poster(gaussians: Gaussians, background: Sequence[float]) -> bytes:
+    """Returns a .webp picture, POSTER pixels square, of what the page shows first."""
+    distance = HALF_WIDTH / math.tan(math.radians(FOV) / 2)
+    azimuth, elevation, away, fov = torch.tensor([AZIMUTH, ELEVATION, distance, FOV])[:, None]
+    image = gaussians.render(orbit(azimuth, elevation, away, fov, POSTER, POSTER)).over(
+        torch.tensor(background, device=gaussians.device)
+    )
+    file = io.BytesIO()
+    Image.fromarray(as_bytes(image)[0]).save(file, format="WEBP", quality=70, method=6)
+    return file.getvalue()
+
+
+def ink(background: Sequence[float]) -> str:
+    """Returns black or white, whichever has the greater contrast to the sRGB background by WCAG 2: 4.5 or more."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background]
+    luminance = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "#000" if luminance > 0.179 else "#fff"

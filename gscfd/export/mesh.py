@@ -23,7 +23,10 @@ VIEW_SIZE = 384
 TEXTURE_SIZE = 1024
 SIMPLIFYING = 0.03
 """Growth of the tolerance from one round of simplification to the next, in cells of the grid."""
-
+TOUCHING = 1e-5
+"""Distance in world units below which vertices are at one place."""
+SHARES = (0.02, 0.03, 0.05)
+"""Share of the way to its neighbors by which a vertex leaves another one, in each attempt."""
 SMALLEST_VOLUME = 1e-3
 """Share of the largest part's volume below which a part is removed after the simplification."""
 
@@ -124,7 +127,25 @@ def simplified(
     parts = solid.decompose()
     largest = max(part.volume() for part in parts)
     mesh = manifold3d.Manifold.compose([part for part in parts if part.volume() > SMALLEST_VOLUME * largest]).to_mesh()
-    return np.array(mesh.vert_properties[:, :3], np.float32), np.array(mesh.tri_verts, np.uint32)
+    triangles = np.array(mesh.tri_verts, np.uint32)
+    return apart(np.array(mesh.vert_properties[:, :3], np.float32), triangles), triangles
+
+
+def apart(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Returns the vertices [V, 3] float32 of a closed mesh with no two at one place: where the surface touches itself,
+    each is moved toward its own neighbors by a share of the way. Readers that join equal vertices would otherwise find
+    edges of four triangles."""
+    places = vertices.astype(np.float64)
+    for share in SHARES:
+        _, place, count = np.unique(np.round(places / TOUCHING), axis=0, return_inverse=True, return_counts=True)
+        double = count[place.ravel()] > 1
+        if not double.any():
+            break
+        ends = np.concatenate([triangles[:, [i, (i + 1) % 3]] for i in range(3)]).astype(int)
+        total, links = np.zeros_like(places), np.bincount(ends[:, 0], minlength=len(places))
+        np.add.at(total, ends[:, 0], places[ends[:, 1]])
+        places[double] += share * (total[double] / links[double, None] - places[double])
+    return places.astype(np.float32)
 
 
 def texture_png(mesh: Mesh) -> bytes:

@@ -1,4 +1,4 @@
-"""Options of `python -m gscfd.export`."""
+"""Options of `gscfd export`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def single_caption(text: str) -> Caption:
     if said is None or said.on_kind is not None:
         raise UserError(
             f"assets: expected the caption of a single toybox object, such as 'a yellow duck', or a .ply file, got "
-            f"{text!r}; python -m gscfd.train --list-words prints the words"
+            f"{text!r}; gscfd train --list-words prints the words"
         )
     return said
 

@@ -1,4 +1,4 @@
-"""The presets at full size, without weights: `python -m gscfd.bench full-size`, with ideal teachers.
+"""The presets at full size, without weights: `gscfd bench full-size`, with ideal teachers.
 
 Every stage's teacher is replaced by an ideal one with the size, the times and the views of the published model, and a
 fixed linear encoder in place of its VAE. What then keeps a splat from its asset is the preset's. A run takes hours on a

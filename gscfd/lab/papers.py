@@ -177,7 +177,7 @@ def budget(size: Size, command: str) -> list[str]:
 def papers(options: BenchOptions) -> Report:
     """Makes missing runs and pictures, judges everything and writes the report. Raises UserError."""
     out, size = options.out, SIZES[options.size]
-    command = f"python -m gscfd.bench papers --size {options.size}"
+    command = f"gscfd bench papers --size {options.size}"
     if options.seeds is not None:
         size, command = replace(size, seeds=options.seeds), f"{command} --seeds {options.seeds}"
     check_report(out, "out")

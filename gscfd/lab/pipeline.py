@@ -1,4 +1,4 @@
-"""The pipeline alone, without a teacher's errors: `python -m gscfd.bench pipeline`, with the ideal teacher.
+"""The pipeline alone, without a teacher's errors: `gscfd bench pipeline`, with the ideal teacher.
 
 Variants of the default's settings are run against assets that the teacher knows exactly, and their splats are compared
 with these assets. Seeds with several known assets show which one a method picks.

@@ -25,7 +25,7 @@ START_FILE = "init.ply"
 """Copy of the splat given by --init, from which a run without checkpoints resumes."""
 RUN_FILES |= {START_FILE, "noise.mp4", "noise.png", "noise-correlation.png"} | {f"splat.{name}" for name in FORMATS}
 RUN_FILES |= {"thumbnail.png", "splat.mtl", "splat.texture.png", "splat.mesh.texture.png"}
-"""Files that a run, `gscfd.show_noise` and `gscfd.export` write."""
+"""Files that a run, `gscfd show-noise` and `gscfd export` write."""
 FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "list_words", "viewer", "device"}
 """Settings that may change on --resume: they do not affect the splat, or are checked separately."""
 

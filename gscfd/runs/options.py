@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import tyro
 
+from gscfd.cli import option, with_prompt
 from gscfd.config import Config, load_preset, load_run
 
 HELP = """\
@@ -50,13 +51,6 @@ to look at
   --help-all               print all options, with the defaults of --preset
 """
 """The options that people use. Values in parentheses are defaults."""
-
-
-def option(arguments: list[str], name: str) -> str | None:
-    """Returns the last value given for the option `name`, such as "--preset", or None, without parsing the rest."""
-    values = [value for key, value in zip(arguments, arguments[1:], strict=False) if key == name]
-    values += [argument.removeprefix(f"{name}=") for argument in arguments if argument.startswith(f"{name}=")]
-    return values[-1] if values else None
 
 
 def default_preset(device: str | None) -> tuple[str, str]:
@@ -102,8 +96,4 @@ def parse_command(arguments: list[str]) -> Config:
         print(HELP, end="")
         raise SystemExit(0)
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
-    read = reader(arguments)
-    config, rest = read(args=arguments, return_unknown_args=True)
-    if len(rest) == 1 and not rest[0].startswith("-") and option(arguments, "--prompt") is None:
-        return cast(Config, replace(config, prompt=rest[0]))
-    return cast(Config, read(args=arguments) if rest else config)
+    return cast(Config, with_prompt(reader(arguments), arguments))

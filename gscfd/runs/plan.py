@@ -1,4 +1,4 @@
-"""Plan of a run, its teachers, cost and output, without making it: `python -m gscfd.train ... --dry-run`."""
+"""Plan of a run, its teachers, cost and output, without making it: `gscfd train ... --dry-run`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gscfd.distil.methods import check_learner, make_learner
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
+from gscfd.runs.published import size_line, time_line
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, Source, find_source, halves, is_repo
@@ -102,7 +103,10 @@ def plan(
         lines += teacher_lines(stage, teachers[name], rate)
     splat = splat_bytes(config, stages, config.init.count if start is None else len(start))
     trained = splat + max((teacher.trained for teacher in teachers.values()), default=0)
-    return [*lines, *total_lines(trained, stages, teachers, rate), *output_lines(config, folder, splat, trained)]
+    lines += total_lines(trained, stages, teachers, rate)
+    if len(teachers) < len(stages):
+        lines += filter(None, [time_line(config.preset)])
+    return [*lines, *output_lines(config, folder, splat, trained)]
 
 
 def stage_text(stage: TeacherStage) -> str:
@@ -224,6 +228,7 @@ def missing_lines(name: str, reason: str) -> list[str]:
     return [
         f"  teacher  {name}",
         f"  MISSING  {reason}",
+        *filter(None, [size_line(name)]),
         f"  mirrors  {SD21_MIRROR} (Stable Diffusion 2.1), {MVDREAM_MIRROR} (MVDream); docs/teachers.md",
     ]
 

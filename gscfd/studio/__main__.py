@@ -1,4 +1,4 @@
-"""The studio: `gscfd studio` or `python -m gscfd.studio` serves a page for all runs of a folder."""
+"""The studio: `gscfd studio` serves a page for all runs of a folder."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Workers:
 
 @dataclass(kw_only=True)
 class SweepOptions(Workers):
-    """Make a run for every prompt, method and seed. All other options are those of gscfd.train and apply to every
+    """Make a run for every prompt, method and seed. All other options are those of gscfd train and apply to every
     run."""
 
     prompts: Path
