@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gscfd import deferred
 from gscfd.config import StageConfig, StageName, load_preset, merged
+from gscfd.distil import regularizers
 from gscfd.distil import stage as stages
 from gscfd.distil import state as states
 from gscfd.distil.densify import NoDensifier
@@ -80,6 +81,12 @@ def same(a: Tensor, b: Tensor) -> None:
     assert (a.device, a.dtype, a.shape) == (b.device, b.dtype, b.shape)
 
 
+def depths(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """The variance of the depths, which is rendered."""
+    assert cameras.viewmats.device.type == gaussians.device.type == "cuda"
+    return gaussians.means.sum() * torch.ones(len(cameras), cameras.height, cameras.width, 1, device=gaussians.device)
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = diffusion(SCHEDULER)
@@ -89,6 +96,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (deferred, states):
         monkeypatch.setattr(module, "event", Event)
     monkeypatch.setattr(stages, "find_trouble", lambda *a, **k: None)
+    monkeypatch.setattr(regularizers, "depth_variance", depths)
     monkeypatch.setattr(states, "make_densifier", lambda *a: NoDensifier())
     monkeypatch.setattr(GuidedTeacher, "view_mixes", mixes)
     monkeypatch.setattr(torch.autograd, "grad", fake_grad)

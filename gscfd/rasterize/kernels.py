@@ -92,6 +92,8 @@ def load() -> None:
             importlib.import_module(NAME)
             return
         targets = architectures()
+        if not targets:
+            raise UserError("gsplat: expected a GPU of compute capability 8.0 or newer, got none; use --device cpu")
         folder = build_folder(targets)
         if not is_complete(folder):
             build(folder, targets)
