@@ -154,6 +154,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.mkdir(parents=True)
     for path in (run / "config.yaml", tmp_path / "mine.yaml"):
         path.write_text(to_yaml(Config()))
+    (tmp_path / "prompts.txt").write_text("a red mug\n")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:runpy")
