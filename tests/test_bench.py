@@ -176,7 +176,7 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
-    assert "python -m gscfd.bench papers --size smoke:" in page
+    assert "gscfd bench papers --size smoke:" in page
     with open(tmp_path / "runs.csv") as file:
         assert all(
             (tmp_path / row["run"]).exists() and not Path(row["run"]).is_absolute() for row in csv.DictReader(file)

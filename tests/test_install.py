@@ -12,8 +12,8 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def steps(text: str) -> list[str]:
-    """The commands of a text in order, one for each side of &&, without "set up a package of the system"."""
-    parts = [part.strip() for line in text.splitlines() for part in line.split("&&")]
+    """The commands of a text in order, one for each side of &&, without comments and packages of the system."""
+    parts = [part.strip() for line in text.splitlines() for part in line.split(" #")[0].split("&&")]
     return [part for part in parts if part and not part.startswith(("apt-get", "rm -rf /var"))]
 
 

@@ -54,7 +54,7 @@ word = (path.parent / "go").read_text()
 if word:
     print(word, flush=True)
     sys.exit(1)
-(path / "turntable.mp4").write_text("")
+(path / "turntable.png").write_text("")
 """
 """A run that makes nothing, and ends when the file "go" appears: with its text as an error, or finished."""
 
@@ -365,6 +365,7 @@ def test_only_a_run_is_deleted(gallery: Gallery, tmp_path: Path) -> None:
 
 def test_pictures_are_of_the_sheet_or_of_the_splat(tmp_path: Path, gallery: Gallery) -> None:
     path = saved_run(tmp_path, "mug")
+    (path / "turntable.png").unlink()
     assert gallery.make_picture(["mug"]) and not gallery.make_picture(["mug"])
     kind, data = gallery.picture("picture/mug") or ("", b"")
     assert kind == "image/jpeg" and data[:2] == b"\xff\xd8"
