@@ -11,7 +11,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from gscfd.lab.metrics import psnr
 from gscfd.lab.options import FullSizeOptions
 from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page, write_text
 from gscfd.lab.textured import TEXTURED, textured_asset
-from gscfd.lab.trials import calls_of, compared, images_of, keep, kept, seen, settings_of
+from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.runs.names import slug
@@ -214,16 +214,8 @@ def measured(preset: str, asset: Asset, options: FullSizeOptions) -> tuple[Gauss
     """Returns the splat of a run and its figures, from an earlier call if it had the same settings."""
     config = config_of(preset, asset.name, options)
     stem = options.out / "runs" / f"{slug(preset)}-{slug(asset.name)}"
-    file, splat = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.ply")
     settings = settings_of(config, [asset], degrade=options.degrade)
-    found = kept(file, settings)
-    if found is not None and splat.is_file():
-        return Gaussians.load_ply(splat), FullFigures(**found)
-    gaussians, figures = run(config, asset, stem, degrade=options.degrade)
-    splat.parent.mkdir(parents=True, exist_ok=True)
-    gaussians.save_ply(splat)
-    keep(file, settings, asdict(figures))
-    return gaussians, figures
+    return kept_run(stem, settings, FullFigures, lambda: run(config, asset, stem, degrade=options.degrade))
 
 
 # --------------------------------------------------------------------------------------------------------------- timing

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -32,7 +32,7 @@ from gscfd.lab.coverage import (
 )
 from gscfd.lab.options import PipelineOptions
 from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page, write_text
-from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, keep, kept, run, seen, settings_of, space_of
+from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, kept_run, run, seen, settings_of, space_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.names import slug
 from gscfd.teachers import load_teacher
@@ -97,16 +97,8 @@ def measured(
     """Returns the splat of a variant and its figures, from an earlier call if it has the same settings."""
     config, assets = config_of(variant, source, options.seed), find_assets(source, options.known, spacing=SPACING)
     stem = options.out / "runs" / f"{slug(name)}-{slug(source)}"
-    file, splat = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.ply")
     settings = settings_of(config, assets, space=variant.space)
-    found = kept(file, settings)
-    if found is not None and splat.is_file():
-        return Gaussians.load_ply(splat), Figures(**found)
-    gaussians, figures = run(config, assets, space_of(variant.space, real), real.schedule)
-    splat.parent.mkdir(parents=True, exist_ok=True)
-    gaussians.save_ply(splat)
-    keep(file, settings, asdict(figures))
-    return gaussians, figures
+    return kept_run(stem, settings, Figures, lambda: run(config, assets, space_of(variant.space, real), real.schedule))
 
 
 def call_seconds(real: GuidedTeacher, repeats: int = 5) -> float:

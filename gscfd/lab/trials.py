@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ from gscfd.teachers.schedules import Schedule
 from gscfd.teachers.spaces import Pixels, Space
 from gscfd.types import Render
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Measured = TypeVar("Measured", bound="DataclassInstance")
+"""Figures of a run."""
 SIZE, VIEWS = 256, 8
 """Pixels and number of the views that are measured."""
 ELEVATIONS = (-30.0, 15.0, 60.0)
@@ -167,3 +172,25 @@ def settings_of(config: Config, assets: Sequence[Asset], **others: object) -> di
     """Returns what a result depends on."""
     digest = hashlib.sha256(b"".join(ply_bytes(asset.gaussians.tensors()) for asset in assets)).hexdigest()
     return {"version": gscfd.__version__, "config": plain(config), "assets": digest, **others}
+
+
+def kept_run(
+    stem: Path,
+    settings: dict[str, Any],
+    kind: Callable[..., Measured],
+    make: Callable[[], tuple[Gaussians, Measured]],
+) -> tuple[Gaussians, Measured]:
+    """Returns a splat and its figures, from an earlier call if it had the same settings; otherwise makes and
+    keeps them.
+
+    stem: path of the .ply and the .json, without the ending. kind: class of the figures.
+    """
+    file, splat = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.ply")
+    found = kept(file, settings)
+    if found is not None and splat.is_file():
+        return Gaussians.load_ply(splat), kind(**found)
+    gaussians, figures = make()
+    splat.parent.mkdir(parents=True, exist_ok=True)
+    gaussians.save_ply(splat)
+    keep(file, settings, asdict(figures))
+    return gaussians, figures

@@ -4,6 +4,8 @@ et al. 2023), and MV-Adapter's attention along rows (Huang et al. 2024)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
@@ -38,10 +40,15 @@ def join_views(unet: UNet2DConditionModel, views: int) -> None:
 
     Processors are not saved with a model, so they must be attached after every load.
     """
+    attach(unet, lambda attn: JointViewsProcessor(views))
+
+
+def attach(unet: UNet2DConditionModel, processor: Callable[[Attention], Any]) -> None:
+    """Gives every self-attention (`attn1`) of the UNet the processor that the function returns for it."""
     processors = dict(unet.attn_processors)
     for name in processors:
         if name.endswith("attn1.processor"):
-            processors[name] = JointViewsProcessor(views)
+            processors[name] = processor(unet.get_submodule(name.removesuffix(".processor")))
     unet.set_attn_processor(processors)
 
 
@@ -90,12 +97,7 @@ class RowsProcessor(nn.Module):
 
 def add_rows(unet: UNet2DConditionModel) -> None:
     """Attaches MV-Adapter's attention, with new weights, to every self-attention (`attn1`) of the UNet."""
-    processors = dict(unet.attn_processors)
-    for name in processors:
-        if name.endswith("attn1.processor"):
-            attn = unet.get_submodule(name.removesuffix(".processor"))
-            processors[name] = RowsProcessor(attn.query_dim, attn.inner_dim)
-    unet.set_attn_processor(processors)
+    attach(unet, lambda attn: RowsProcessor(attn.query_dim, attn.inner_dim))
 
 
 def set_views(unet: UNet2DConditionModel, views: int) -> None:
