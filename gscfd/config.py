@@ -561,13 +561,17 @@ def refine_stage() -> StageConfig:
 
 def polish_stage() -> PolishConfig:
     return PolishConfig(
-        teacher="toybox/multiview",
+        teacher="toybox/singleview",
         steps=32,
-        views=4,
-        cfg=2.0,
-        t_max=0.4,
-        t_min=0.25,
-        lr=LearningRates(means=1e-3, quats=2e-3, scales=5e-3, opacities=2e-2, end=0.1),
+        views=2,
+        cfg=1.0,
+        t_max=0.15,
+        t_min=0.05,
+        elevation=(-10.0, 45.0),
+        asks=2,
+        album=32,
+        fits=6,
+        lr=LearningRates(means=2e-3, quats=4e-3, scales=1e-2, opacities=4e-2, end=0.1),
     )
 
 

@@ -16,10 +16,11 @@ from gscfd.cameras import turntable
 from gscfd.config import Config, LearningRates, PolishConfig, StageConfig, WatchdogConfig, merged, plain
 from gscfd.distil import preflight
 from gscfd.distil.polish import (
-    SCALE,
     Album,
     Pictures,
     backgrounds_of,
+    fineness,
+    fit,
     painted_over,
     picture_loss,
     pictures_of,
@@ -27,7 +28,7 @@ from gscfd.distil.polish import (
 )
 from gscfd.distil.protocols import Rasterize
 from gscfd.distil.stage import StepReport
-from gscfd.distil.state import StateDict
+from gscfd.distil.state import StageState, StateDict
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.rasterize import EPS2D
@@ -35,6 +36,7 @@ from gscfd.teachers import Prompt
 from gscfd.types import Cameras, Render
 
 SIZE = 32
+SCALE = fineness(SIZE)
 
 
 class Painter:
@@ -183,6 +185,21 @@ def test_speckle_that_is_too_fine_for_the_pictures_costs_only_with_the_smooth_te
     assert picture_loss(speckled, pictures, ssim=0.2, smooth=0.0).item() == pytest.approx(0, abs=1e-4), "the control"
 
 
+def test_pictures_that_are_fine_enough_are_fitted_at_their_own_resolution() -> None:
+    asked: list[int] = []
+
+    def measured(gaussians: Gaussians, cameras: Cameras, **options: Any) -> Render:
+        asked.append(cameras.width)
+        return rasterize(gaussians, cameras, **options)
+
+    for side in (64, 128):
+        cameras, state = turntable(1, size=side), StageState(splat(), polish_config(), seed=0, keep_every=1)
+        picture = torch.full((1, 3, side, side), 0.5)
+        page = Pictures(cameras, picture, picture, torch.ones_like(picture[:, :1]))
+        fit(state, page, measured, polish_config())
+    assert asked == [128, 128], "the coarse ones at twice theirs, against speckle that they are too coarse to show"
+
+
 def test_an_album_keeps_the_latest_groups_and_comes_back_from_its_tensors() -> None:
     album, cameras = Album(2, torch.device("cpu")), turntable(1, size=SIZE)
     for shade in (0.1, 0.2, 0.3):
@@ -222,7 +239,8 @@ def test_the_watchdog_takes_a_poisoned_picture_back() -> None:
 
 
 def test_stages_with_one_teacher_share_its_networks_and_are_told_prompts_of_their_own() -> None:
-    config = merged(Config(), {"prompt": "a mug", "refine": {"steps": 0}, "polish": {"cfg": 3.0}})
+    stage = {"teacher": "toybox/multiview", "cfg": 3.0}
+    config = merged(Config(), {"prompt": "a mug", "refine": {"steps": 0}, "polish": stage})
     teachers = preflight.load_teachers(config)
     coarse, polish = teachers["coarse"], teachers["polish"]
     assert coarse.denoiser is polish.denoiser and coarse.space is polish.space

@@ -204,6 +204,18 @@ def test_without_guidance_one_text_is_asked_alone(cfg: float, text: str) -> None
     assert len(tokens) == 4 and all(torch.equal(view, asked.known[text].tokens) for view in tokens)
 
 
+def test_a_prompt_with_a_scale_of_one_asks_for_the_text_alone() -> None:
+    cameras, x_t = turntable(4, size=64), normal(4, 4)
+    echo = Echo(normal(4, 3))
+    asked = teacher(echo)
+    asked.set_prompt(Prompt(text="a duck", cfg=1.0, cfg_rescale=0.5))
+    assert torch.equal(asked.predict_eps(x_t, 300, cameras), echo.answer)
+    assert len(echo.seen[2]) == 4
+    echo.answer = normal(8, 3)
+    asked.predict_eps(x_t, 300, cameras, 2.0)
+    assert len(echo.seen[2]) == 8, "the control: guidance asks for two texts"
+
+
 def test_rescaling_restores_the_spread_of_the_text_prediction() -> None:
     text, guided = normal(4, 3), 3 * normal(4, 4)
     assert torch.allclose(rescale(guided, text, 1.0, joint=False).std((1, 2, 3)), text.std((1, 2, 3)), rtol=1e-5)

@@ -37,8 +37,8 @@ COVERED = 0.9
 """Opacity from which a pixel shows the object alone."""
 MARGIN = 20
 """A picture's side over the width of the border, on either side of the outline, that shows neither for certain."""
-SCALE = 2
-"""Pixels of a render for each of a picture, both ways."""
+FINEST = 128
+"""A picture's side from which the splat is fitted to it at its own resolution; to smaller ones at twice theirs."""
 SMOOTHING = 13
 """A picture's side over the standard deviation by which its background is smoothed."""
 
@@ -228,8 +228,9 @@ def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: Pol
     object would grow until its finer render, averaged down, is as wide as they are.
     """
     height, width = pictures.images.shape[2:]
-    cameras = pictures.cameras.resized(SCALE * width, SCALE * height)
-    render = rasterize(state.gaussians, cameras, eps2d=SCALE**2 * EPS2D)
+    scale = fineness(width)
+    cameras = pictures.cameras.resized(scale * width, scale * height)
+    render = rasterize(state.gaussians, cameras, eps2d=scale**2 * EPS2D)
     loss = picture_loss(render, pictures, ssim=config.ssim, smooth=config.smooth)
     loss = loss + config.opacity_reg * (render.opacity * (1 - render.opacity)).mean()
     loss.backward()
@@ -240,6 +241,11 @@ def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: Pol
     return loss.detach()
 
 
+def fineness(side: int) -> int:
+    """Pixels of a render for each of a picture, both ways."""
+    return 2 if side < FINEST else 1
+
+
 def picture_loss(render: Render, pictures: Pictures, *, ssim: float, smooth: float) -> Tensor:
     """[] (1 - ssim) L1 + ssim (1 - SSIM) of the pictures and the render over their backgrounds, averaged down to their
     pixels (Kerbl et al. 2023, Eq. 7); and smooth times L1 at the render's own resolution, inside the object.
@@ -247,12 +253,12 @@ def picture_loss(render: Render, pictures: Pictures, *, ssim: float, smooth: flo
     The last term is for what the pictures are too coarse to show: without it neighboring Gaussians of a fine splat may
     have any colors whose mean is right.
 
-    render: SCALE times as wide and high as the pictures.
+    render: `fineness` times as wide and high as the pictures.
     """
     size = render.rgb.shape[1:3]
     fine = render.rgb.permute(0, 3, 1, 2)
     fine = fine + (1 - render.opacity.permute(0, 3, 1, 2)) * enlarged(pictures.backgrounds, size)
-    images = F.avg_pool2d(fine, SCALE)
+    images = F.avg_pool2d(fine, fineness(pictures.images.shape[-1]))
     loss = (1 - ssim) * F.l1_loss(images, pictures.images)
     if ssim > 0:
         similarity = structural_similarity_index_measure(images, pictures.images, data_range=1.0)

@@ -107,7 +107,9 @@ def picks_of_splats(
 ) -> tuple[int, float, float]:
     """Returns the asset that a seed's splat is nearest to, and the PSNRs of `picked`."""
     config = coverage_config(changes, assets[0].name, seed)
-    gaussians = distil(config, teachers_of(config, assets, coverage_space(), SCHEDULE, shares), lambda report: None)
+    gaussians = distil(
+        config, teachers_of(config, assets, {"coarse": coverage_space()}, SCHEDULE, shares), lambda report: None
+    )
     known = torch.stack([images_of(seen(asset.gaussians, size=COVERAGE_SIZE)) for asset in assets])
     return picked(images_of(seen(gaussians, size=COVERAGE_SIZE)), known)
 
@@ -115,7 +117,7 @@ def picks_of_splats(
 def picks_of_flow(assets: Sequence[Asset], shares: Sequence[float], seed: int) -> tuple[int, float, float]:
     """The same for the clean flow of four views (CFD Eq. 8), which has no splat and no noise between the views."""
     config = coverage_config({}, assets[0].name, seed)
-    teacher = teachers_of(config, assets, coverage_space(), SCHEDULE, shares)["coarse"]
+    teacher = teachers_of(config, assets, {"coarse": coverage_space()}, SCHEDULE, shares)["coarse"]
     cameras, gray = turntable(4, size=COVERAGE_SIZE), torch.full((4, 3, COVERAGE_SIZE, COVERAGE_SIZE), BACKGROUND)
     teacher.encode(gray)
     noise = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))

@@ -7,7 +7,7 @@ with these assets. Seeds with several known assets show which one a method picks
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gscfd.cameras import turntable
-from gscfd.config import Config, check, merged
+from gscfd.config import Config, PolishConfig, TeacherStage, check, merged
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
@@ -39,12 +39,13 @@ from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 
-TEACHER = "toybox/multiview"
-"""Whose space, schedule and time per call the ideal teacher has."""
 SPACING = 0.035
 """Distance between neighboring discs of a toybox asset, as in the teachers' training data at 64 pixels."""
 SHOWN = 128
 """Pixels of the views in the page."""
+
+Networks = dict[str, GuidedTeacher]
+"""Teachers by name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Variant:
     """One way to run the pipeline."""
 
     space: str = "vae"
-    """vae: that of TEACHER. pixels. cosines: a linear space with the shape of the VAE's."""
+    """vae: that of the stage's own teacher. pixels. cosines: a linear space with the shape of the VAE's."""
     changes: dict[str, Any] | None = None
     """Of the default's settings."""
 
@@ -61,6 +62,9 @@ def steps(coarse: int, polish: int) -> dict[str, Any]:
     return {"coarse": {"steps": coarse}, "polish": {"steps": polish}}
 
 
+COARSE_POLISH = {"teacher": "toybox/multiview", "views": 4, "cfg": 2.0, "asks": 3, "album": 16, "fits": 10}
+COARSE_POLISH |= {"t_max": 0.4, "t_min": 0.25, "elevation": [0.0, 30.0]}
+"""A polish in pictures of 64 pixels."""
 VARIANTS = {
     "default": Variant(),
     "no polish": Variant(changes=steps(300, 0)),
@@ -69,6 +73,7 @@ VARIANTS = {
     "linear space": Variant("cosines"),
     "quarter of the steps": Variant(changes=steps(75, 8)),
     "half of the steps": Variant(changes=steps(150, 16)),
+    "polish by the coarse stage's teacher": Variant(changes={"polish": COARSE_POLISH}),
     "twice the steps": Variant(changes=steps(600, 64)),
     "half coarse, twice polish": Variant(changes=steps(150, 64)),
     "no opacity_reg": Variant(changes={"coarse": {"opacity_reg": 0.0}}),
@@ -92,19 +97,34 @@ def config_of(variant: Variant, source: str, seed: int) -> Config:
 
 
 def measured(
-    name: str, variant: Variant, source: str, options: PipelineOptions, real: GuidedTeacher
+    name: str, variant: Variant, source: str, options: PipelineOptions, real: Networks
 ) -> tuple[Gaussians, Figures]:
     """Returns the splat of a variant and its figures, from an earlier call if it has the same settings."""
     config, assets = config_of(variant, source, options.seed), find_assets(source, options.known, spacing=SPACING)
     stem = options.out / "runs" / f"{slug(name)}-{slug(source)}"
     settings = settings_of(config, assets, space=variant.space)
-    return kept_run(stem, settings, Figures, lambda: run(config, assets, space_of(variant.space, real), real.schedule))
+    spaces = {name: space_of(variant.space, real[stage.teacher]) for name, stage in config.stages().items()}
+    return kept_run(stem, settings, Figures, lambda: run(config, assets, spaces, real[config.coarse.teacher].schedule))
 
 
-def call_seconds(real: GuidedTeacher, repeats: int = 5) -> float:
-    """Returns the median processor time of one call of the network: four views, both branches of guidance."""
-    real.set_prompt(stage_prompt("a yellow duck", Config().stage("coarse")))
-    cameras, x = turntable(4, size=real.image_size), torch.randn(4, *real.latent_shape)
+def load_networks(configs: Iterable[Config]) -> Networks:
+    """Returns the configs' teachers, whose spaces, schedules and times per call the ideal ones have."""
+    dtype = choose_dtype("auto", choose_device("cpu"))
+    names = sorted({stage.teacher for config in configs for stage in config.stages().values()})
+    return {name: load_teacher(name, device="cpu", dtype=dtype) for name in names}
+
+
+def network_seconds(config: Config, real: Networks) -> float:
+    """Returns the processor time that networks would take in a run."""
+    asks = [stage.asks if isinstance(stage, PolishConfig) else 1 for stage in config.stages().values()]
+    stages = zip(asks, config.stages().values(), strict=True)
+    return sum(ask * stage.steps * call_seconds(stage, real[stage.teacher]) for ask, stage in stages)
+
+
+def call_seconds(stage: TeacherStage, real: GuidedTeacher, repeats: int = 5) -> float:
+    """Returns the median processor time of one call of a network, for all views of the stage."""
+    real.set_prompt(stage_prompt("a yellow duck", stage))
+    cameras, x = turntable(stage.views, size=real.image_size), torch.randn(stage.views, *real.latent_shape)
     spent = []
     for _ in range(repeats + 1):
         start = time.process_time()
@@ -141,19 +161,20 @@ def asset_row(asset: Asset) -> list[str]:
 
 
 def variant_tables(
-    runs: dict[str, dict[str, Figures]], assets: dict[str, list[Asset]], each: float
+    runs: dict[str, dict[str, Figures]], assets: dict[str, list[Asset]], networks: dict[str, float]
 ) -> tuple[Table, Table]:
-    """Returns the mean figures of every variant, and the figures of every run. each: seconds of a network's call."""
+    """Returns the mean figures of every variant, and the figures of every run. networks: seconds of every variant's
+    networks."""
     titles = [title for title, _ in FORMS.values()]
     total = [
-        [name, *mean_row(list(own.values())), f"{fmean(one.seconds + each * one.calls for one in own.values()):.1f}"]
+        [name, *mean_row(list(own.values())), f"{fmean(one.seconds for one in own.values()) + networks[name]:.1f}"]
         for name, own in runs.items()
     ]
     single = [[source, "the asset itself", *asset_row(known[0])] for source, known in assets.items()]
     single += [[source, name, *mean_row([one])] for name, own in runs.items() for source, one in own.items()]
     mean = Table(
         title="Variants",
-        note=f"Mean over {', '.join(assets)}. The last column adds {1000 * each:.0f} ms for every call of the teacher.",
+        note=f"Mean over {', '.join(assets)}. The last column adds the processor time of the teachers' networks.",
         columns=["variant", *titles, "seconds with a network ↓"],
         rows=total,
     )
@@ -182,10 +203,10 @@ def coverage_table(found: Sequence[Coverage], caption: str) -> Table:
     )
 
 
-def curves(runs: dict[str, dict[str, Figures]], each: float) -> Curve:
+def curves(runs: dict[str, dict[str, Figures]], networks: dict[str, float]) -> Curve:
     """Returns PSNR against seconds with a network: a point per variant, lines through those of CURVES."""
     points = {
-        name: (fmean(one.seconds + each * one.calls for one in own.values()), fmean(one.psnr for one in own.values()))
+        name: (fmean(one.seconds for one in own.values()) + networks[name], fmean(one.psnr for one in own.values()))
         for name, own in runs.items()
     }
     lines = {
@@ -211,8 +232,9 @@ def notes(options: PipelineOptions) -> list[str]:
     one = "one asset" if options.known == 1 else f"{options.known} assets"
     return [
         f"The teacher is ideal: it knows {one} per run and denoises exactly (a softmax over their views). Space, "
-        f"schedule and time of a call are those of {TEACHER}; other settings are the defaults, seed {options.seed}. "
-        "With one asset the target of every step is that asset, whatever the noise, the guidance and the method.",
+        f"schedule and time of a call are those of each stage's teacher; other settings are the defaults, seed "
+        f"{options.seed}. With one asset the target of every step is that asset, whatever the noise, the guidance and "
+        "the method.",
         f"PSNR: of {VIEWS} views of {SIZE} pixels, to the nearest known asset. Speckle: in multiples of the asset's. "
         "Holes and haze: as in docs/metrics.md; those of the asset are not 0. Floaters: share of the splat's pixels "
         "that show something away from the asset's outline, from all sides, above and below.",
@@ -242,7 +264,8 @@ def pipeline(options: PipelineOptions) -> Report:
     assets = {source: find_assets(source, options.known, spacing=SPACING) for source in options.assets}
     if options.seeds:
         find_assets(options.caption, options.modes, spacing=COVERAGE_SPACING)
-    real = load_teacher(TEACHER, device="cpu", dtype=choose_dtype("auto", choose_device("cpu")))
+    configs = {name: config_of(variant, "a yellow duck", options.seed) for name, variant in chosen.items()}
+    real = load_networks(configs.values())
     runs: dict[str, dict[str, Figures]] = {}
     splats: dict[str, dict[str, Gaussians]] = {source: {} for source in assets}
     for name, variant in chosen.items():
@@ -255,14 +278,14 @@ def pipeline(options: PipelineOptions) -> Report:
         for method in (FLOW, *COVERAGE):
             found.append(covered(method, proportions, options))
             print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
-    each = call_seconds(real)
-    tables = [*variant_tables(runs, assets, each)]
+    networks = {name: network_seconds(config, real) for name, config in configs.items()}
+    tables = [*variant_tables(runs, assets, networks)]
     report = Report(
         title="The pipeline with an ideal teacher",
         notes=notes(options),
         warnings=[],
         tables=[tables[0], *([coverage_table(found, options.caption)] if found else []), tables[1]],
-        plots=[curves(runs, each)],
+        plots=[curves(runs, networks)],
         sheets=[sheet_of(source, assets[source], own) for source, own in splats.items()],
     )
     write_page(report, options.out / "report.html")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -111,15 +111,16 @@ def space_of(name: str, real: GuidedTeacher) -> Space:
 def teachers_of(
     config: Config,
     assets: Sequence[Asset],
-    space: Space,
+    spaces: Mapping[StageName, Space],
     schedule: Schedule,
     shares: Sequence[float] | None = None,
 ) -> dict[StageName, GuidedTeacher]:
-    """Returns an ideal teacher for every stage of the config, with its prompt set."""
+    """Returns an ideal teacher for every stage of the config, with its prompt set. It sees the views of a group as
+    views of one asset."""
     teachers = {}
     for name, stage in config.stages().items():
         known = [asset.gaussians for asset in assets]
-        teachers[name] = ideal_teacher(known, space=space, schedule=schedule, multiview=True, shares=shares)
+        teachers[name] = ideal_teacher(known, space=spaces[name], schedule=schedule, multiview=True, shares=shares)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
 
@@ -131,9 +132,11 @@ def calls_of(teachers: dict[StageName, GuidedTeacher]) -> tuple[int, float]:
     return sum(denoiser.calls for denoiser in ideal), sum(denoiser.seconds for denoiser in ideal)
 
 
-def run(config: Config, assets: Sequence[Asset], space: Space, schedule: Schedule) -> tuple[Gaussians, Figures]:
-    """Makes a splat with the ideal teacher and measures it."""
-    teachers = teachers_of(config, assets, space, schedule)
+def run(
+    config: Config, assets: Sequence[Asset], spaces: Mapping[StageName, Space], schedule: Schedule
+) -> tuple[Gaussians, Figures]:
+    """Makes a splat with the ideal teacher and measures it. spaces: of the stages."""
+    teachers = teachers_of(config, assets, spaces, schedule)
     start = time.process_time()
     gaussians = distil(config, teachers, lambda report: None)
     spent = time.process_time() - start

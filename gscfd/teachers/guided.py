@@ -108,7 +108,8 @@ class GuidedTeacher:
         if self.prompt is None:
             raise RuntimeError("predict_eps: set_prompt first")
         mixes = self.view_mixes(cameras)
-        if cfg in (0, 1):
+        unguided = cfg is None and self.prompt.cfg == 1 and not self.prompt.perp_neg
+        if cfg in (0, 1) or unguided:
             alone = [self.known[""]] * len(mixes) if cfg == 0 else self.positives(mixes)
             return self.branch_eps(x_t, t, stacked(alone), cameras)[0]
         negative, positive, *others = self.branch_eps(x_t, t, self.branches(mixes), cameras)
