@@ -183,6 +183,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
         const Vec3 mean = gather3(p.means, first, end);
         const Vec3 zero = {0.0f, 0.0f, 0.0f};
         Vec3 d_mean = zero, d_scale = zero;
+        const Mask ortho = Float(p.ortho ? 1.0f : 0.0f) > Float(0.0f);
         Mask seen = Float(1.0f) < Float(0.0f);  // visible in some view; all others get zeros, finite or not
         Rotation d_rotation = {zero, zero, zero};
         for (int64_t view = 0; view < p.views; ++view) {
@@ -237,8 +238,10 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             const Float d_inverse_z = camera.fx * (dot(d_jw0, w.row0) - s.ratio_x * dot(d_jw0, w.row2)) +
                                       camera.fy * (dot(d_jw1, w.row1) - s.ratio_y * dot(d_jw1, w.row2)) +
                                       s.position.x * d_x_ratio + s.position.y * d_y_ratio;
-            Vec3 d_position = {d_x_ratio * z, d_y_ratio * z, d_depth[0] - d_inverse_z * z * z};
-            if (p.ortho) d_position = {camera.fx * d_means2d[0], camera.fy * d_means2d[1], d_depth[0]};
+            // Selected by lanes, not by a branch, after which the compiler would round the pinhole's sums in another way.
+            const Vec3 d_position = {select(ortho, camera.fx * d_means2d[0], d_x_ratio * z),
+                                     select(ortho, camera.fy * d_means2d[1], d_y_ratio * z),
+                                     select(ortho, d_depth[0], d_depth[0] - d_inverse_z * z * z)};
 
             d_mean = d_mean + or_zero(visible, row_times(d_position, w));
             d_scale = d_scale + or_zero(visible, d_s);
