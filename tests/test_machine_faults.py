@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from gscfd.config import Config
 from gscfd.errors import UserError
 from gscfd.export import FORMATS
 from gscfd.export.__main__ import main as export
+from gscfd.export.mesh import Mesh
 from gscfd.export.write import MESHES
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.names import check_folder
@@ -78,13 +80,21 @@ def test_a_full_disk_during_an_export_is_one_line_and_the_old_file_stays(
     assert export(arguments) == 0 and out.stat().st_size > 200, "with room it is written"
 
 
+def tetrahedron() -> Mesh:
+    """With a texture of noise."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.uint32)
+    texture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return Mesh(corners, np.arange(4), np.ascontiguousarray(corners[:, :2]), faces, texture)
+
+
 @pytest.mark.parametrize("to", MESHES)
 def test_a_mesh_and_its_texture_are_replaced_together_or_not_at_all(
-    to: str, splat: Path, capsys: pytest.CaptureFixture[str]
+    to: str, splat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gscfd.export.write.extract_mesh", lambda *_: tetrahedron())
     out = splat.with_name(f"out.{to}")
-    small = ["--resolution", "24", "--triangles", "300"]
-    arguments = [str(splat), "--to", to, "--out", str(out), "--overwrite", *small]
+    arguments = [str(splat), "--to", to, "--out", str(out), "--overwrite"]
     assert export(arguments) == 0
     files = {path: path.stat().st_size for path in splat.parent.iterdir() if path != splat}
     assert len(files) == {"obj": 3, "mesh.glb": 1, "mesh.ply": 2}[to]
