@@ -512,20 +512,6 @@ def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run() -> No
         deaf.close_socket()
 
 
-def test_a_browser_that_reads_nothing_keeps_nothing_from_another() -> None:
-    from viewer_client import join
-
-    with viewing() as viewer, join(viewer.address) as deaf, join(viewer.address) as reading:
-        until(lambda: len(viewer.server.get_clients()) == 2)
-        for _ in range(8):
-            viewer.server.gui.add_html(os.urandom(4_000_000).hex())
-        viewer.server.gui.add_html("the last word")
-        assert any(b"the last word" in message for message in reading if isinstance(message, bytes))
-        connections = viewer.server._websock_server._live_connections.values()
-        assert any(connection.transport.get_write_buffer_size() > 0 for connection in connections), "one is stuck"
-        deaf.close_socket()
-
-
 # The end.
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 import pytest
 import torch
 from present import present
@@ -29,7 +28,7 @@ from gscfd.runs.names import next_config
 from gscfd.sweeps import workers
 from gscfd.sweeps.journal import JOURNAL
 from gscfd.sweeps.make import last_row
-from gscfd.sweeps.workers import RayPool, Worker
+from gscfd.sweeps.workers import Worker
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.version import __version__
@@ -322,34 +321,6 @@ def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(
     nodes: list[dict[str, float]], count: int, gpus: float, threads: int
 ) -> None:
     assert workers.threads_per_worker(nodes, count, gpus) == threads
-
-
-def test_a_full_object_store_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the sweep and its workers send each other fits into messages, which need no store."""
-    ray: Any = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_automatic_object_spilling_enabled", "0")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / JOURNAL).write_text("")
-    pool = RayPool(tmp_path / JOURNAL, "cpu", workers=1, threads=1, gpus=0, address=None)
-    try:
-        kept = []
-        with pytest.raises(ray.exceptions.ObjectStoreFullError):
-            while True:
-                kept.append(ray.put(np.zeros(8 * 2**20, np.uint8)))
-        assert len(kept) > 3, "it was not full from the start"
-        outcomes: dict[str, Any] = {}
-        started, end = False, time.monotonic() + 60 * MINUTES
-        while not outcomes:
-            assert time.monotonic() < end
-            outcomes = pool.wait(1.0)
-            if pool.free() and not started:
-                few = ["--coarse.steps", "2", "--prompt", "a mug", "--out", str(tmp_path / "run")]
-                pool.start("run", runs_options.parse([*RUN, *few]))
-                started = True
-        assert outcomes["run"].state == "finished", outcomes
-        assert (tmp_path / "run" / "splat.ply").is_file()
-    finally:
-        pool.stop()
 
 
 def test_a_long_temporary_folder_leaves_room_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
