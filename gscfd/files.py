@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +35,21 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_writes(*paths: str | Path) -> Iterator[list[IO[bytes]]]:
+    """Yields a binary file for each path. If the block succeeds, they replace their paths, the first path last;
+    otherwise all paths are left unchanged.
+
+    An OSError in the block names the first path.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_write(path)) for path in paths]
+        yield files
+        for file in files:  # before the first is replaced, so that a full disk shows
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_whole(file: IO[bytes], data: bytes, path: Path) -> None:

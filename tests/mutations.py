@@ -102,10 +102,13 @@ def damaged_value(value: Any, draw: random.Random) -> Any:
 
 
 def damaged_json(content: bytes, draw: random.Random) -> bytes:
-    """One value of a JSON text changed; rarely, nested too deep to read."""
+    """One to three values of a JSON text changed; rarely, nested too deep to read."""
     if draw.random() < 0.02:
         return b'{"a":' + b"[" * 100_000
-    return json.dumps(damaged_value(json.loads(content), draw)).encode()
+    value = json.loads(content)
+    for _ in range(draw.choice([1, 1, 1, 3])):
+        value = damaged_value(value, draw)
+    return json.dumps(value).encode()
 
 
 def damaged_rows(content: bytes, draw: random.Random) -> bytes:
@@ -122,6 +125,15 @@ def damaged_safetensors(content: bytes, draw: random.Random) -> bytes:
     head = damaged_json(content[8 : 8 + length], draw)
     said = draw.choice([len(head)] * 8 + [0, length, 2**31, 2**63])
     return struct.pack("<Q", said) + head + content[8 + length :]
+
+
+def damaged_glb(content: bytes, draw: random.Random) -> bytes:
+    """One value of the JSON chunk of a binary glTF changed, such as an index, a count or an offset."""
+    (length,) = struct.unpack("<I", content[12:16])
+    head = damaged_json(content[20 : 20 + length], draw)
+    head += b" " * (-len(head) % 4)
+    chunks = struct.pack("<I", len(head)) + content[16:20] + head + content[20 + length :]
+    return content[:8] + struct.pack("<I", 12 + len(chunks)) + chunks
 
 
 def damaged_archive(content: bytes, draw: random.Random) -> bytes:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ from gscfd.config import Config
 from gscfd.errors import UserError
 from gscfd.export import FORMATS
 from gscfd.export.__main__ import main as export
+from gscfd.export.mesh import Mesh
+from gscfd.export.write import MESHES
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.names import check_folder
 
@@ -29,10 +32,10 @@ FAST = {"mp4": ["--frames", "2", "--size", "32"], "png": ["--frames", "2", "--si
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow beyond 200 bytes."""
+def full_disk(room: int = 200) -> Iterator[None]:
+    """No file can grow beyond so many bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
         yield
     finally:
@@ -61,7 +64,7 @@ def splat(tmp_path: Path) -> Path:
     return folder / "splat.ply"
 
 
-@pytest.mark.parametrize("to", [to for to in FORMATS if to not in ("obj", "mesh.glb", "mesh.ply")])
+@pytest.mark.parametrize("to", [to for to in FORMATS if to not in MESHES])
 def test_a_full_disk_during_an_export_is_one_line_and_the_old_file_stays(
     to: str, splat: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +78,37 @@ def test_a_full_disk_during_an_export_is_one_line_and_the_old_file_stays(
     assert out.read_bytes() == b"what was there"
     assert {path.name for path in splat.parent.iterdir()} == {"splat.ply", out.name}, "nothing half written"
     assert export(arguments) == 0 and out.stat().st_size > 200, "with room it is written"
+
+
+def tetrahedron() -> Mesh:
+    """With a texture of noise."""
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.uint32)
+    texture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return Mesh(corners, np.arange(4), np.ascontiguousarray(corners[:, :2]), faces, texture)
+
+
+@pytest.mark.parametrize("to", MESHES)
+def test_a_mesh_and_its_texture_are_replaced_together_or_not_at_all(
+    to: str, splat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gscfd.export.write.extract_mesh", lambda *_: tetrahedron())
+    out = splat.with_name(f"out.{to}")
+    arguments = [str(splat), "--to", to, "--out", str(out), "--overwrite"]
+    assert export(arguments) == 0
+    files = {path: path.stat().st_size for path in splat.parent.iterdir() if path != splat}
+    assert len(files) == {"obj": 3, "mesh.glb": 1, "mesh.ply": 2}[to]
+    for path in files:
+        path.write_bytes(b"what was there")
+    for room in {200, *(size - 1 for size in files.values())}:
+        with full_disk(room):
+            assert export(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(out) in error and "Traceback" not in error
+        assert {path: path.read_bytes() for path in files} == dict.fromkeys(files, b"what was there"), room
+        assert set(splat.parent.iterdir()) == {splat, *files}, "nothing half written"
+    assert export(arguments) == 0, "with room it is written"
+    assert {path: path.stat().st_size for path in files} == files
 
 
 @pytest.fixture

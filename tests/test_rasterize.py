@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gsplat
 import pytest
 import torch
 from gsplat import DefaultStrategy
-from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci, _spherical_harmonics
+from gsplat.cuda._torch_impl import (
+    _fully_fused_projection,
+    _isect_offset_encode,
+    _quat_scale_to_covar_preci,
+    _spherical_harmonics,
+)
 from torch import Tensor
 
 from gscfd import native
 from gscfd.cameras import turntable
 from gscfd.gaussians import Gaussians, rasterize
-from gscfd.rasterize import cpu, degree_zero, rasterization, reference
+from gscfd.rasterize import cpu, degree_zero, kernels, rasterization, reference
 from gscfd.types import Cameras
 
 Scene = dict[str, Tensor]
@@ -71,7 +79,7 @@ def outputs_and_gradients(
 
 def relative_errors(scene: Scene, cameras: Cameras, **settings: Any) -> dict[str, float]:
     """Norm of the difference to the float64 oracle over the norm of the oracle, of images and gradients."""
-    oracle_settings = {k: v for k, v in settings.items() if k != "tile_size"}
+    oracle_settings = {k: v for k, v in settings.items() if k not in ("tile_size", "absgrad")}
     images, gradients = outputs_and_gradients(rasterization, scene, cameras, torch.float32, **settings)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the oracle's many small operations gain nothing from threads
@@ -259,6 +267,128 @@ def test_median_depth_is_where_transmittance_crosses_one_half() -> None:
     scene["opacities"][2] = 0.1
     _, _, info = render(scene, front_camera())
     assert (info["median_depth"] == 0).all()
+
+
+@pytest.mark.parametrize("camera_model", ["pinhole", "ortho"])
+@pytest.mark.parametrize("rasterize_mode", ["classic", "antialiased"])
+@pytest.mark.parametrize("size", [0.002, 0.08])
+def test_cameras_and_antialiasing_match_the_oracle(size: float, rasterize_mode: str, camera_model: str) -> None:
+    modes = {"rasterize_mode": rasterize_mode, "camera_model": camera_model}
+    assert_matches_oracle(make_scene(size=size), near_cameras(camera_model), **modes)
+    sh = make_scene(size=size) | {"colors": torch.randn(150, 4, 3, generator=torch.Generator().manual_seed(2))}
+    assert_matches_oracle(sh, near_cameras(camera_model), sh_degree=1, absgrad=True, **modes)
+
+
+def near_cameras(camera_model: str) -> Cameras:
+    """Cameras that show the scene; for "ortho", with 20 pixels per world unit."""
+    cameras = make_cameras()
+    if camera_model == "ortho":
+        cameras.Ks[:, 0, 0] = cameras.Ks[:, 1, 1] = 20.0
+    return cameras
+
+
+@pytest.mark.parametrize("kind", ["needle", "disc", "zero"])
+def test_antialiased_degenerate_scales_match_the_oracle(kind: str) -> None:
+    scene = make_scene(60)
+    scene["means"][:, 2] += 2.5
+    factors = {"needle": (10, 1e-2, 1e-2), "disc": (5, 5, 1e-3), "zero": (0, 0, 0)}
+    scene["scales"] = scene["scales"] * torch.tensor(factors[kind], dtype=torch.float32)
+    images, gradients = outputs_and_gradients(
+        rasterization, scene, front_camera(), torch.float32, rasterize_mode="antialiased"
+    )
+    assert all(t.isfinite().all() for t in (*images.values(), *gradients.values()))
+    assert (images["alphas"].max() == 0) == (kind == "zero"), "nothing has no brightness"
+    if kind != "zero":
+        assert_matches_oracle(scene, front_camera(), rasterize_mode="antialiased")
+
+
+def test_an_antialiased_splat_smaller_than_a_pixel_keeps_its_light() -> None:
+    """The sum of alpha over the pixels is the Gaussian's own, 2 pi sigma^2 opacity; the classic mode adds light."""
+    scene = {name: value[:1] for name, value in make_scene(1).items()}
+    scene |= {"means": torch.tensor([[0.0, 0, 2]]), "scales": torch.full((1, 3), 0.03), "opacities": torch.ones(1)}
+    sigma = 0.03 * 32 / 2
+    light = {
+        mode: render(scene, front_camera(), rasterize_mode=mode, eps2d=0.3)[1].sum().item()
+        for mode in ("classic", "antialiased")
+    }
+    expected = 2 * math.pi * sigma**2
+    assert light["antialiased"] == pytest.approx(expected, rel=0.05)
+    assert light["classic"] > 2 * expected, "control"
+
+
+def test_an_orthographic_picture_does_not_depend_on_the_distance() -> None:
+    scene, cameras = make_scene(), near_cameras("ortho")
+    further = Cameras(cameras.viewmats.clone(), cameras.Ks, cameras.width, cameras.height)
+    further.viewmats[:, 2, 3] += 3.0
+    for model, same in (("ortho", True), ("pinhole", False)):
+        first, second = (render(scene, c, camera_model=model, render_mode="RGB")[0] for c in (cameras, further))
+        assert torch.allclose(first, second, atol=1e-4) == same, model
+
+
+def test_keys_of_the_tile_lists_are_gsplats() -> None:
+    """gsplat's own decoder finds the offsets in them, and the depths are those of the splats."""
+    cameras = make_cameras(3, 37, 29)
+    _, _, info = render(make_scene(300), cameras, tile_size=8)
+    keys, ids = info["isect_ids"], info["flatten_ids"].long()
+    assert (keys.diff() >= 0).all() and len(keys) == len(ids) > 300
+    offsets = _isect_offset_encode(keys, 3, info["tile_width"], info["tile_height"])
+    assert torch.equal(offsets, info["isect_offsets"])
+    assert torch.equal(keys.to(torch.int32).view(torch.float32), info["depths"].flatten()[ids])
+    bits = (info["tile_width"] * info["tile_height"]).bit_length()
+    assert torch.equal(keys >> (32 + bits), ids // 300)
+
+
+def test_the_largest_alpha_is_that_of_the_installed_gsplat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = Path(gsplat.__file__).parent / "cuda"
+    text = "".join(path.read_text() for path in (*sources.glob("include/Common.h"), *sources.glob("csrc/*3DGSFwd.cu")))
+    assert re.findall(rf"MAX_ALPHA {kernels.max_alpha():g}f|alpha = min\({kernels.max_alpha():g}f, opac", text)
+    scene = {name: value[:1] for name, value in make_scene(1).items()}
+    scene |= {"means": torch.tensor([[0.0, 0, 2]]), "scales": torch.ones(1, 3), "opacities": torch.ones(1)}
+    assert render(scene, front_camera())[1].max() == pytest.approx(kernels.max_alpha(), abs=1e-6)
+    (tmp_path / "cuda" / "include").mkdir(parents=True)
+    (tmp_path / "cuda" / "include" / "Common.h").write_text("#define MAX_ALPHA 0.99f\n")  # gsplat after 1.5.3
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    kernels.max_alpha.cache_clear()
+    try:
+        assert render(scene, front_camera())[1].max() == pytest.approx(0.99, abs=1e-6)
+        assert_matches_oracle(make_scene(), make_cameras())
+    finally:
+        kernels.max_alpha.cache_clear()
+
+
+@pytest.mark.parametrize("camera_model", ["pinhole", "ortho"])
+def test_compensations_match_gsplat(camera_model: Any) -> None:
+    scene, cameras = make_scene(500, size=0.01), near_cameras(camera_model)
+    _, _, info = render(scene, cameras, rasterize_mode="antialiased", camera_model=camera_model)
+    double = {k: v.double() for k, v in scene.items()}
+    covars, _ = _quat_scale_to_covar_preci(double["quats"], double["scales"], True, False)
+    assert covars is not None
+    _, means2d, depths, conics, compensations = _fully_fused_projection(
+        double["means"], covars, cameras.viewmats.double(), cameras.Ks.double(), cameras.width, cameras.height,
+        calc_compensations=True, camera_model=camera_model,
+    )  # fmt: skip
+    assert compensations is not None
+    visible = (info["radii"] > 0).all(-1)
+    assert visible.sum() > 100 and compensations[visible].min() < 0.5
+    expected = {"means2d": means2d, "depths": depths, "conics": conics}
+    for name, theirs in expected.items():
+        assert torch.allclose(info[name][visible].double(), theirs[visible], rtol=2e-5, atol=1e-5), name
+    opacities = double["opacities"] * compensations
+    assert torch.allclose(info["opacities"][visible].double(), opacities[visible], rtol=1e-4, atol=1e-6)
+    assert (opacities[~visible] < 1.01 / 255).all(), "those left out are fainter than a byte, as in gsplat"
+
+
+def test_a_wrong_compensation_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: without its gradient, the sizes' gradients are off."""
+    backward: Any = cpu._Project.backward
+
+    def forgetful(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return tuple(backward(ctx, *gradients[:3], torch.zeros_like(gradients[3]), *gradients[4:]))
+
+    monkeypatch.setattr(cpu._Project, "backward", staticmethod(forgetful))
+    errors = relative_errors(make_scene(size=0.01), make_cameras(), rasterize_mode="antialiased")
+    assert errors["scales"] > 100 * LIMIT and errors["colors"] < LIMIT
 
 
 def test_projection_matches_gsplat() -> None:
@@ -464,9 +594,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not finite": ({"viewmats": torch.full((2, 4, 4), torch.nan)}, "viewmats, Ks: expected finite numbers"),
     "no colors": ({"colors": None}, "colors: expected a tensor with render_mode 'RGB"),
-    "sparse": ({"sparse_grad": True}, "packed, sparse_grad: .* dense layout"),
+    "sparse": ({"sparse_grad": True}, "sparse_grad: expected False on the CPU"),
     "tile": ({"tile_size": 12}, "tile_size: expected None, 8 or 16"),
-    "packed": ({"packed": True}, "packed=False"),
+    "packed": ({"packed": True}, "packed: expected False on the CPU.* packed=False"),
+    "blurring": ({"rasterize_mode": "mip"}, "rasterize_mode: expected one of .*'antialiased'.*, got 'mip'"),
+    "fisheye": ({"camera_model": "fisheye"}, "camera_model: expected one of .*'ortho'.*call gsplat.rasterization"),
+    "chunk": ({"channel_chunk": 0}, "channel_chunk: expected at least 1"),
+    "distributed": ({"distributed": True}, "distributed: expected False"),
     "background": ({"backgrounds": torch.zeros(3)}, r"backgrounds: expected \[2, 3\]"),
     "camera gradient": (
         {"viewmats": torch.eye(4).repeat(2, 1, 1).requires_grad_()},
@@ -498,7 +632,7 @@ def test_depth_needs_no_colors() -> None:
 
 def test_arguments_stand_in_the_order_of_gsplat() -> None:
     ours, theirs = (list(signature(f).parameters) for f in (rasterization, gsplat.rasterization))
-    assert ours == [name for name in theirs if name in ours]
+    assert ours == theirs[: len(ours)] and "camera_model" in ours
 
 
 @pytest.mark.requires_cuda

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -526,6 +527,24 @@ def test_values_that_no_page_offers_are_refused(studio: Studio, field: str, valu
     studio.form.prompt.value = "a red car"
     getattr(studio.form, field)._impl.value = value
     assert f"{field}: expected" in answered(studio, studio.make) and not studio.orders.waiting
+
+
+def test_clients_that_stall_stop_neither_the_runs_nor_the_page(studio: Studio) -> None:
+    from viewer_client import join
+
+    host, _, port = studio.address.removeprefix("http://").rpartition(":")
+    with join(studio.address) as deaf, socket.create_connection((host, int(port))) as silent:
+        silent.sendall(b"GET / HTTP/1.1\r\nHost: ")  # the rest never comes
+        until(lambda: len(studio.server.get_clients()) == 1)
+        for _ in range(8):
+            studio.server.gui.add_html(os.urandom(4_000_000).hex())
+        assert get(studio, "/")[0] == 200
+        studio.form.prompt.value = "a red car"
+        (studio.folder / "go").write_text("")
+        assert "In the queue: a-red-car-0" in answered(studio, studio.make)
+        soon(studio, lambda: (studio.folder / "a-red-car-0" / FINISHED_FILE).exists())
+        assert get(studio, "/")[0] == 200
+        deaf.close_socket()
 
 
 def test_two_are_compared_with_labels_that_differ(studio: Studio) -> None:

@@ -38,34 +38,47 @@ def mesh_gaussians(path: Path, count: int) -> Gaussians:
     vertices are taken as displayed ones. Raises UserError for a mesh without faces, without area or without colors, and
     for a file that cannot be read.
     """
-    parts = read_parts(path)
-    areas = np.array([part.area for part in parts])
-    if not (np.isfinite(areas.sum()) and areas.sum() > 0):
-        raise UserError(f"init: expected a mesh with a surface, got {path}, whose faces have no area; export it again")
-    spacing = math.sqrt(areas.sum() / count)
-    samples = [sampled(part, round(count * area / areas.sum()), path) for part, area in zip(parts, areas, strict=True)]
-    points, normals, colors = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
+    check_pictures(path)
+    try:
+        points, normals, colors, spacing = surface(path, count)
+    except UserError:
+        raise
+    except Exception as error:  # trimesh and Pillow read late, and raise errors of any type for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"init: expected a mesh (.glb or .obj), got {path}, which cannot be read ({reason}); export it again"
+        ) from error
     seen = colors[:, 3] >= 0.5
     if not seen.any():
         raise UserError(f"init: expected a mesh that can be seen, got {path}, which is transparent; choose another")
     return discs(points[seen], normals[seen], colors[seen, :3], spacing)
 
 
+def surface(path: Path, count: int) -> tuple[Array, Array, Array, float]:
+    """Returns points [N, 3], unit normals [N, 3] and RGBA in [0, 1] [N, 4] at about `count` even places of all parts,
+    and the mean distance of neighbors."""
+    parts = read_parts(path)
+    areas = np.array([part.area for part in parts])
+    if not (np.isfinite(areas.sum()) and areas.sum() > 0):
+        raise UserError(f"init: expected a mesh with a surface, got {path}, whose faces have no area; export it again")
+    samples = [sampled(part, round(count * area / areas.sum()), path) for part, area in zip(parts, areas, strict=True)]
+    points, normals, colors = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
+    if not all(np.isfinite(values).all() for values in (points, normals, colors)):
+        raise UserError(f"init: expected a mesh of finite numbers, got {path}, which has others; export it again")
+    return points, normals, colors, math.sqrt(areas.sum() / count)
+
+
 def read_parts(path: Path) -> list[trimesh.Trimesh]:
     """Returns the meshes of a file, each where the scene has it. Raises UserError if none has faces."""
-    check_pictures(path)
-    try:
-        scene = trimesh.load_scene(path, process=False)
-        found = scene.dump()
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"init: expected a mesh (.glb or .obj), got {path}, which cannot be read ({reason}); export it again"
-        ) from error
+    found = trimesh.load_scene(path, process=False).dump()
     parts = [part for part in found if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not parts:
         raise UserError(
             f"init: expected a mesh with faces, got {path}, which has none; export triangles, or give a 3DGS .ply"
+        )
+    if any(part.vertices.shape[1:] != (3,) for part in parts):
+        raise UserError(
+            f"init: expected vertices with three coordinates, got {path}, which has others; export it again"
         )
     return parts
 

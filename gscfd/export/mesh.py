@@ -15,7 +15,7 @@ from torch import Tensor
 from gscfd.errors import UserError
 from gscfd.export.surface import EXTENT, closed_surface, views_of
 from gscfd.export.texture import painted, unwrapped
-from gscfd.files import atomic_write
+from gscfd.files import atomic_writes
 from gscfd.gaussians import Gaussians
 
 VIEW_SIZE = 384
@@ -163,12 +163,9 @@ def beside(path: str | Path, ending: str) -> Path:
 def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:
     """Writes .obj with .mtl and .texture.png beside it."""
     texture, material = beside(path, ".texture.png"), beside(path, ".mtl")
-    with atomic_write(texture) as file:
-        file.write(texture_png(mesh))
-    with atomic_write(material) as file:
-        words = "newmtl splat\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {}\n"
-        file.write(words.format(texture.name).encode())
-    with atomic_write(path) as file:
+    with atomic_writes(path, material, texture) as (file, words, picture):
+        picture.write(texture_png(mesh))
+        words.write(f"newmtl splat\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {texture.name}\n".encode())
         file.write(f"mtllib {material.name}\nusemtl splat\n".encode())
         np.savetxt(file, mesh.vertices, fmt="v %.7g %.7g %.7g")
         np.savetxt(file, mesh.normals, fmt="vn %.4f %.4f %.4f")
@@ -190,7 +187,6 @@ def write_mesh_ply(mesh: Mesh, path: str | Path) -> None:
     faces["vertex_indices"] = mesh.faces
     parts = [PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")]
     ply = PlyData(parts, byte_order="<", comments=[f"TextureFile {texture.name}"])
-    with atomic_write(texture) as file:
-        file.write(texture_png(mesh))
-    with atomic_write(path) as file:
+    with atomic_writes(path, texture) as (file, picture):
+        picture.write(texture_png(mesh))
         ply.write(file)

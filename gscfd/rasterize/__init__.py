@@ -16,6 +16,8 @@ RIGID = 1e-3
 EPS2D = 0.3
 """Square pixels by which a splat is widened (3DGS), unless said otherwise."""
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
+RasterizeMode = Literal["classic", "antialiased"]
+CameraModel = Literal["pinhole", "ortho"]
 
 
 def rasterization(
@@ -39,11 +41,15 @@ def rasterization(
     render_mode: RenderMode = "RGB+ED",
     sparse_grad: bool = False,
     absgrad: bool = False,
+    rasterize_mode: RasterizeMode = "classic",
+    channel_chunk: int = 32,
+    distributed: bool = False,
+    camera_model: CameraModel = "pinhole",
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Renders N Gaussians in V views by alpha compositing (3DGS, Kerbl et al. 2023), with gradients.
 
-    Names, order, meanings and info entries are those of gsplat.rasterization, which handles CUDA tensors. Its classic
-    mode and pinhole camera are the only ones here.
+    Names, order, meanings and info entries are those of gsplat.rasterization, which handles CUDA tensors; gsplat's
+    arguments after camera_model are not there. Two defaults differ: gsplat's packed is True, and its render_mode "RGB".
 
     means: [N, 3] world positions. quats: [N, 4] wxyz, normalized here. scales: [N, 3] standard deviations, linear.
     opacities: [N] in [0, 1]. colors: [N, D] or [V, N, D]; with sh_degree 0 to 3, SH coefficients [N, K, 3] or [V, N, K,
@@ -52,15 +58,21 @@ def rasterization(
     dropped. radius_clip: splats with a radius of at most this many pixels are dropped. eps2d: added to the 2D
     covariance, square pixels. tile_size: 8 or 16 pixels; None chooses the size expected to be faster, always 16 on
     CUDA. backgrounds: [V, D], weighted by the remaining transmittance; depth has no background. render_mode: "RGB" is
-    color, "D" is depth accumulated with the compositing weights, "ED" is that depth divided by alpha. sparse_grad:
-    sparse gradients, with packed, on CUDA. absgrad: also accumulate the absolute gradients of means2d, in
-    info["means2d"].absgrad after backward.
+    color, "D" is depth accumulated with the compositing weights, "ED" is that depth divided by alpha. packed,
+    sparse_grad: memory for the visible splats alone, and sparse gradients with it; on CUDA only. absgrad: also
+    accumulate the absolute gradients of means2d, in info["means2d"].absgrad after backward. rasterize_mode:
+    "antialiased" multiplies the opacities by sqrt(det C / det (C + eps2d I)), with C the 2D covariance, so that a splat
+    smaller than a pixel keeps its brightness (Mip-Splatting, Yu et al. 2024). channel_chunk: channels that gsplat
+    renders at a time. distributed: only False. camera_model: "ortho" takes fx and fy of Ks as pixels per world unit
+    and projects along z; colors of SH are those seen from the camera's position, as with "pinhole".
 
     Returns colors [V, H, W, D (+ 1)], alphas [V, H, W, 1] and info: means2d [V, N, 2] (call retain_grad for its
-    gradient), radii [V, N, 2] int32 (0 if culled), depths, conics (no gradient), opacities, tile_width, tile_height,
-    tiles_per_gauss, flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also median_depth [V,
-    H, W, 1], the depth at which transmittance falls below one half, or 0 if it never does. On the CPU the tile lists
-    hold only the tiles where a splat's alpha reaches 1/255; gsplat's hold those of its bounding box.
+    gradient), radii [V, N, 2] int32 (0 if culled), depths, conics (no gradient), opacities (compensated, if
+    antialiased), tile_width, tile_height, tiles_per_gauss, isect_ids (view, tile and bits of the depth in one int64),
+    flatten_ids, isect_offsets, width, height, tile_size, n_cameras; on the CPU also median_depth [V, H, W, 1], the
+    depth at which transmittance falls below one half, or 0 if it never does. On the CPU the tile lists hold only the
+    tiles where a splat's alpha reaches 1/255; gsplat's hold those of its bounding box. The largest alpha of a splat is
+    that of the installed gsplat.
 
     Gradients flow to means, quats, scales, opacities, colors and backgrounds; on the CPU not to viewmats and Ks. Raises
     ValueError for arguments of a wrong shape, type, device or range.
@@ -73,6 +85,7 @@ def rasterization(
     channels = _check_colors(colors, sh_degree, means.shape[0], viewmats.shape[0])
     _check_settings(width, height, tile_size, backgrounds, render_mode, channels, viewmats.shape[0])
     _check_limits(near_plane, far_plane, radius_clip, eps2d)
+    _check_modes(rasterize_mode, camera_model, channel_chunk, distributed)
     tensors = {"quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
     tensors |= {"viewmats": viewmats, "Ks": Ks} | ({} if backgrounds is None else {"backgrounds": backgrounds})
     _check_device(means, tensors)
@@ -85,11 +98,12 @@ def rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
             tile_size=tile_size or 16, backgrounds=backgrounds, render_mode=render_mode,
-            sparse_grad=sparse_grad, absgrad=absgrad,
+            sparse_grad=sparse_grad, absgrad=absgrad, rasterize_mode=rasterize_mode, channel_chunk=channel_chunk,
+            camera_model=camera_model,
         )  # fmt: skip
         return drawn
 
-    _check_cpu(means, tensors, packed or sparse_grad)
+    _check_cpu(means, tensors, packed, sparse_grad)
     _check_cameras(viewmats, Ks, sh_degree)
     wants_color, wants_depth = "RGB" in render_mode, "D" in render_mode.split("RGB")[-1]
     if not wants_color:
@@ -99,6 +113,7 @@ def rasterization(
     rendered, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
         far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size,
+        ortho=camera_model == "ortho", antialiased=rasterize_mode == "antialiased",
         depth_channel=wants_depth, expected="ED" in render_mode, absgrad=absgrad,
     )  # fmt: skip
     if backgrounds is not None and wants_color:
@@ -191,6 +206,20 @@ def _check_limits(near_plane: float, far_plane: float, radius_clip: float, eps2d
             raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
 
 
+def _check_modes(rasterize_mode: str, camera_model: str, channel_chunk: int, distributed: bool) -> None:
+    if rasterize_mode not in get_args(RasterizeMode):
+        raise ValueError(f"rasterize_mode: expected one of {get_args(RasterizeMode)}, got {rasterize_mode!r}")
+    if camera_model not in get_args(CameraModel):
+        raise ValueError(
+            f"camera_model: expected one of {get_args(CameraModel)}, got {camera_model!r}; call gsplat.rasterization "
+            "for its other cameras"
+        )
+    if channel_chunk < 1:
+        raise ValueError(f"channel_chunk: expected at least 1 channel, got {channel_chunk}")
+    if distributed:
+        raise ValueError("distributed: expected False, got True; call gsplat.rasterization in a distributed program")
+
+
 def _check_cameras(viewmats: Tensor, Ks: Tensor, sh_degree: int | None) -> None:
     """The values of the cameras; on CUDA, reading them would stall the host."""
     if not viewmats.isfinite().all() or not Ks.isfinite().all():
@@ -215,12 +244,13 @@ def _check_device(means: Tensor, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name}: expected device {means.device} like means, got {tensor.device}; use .to()")
 
 
-def _check_cpu(means: Tensor, tensors: dict[str, Tensor], packed: bool) -> None:
+def _check_cpu(means: Tensor, tensors: dict[str, Tensor], packed: bool, sparse_grad: bool) -> None:
     for name, tensor in {"means": means, **tensors}.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name}: expected torch.float32 on the CPU, got {tensor.dtype}; use .float()")
     for name in ("viewmats", "Ks"):
         if tensors[name].requires_grad:
             raise ValueError(f"{name}: the CPU rasterizer has no gradient for cameras; pass {name}.detach()")
-    if packed:
-        raise ValueError("packed, sparse_grad: the CPU rasterizer has only the dense layout; pass packed=False")
+    for name, wanted in (("packed", packed), ("sparse_grad", sparse_grad)):
+        if wanted:
+            raise ValueError(f"{name}: expected False on the CPU, whose layout is dense, got True; pass {name}=False")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from gscfd import native
+from gscfd.rasterize.kernels import max_alpha
 
 # Types of the C structures of csrc/*.h, which are given as pairs of a type and the names of consecutive fields.
 _POINTER, _LONG, _INT, _BOOL, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_bool, ctypes.c_float
@@ -29,10 +30,11 @@ _Projection = _structure(
     (_POINTER, "means quats scales opacities viewmats intrinsics"),
     (_INT, "width height"),
     (_FLOAT, "eps2d near_plane far_plane radius_clip"),
-    (_POINTER, "radii means2d factors depths conics log_opacities"),
+    (_BOOL, "ortho antialiased"),
+    (_POINTER, "radii means2d factors depths conics compensations log_opacities"),
 )
 _ProjectionGradient = _structure(
-    "ProjectionGradient", (_POINTER, "d_means2d d_factors d_depths d_means d_quats d_scales")
+    "ProjectionGradient", (_POINTER, "d_means2d d_factors d_depths d_compensations d_means d_quats d_scales")
 )
 _Harmonics = _structure(
     "Harmonics", (_LONG, "views count"), (_INT, "degree bases"), (_BOOL, "per_view"),
@@ -41,22 +43,23 @@ _Harmonics = _structure(
 _HarmonicsGradient = _structure("HarmonicsGradient", (_POINTER, "d_colors d_means d_coefficients"))
 _Grid = _structure("Grid", (_INT, "width height tile tiles_x tiles_y"))
 _Tiles = _structure(
-    "Tiles", (_LONG, "views count"), (_Grid, "grid"),
+    "Tiles", (_LONG, "views count"), (_Grid, "grid"), (_BOOL, "opacities_per_view"),
     (_POINTER, "log_opacities radii means2d factors depths tiles_per_splat first_slot"),
 )  # fmt: skip
 _Records = _structure(
-    "Records", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view"),
+    "Records", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view opacities_per_view"),
     (_POINTER, "radii means2d factors depths log_opacities colors records"),
 )  # fmt: skip
 _Composite = _structure(
-    "Composite", (_Grid, "grid"), (_LONG, "views"), (_INT, "channels"), (_BOOL, "expected"),
+    "Composite", (_Grid, "grid"), (_LONG, "views"), (_INT, "channels"), (_BOOL, "expected"), (_FLOAT, "max_alpha"),
     (_POINTER, "records offsets entries colors alphas medians transmittance last"),
 )  # fmt: skip
 _CompositeGradient = _structure(
     "CompositeGradient", (_POINTER, "d_colors d_alphas"), (_BOOL, "absolute"), (_POINTER, "sums used")
 )
 _Reduction = _structure(
-    "Reduction", (_LONG, "views count"), (_INT, "channels color_channels"), (_BOOL, "colors_per_view absolute"),
+    "Reduction", (_LONG, "views count"), (_INT, "channels color_channels"),
+    (_BOOL, "colors_per_view opacities_per_view absolute"),
     (_POINTER, "factors opacities tiles_per_splat first_slot sums used"),
     (_POINTER, "d_means2d d_factors d_depths d_opacities d_colors absolute_means2d"),
 )  # fmt: skip
@@ -67,7 +70,7 @@ def _native(name: str) -> Any:
     """Returns the native function gscfd_<name>. Its arguments are the number of threads and addresses of structures or
     arrays."""
     arguments: dict[str, list[type]] = {
-        "tiles_finish": [_INT, *[_POINTER] * 3],
+        "tiles_finish": [_INT, *[_POINTER] * 4],
         "record_stride": [_INT],
         "sums_stride": [_INT],
         "project_backward": [_INT, _POINTER, _POINTER],
@@ -98,8 +101,9 @@ def _apply(function: type[Function], *arguments: object) -> Any:
 
 
 class _Project(Function):
-    """Projects Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N]; without gradient conics [V, N,
-    3], radii [V, N, 2] and log2 of the opacities [N]. Factors are the Cholesky factors of the conics (csrc/splat.h)."""
+    """Projects Gaussians to splats: means2d [V, N, 2], factors [V, N, 3], depths [V, N], compensations [V, N] (None
+    unless antialiased); without gradient conics [V, N, 3], radii [V, N, 2] and log2 of the opacities, compensated if
+    antialiased, [N] or [V, N]. Factors are the Cholesky factors of the conics (csrc/splat.h)."""
 
     @staticmethod
     def forward(
@@ -112,31 +116,33 @@ class _Project(Function):
         Ks: Tensor,
         image: tuple[int, int],
         limits: tuple[float, float, float, float],
-    ) -> tuple[Tensor, ...]:
+        modes: tuple[bool, bool],
+    ) -> tuple[Tensor | None, ...]:
         views, count = viewmats.shape[0], means.shape[0]
         inputs = [t.contiguous() for t in (means, quats, scales, opacities, viewmats, Ks)]
         radii = means.new_empty(views, count, 2, dtype=torch.int32)
         means2d, factors = means.new_empty(views, count, 2), means.new_empty(views, count, 3)
         depths, conics = means.new_empty(views, count), means.new_empty(views, count, 3)
-        log_opacities = means.new_empty(count)
-        outputs = _addresses(radii, means2d, factors, depths, conics, log_opacities)
-        _run("project", _Projection(views, count, *_addresses(*inputs), *image, *limits, *outputs))
+        antialiased = modes[1]
+        compensations = means.new_empty(views, count) if antialiased else None
+        log_opacities = means.new_empty((views, count) if antialiased else count)
+        outputs = _addresses(radii, means2d, factors, depths, conics, compensations, log_opacities)
+        _run("project", _Projection(views, count, *_addresses(*inputs), *image, *limits, *modes, *outputs))
         ctx.save_for_backward(*inputs, depths)
-        ctx.image, ctx.limits = image, limits
+        ctx.settings = (*image, *limits, *modes)
         ctx.mark_non_differentiable(conics, radii, log_opacities)
-        return means2d, factors, depths, conics, radii, log_opacities
+        return means2d, factors, depths, compensations, conics, radii, log_opacities
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_means2d, d_factors, d_depths = grad_outputs[:3]
         *inputs, depths = ctx.saved_tensors
         gradients = [torch.empty_like(t) for t in inputs[:3]]
-        given = [t.contiguous() for t in (d_means2d, d_factors, d_depths)]
-        addresses = [*_addresses(*inputs), *ctx.image, *ctx.limits, None, None, None, depths.data_ptr(), None, None]
+        given = [None if t is None else t.contiguous() for t in grad_outputs[:4]]
+        addresses = [*_addresses(*inputs), *ctx.settings, None, None, None, depths.data_ptr(), None, None, None]
         projection = _Projection(*depths.shape, *addresses)
         _run("project_backward", projection, _ProjectionGradient(*_addresses(*given, *gradients)))
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 class _EvaluateHarmonics(Function):
@@ -175,6 +181,8 @@ class Tiles:
     """[V * tiles + 1] int32: start of each tile's list."""
     entries: Tensor
     """[P, 2] int32: flat id (view * N + Gaussian), and index of the entry in splat order."""
+    keys: Tensor
+    """[P] int64: view, tile and bits of the depth of each entry (gsplat's isect_ids)."""
     tiles_per_gauss: Tensor
     """[V, N] int32."""
     first_slot: Tensor
@@ -188,15 +196,16 @@ def _make_tiles(
     tiles_per_gauss = depths.new_empty(views, count, dtype=torch.int32)
     first_slot = depths.new_empty(views * count + 1, dtype=torch.int64)
     arrays = _addresses(log_opacities, radii, means2d, factors, depths, tiles_per_gauss, first_slot)
-    handle = _run("tiles_begin", _Tiles(views, count, grid, *arrays))
+    handle = _run("tiles_begin", _Tiles(views, count, grid, log_opacities.ndim == 2, *arrays))
     if first_slot[-1] > torch.iinfo(torch.int32).max:
         raise ValueError(
             f"scales: the splats touch {int(first_slot[-1])} tiles in all, more than 2^31; use fewer views"
         )
     offsets = depths.new_empty(views * grid.tiles_x * grid.tiles_y + 1, dtype=torch.int32)
     entries = depths.new_empty(int(first_slot[-1]), 2, dtype=torch.int32)
-    _native("tiles_finish")(native.threads(), handle, *_addresses(offsets, entries))
-    return Tiles(grid, offsets, entries, tiles_per_gauss, first_slot)
+    keys = depths.new_empty(len(entries), dtype=torch.int64)
+    _native("tiles_finish")(native.threads(), handle, *_addresses(offsets, entries, keys))
+    return Tiles(grid, offsets, entries, keys, tiles_per_gauss, first_slot)
 
 
 class _CompositeSplats(Function):
@@ -222,14 +231,15 @@ class _CompositeSplats(Function):
         colors = colors.contiguous()
         records = depths.new_empty(views * count, _native("record_stride")(channels))
         arrays = _addresses(radii, means2d, factors, depths, log_opacities, colors, records)
-        _run("records", _Records(views, count, channels, colors.shape[-1], colors.ndim == 3, *arrays))
+        per_view = (colors.ndim == 3, opacities.ndim == 2)
+        _run("records", _Records(views, count, channels, colors.shape[-1], *per_view, *arrays))
 
         rendered = depths.new_empty(views, grid.height, grid.width, channels)
         alphas, medians = (depths.new_empty(views, grid.height, grid.width, 1) for _ in range(2))
         transmittance = depths.new_empty(tiles.offsets.numel() - 1, grid.tile**2)
         last = torch.empty_like(transmittance)
         arrays = _addresses(records, tiles.offsets, tiles.entries, rendered, alphas, medians, transmittance, last)
-        _run("composite", _Composite(grid, views, channels, expected, *arrays))
+        _run("composite", _Composite(grid, views, channels, expected, max_alpha(), *arrays))
         ctx.save_for_backward(means2d, factors, opacities.contiguous(), records, rendered, alphas, transmittance, last)
         ctx.tiles, ctx.color_shape, ctx.expected, ctx.absgrad = tiles, colors.shape, expected, absgrad
         ctx.mark_non_differentiable(medians)
@@ -244,7 +254,7 @@ class _CompositeSplats(Function):
         sums = means2d.new_empty(len(tiles.entries), _native("sums_stride")(channels))
         used = means2d.new_zeros(len(tiles.entries), dtype=torch.uint8)
         arrays = _addresses(records, tiles.offsets, tiles.entries, rendered, alphas, None, transmittance, last)
-        composite = _Composite(tiles.grid, views, channels, ctx.expected, *arrays)
+        composite = _Composite(tiles.grid, views, channels, ctx.expected, max_alpha(), *arrays)
         given = _addresses(d_rendered, d_alphas)
         _run("composite_backward", composite, _CompositeGradient(*given, ctx.absgrad, *_addresses(sums, used)))
 
@@ -252,7 +262,7 @@ class _CompositeSplats(Function):
         d_depths = means2d.new_zeros(views, count)
         d_colors = means2d.new_empty(ctx.color_shape)
         absolute = torch.empty_like(means2d) if ctx.absgrad else None
-        sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, ctx.absgrad)
+        sizes = (views, count, channels, d_colors.shape[-1], d_colors.ndim == 3, opacities.ndim == 2, ctx.absgrad)
         arrays = _addresses(factors, opacities, tiles.tiles_per_gauss, tiles.first_slot, sums, used)
         outputs = _addresses(d_means2d, d_factors, d_depths, d_opacities, d_colors, absolute)
         _run("reduce", _Reduction(*sizes, *arrays, *outputs))
@@ -291,6 +301,8 @@ def rasterize_splats(
     radius_clip: float,
     eps2d: float,
     tile_size: int | None,
+    ortho: bool,
+    antialiased: bool,
     depth_channel: bool,
     expected: bool,
     absgrad: bool,
@@ -301,9 +313,11 @@ def rasterize_splats(
     """
     views, count = viewmats.shape[0], means.shape[0]
     limits = (eps2d, near_plane, far_plane, radius_clip)
-    means2d, factors, depths, conics, radii, log_opacities = _apply(
-        _Project, means, quats, scales, opacities, viewmats, Ks, (width, height), limits
+    means2d, factors, depths, compensations, conics, radii, log_opacities = _apply(
+        _Project, means, quats, scales, opacities, viewmats, Ks, (width, height), limits, (ortho, antialiased)
     )
+    if antialiased:
+        opacities = opacities * compensations
     tile_size = tile_size or _faster_tile_size(radii)
     grid = _Grid(width, height, tile_size, -(-width // tile_size), -(-height // tile_size))
     tiles = _make_tiles(means2d, factors, depths, radii, log_opacities, grid)
@@ -321,6 +335,7 @@ def rasterize_splats(
         "tile_width": grid.tiles_x,
         "tile_height": grid.tiles_y,
         "tiles_per_gauss": tiles.tiles_per_gauss,
+        "isect_ids": tiles.keys,
         "flatten_ids": tiles.entries[:, 0],
         "isect_offsets": tiles.offsets[:-1].view(views, grid.tiles_y, grid.tiles_x),
         "width": width,

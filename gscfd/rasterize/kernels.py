@@ -7,6 +7,7 @@ has finished are kept.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -34,6 +35,8 @@ NAME = "gsplat.csrc"
 LIBRARY = "csrc.so"
 MARK = "complete"
 """File beside a finished library: its SHA-256."""
+USUAL_MAX_ALPHA = 0.999
+"""Of gsplat 1.5.3."""
 JOB_MEMORY = 2 * 2**30
 """Bytes that compiling one file takes at most, about."""
 
@@ -53,6 +56,22 @@ def mend() -> str:
     if installed():
         return "take them out, and they are compiled again: `pip install --force-reinstall --no-deps gsplat`"
     return f"remove {build_folder(architectures())}, and they are compiled again"
+
+
+@functools.cache
+def max_alpha() -> float:
+    """Returns the largest alpha of a splat, as the sources of the installed gsplat have it: 0.999 in 1.5.3, 0.99 in
+    versions after it."""
+    package = Path(str(importlib.util.find_spec("gsplat").origin)).parent / "cuda"  # type: ignore[union-attr]
+    places = {
+        "include/Common.h": r"#define MAX_ALPHA ([.0-9]+)f",
+        "csrc/RasterizeToPixels3DGSFwd.cu": r"alpha = min\(([.0-9]+)f, opac",
+    }
+    for name, pattern in places.items():
+        with suppress(OSError):
+            if found := re.search(pattern, (package / name).read_text(encoding="utf-8", errors="replace")):
+                return float(found[1])
+    return USUAL_MAX_ALPHA
 
 
 def architectures() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gscfd.harmonics import spherical_harmonics
+from gscfd.rasterize.kernels import max_alpha
 
 
 def project(
@@ -24,9 +25,10 @@ def project(
     near_plane: float = 0.01,
     far_plane: float = 1e10,
     eps2d: float = 0.3,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns means2d [V, N, 2], conics [V, N, 3], depths [V, N] and whether each depth is between the planes [V,
-    N]."""
+    camera_model: str = "pinhole",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns means2d [V, N, 2], conics [V, N, 3], depths [V, N], compensations [V, N] and whether each depth is
+    between the planes [V, N]."""
     position = torch.einsum("vij,nj->vni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]
     depths = position[..., 2]
     visible = (depths >= near_plane) & (depths <= far_plane)
@@ -37,14 +39,21 @@ def project(
     ratio_x = torch.clamp(x / z, -cx / fx - margin_x, (width - cx) / fx + margin_x)
     ratio_y = torch.clamp(y / z, -cy / fy - margin_y, (height - cy) / fy + margin_y)
     zero = torch.zeros_like(z)
-    jacobian = torch.stack([fx / z, zero, -fx * ratio_x / z, zero, fy / z, -fy * ratio_y / z], -1).unflatten(-1, (2, 3))
+    if camera_model == "ortho":
+        means2d = torch.stack([fx * x + cx, fy * y + cy], -1)
+        entries = [fx + zero, zero, zero, zero, fy + zero, zero]
+    else:
+        means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
+        entries = [fx / z, zero, -fx * ratio_x / z, zero, fy / z, -fy * ratio_y / z]
+    jacobian = torch.stack(entries, -1).unflatten(-1, (2, 3))
 
     half = jacobian @ viewmats[:, None, :3, :3] @ (_rotation(quats) * scales[:, None, :])
-    covariance = half @ half.transpose(-1, -2) + eps2d * torch.eye(2, dtype=means.dtype)
+    bare = half @ half.transpose(-1, -2)
+    covariance = bare + eps2d * torch.eye(2, dtype=means.dtype)
     a, b, c = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
     det = a * c - b * b
-    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
-    return means2d, torch.stack([c, -b, a], -1) / det[..., None], z, visible
+    compensations = (torch.linalg.det(bare) / det).clamp_min(0).sqrt()
+    return means2d, torch.stack([c, -b, a], -1) / det[..., None], z, compensations, visible
 
 
 def rasterization(
@@ -64,16 +73,20 @@ def rasterization(
     sh_degree: int | None = None,
     backgrounds: Tensor | None = None,
     render_mode: str = "RGB+ED",
+    rasterize_mode: str = "classic",
+    camera_model: str = "pinhole",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Same as gscfd.rasterize.rasterization, on the CPU, in the type of its arguments.
 
-    info holds means2d, conics, depths and median_depth.
+    info holds means2d, conics, depths, opacities and median_depth.
     """
     projection = project(
-        means, quats, scales, viewmats, Ks, width, height, near_plane=near_plane, far_plane=far_plane, eps2d=eps2d
-    )
-    means2d, conics, depths, visible = projection
+        means, quats, scales, viewmats, Ks, width, height, near_plane=near_plane, far_plane=far_plane, eps2d=eps2d,
+        camera_model=camera_model,
+    )  # fmt: skip
+    means2d, conics, depths, compensations, visible = projection
     views = viewmats.shape[0]
+    opacities = opacities * compensations if rasterize_mode == "antialiased" else opacities.expand(views, -1)
     if sh_degree is not None:
         centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
         colors = spherical_harmonics(sh_degree, means - centers[:, None], colors)
@@ -89,7 +102,7 @@ def rasterization(
         values = (
             means2d[view, o],
             conics[view, o],
-            opacities[o] * visible[view, o],
+            opacities[view, o] * visible[view, o],
             features[view, o],
             depths[view, o],
         )
@@ -101,7 +114,8 @@ def rasterization(
         d = backgrounds.shape[-1]
         behind = (1 - alphas) * backgrounds[:, None, None]
         rendered = torch.cat([rendered[..., :d] + behind, rendered[..., d:]], -1)
-    return rendered, alphas, {"means2d": means2d, "conics": conics, "depths": depths, "median_depth": medians}
+    info = {"means2d": means2d, "conics": conics, "depths": depths, "opacities": opacities, "median_depth": medians}
+    return rendered, alphas, info
 
 
 def _composite(
@@ -112,7 +126,7 @@ def _composite(
     pixels = torch.stack([x, y], -1).to(means2d) + 0.5
     dx, dy = (pixels[:, :, None] - means2d).unbind(-1)
     sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
-    alpha = torch.clamp_max(opacities * torch.exp(-sigma), 0.999)
+    alpha = torch.clamp_max(opacities * torch.exp(-sigma), max_alpha())
     alpha = torch.where((alpha >= 1.0 / 255.0) & (sigma >= 0), alpha, 0.0)
     after = torch.cumprod(1 - alpha, -1)
     # Drop the Gaussian that would reduce transmittance to 1e-4, and all behind it.

@@ -21,7 +21,7 @@ void write_records(const Records& r, int64_t begin, int64_t end) {
         out[kMeanX] = r.means2d[2 * id];
         out[kMeanY] = r.means2d[2 * id + 1];
         for (int k = 0; k < 3; ++k) out[kFactor + k] = kFactorScale * r.factors[3 * id + k];
-        out[kLogOpacity] = r.log_opacities[id % r.count];
+        out[kLogOpacity] = r.log_opacities[r.opacities_per_view ? id : id % r.count];
         out[kDepth] = r.depths[id];
         const float* color = r.colors + (r.colors_per_view ? id : id % r.count) * r.color_channels;
         for (int d = 0; d < r.color_channels; ++d) out[kChannels + d] = color[d];
@@ -54,9 +54,10 @@ GSCFD_EXPORT void gscfd_project_backward(int threads, const Projection* p, const
 // Returns a handle that gscfd_tiles_finish frees. The arrays must live until then.
 GSCFD_EXPORT void* gscfd_tiles_begin(int threads, const Tiles* tiles) { return begin_tiling(*tiles, threads); }
 
-GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries) {
+GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries,
+                                       int64_t* keys) {
     Tiling* tiling = static_cast<Tiling*>(handle);
-    finish_tiling(*tiling, threads, offsets, entries);
+    finish_tiling(*tiling, threads, offsets, entries, keys);
     delete tiling;
 }
 

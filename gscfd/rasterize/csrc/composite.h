@@ -11,9 +11,10 @@ struct Records {
     int64_t views, count;
     int channels, color_channels;             // with and without the depth channel
     bool colors_per_view;                     // colors [V, N, D] instead of [N, D]
+    bool opacities_per_view;                  // log_opacities [V, N] instead of [N]
     const int32_t* radii;                     // [V, N, 2]: culled splats are skipped
     const float *means2d, *factors, *depths;  // [V, N, 2 | 3 | 1]
-    const float *log_opacities, *colors;      // [N]
+    const float *log_opacities, *colors;
     float* records;                           // [V * N, record_stride(channels)]
 };
 
@@ -22,6 +23,7 @@ struct Composite {
     int64_t views;
     int channels;             // including the depth channel, if any, which is the last
     bool expected;            // divide the last channel by alpha
+    float max_alpha;          // largest alpha of a splat
     const float* records;     // [V * N, record_stride(channels)]
     const int32_t* offsets;   // [V * tiles + 1]
     const Entry* entries;     // of all tiles
@@ -42,13 +44,14 @@ struct CompositeGradient {
 struct Reduction {
     int64_t views, count;
     int channels, color_channels;  // with and without the depth channel
-    bool colors_per_view, absolute;
-    const float *factors, *opacities;  // [V, N, 3], [N]
+    bool colors_per_view, opacities_per_view, absolute;
+    const float *factors, *opacities;  // [V, N, 3], [N] or [V, N]
     const int32_t* tiles_per_splat;    // [V, N]
     const int64_t* first_slot;         // [V * N + 1]
     const float* sums;
     const uint8_t* used;
-    float *d_means2d, *d_factors, *d_depths, *d_opacities;  // [V, N, 2 | 3 | 1], [N]
+    float *d_means2d, *d_factors, *d_depths;                // [V, N, 2 | 3 | 1]
+    float* d_opacities;                                     // as opacities
     float* d_colors;                                        // [N, D] or [V, N, D]
     float* absolute_means2d;                                // [V, N, 2], null unless absolute
 };

@@ -79,7 +79,7 @@ void composite_tile(const Composite& c, int64_t tile, int channel) {
             const Float exponent = fnma(u, u, fnma(v, v, log_opacity));
             Mask hit = alive[k] & (exponent >= Float(kLog2MinAlpha));
             if (!any(hit)) continue;
-            const Float alpha = min(exp2(exponent), Float(kMaxAlpha));
+            const Float alpha = min(exp2(exponent), Float(c.max_alpha));
             const Float weight = alpha * transmittance[k], next = transmittance[k] - weight;
             const Mask stop = hit & (next <= Float(kMinTransmittance));
             if (any(stop)) {
@@ -180,7 +180,7 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
             const Mask hit = (exponent >= Float(kLog2MinAlpha)) & (index <= last[k]);
             if (!any(hit)) continue;
             touched = true;
-            const Float raw = exp2(exponent), alpha = min(raw, Float(kMaxAlpha));
+            const Float raw = exp2(exponent), alpha = min(raw, Float(c.max_alpha));
             const Float inverse = reciprocal(Float(1.0f) - alpha);
             const Float before = transmittance[k] * inverse;
             const Float weight = or_zero(hit, alpha * before);
@@ -190,7 +190,7 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
                 weights[d] = fma(weight, gradient[k][d], weights[d]);
             }
             const Float d_alpha = fnma(behind[k], inverse, before * along);
-            const Float q = or_zero(hit & (raw <= Float(kMaxAlpha)), alpha * d_alpha);
+            const Float q = or_zero(hit & (raw <= Float(c.max_alpha)), alpha * d_alpha);
             behind[k] = fma(weight, along, behind[k]);
             transmittance[k] = select(hit, before, transmittance[k]);
             const Float qu = q * u, qdy = q * dy;
@@ -276,6 +276,7 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
                         for (int j = 0; j < width; ++j) total[j] += first[i * stride + column + j];
             };
             sum_columns(0, kSumChannels + kMaxGroup);
+            if (r.opacities_per_view) r.d_opacities[id] = total[0] != 0.0f ? total[0] / r.opacities[id] : 0.0f;
             d_opacity += total[0];
             r.d_means2d[2 * id] = f[0] * unscale * total[1];
             r.d_means2d[2 * id + 1] = f[1] * unscale * total[1] + f[2] * f[2] * total[2];
@@ -300,7 +301,7 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
             }
         }
         // No list contains a Gaussian of opacity 0.
-        r.d_opacities[n] = d_opacity != 0.0f ? d_opacity / r.opacities[n] : 0.0f;
+        if (!r.opacities_per_view) r.d_opacities[n] = d_opacity != 0.0f ? d_opacity / r.opacities[n] : 0.0f;
     }
 }
 

@@ -20,6 +20,7 @@ struct Camera {
     Float fx, fy, cx, cy;
     // Limits of x/z and y/z in the Jacobian: the image plus 30 % of half its size on each side.
     Float x_low, x_high, y_low, y_high;
+    bool ortho;
 };
 
 GSCFD_INLINE Camera read_camera(const Projection& p, int64_t view) {
@@ -35,7 +36,8 @@ GSCFD_INLINE Camera read_camera(const Projection& p, int64_t view) {
             -(cx / fx + margin_x),
             (p.width - cx) / fx + margin_x,
             -(cy / fy + margin_y),
-            (p.height - cy) / fy + margin_y};
+            (p.height - cy) / fy + margin_y,
+            p.ortho};
 }
 
 struct Shape {
@@ -71,6 +73,7 @@ struct Splat {
     Vec3 m0, m1;             // rows of M
     Vec3 normal;             // m0 x m1
     Float a, b, c, det;      // covariance [[a, b], [b, c]] and its determinant
+    Float bare_det;          // determinant of M M^T
 };
 
 GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Float eps2d) {
@@ -79,9 +82,14 @@ GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Fl
     s.inverse_z = Float(1.0f) / s.position.z;
     s.ratio_x = min(max(s.position.x * s.inverse_z, camera.x_low), camera.x_high);
     s.ratio_y = min(max(s.position.y * s.inverse_z, camera.y_low), camera.y_high);
-    const Float jx = camera.fx * s.inverse_z, jy = camera.fy * s.inverse_z;
-    s.jw0 = jx * (camera.rotation.row0 + (-s.ratio_x) * camera.rotation.row2);
-    s.jw1 = jy * (camera.rotation.row1 + (-s.ratio_y) * camera.rotation.row2);
+    if (camera.ortho) {
+        s.jw0 = camera.fx * camera.rotation.row0;
+        s.jw1 = camera.fy * camera.rotation.row1;
+    } else {
+        const Float jx = camera.fx * s.inverse_z, jy = camera.fy * s.inverse_z;
+        s.jw0 = jx * (camera.rotation.row0 + (-s.ratio_x) * camera.rotation.row2);
+        s.jw1 = jy * (camera.rotation.row1 + (-s.ratio_y) * camera.rotation.row2);
+    }
     s.n0 = row_times(s.jw0, shape.rotation);
     s.n1 = row_times(s.jw1, shape.rotation);
     s.m0 = scaled(s.n0, shape.scale);
@@ -92,17 +100,21 @@ GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Fl
     s.b = dot(s.m0, s.m1);
     s.c = c0 + eps2d;
     // det(M M^T + eps) by Cauchy-Binet: a sum of squares, so accurate for needles too.
-    s.det = dot(s.normal, s.normal) + eps2d * (a0 + c0) + eps2d * eps2d;
+    s.bare_det = dot(s.normal, s.normal);
+    s.det = s.bare_det + eps2d * (a0 + c0) + eps2d * eps2d;
     return s;
 }
 
 // Half the side of a splat's box in standard deviations: the distance at which alpha falls to kMinAlpha, at most 3.33
 // (opacity-aware bounding boxes, StopThePop, Radl et al. 2024, appendix B.2). NaN if alpha never reaches kMinAlpha.
-GSCFD_INLINE Float box_extent(const Projection& p, int64_t first, int64_t end) {
-    float logs[kWidth];
+// Writes the logarithms [N] of the compensated opacities.
+GSCFD_INLINE Float box_extent(const Projection& p, Float compensation, int64_t first, int64_t end, float* log_opacities) {
+    float logs[kWidth], factors[kWidth];
+    store(factors, compensation);
     for (int l = 0; l < kWidth; ++l) {
         const int64_t i = first + l < end ? first + l : end - 1;
-        logs[l] = p.log_opacities[i] = __builtin_log2f(p.opacities[i]);
+        logs[l] = __builtin_log2f(p.opacities[i] * factors[l]);
+        if (first + l < end) log_opacities[i] = logs[l];
     }
     const float two_ln2 = 1.3862943611198906f;
     // min returns its second argument if either is NaN.
@@ -114,13 +126,20 @@ GSCFD_INLINE Float box_extent(const Projection& p, int64_t first, int64_t end) {
 void project(const Projection& p, int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kWidth) {
         const Shape shape = read_shape(p, first, end);
-        const Float extent = box_extent(p, first, end);
+        Float extent(0.0f);
+        if (!p.antialiased) extent = box_extent(p, Float(1.0f), first, end, p.log_opacities);
         const Vec3 mean = gather3(p.means, first, end);
         for (int64_t view = 0; view < p.views; ++view) {
             const Camera camera = read_camera(p, view);
             const Splat s = splat(camera, shape, mean, p.eps2d);
-            const Float x = fma(camera.fx * s.position.x, s.inverse_z, camera.cx);
-            const Float y = fma(camera.fy * s.position.y, s.inverse_z, camera.cy);
+            const Float scale = p.ortho ? Float(1.0f) : s.inverse_z;
+            const Float x = fma(camera.fx * s.position.x, scale, camera.cx);
+            const Float y = fma(camera.fy * s.position.y, scale, camera.cy);
+            Float compensation(1.0f);
+            if (p.antialiased) {
+                compensation = sqrt(s.bare_det) / sqrt(s.det);
+                extent = box_extent(p, compensation, first, end, p.log_opacities + view * p.count);
+            }
             const Float radius_x = ceil(extent * sqrt(s.a)), radius_y = ceil(extent * sqrt(s.c));
             // NaN fails every comparison, so a Gaussian that is not finite is culled.
             Mask visible = (s.position.z >= Float(p.near_plane)) & (s.position.z <= Float(p.far_plane)) &
@@ -142,6 +161,10 @@ void project(const Projection& p, int64_t begin, int64_t end) {
             scatter<3>(factors, 3, first, end, p.factors + 3 * view * p.count);
             scatter<3>(conics, 3, first, end, p.conics + 3 * view * p.count);
             scatter<1>(depths, 1, first, end, p.depths + view * p.count);
+            if (p.antialiased) {
+                const Float compensations[1] = {or_zero(visible, compensation)};
+                scatter<1>(compensations, 1, first, end, p.compensations + view * p.count);
+            }
             float lanes[2][kWidth];
             store(lanes[0], radii[0]);
             store(lanes[1], radii[1]);
@@ -160,6 +183,7 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
         const Vec3 mean = gather3(p.means, first, end);
         const Vec3 zero = {0.0f, 0.0f, 0.0f};
         Vec3 d_mean = zero, d_scale = zero;
+        const Mask ortho = Float(p.ortho ? 1.0f : 0.0f) > Float(0.0f);
         Mask seen = Float(1.0f) < Float(0.0f);  // visible in some view; all others get zeros, finite or not
         Rotation d_rotation = {zero, zero, zero};
         for (int64_t view = 0; view < p.views; ++view) {
@@ -180,11 +204,21 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             const Float d_r = d_factors[2] - d_factors[1] * s.b * t;
             const Float d_b = -d_factors[1] * t * r;
             const Float d_c = half * (d_factors[0] * t * r - d_r * r * r * r);
-            const Float d_det = -half * d_t * t * t * t;
+            Float d_det = -half * d_t * t * t * t;
+
+            // compensation = |m0 x m1| / sqrt(det); at |m0 x m1| = 0, where it has no derivative, zero is taken.
+            Vec3 d_normal = zero;
+            if (p.antialiased) {
+                Float d_compensation[1];
+                gather<1>(g.d_compensations + view * p.count, 1, first, end, d_compensation);
+                const Float area = sqrt(s.bare_det);
+                d_normal = (d_compensation[0] * t / max(area, Float(1e-18f))) * s.normal;
+                d_det = fnma(half * d_compensation[0] * area, t * t * t, d_det);
+            }
 
             // det = |m0 x m1|^2 + eps (|m0|^2 + |m1|^2) + eps^2, b = m0 . m1, c = |m1|^2 + eps
             const Float two(2.0f), blur = two * Float(p.eps2d) * d_det;
-            const Vec3 d_normal = (two * d_det) * s.normal;
+            d_normal = d_normal + (two * d_det) * s.normal;
             const Vec3 d_m0 = cross(s.m1, d_normal) + blur * s.m0 + d_b * s.m1;
             const Vec3 d_m1 = cross(d_normal, s.m0) + (blur + two * d_c) * s.m1 + d_b * s.m0;
             const Vec3 d_n0 = scaled(d_m0, shape.scale), d_n1 = scaled(d_m1, shape.scale);
@@ -204,7 +238,10 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             const Float d_inverse_z = camera.fx * (dot(d_jw0, w.row0) - s.ratio_x * dot(d_jw0, w.row2)) +
                                       camera.fy * (dot(d_jw1, w.row1) - s.ratio_y * dot(d_jw1, w.row2)) +
                                       s.position.x * d_x_ratio + s.position.y * d_y_ratio;
-            const Vec3 d_position = {d_x_ratio * z, d_y_ratio * z, d_depth[0] - d_inverse_z * z * z};
+            // Selected by lanes, not by a branch, after which the compiler would round the pinhole's sums in another way.
+            const Vec3 d_position = {select(ortho, camera.fx * d_means2d[0], d_x_ratio * z),
+                                     select(ortho, camera.fy * d_means2d[1], d_y_ratio * z),
+                                     select(ortho, d_depth[0], d_depth[0] - d_inverse_z * z * z)};
 
             d_mean = d_mean + or_zero(visible, row_times(d_position, w));
             d_scale = d_scale + or_zero(visible, d_s);

@@ -10,7 +10,6 @@ namespace gscfd {
 
 // A splat is skipped at pixels where its alpha is below this (gsplat, 3DGS).
 constexpr float kMinAlpha = 1.0f / 255.0f;
-constexpr float kMaxAlpha = 0.999f;
 // A pixel is finished before its transmittance falls to this.
 constexpr float kMinTransmittance = 1e-4f;
 

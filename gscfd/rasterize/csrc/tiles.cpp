@@ -27,7 +27,7 @@ void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
     const float f0 = in.factors[3 * id], f1 = in.factors[3 * id + 1], f2 = in.factors[3 * id + 2];
     // (f0 dx + f1 dy)^2 + (f2 dy)^2 <= reach, made slightly larger to allow for rounding.
     const float two_ln2 = 1.3862943611198906f, margin = 1e-3f;
-    const float reach = two_ln2 * (in.log_opacities[id % in.count] - kLog2MinAlpha) * 1.0001f + 1e-3f;
+    const float reach = two_ln2 * (in.log_opacities[in.opacities_per_view ? id : id % in.count] - kLog2MinAlpha) * 1.0001f + 1e-3f;
     const float root = std::sqrt(reach), inverse_f0 = 1.0f / f0, f22 = f2 * f2;
     const float half_height = root / f2 + margin;
     const float peak = -f1 * root / (f2 * std::sqrt(f1 * f1 + f22));  // dy of the rightmost point
@@ -131,7 +131,7 @@ Tiling* begin_tiling(const Tiles& input, int threads) {
     return t;
 }
 
-void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entries) {
+void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entries, int64_t* keys) {
     const Tiles& in = t.input;
     const Grid& grid = in.grid;
     const int64_t tiles = int64_t(grid.tiles_x) * grid.tiles_y;
@@ -156,6 +156,8 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entrie
         offsets[tile] = sum;
         sum += n;
     }
+    int tile_bits = 0;
+    while (tiles >> tile_bits) ++tile_bits;
     // Each task fills a band of tile rows of one view, so two threads never write to the same list.
     const int bands = int(std::min<int64_t>(grid.tiles_y, (threads + in.views - 1) / in.views));
     parallel_for(threads, in.views * bands, 1, [&](int64_t begin, int64_t end) {
@@ -167,11 +169,16 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entrie
                                       offsets + view * tiles + last_row * grid.tiles_x);
             for (int64_t i = 0; i < t.visible[view]; ++i) {
                 const int64_t id = view * in.count + t.order[view * in.count + i];
+                uint32_t depth;
+                std::memcpy(&depth, in.depths + id, sizeof depth);
                 for_spans(id, [&](const Span& s) {
                     if (s.row < first_row || s.row >= last_row) return;
                     int32_t slot = int32_t(in.first_slot[id]) + s.slot;
                     for (int x = s.begin; x < s.end; ++x) {
-                        entries[next[(s.row - first_row) * grid.tiles_x + x]++] = {int32_t(id), slot++};
+                        const int64_t tile = int64_t(s.row) * grid.tiles_x + x;
+                        const int32_t place = next[tile - int64_t(first_row) * grid.tiles_x]++;
+                        entries[place] = {int32_t(id), slot++};
+                        keys[place] = (((view << tile_bits) | tile) << 32) | depth;
                     }
                 });
             }

@@ -11,7 +11,8 @@ namespace gscfd {
 struct Tiles {
     int64_t views, count;
     Grid grid;
-    const float* log_opacities;               // [N], to base 2
+    bool opacities_per_view;                  // log_opacities [V, N] instead of [N]
+    const float* log_opacities;               // to base 2
     const int32_t* radii;                     // [V, N, 2]
     const float *means2d, *factors, *depths;  // [V, N, 2 | 3 | 1]
     int32_t* tiles_per_splat;                 // [V * N], set by begin_tiling
@@ -35,8 +36,10 @@ struct Tiling {
 
 Tiling* begin_tiling(const Tiles& input, int threads);
 
-// Fills offsets [V * tiles + 1] and entries [last element of first_slot]: entries offsets[t] to offsets[t + 1] are the
-// splats of tile t, sorted by depth and, at equal depth, by index.
-void finish_tiling(const Tiling& tiling, int threads, int32_t* offsets, Entry* entries);
+// Fills offsets [V * tiles + 1] and, with P the last element of first_slot, entries [P] and keys [P]: entries offsets[t]
+// to offsets[t + 1] are the splats of tile t, sorted by depth and, at equal depth, by index. A key has, from the highest
+// bit, view, tile of the view and the 32 bits of the depth (gsplat's isect_ids); the tile has as many bits as the number
+// of tiles.
+void finish_tiling(const Tiling& tiling, int threads, int32_t* offsets, Entry* entries, int64_t* keys);
 
 }  // namespace gscfd
