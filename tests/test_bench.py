@@ -16,7 +16,6 @@ from present import present
 import gscfd
 from gscfd import bench
 from gscfd.config import Config, flat, plain, to_yaml
-from gscfd.export.turntable import turntable_frames
 from gscfd.lab import claims as lab_claims
 from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
@@ -25,7 +24,6 @@ from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, variants, verdic
 from gscfd.lab.examine import Examined
 from gscfd.lab.intervals import Estimate
 from gscfd.lab.papers import plan_runs
-from gscfd.runs import folder as runs_folder
 from gscfd.runs import names as runs_names
 from gscfd.sweeps import make as sweeps_make
 from gscfd.sweeps.workers import Outcome, Place, Worker
@@ -114,8 +112,8 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced() -> Non
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two variants, a claim on splats and one on pictures, few views and draws."""
-    few = {name: variants(1)[name] for name in ("sds", "cfd")}
+    """Two variants, a claim on splats and one on pictures, few views and draws, no polish."""
+    few = {name: variants(1)[name] | {"polish": {"steps": 0}} for name in ("sds", "cfd")}
     monkeypatch.setattr(papers, "variants", lambda steps: few)
     claims = (Claim("similarity", "cfd", "sds", ""),)
     splats = replace(EXPERIMENTS[0], variants=("sds", "cfd"), metrics=("similarity", "fid"), claims=claims)
@@ -123,12 +121,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_examine, "VIEWS", 12)
     monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
-    large = turntable_frames
-    monkeypatch.setattr(
-        runs_folder,
-        "turntable_frames",
-        lambda gaussians, frames, size, **options: large(gaussians, frames, 32, **options),
-    )
 
 
 class OneProcess:
