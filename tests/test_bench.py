@@ -58,6 +58,7 @@ def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path: Path)
     assert all(one != other for i, one in enumerate(told) for other in told[:i])
     for key in ("prompt", "seed", "coarse.teacher", "coarse.steps", "refine.steps", "coarse.views", "coarse.cfg"):
         assert len({c[key] for c in configs}) == 1
+    assert {(c["refine.steps"], c["polish.steps"]) for c in configs} == {(0, 0)}, "the coarse stage only"
 
 
 def test_every_size_asks_for_prompts_that_the_teachers_never_saw() -> None:
@@ -112,8 +113,8 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced() -> Non
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two variants, a claim on splats and one on pictures, few views and draws, no polish."""
-    few = {name: variants(1)[name] | {"polish": {"steps": 0}} for name in ("sds", "cfd")}
+    """Two variants, a claim on splats and one on pictures, few views and draws."""
+    few = {name: variants(1)[name] for name in ("sds", "cfd")}
     monkeypatch.setattr(papers, "variants", lambda steps: few)
     claims = (Claim("similarity", "cfd", "sds", ""),)
     splats = replace(EXPERIMENTS[0], variants=("sds", "cfd"), metrics=("similarity", "fid"), claims=claims)
