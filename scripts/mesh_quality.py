@@ -31,6 +31,7 @@ from gscfd.types import Cameras
 VIEWS = 4
 FINER = 2
 """Rays per pixel along each axis."""
+barycentric: Any = trimesh.triangles.points_to_barycentric
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    print("| splat | PSNR of the mesh | limit of a hard outline | triangles | closed | parts | seconds |")
+    print("| splat | PSNR of the mesh | limit of a hard outline | triangles | closed | parts | processor seconds |")
     print("|---|---:|---:|---:|---|---:|---:|")
     for source in arguments.sources:
         print(row(source, arguments), flush=True)
@@ -94,7 +95,7 @@ def ray_cast(shape: Any, camera: Cameras) -> Tensor:
     directions = np.stack([pixel[1], pixel[0], np.ones_like(pixel[0])], -1).reshape(-1, 3) @ matrix[:3, :3].T
     starts = np.repeat(matrix[None, :3, 3], len(directions), 0)
     triangle, ray, place = shape.ray.intersects_id(starts, directions, multiple_hits=False, return_locations=True)
-    weights = trimesh.triangles.points_to_barycentric(shape.triangles[triangle], place)
+    weights = barycentric(shape.triangles[triangle], place)
     uv = (shape.visual.uv[shape.faces[triangle]] * weights[..., None]).sum(1)
     texture = np.asarray(shape.visual.material.baseColorTexture.convert("RGB")) / 255
     column, line = (np.array([uv[:, 0], 1 - uv[:, 1]]) * len(texture)).astype(int).clip(0, len(texture) - 1)

@@ -29,7 +29,8 @@ FAINT = """() => {
 }"""
 """JavaScript: the texts of a page whose contrast is below 4.5 to 1 (WCAG 2)."""
 NAMELESS = """() =>
-  [...document.querySelectorAll("button, [role=button], a, input, textarea, img")].filter((e) => e.offsetParent)
-    .filter((e) => !(e.ariaLabel || e.title || e.textContent.trim() || e.hasAttribute("alt") || e.closest("label")))
+  [...document.querySelectorAll("button, [role=button], a, input, textarea, img")]
+    .filter((e) => e.offsetParent && !e.ariaHidden && !e.ariaLabel && !e.title && !e.textContent.trim())
+    .filter((e) => !e.hasAttribute("alt") && !e.closest("label"))
     .filter((e) => !(e.id && document.querySelector(`label[for="${e.id}"]`))).map((e) => e.outerHTML)"""
 """JavaScript: the controls and pictures of a page that have no name."""
