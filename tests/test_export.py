@@ -646,7 +646,7 @@ def test_a_texture_has_the_colors_of_usual_elevations_where_these_see_it() -> No
     usual = np.array([views.usual(i) for i in range(len(views))])
     assert usual.any() and not usual.all()
     told = replace(views, color=np.ones_like(views.color) * usual[:, None, None, None])
-    points = np.float32([[0.7, 0, 0], [0, -0.7, 0], [0, 0, -0.7]])
+    points = np.array([[0.7, 0, 0], [0, -0.7, 0], [0, 0, -0.7]], np.float32)
     colors, weights = texture.seen_colors(points, points, told)
     assert (weights > 0).all() and (colors[:2] > 0.9).all()
     assert (colors[2] < 0.1).all(), "control: nothing usual sees the bottom"
