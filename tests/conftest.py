@@ -14,6 +14,14 @@ def toybox_unless_named() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_turntables() -> Iterator[None]:
+    """Runs in this process end in small pictures; test_end_to_end looks at those of users."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("gscfd.runs.folder.TURN_SIZE", 64)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

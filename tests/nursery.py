@@ -19,7 +19,6 @@ import torch
 
 from gscfd import train
 from gscfd.distil import preflight
-from gscfd.export.turntable import turntable_frames
 from gscfd.runs import folder as runs_folder
 from gscfd.teachers import load_teacher
 
@@ -52,9 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     load = functools.cache(load_teacher)
-    vars(runs_folder)["turntable_frames"] = lambda gaussians, frames, size, **options: turntable_frames(
-        gaussians, frames, 32, **options
-    )
+    vars(runs_folder)["TURN_SIZE"] = 64
     vars(preflight)["load_teacher"] = load
     for name in ("toybox/multiview", "toybox/singleview"):
         load(name, device=torch.device("cpu"), dtype=torch.float32)

@@ -16,7 +16,6 @@ from present import present
 import gscfd
 from gscfd import bench
 from gscfd.config import Config, flat, plain, to_yaml
-from gscfd.export.turntable import turntable_frames
 from gscfd.lab import claims as lab_claims
 from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
@@ -25,7 +24,6 @@ from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, variants, verdic
 from gscfd.lab.examine import Examined
 from gscfd.lab.intervals import Estimate
 from gscfd.lab.papers import plan_runs
-from gscfd.runs import folder as runs_folder
 from gscfd.runs import names as runs_names
 from gscfd.sweeps import make as sweeps_make
 from gscfd.sweeps.workers import Outcome, Place, Worker
@@ -60,6 +58,7 @@ def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path: Path)
     assert all(one != other for i, one in enumerate(told) for other in told[:i])
     for key in ("prompt", "seed", "coarse.teacher", "coarse.steps", "refine.steps", "coarse.views", "coarse.cfg"):
         assert len({c[key] for c in configs}) == 1
+    assert {(c["refine.steps"], c["polish.steps"]) for c in configs} == {(0, 0)}, "the coarse stage only"
 
 
 def test_every_size_asks_for_prompts_that_the_teachers_never_saw() -> None:
@@ -123,12 +122,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_examine, "VIEWS", 12)
     monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setattr(references, "SAMPLER_STEPS", 2)
-    large = turntable_frames
-    monkeypatch.setattr(
-        runs_folder,
-        "turntable_frames",
-        lambda gaussians, frames, size, **options: large(gaussians, frames, 32, **options),
-    )
 
 
 class OneProcess:

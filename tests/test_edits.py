@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -18,9 +17,6 @@ from gscfd.config import CdsConfig, Config, Edit, StageName, load_preset, plain
 from gscfd.distil.edits import LiveSettings, last_settings, settings_at, time_range, with_edit
 from gscfd.distil.stage import StepReport
 from gscfd.errors import UserError
-from gscfd.export.turntable import turntable_frames
-from gscfd.gaussians import Gaussians
-from gscfd.runs import folder as runs_folder
 from gscfd.runs.folder import RunFolder
 from gscfd.runs.names import read_run
 from gscfd.viewer import steer
@@ -104,12 +100,7 @@ def watched_run(
             on_step(self, report, live)
 
         monkeypatch.setattr(LiveViewer, "on_step", and_edit)
-        monkeypatch.setattr(runs_folder, "turntable_frames", small_frames)
         return train.main([*arguments, "--viewer"])
-
-
-def small_frames(gaussians: Gaussians, frames: int, size: int, **options: Any) -> np.ndarray:
-    return turntable_frames(gaussians, frames, 32, **options)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -25,8 +25,9 @@ from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
+from gscfd.runs import folder as runs_folder
 from gscfd.runs import options as runs_options
-from gscfd.runs.folder import RunFolder
+from gscfd.runs.folder import TURN_SIZE, RunFolder
 from gscfd.types import Cameras, Render
 
 SHORT = ["--coarse.steps", "6", "--refine.steps", "4", "--init.count", "300", "--no-viewer", "--polish.steps", "0"]
@@ -44,7 +45,9 @@ def stats_of(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "duck"
-    assert run("--prompt", "a yellow duck", "--out", out) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(runs_folder, "TURN_SIZE", TURN_SIZE)
+        assert run("--prompt", "a yellow duck", "--out", out) == 0
     return out
 
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch.nn.functional import normalize
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
-from gscfd.export import FORMATS, Axes, Format, mesh, sog, surface, write
+from gscfd.export import FORMATS, Axes, Format, mesh, sog, surface, texture, write
 from gscfd.export.__main__ import main
 from gscfd.export.options import ExportOptions
 from gscfd.export.spz import fractional_bits
@@ -638,6 +639,17 @@ def test_a_surface_that_touches_itself_stays_closed_for_readers_that_join_equal_
 def closed_surfaces(shape: trimesh.Trimesh) -> bool:
     """Whether the shape is closed, of one part or several."""
     return bool(shape.is_watertight and shape.is_winding_consistent and shape.volume > 0)
+
+
+def test_a_texture_has_the_colors_of_usual_elevations_where_these_see_it() -> None:
+    views = surface.views_of(shell(0), 48)
+    usual = np.array([views.usual(i) for i in range(len(views))])
+    assert usual.any() and not usual.all()
+    told = replace(views, color=np.ones_like(views.color) * usual[:, None, None, None])
+    points = np.array([[0.7, 0, 0], [0, -0.7, 0], [0, 0, -0.7]], np.float32)
+    colors, weights = texture.seen_colors(points, points, told)
+    assert (weights > 0).all() and (colors[:2] > 0.9).all()
+    assert (colors[2] < 0.1).all(), "control: nothing usual sees the bottom"
 
 
 def test_floaters_go_and_cavities_are_filled() -> None:

@@ -17,7 +17,6 @@ from tiny import stage_config, tiny_stage
 from gscfd.config import CheckpointConfig, Config
 from gscfd.distil.stage import StepReport
 from gscfd.distil.state import Checkpoint, StageState, StateDict
-from gscfd.export.turntable import turntable_frames
 from gscfd.files import Background
 from gscfd.gaussians import ball
 from gscfd.runs import folder as runs_folder
@@ -173,12 +172,6 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
 ) -> None:
     gate = threading.Event()
     before_saving(monkeypatch, gate.wait)
-    large = turntable_frames
-    monkeypatch.setattr(
-        runs_folder,
-        "turntable_frames",
-        lambda gaussians, frames, size, **options: large(gaussians, frames, 16, **options),
-    )
     gaussians = tiny_stage(stage_config(steps=4), on_step=run.on_step)
     threading.Timer(0.1, gate.set).start()
     run.finish(gaussians)
@@ -188,12 +181,6 @@ def test_a_finished_run_leaves_no_checkpoints_of_a_save_in_flight(
 def test_without_ffmpeg_a_run_is_finished_and_says_what_is_missing(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    large = turntable_frames
-    monkeypatch.setattr(
-        runs_folder,
-        "turntable_frames",
-        lambda gaussians, frames, size, **options: large(gaussians, frames, 16, **options),
-    )
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     monkeypatch.delitem(sys.modules, "imageio.plugins.ffmpeg", raising=False)  # an earlier video has imported it
     run.finish(tiny_stage(stage_config(steps=4), on_step=run.on_step))

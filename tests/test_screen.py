@@ -22,6 +22,7 @@ from gscfd.errors import warn
 from gscfd.screen import Screen
 
 RUN = ["--prompt", "a mug", "--coarse.steps", "3", "--refine.steps", "0", "--init.count", "200", "--no-viewer"]
+RUN += ["--polish.steps", "0"]
 
 
 def unread() -> TextIO:

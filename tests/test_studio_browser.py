@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from chromium import CHROMIUM, FLAGS
+from chromium import CHROMIUM, FAINT, FLAGS, NAMELESS
 from test_studio import saved_run, stand_in
 from viewing import until
 
@@ -158,6 +158,16 @@ def test_another_page_cannot_choose_or_connect(browser: Browser, page: Page, stu
     assert other.evaluate(connect, address) == "refused"
     assert page.evaluate(connect, address) == "open", "control: the page itself may"
     other.close()
+
+
+def test_texts_stand_out_and_controls_have_names(page: Page) -> None:
+    until(lambda: not page.evaluate(NAMELESS), PATIENCE)
+    assert not page.evaluate(FAINT)
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<button id=x style=color:#999>?</button>')")
+    assert page.evaluate(FAINT) == ["?"], "control"
+    page.evaluate("document.getElementById('x').textContent = ''")
+    assert len(page.evaluate(NAMELESS)) == 1, "control"
+    page.evaluate("document.getElementById('x').remove()")
 
 
 def test_the_console_is_quiet(page: Page, said: list[str]) -> None:

@@ -18,7 +18,7 @@ from gscfd.export.texture import painted, unwrapped
 from gscfd.files import atomic_writes
 from gscfd.gaussians import Gaussians
 
-VIEW_SIZE = 384
+VIEW_SIZE = 320
 """Pixels of the views that the mesh is made of."""
 TEXTURE_SIZE = 1024
 SIMPLIFYING = 0.03

@@ -15,8 +15,10 @@ from gscfd.cameras import orbit
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 
-ELEVATIONS = (-75.0, -40.0, 0.0, 40.0, 75.0)
+ELEVATIONS = (-60.0, -20.0, 0.0, 12.0, 25.0, 60.0)
 AZIMUTHS = 12
+USUAL = (0.0, 30.0)
+"""Elevations in degrees that runs optimize a splat for. From elsewhere its layers may show colors that nobody meant."""
 FOV, DISTANCE = 40.0, 3.0
 EXTENT = 1.1
 """Half the edge of the grid in world units. The object is inside the ball of radius 1."""
@@ -24,7 +26,7 @@ TRUNCATION = 3.0
 """Truncation distance of the signed distance, in cells on each side of the surface."""
 COARSER = 3
 """Cells of the fine grid per cell, along each axis, of the grid that finds the neighborhood of the surface."""
-SMOOTHING = 1.0
+SMOOTHING = 0.7
 """Standard deviation of the filter that removes the pebbles of single Gaussians, in cells."""
 LEVEL = 1.75
 """Signed distance of the surface in cells: the mean over all views lies below the outlines, where a ray crosses more of
@@ -62,6 +64,16 @@ class Views:
     def size(self) -> int:
         """Width and height of the images in pixels."""
         return int(self.depth.shape[1])
+
+    def position(self, i: int) -> np.ndarray:
+        """Returns the position [3] float32 of the camera of view i in the world."""
+        found: np.ndarray = -self.rotations[i].T @ self.shifts[i]
+        return found
+
+    def usual(self, i: int) -> bool:
+        """Returns whether the elevation of view i is one that runs optimize a splat for."""
+        x, y, z = self.position(i)
+        return bool(USUAL[0] - 1 < np.degrees(np.arctan2(z, np.hypot(x, y))) < USUAL[1] + 1)
 
     def projected(self, i: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the positions of world points [P, 3] in view i: x and y [P] in pixels, moved into the image, and

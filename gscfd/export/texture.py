@@ -12,8 +12,10 @@ from gscfd.export.surface import Views
 
 PADDING = 4
 """Texels between the charts."""
-SHARPNESS = 4
+SHARPNESS = 2
 """Power of the cosine between normal and direction of the view that weights its color."""
+UNUSUAL = 0.01
+"""Weight of a view from an unusual elevation beside a usual one: it decides only where no usual one sees the texel."""
 TOLERANCE = 0.03
 """World units by which a texel may lie behind the depth that a view shows."""
 
@@ -97,13 +99,14 @@ def seen_colors(points: np.ndarray, normals: np.ndarray, views: Views) -> tuple[
     facing = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     total, weight = np.zeros((len(points), 3), np.float32), np.zeros(len(points), np.float32)
     for i in range(len(views)):
-        toward = -views.rotations[i].T @ views.shifts[i] - points
+        toward = views.position(i) - points
         cosine = (toward * facing).sum(1) / np.linalg.norm(toward, axis=1)
         rows = np.flatnonzero(cosine > 0.1)
         x, y, z = views.projected(i, points[rows])
         pixel = y.astype(np.int32), x.astype(np.int32)
         seen = (views.opacity[i][pixel] > 0.5) & (z < views.depth[i][pixel] + TOLERANCE)
-        share = np.where(seen, cosine[rows] ** SHARPNESS, np.float32(0))
+        importance = np.float32(1 if views.usual(i) else UNUSUAL)
+        share = np.where(seen, importance * cosine[rows] ** SHARPNESS, np.float32(0))
         total[rows] += share[:, None] * interpolated(views.color[i], x, y)
         weight[rows] += share
     return total / np.maximum(weight, 1e-9)[:, None], weight

@@ -7,6 +7,20 @@
     const control = event.target.closest?.("[data-do]");
     if (control) tell(control.dataset.do, control.dataset.value);
   });
+  // viser names neither its buttons without words nor its logo.
+  const NAMES = [
+    ["mantine-CloseButton-root", "Close"],
+    ["mantine-ColorInput-eyeDropperButton", "Pick a color on the screen"],
+    ["mantine-ActionIcon-root", "Settings of the page"],
+  ];
+  const name = () => {
+    for (const [look, words] of NAMES) {
+      for (const button of document.querySelectorAll(`button.${look}:not([aria-label])`)) {
+        if (!button.textContent.trim()) button.setAttribute("aria-label", words);
+      }
+    }
+    for (const image of document.querySelectorAll("img:not([alt])")) image.alt = "";
+  };
   // viser's text and color fields have other ids than their labels say.
   const link = () => {
     for (const label of document.querySelectorAll("p > label[for]")) {
@@ -15,7 +29,8 @@
       if (field?.id) label.htmlFor = field.id;
     }
   };
-  new MutationObserver(link).observe(document.documentElement, { childList: true, subtree: true });
+  const mend = () => (name(), link());
+  new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
   let touched = false;
   const touch = (event) => {
     if (touched || !(event.target instanceof HTMLCanvasElement)) return;

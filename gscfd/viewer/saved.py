@@ -140,7 +140,10 @@ class Showcase:
         if len(paths) > 1:
             add = self.server.scene.add_label
             places = enumerate(zip(names, content.places(len(paths)), strict=True))
-            self.marks = [add(f"{OBJECT}/label-{i}", name, position=(0.0, y, -1.1)) for i, (name, y) in places]
+            self.marks = [
+                add(f"{OBJECT}/label-{i}", name, position=(0.0, y, -1.1), anchor="top-center")
+                for i, (name, y) in places
+            ]
             self.display.stand()  # about a common axis they would hide each other
         self.display.gaussians = None
         self.update()
