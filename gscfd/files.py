@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -35,6 +37,20 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes a csv file with a column for every key."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file.getvalue(), path)
 
 
 def write_whole(file: IO[bytes], data: bytes, path: Path) -> None:
