@@ -6,10 +6,10 @@ that the files lack: their p-value is that of the t statistic behind the interva
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,4 +86,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of a report of gscfd bench papers, with its runs.csv")
+    main(parser.parse_args().folder)

@@ -78,7 +78,7 @@ def read_matrix(path: Path) -> Axes:
         raise UserError(f"matrix: expected a yaml file, got {path} ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"matrix: expected yaml in {path}, got an error: {reason}; correct the file") from None
+        raise UserError(f"matrix: expected yaml in {path}, got {reason}; correct the file") from None
     check(isinstance(content, dict), "matrix", f"a mapping with the keys {', '.join(AXES)} in {path}", content)
     for key in content:
         check(key in AXES, "matrix", f"the keys {', '.join(AXES)} in {path}", key)
