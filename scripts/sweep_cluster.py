@@ -29,6 +29,12 @@ GPUS = 1000
 TICK = os.sysconf("SC_CLK_TCK")
 STORE_BYTES = 80 * 2**20
 """Size of a node's object store, near Ray's minimum."""
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "1800000",
+    "RAY_raylet_start_wait_time_s": "1800",
+    "RAY_worker_register_timeout_seconds": "1800",
+}
+"""Ray's limits for the start of its own processes: 30 to 60 s are too short on a busy machine."""
 
 
 class TinyWorker(Worker):
@@ -44,10 +50,11 @@ class TinyWorker(Worker):
 
 def start_cluster() -> Any:
     """Returns a cluster with a head that makes no runs."""
+    os.environ.update(PATIENCE)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
-    cluster.add_node(num_cpus=0, object_store_memory=STORE_BYTES)
+    cluster.add_node(num_cpus=0, object_store_memory=STORE_BYTES, include_dashboard=False)
     return cluster
 
 

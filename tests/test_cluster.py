@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +23,7 @@ def bench() -> Iterator[ModuleType]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "sweep_cluster", module)
-        patch.setenv("RAY_raylet_start_wait_time_s", "600")
+        patch.setitem(sys.modules, "sweep_cluster", module)
         spec.loader.exec_module(module)
         ray.cloudpickle.register_pickle_by_value(module)
         home = os.getcwd()

@@ -447,7 +447,7 @@ def test_the_table_has_a_row_for_every_run_with_what_changed_and_what_became_of_
 
 def test_a_parquet_table_holds_the_rows_of_the_csv(matrix: Callable[..., list[Run]], tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    runs = matrix(MATRIX + "  mixed: {coarse: {cfg: 1, t_range: [0.1, 0.9]}}\n")
+    runs = matrix(MATRIX + "  mixed: {coarse: {cfg: 1, cds: {gap: [0.2, 0.3]}}}\n")
     worked(runs, tmp_path / "out")
     write_table(tmp_path / "out", runs, tmp_path / "runs.parquet")
     rows = parquet.read_table(tmp_path / "runs.parquet").to_pylist()
