@@ -54,7 +54,7 @@ ORDERINGS = (
 
 def plan_runs(out: Path, size: Size) -> dict[str, list[Run]]:
     """Returns the runs of every variant: the coarse stage only, ordered by seed, then prompt."""
-    base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}})
+    base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}, "polish": {"steps": 0}})
     return {
         variant: [
             plan_run(out, variant, replace(merged(base, changes), prompt=prompt, seed=seed))
