@@ -98,7 +98,7 @@ def read_matrix(path: Path) -> Axes:
 
 def axis(content: dict[str, Any], name: str, path: Path) -> list[Any]:
     """Returns an axis of the file. Raises UserError if it is no list, is empty or holds an entry twice or blank."""
-    entries = content[name]
+    entries: list[Any] = content[name]
     check(isinstance(entries, list) and len(entries) > 0, "matrix", f"a list of {name} in {path}, not empty", entries)
     texts = [str(entry).strip() for entry in entries]
     for i, text in enumerate(texts):
@@ -116,9 +116,9 @@ def matrix_seeds(content: dict[str, Any], path: Path) -> list[int]:
     return read_seeds(str(seeds))
 
 
-def checked_setting(name: str, changes: Any) -> dict[str, Any]:
+def checked_setting(name: str, content: Any) -> dict[str, Any]:
     """Returns the changes of a setting; an empty one is the preset. Raises UserError for settings of the sweep."""
-    changes = {} if changes is None else changes
+    changes: dict[str, Any] = {} if content is None else content
     check(
         isinstance(changes, dict), f"settings, {name!r}", "changes as in a preset, such as noise: {beta: 1.0}", changes
     )
