@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -50,6 +52,20 @@ def atomic_writes(*paths: str | Path) -> Iterator[list[IO[bytes]]]:
         for file in files:  # before the first is replaced, so that a full disk shows
             file.flush()
             os.fsync(file.fileno())
+
+
+def write_text(text: str, path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes a csv file with a column for every key."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file.getvalue(), path)
 
 
 def write_whole(file: IO[bytes], data: bytes, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Makes a run for every prompt, method and seed, in parallel: `gscfd sweep --prompts FILE --seeds 0:8`.
+"""Makes a run for every prompt, method, setting and seed, in parallel: `gscfd sweep --matrix FILE`.
 
 The run folders alone determine the remaining work, so repeating the command continues a stopped sweep.
 """
@@ -17,13 +17,21 @@ def sweep(options: SweepOptions, arguments: list[str]) -> int:
     """Makes the runs, or lists them. Returns the exit code: 1 if any run failed."""
     from gscfd.sweeps.make import make_runs
     from gscfd.sweeps.plan import list_runs, plan_runs
+    from gscfd.sweeps.table import check_table, write_table
 
+    path = options.table or options.out / "runs.csv"
+    check_table(path)
     runs = plan_runs(options, arguments)
     if options.dry_run:
         list_runs(options.out, runs)
         return 0
-    progress = make_runs(options.out, runs, options)
-    print(f"{options.out}  {progress}")
+    try:
+        progress = make_runs(options.out, runs, options)
+    except KeyboardInterrupt:
+        write_table(options.out, runs, path)
+        raise
+    write_table(options.out, runs, path)
+    print(f"{path}  {progress}")
     for name, error in progress.failed.items():
         print(f"  {options.out / name}: {error}")
     return 1 if progress.failed else 0

@@ -20,9 +20,10 @@ from gscfd.lab import claims as lab_claims
 from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
 from gscfd.lab.catalogue import METRICS
-from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, variants, verdict
+from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, Finding, variants, verdicts
 from gscfd.lab.examine import Examined
 from gscfd.lab.intervals import Estimate
+from gscfd.lab.judges import SCORER, Judges, Scorer
 from gscfd.lab.papers import plan_runs
 from gscfd.runs import names as runs_names
 from gscfd.sweeps import make as sweeps_make
@@ -68,26 +69,47 @@ def test_every_size_asks_for_prompts_that_the_teachers_never_saw() -> None:
         assert any(withheld) and not all(withheld)
 
 
+def test_the_papers_orderings_are_25_and_none_stands_twice() -> None:
+    by_metric = [(one.title, c.better, c.worse, c.metric) for one in EXPERIMENTS for c in one.claims]
+    assert len(by_metric) == len(set(by_metric)) == 25
+    for twins in ({"variance_means", "variance_sh0"}, {"similarity", "r_precision"}):
+        assert len({metric for *_, metric in by_metric} & twins) == 1
+
+
+def finding(metric: str, value: float, p: float, differs: bool = False) -> Finding:
+    found = Estimate(value, value - 1, value + 1, 12, error=abs(value) / 3)
+    return Finding(Claim(metric, "a", "b", "", differs), found, p)
+
+
 @pytest.mark.parametrize(
-    "metric, low, high, differs, expected",
+    "metric, value, p, differs, expected",
     [
-        ("clip", 0.1, 0.5, False, "reproduced"),
-        ("clip", -0.5, -0.1, False, "not reproduced"),
-        ("fid", -0.5, -0.1, False, "reproduced"),
-        ("fid", 0.1, 0.5, False, "not reproduced"),
-        ("fid", -0.1, 0.5, False, "not significant"),
-        ("fid", 0.1, 0.5, True, "reproduced"),
-        ("fid", 0.0, 0.0, False, "not significant"),
-        ("fid", 0.1, 0.1, False, "too few runs to say"),
-        ("fid", math.nan, math.nan, False, "too few runs to say"),
+        ("clip", 0.3, 0.01, False, "reproduced"),
+        ("clip", -0.3, 0.01, False, "contradicted"),
+        ("fid", -0.3, 0.01, False, "reproduced"),
+        ("fid", 0.3, 0.01, False, "contradicted"),
+        ("fid", 0.3, 0.01, True, "reproduced"),
+        ("fid", 0.3, 0.06, False, "undecided (needs about 1 more runs of each)"),
+        ("fid", 0.0, 1.0, False, "undecided (no difference)"),
+        ("fid", 0.3, math.nan, False, "undecided (too few runs)"),
     ],
 )
-def test_verdicts_follow_the_interval_and_the_metrics_direction(
-    metric: str, low: float, high: float, differs: bool, expected: str
+def test_verdicts_follow_p_and_the_metrics_direction(
+    metric: str, value: float, p: float, differs: bool, expected: str
 ) -> None:
-    claim = Claim(metric, "a", "b", "", differs)
-    assert verdict(claim, Estimate((low + high) / 2, low, high, 4)) == expected
-    assert verdict(claim, None) == "too few runs to say"
+    (told,) = verdicts([finding(metric, value, p, differs)])
+    assert told.holm == told.benjamini_hochberg == expected
+    (nothing,) = verdicts([Finding(Claim(metric, "a", "b", ""), None, math.nan)])
+    assert nothing.holm == "undecided (too few runs)"
+
+
+def test_verdicts_are_corrected_for_the_number_of_claims() -> None:
+    alone = verdicts([finding("clip", 0.3, 0.03)])[0]
+    among = verdicts([finding("clip", 0.3, p) for p in (0.03, 0.02, 0.01, 0.04)])
+    assert alone.holm == "reproduced" and among[0].holm.startswith("undecided")
+    assert among[2].holm == "reproduced" and all(one.benjamini_hochberg == "reproduced" for one in among)
+    missing = verdicts([finding("clip", 0.3, 0.03), finding("clip", 0.3, math.nan)])[0]
+    assert missing.holm.startswith("undecided"), "a claim that was not tested still belongs to the family"
 
 
 def planted(shift: float) -> list[Examined]:
@@ -100,15 +122,17 @@ def planted(shift: float) -> list[Examined]:
     ]
 
 
-def test_a_planted_ordering_is_found_and_its_opposite_is_not_reproduced() -> None:
+def test_a_planted_ordering_is_found_and_its_opposite_is_contradicted() -> None:
     experiment = replace(
         EXPERIMENTS[0],
         claims=(Claim("clip", "cfd", "sds", ""), Claim("clip", "sds", "cfd", ""), Claim("clip", "cfd", "ism", "")),
     )
     groups = {"cfd": planted(0.5), "sds": planted(0.0), "ism": planted(0.5)}
-    rows = papers.claim_rows(experiment, groups, {})
-    assert [cells[-1] for cells, _ in rows] == ["reproduced", "not reproduced", "not significant"]
-    assert present(rows[0][1]).value == pytest.approx(0.5)
+    found = papers.findings_of(experiment, groups, {})
+    table = papers.claims_table([("a table", one) for one in found], Judges(scorers=[Scorer(SCORER)]))
+    assert [row[-2] for row in table.rows] == ["reproduced", "contradicted", "undecided (no difference)"]
+    assert all(row[1] == "3D-CLIP, toybox features" for row in table.rows)
+    assert present(found[0].difference).value == pytest.approx(0.5)
 
 
 @pytest.fixture
@@ -167,6 +191,7 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
 ) -> None:
     report = papers.papers(options.BenchOptions(out=tmp_path))
     assert not report.warnings and len(report.tables) == 3 and len(report.tables[0].rows) == 6
+    assert all(row[-2] == "undecided (too few runs)" for row in report.tables[0].rows)
     page = (tmp_path / "report.html").read_text()
     assert "https:" not in page and all(cell in page for row in report.tables[1].rows for cell in row)
     assert "gscfd bench papers --size smoke:" in page
@@ -193,6 +218,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_reported(
     report = papers.papers(options.BenchOptions(out=tmp_path))
     assert any("sds" in line and "fog" in line for line in report.warnings)
     assert [table.title for table in report.tables] == ["Orderings", "CFD Tab. 4"]
+    assert len(report.tables[0].rows) == 6, "claims without runs are undecided, not left out"
     assert (tmp_path / "report.md").read_text().startswith("Failed: ")
     assert bench.main(["papers", "--out", str(tmp_path)]) == 1
 

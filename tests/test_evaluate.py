@@ -29,9 +29,10 @@ from gscfd.errors import UserError
 from gscfd.lab import examine as lab_examine
 from gscfd.lab import truths as lab_truths
 from gscfd.lab.catalogue import METRICS, NAMES
-from gscfd.lab.compare import difference, estimate, wins
+from gscfd.lab.compare import difference, difference_p, estimate, wins
 from gscfd.lab.examine import Examined, examine, labels_of
 from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
+from gscfd.lab.report import figure
 from gscfd.runs.names import read_run
 from gscfd.toybox.words import Caption
 
@@ -96,6 +97,7 @@ def test_the_page_holds_its_numbers_and_pictures_and_nothing_from_outside(report
     cells = [cell for table in tables for row in table["rows"] for cell in row]
     assert len(cells) > 50 and all(cell in page for cell in cells)
     assert "12345.678" not in page
+    assert "3D-FID, toybox features ↓" in page and "retrieval among 2 prompts, chance level 50.0%" in page
     assert not REFERENCES.search(page) and REFERENCES.search('<img src="https://example.org/a.png">')
     assert page.count("data:image/jpeg") == 2 and page.count("data:image/png") >= 5
     assert "the toybox scorer" in page and "true objects of the toybox" in page
@@ -250,7 +252,7 @@ def test_with_two_seeds_the_interval_of_the_diversity_is_over_prompts() -> None:
     apart = present(difference("diversity", wide, narrow, {}))
     assert found.value == pytest.approx(sum(each) / 6) and found.count == 12
     half = stats.t.ppf(0.975, 5) * np.std(each, ddof=1) / 6**0.5
-    assert found.high - found.value == pytest.approx(half, rel=0.1)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.2)
     assert apart.low > 0, "six prompts agree"
     assert present(difference("diversity", wide, wide, {})).value == 0
     assert math.isnan(present(estimate("diversity", wide[:2], {})).low), "one pair says nothing of its spread"
@@ -304,6 +306,23 @@ def test_differences_are_of_equal_prompts_and_seeds() -> None:
     assert found.value == 0.8 and found.low < 0.8 < found.high
 
 
+def test_few_runs_are_shown_themselves_instead_of_an_interval() -> None:
+    runs = [examined("a mug", seed, holes=0.1 * seed) for seed in range(6)]
+    few, many = present(estimate("holes", runs[:3], {})), present(estimate("holes", runs, {}))
+    assert figure(few, ".1f") == "0.1 (0.0, 0.1, 0.2)" and math.isnan(few.low)
+    assert figure(many, ".1f").startswith("0.2 [") and many.runs == () and many.low >= 0
+
+
+def test_p_of_a_difference_is_small_only_if_the_pairs_agree() -> None:
+    ours = [examined("a mug", seed, clip=10.0 * seed + 1 + 0.1 * (seed % 3)) for seed in range(10)]
+    theirs = [examined("a mug", seed, clip=10.0 * seed) for seed in range(10)]
+    assert difference_p("clip", ours, theirs, {}) == pytest.approx(2 / 2**10)
+    mixed = [replace(run, values={"clip": 10.0 * run.seed + (-1) ** run.seed}) for run in ours]
+    assert difference_p("clip", mixed, theirs, {}) > 0.5
+    assert math.isnan(difference_p("clip", ours[:4], theirs, {}))
+    assert math.isnan(difference_p("clip", ours, [], {}))
+
+
 def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads() -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -334,7 +353,7 @@ def test_runs_are_named_by_what_differs_between_them() -> None:
         {"guidance": "cfd", "noise": {"kind": "surface"}},
     ]
     named = labels_of([merged(Config(), {**change, "seed": i, "prompt": "a mug"}) for i, change in enumerate(changes)])
-    assert named == ["cfd", "cfd, noise.gamma=0.01", "sds", "cfd"]
+    assert named == ["cfd", "cfd, gamma 0.01", "sds", "cfd"]
     assert labels_of([Config(seed=1), Config(seed=2, prompt="a mug")]) == ["cfd", "cfd"]
 
 

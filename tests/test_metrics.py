@@ -8,6 +8,7 @@ import pytest
 import torch
 from present import present
 from scenes import render_scene, sphere
+from scipy import stats
 from scipy.linalg import sqrtm
 from splats import two_faced
 from torch import Tensor
@@ -17,7 +18,7 @@ from gscfd.distil.state import scaled_gradient_variance
 from gscfd.gaussians import Gaussians
 from gscfd.lab import truths
 from gscfd.lab.assets import as_gaussians
-from gscfd.lab.intervals import bootstrap
+from gscfd.lab.intervals import benjamini_hochberg, bootstrap, holm, runs_needed, swap_test
 from gscfd.lab.judges import SCORER, Judges, Scorer
 from gscfd.lab.metrics import (
     Moments,
@@ -306,7 +307,8 @@ def covered(
             return float(values[chosen].mean())
 
         found = bootstrap(mean, groups, draws=150, seed=trial)
-        hits += abs(found.value - truth) <= shrink * (found.high - found.low) / 2
+        middle, half = (found.low + found.high) / 2, (found.high - found.low) / 2
+        hits += abs(middle - truth) <= shrink * half
     return hits / trials
 
 
@@ -318,15 +320,69 @@ def test_intervals_of_few_runs_hold_the_truth_about_as_often_as_they_say() -> No
 
 
 def test_prompts_are_taken_as_given_where_each_has_several_seeds() -> None:
-    offsets = torch.tensor([0.0] * 4 + [100.0] * 4)
-    groups = ["a mug"] * 4 + ["a duck"] * 4
-    assert 0.9 <= covered(groups, 50.0, lambda g: offsets + torch.randn(8, generator=g)) <= 0.99
-    values = (offsets + torch.randn(8, generator=seeded())).numpy()
+    offsets = torch.tensor([0.0] * 6 + [100.0] * 6)
+    groups = ["a mug"] * 6 + ["a duck"] * 6
+    assert 0.9 <= covered(groups, 50.0, lambda g: offsets + torch.randn(12, generator=g)) <= 0.99
+    values = (offsets + torch.randn(12, generator=seeded())).numpy()
     within = bootstrap(lambda chosen: float(values[chosen].mean()), groups)
-    across = bootstrap(lambda chosen: float(values[chosen].mean()), list(range(8)))
+    across = bootstrap(lambda chosen: float(values[chosen].mean()), list(range(12)))
     assert across.high - across.low > 20 * (within.high - within.low)
 
 
-def test_one_run_has_no_interval() -> None:
-    found = bootstrap(lambda chosen: 7.0, ["a mug"])
-    assert found.value == 7 and math.isnan(found.low) and math.isnan(found.high)
+def test_fewer_than_five_runs_have_no_interval_and_five_have_one() -> None:
+    values = np.arange(5.0)
+    four, five = (bootstrap(lambda chosen: float(values[chosen].mean()), ["a mug"] * n) for n in (4, 5))
+    assert four.value == 1.5 and math.isnan(four.low) and math.isnan(four.high) and math.isnan(four.error)
+    assert five.low < five.value == 2 < five.high
+
+
+def test_an_interval_stays_in_the_range_of_its_figure() -> None:
+    shares = np.array([1.0] * 10 + [0.6, 0.7])
+
+    def biased(chosen: np.ndarray) -> float:
+        """Falls when runs repeat, as an inception score does, so that the shift leaves the range."""
+        return float(shares[chosen].mean() * len(set(chosen)) / len(chosen))
+
+    free, clipped = (bootstrap(biased, ["a mug"] * 12, bounds=b) for b in ((-math.inf, math.inf), (0.0, 1.0)))
+    assert free.high > 1 == clipped.high and clipped.low == free.low
+
+
+def test_a_statistic_that_resampling_biases_lies_within_its_interval() -> None:
+    points = torch.randn(12, 3, generator=seeded()).numpy()
+    spread = bootstrap(lambda chosen: float(points[chosen].var(0).sum() ** 3), ["a mug"] * 12)
+    assert spread.low < spread.value < spread.high
+
+
+def test_effect_of_a_mean_is_cohens_d() -> None:
+    values = 0.7 + torch.randn(40, generator=seeded()).numpy()
+    found = bootstrap(lambda chosen: float(values[chosen].mean()), ["a mug"] * 40, draws=4000)
+    assert found.effect == pytest.approx(values.mean() / values.std(ddof=1), rel=0.05)
+
+
+def test_p_values_of_exchanges_are_uniform_without_an_effect_and_small_with_one() -> None:
+    def p_of(trial: int, shift: float) -> float:
+        apart = shift + torch.randn(8, generator=seeded(trial)).numpy()
+        return swap_test(lambda swap: float((apart * np.where(swap, -1, 1)).mean()), 8, draws=300)
+
+    without = np.array([p_of(trial, 0.0) for trial in range(200)])
+    assert stats.kstest(without, "uniform").pvalue > 0.01 and without.min() >= 2 / 256
+    assert np.mean([p_of(trial, 2.0) < 0.05 for trial in range(40)]) > 0.9
+    assert math.isnan(swap_test(lambda swap: 1.0, 4, draws=300))
+    assert swap_test(lambda swap: float(not swap.any()), 20, draws=99) == 1 / 100
+
+
+def test_corrections_are_those_of_the_literature() -> None:
+    p_values = [0.01, 0.04, 0.03, 0.005]
+    assert holm(p_values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert benjamini_hochberg(p_values) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert holm([0.5, 1.0]) == [1.0, 1.0] and holm([0.02]) == [0.02]
+
+
+def test_the_runs_that_power_asks_for_find_the_effect_in_four_of_five_experiments() -> None:
+    needed = runs_needed(0.5, tests=1)
+    assert needed == 32 and runs_needed(-0.5, tests=1) == 32
+    values = 0.5 + torch.randn(2000, 32, generator=seeded()).numpy()
+    found = stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05
+    assert 0.75 < found.mean() < 0.85
+    assert present(runs_needed(0.5, tests=25)) > 1.7 * 32
+    assert runs_needed(0.0, tests=1) is None and runs_needed(math.nan, tests=1) is None

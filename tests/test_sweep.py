@@ -1,6 +1,8 @@
 """Which runs a sweep is made of, what is left of them to do, and what is done when they fail: without Ray."""
 
 import builtins
+import csv
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -18,11 +20,12 @@ from gscfd.runs import options as runs_options
 from gscfd.runs.folder import RunFolder
 from gscfd.runs.names import next_config
 from gscfd.sweeps import make as sweeps_make
-from gscfd.sweeps import plan as sweeps_plan
+from gscfd.sweeps import matrix as sweeps_matrix
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
 from gscfd.sweeps.make import Progress, Run, carry_out, state_of
 from gscfd.sweeps.options import SweepOptions
 from gscfd.sweeps.plan import plan_runs
+from gscfd.sweeps.table import one_type, table_rows, write_table
 from gscfd.sweeps.workers import Outcome, Place
 
 OutcomeState = Literal["finished", "failed", "refused", "lost"]
@@ -80,13 +83,13 @@ def test_prompts_have_folders_of_their_own_whatever_else_is_in_the_file(
 
 @pytest.mark.parametrize("seeds, numbers", [("4", [4]), ("0:3", [0, 1, 2]), ("5,0:2", [5, 0, 1]), (" 1 , 2:3", [1, 2])])
 def test_seeds_are_numbers_and_ranges_without_their_end(seeds: str, numbers: list[int]) -> None:
-    assert sweeps_plan.read_seeds(seeds) == numbers
+    assert sweeps_matrix.read_seeds(seeds) == numbers
 
 
 @pytest.mark.parametrize("seeds", ["", "x", "-1", "3:3", "8:0", "0:", "1.5", "0,0", "0:4,3", "0:99999999", "0:2:2"])
 def test_bad_seeds_are_refused_by_name(seeds: str) -> None:
     with pytest.raises(UserError, match="seeds: expected"):
-        sweeps_plan.read_seeds(seeds)
+        sweeps_matrix.read_seeds(seeds)
 
 
 @pytest.mark.parametrize(
@@ -311,3 +314,151 @@ def test_the_table_shows_where_each_running_run_is(planned: Callable[..., list[R
     assert sweeps_make.reached(run.folder) == "coarse, step 2"
     progress = Progress(30, {f"{i}": (run, Place("node", 7), 0.0) for i in range(sweeps_make.SHOWN_RUNS + 3)})
     assert sweeps_make.table(progress).row_count == sweeps_make.SHOWN_RUNS + 1
+
+
+# Matrix and table
+
+MATRIX = """
+prompts: [a yellow duck, a mug]
+methods: [cfd, sds]
+seeds: 0:2
+settings:
+  plain: {}
+  weak guidance: {coarse: {cfg: 2.0}}
+"""
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Callable[..., list[Run]]:
+    def plan(text: str, *arguments: str) -> list[Run]:
+        path = tmp_path / "matrix.yaml"
+        path.write_text(text)
+        return plan_runs(SweepOptions(matrix=path, out=tmp_path / "out"), [*FEW, *arguments])
+
+    return plan
+
+
+def test_a_matrix_makes_a_run_for_every_combination(matrix: Callable[..., list[Run]]) -> None:
+    runs = matrix(MATRIX)
+    said = [(r.config.prompt, r.config.guidance, r.setting, r.config.seed) for r in runs]
+    assert len(runs) == len(set(said)) == len({r.name for r in runs}) == 2 * 2 * 2 * 2
+    assert {(r.setting, r.config.coarse.cfg) for r in runs} == {("plain", 4.0), ("weak guidance", 2.0)}
+    assert all(r.config.coarse.steps == 2 for r in runs), "options apply to every run"
+    assert [r.config.prompt for r in runs] == ["a yellow duck"] * 8 + ["a mug"] * 8
+
+
+def test_runs_keep_their_names_when_a_matrix_is_extended(matrix: Callable[..., list[Run]], prompts: Path) -> None:
+    few = {r.name: r.config for r in matrix("prompts: [a mug]\nmethods: [cfd]")}
+    more = {r.name: r.config for r in matrix(MATRIX + "  strong: {coarse: {cfg: 8.0}}\n")}
+    assert few == {"a-mug-cfd-0": more["a-mug-cfd-0"]}
+    assert "a-mug-sds-weak-guidance-1" in more and "a-mug-sds-strong-1" in more
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("- a mug", ["matrix: expected a mapping", "prompts, methods, seeds, settings"]),
+        ("prompts: [a mug", ["matrix: expected yaml in"]),
+        ("methods: [cfd]", ["matrix: expected 'prompts'"]),
+        ("prompts: [a mug]\nmethod: [cfd]", ["matrix: expected the keys", "'method'"]),
+        ("prompts: []", ["a list of prompts", "not empty"]),
+        ("prompts: a mug", ["a list of prompts"]),
+        ("prompts: [a mug, '']", ["texts as prompts"]),
+        ("prompts: [a mug]\nmethods: []", ["a list of methods", "not empty"]),
+        ("prompts: [a mug]\nseeds: []", ["a list of seeds", "not empty"]),
+        ("prompts: [a mug]\nsettings: {}", ["settings by name, at least one"]),
+        ("prompts: [a mug, a duck, a mug]", ["each of the prompts once", "'a mug' twice"]),
+        ("prompts: [a mug]\nmethods: [cfd, cfd]", ["each of the methods once", "'cfd' twice"]),
+        ("prompts: [a mug]\nseeds: [1, 1]", ["each of the seeds once", "'1' twice"]),
+        ("prompts: [a mug]\nseeds: [0.5]", ["texts as seeds"]),
+        ("prompts: [a mug]\nprompts: [a duck]", ["each key once", "'prompts' twice"]),
+        ("prompts: [a mug]\nsettings: {a: {}, a: {noise: {beta: 1.0}}}", ["each key once", "'a' twice"]),
+        ("prompts: [a mug]\nsettings: {a: {}, b: {}}", ["each run once", "'a' and 'b'"]),
+        ("prompts: [a mug]\nsettings: {a: {coarse: {cfg: 2}}, A: {coarse: {cfg: 3}}}", ["same run or folder", "'A'"]),
+        ("prompts: [a mug]\nsettings: {a: {noise: {bata: 1}}}", ["'a'", "unknown key 'noise.bata'", "'beta'"]),
+        ("prompts: [a mug]\nsettings: {a: {coarse: {cfg: many}}}", ["'a'", "coarse.cfg", "'many'"]),
+        ("prompts: [a mug]\nsettings: {a: {seed: 1}}", ["'a': expected no 'seed'"]),
+        ("prompts: [a mug]\nsettings: {a: 3}", ["'a': expected changes as in a preset"]),
+        ("prompts: [a mug]\nmethods: [nerf]", ["matrix: expected methods among", "'nerf'"]),
+        ("prompts: [a mug, a zebra]", ["matrix.yaml, prompt 2", "'zebra'"]),
+    ],
+)
+def test_a_bad_matrix_is_one_clear_error_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: list[str]
+) -> None:
+    (tmp_path / "matrix.yaml").write_text(text)
+    assert sweep.main(["--matrix", str(tmp_path / "matrix.yaml"), "--out", str(tmp_path / "out"), *FEW]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and all(word in error for word in words), error
+    assert "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+def test_a_matrix_takes_the_place_of_prompts_seeds_and_guidance(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "matrix.yaml").write_text("prompts: [a mug]")
+    given = ["--matrix", str(tmp_path / "matrix.yaml")]
+    wrong = {
+        "either --prompts FILE or --matrix": [*given, "--prompts", str(prompts)],
+        "got both or neither": [],
+        "no --seeds beside --matrix": [*given, "--seeds", "3"],
+        "write 'methods' into": [*given, "--guidance", "cfd"],
+        "a .csv or .parquet file": [*given, "--table", "runs.xlsx"],
+    }
+    for words, arguments in wrong.items():
+        assert sweep.main([*arguments, *FEW, "--dry-run"]) == 2
+        assert words in capsys.readouterr().err
+
+
+def worked(runs: list[Run], out: Path) -> None:
+    """Leaves the second run failed twice, and the first finished."""
+    begin(runs[0])
+    (runs[0].folder / "turntable.png").write_text("the last file")
+    (runs[0].folder / "stats.jsonl").write_text('{"stage": "coarse", "step": 1, "gaussians": 70}\n')
+    journal = Journal(out / JOURNAL)
+    journal.write(runs[0].name, "started", attempt=1, host="here", pid=1)
+    journal.write(runs[0].name, "finished", seconds=2.5)
+    for attempt in (1, 2):
+        journal.write(runs[1].name, "started", attempt=attempt, host="there", pid=2)
+        journal.write(runs[1].name, "failed", seconds=1.0, error="no room")
+    journal.close()
+
+
+def test_the_table_has_a_row_for_every_run_with_what_changed_and_what_became_of_it(
+    matrix: Callable[..., list[Run]], tmp_path: Path
+) -> None:
+    runs = matrix(MATRIX)
+    worked(runs, tmp_path / "out")
+    write_table(tmp_path / "out", runs, tmp_path / "runs.csv")
+    with open(tmp_path / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [str(run.folder) for run in runs]
+    assert [rows[0][k] for k in ("state", "attempts", "seconds", "gaussians", "host")] == [
+        "finished",
+        "1",
+        "2.5",
+        "70",
+        "here",
+    ]
+    assert [rows[1][k] for k in ("state", "attempts", "seconds", "error")] == ["failed", "2", "2.0", "no room"]
+    assert {(row["setting"], row["coarse.cfg"]) for row in rows} == {("plain", ""), ("weak guidance", "2.0")}
+    assert {row["state"] for row in rows[2:]} == {"new"}
+
+
+def test_a_parquet_table_holds_the_rows_of_the_csv(matrix: Callable[..., list[Run]], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    runs = matrix(MATRIX + "  mixed: {coarse: {cfg: 1, cds: {gap: [0.2, 0.3]}}}\n")
+    worked(runs, tmp_path / "out")
+    write_table(tmp_path / "out", runs, tmp_path / "runs.parquet")
+    rows = parquet.read_table(tmp_path / "runs.parquet").to_pylist()
+    assert rows == table_rows(tmp_path / "out", runs)
+    assert one_type([1, None, "a"]) == ["1", None, "a"] and one_type([1, 2.5, None]) == [1.0, 2.5, None]
+
+
+def test_without_pyarrow_a_parquet_table_is_refused_before_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    assert run_sweep(prompts, tmp_path / "out", "--table", str(tmp_path / "t.parquet")) == 2
+    assert "pip install 'gscfd[sweep]'" in capsys.readouterr().err and not (tmp_path / "out").exists()

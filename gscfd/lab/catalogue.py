@@ -1,7 +1,8 @@
-"""Metrics by name: title, direction, format and meaning."""
+"""Metrics by name: title, direction, format, meaning and range."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,6 +41,8 @@ class Metric:
     meaning: str
     needs: str = "runs that recorded it; make the runs again"
     """Requirement, shown if no run has the metric."""
+    bounds: tuple[float, float] = (0.0, math.inf)
+    """Smallest and largest value."""
 
 
 CLIP_NEEDED = "--clip DIR, a CLIP model in transformers' layout, such as the folder of openai/clip-vit-base-patch32"
@@ -60,6 +63,7 @@ METRICS: dict[str, Metric] = {
         "inception score of the front views over the seeds of a prompt, 2 splits, mean over prompts (CFD App. B)",
         "at least 4 seeds of a prompt; for prompts outside the toybox also --clip DIR with --inception FILE, "
         "pt_inception-2015-12-05-6726825d.pth of the releases of toshas/torch-fidelity",
+        bounds=(1.0, math.inf),
     ),
     "clip": Metric(
         "3D-CLIP",
@@ -67,6 +71,7 @@ METRICS: dict[str, Metric] = {
         ".2f",
         "100 x the largest cosine similarity with the prompt over 120 views, mean over CLIP backbones (CFD App. B)",
         CLIP_NEEDED,
+        bounds=(-100.0, 100.0),
     ),
     "r_precision": Metric(
         "R-precision",
@@ -74,9 +79,15 @@ METRICS: dict[str, Metric] = {
         ".1%",
         "share of 120 views whose most similar prompt, among all, is the run's own (Consistent3D)",
         f"at least 2 prompts; and {CLIP_NEEDED}",
+        bounds=(0.0, 1.0),
     ),
     "similarity": Metric(
-        "similarity", "higher", ".3f", "mean cosine similarity of 120 views with the prompt", CLIP_NEEDED
+        "similarity",
+        "higher",
+        ".3f",
+        "mean cosine similarity of 120 views with the prompt",
+        CLIP_NEEDED,
+        bounds=(-1.0, 1.0),
     ),
     "aesthetic": Metric(
         "aesthetic score",
@@ -85,6 +96,7 @@ METRICS: dict[str, Metric] = {
         "LAION's aesthetic predictor, mean over 120 views",
         "--aesthetic FILE, sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor, and "
         "--clip with the folder of openai/clip-vit-large-patch14",
+        bounds=(-math.inf, math.inf),
     ),
     "pickscore": Metric(
         "PickScore",
@@ -93,6 +105,7 @@ METRICS: dict[str, Metric] = {
         "PickScore of the prompt, mean over 120 views",
         "--pickscore DIR, the folder of yuvalkirstain/PickScore_v1 with the tokenizer of "
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        bounds=(-math.inf, math.inf),
     ),
     "diversity": Metric(
         "diversity",
@@ -100,6 +113,7 @@ METRICS: dict[str, Metric] = {
         ".4f",
         "mean of 1 - cosine similarity over pairs of seeds from 12 equal sides, mean over prompts",
         f"at least 2 seeds of a prompt; and {CLIP_NEEDED}",
+        bounds=(0.0, 2.0),
     ),
     "janus": Metric(
         "Janus score",
@@ -109,6 +123,7 @@ METRICS: dict[str, Metric] = {
         "front (up to 75 degrees)",
         "--teacher NAME, whose samples are the reference, for prompts that have no true toybox objects; and "
         + CLIP_NEEDED,
+        bounds=(0.0, 1.0),
     ),
     "view_error": Metric(
         "reprojection error",
@@ -116,18 +131,21 @@ METRICS: dict[str, Metric] = {
         ".4f",
         "mean color difference in [0, 1] between a view and its neighbor 15 degrees away, reprojected by "
         "the rendered depth",
+        bounds=(0.0, 1.0),
     ),
     "holes": Metric(
         "holes",
         "lower",
         ".2%",
         "share of the object's pixels in narrow places that can be seen through (FSD)",
+        bounds=(0.0, 1.0),
     ),
     "haze": Metric(
         "haze",
         "lower",
         ".1%",
         "sum of o (1 - o) over sum of o, over the opacities o of all pixels: distance from a solid object",
+        bounds=(0.0, 1.0),
     ),
     "nearest": Metric(
         "nearest true object",
@@ -135,9 +153,15 @@ METRICS: dict[str, Metric] = {
         ".2f",
         "PSNR in dB of 8 views against the nearest of 100 true objects of the prompt",
         TRUTH_NEEDED,
+        bounds=(-math.inf, math.inf),
     ),
     "nearest_true": Metric(
-        "nearest of true objects", "", ".2f", "what 8 fresh true objects of the prompt reach by it, in dB", TRUTH_NEEDED
+        "nearest of true objects",
+        "",
+        ".2f",
+        "what 8 fresh true objects of the prompt reach by it, in dB",
+        TRUTH_NEEDED,
+        bounds=(-math.inf, math.inf),
     ),
     "speckle": Metric(
         "speckle",
@@ -152,8 +176,9 @@ METRICS: dict[str, Metric] = {
         "lower",
         ".4f",
         "sqrt(sum(v - m^2) / sum(v)) of Adam's bias-corrected moments, mean over every tenth step (CFD Eq. 15)",
+        bounds=(0.0, 1.0),
     ),
-    "variance_sh0": Metric("gradient variance, colors", "lower", ".4f", "the same for the colors"),
+    "variance_sh0": Metric("gradient variance, colors", "lower", ".4f", "the same for the colors", bounds=(0.0, 1.0)),
     "gaussians": Metric("Gaussians", "", ".0f", "in the splat"),
     "seconds": Metric("time", "lower", ".1f", "seconds of all steps"),
     "memory": Metric("peak memory", "lower", ".0f", "MiB: of the GPU, or of the process that made the run"),

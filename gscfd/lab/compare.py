@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from gscfd.lab.catalogue import METRICS
 from gscfd.lab.examine import Examined, mean
-from gscfd.lab.intervals import DRAWS, Estimate, Statistic, bootstrap
+from gscfd.lab.intervals import DRAWS, FEWEST, Estimate, Statistic, bootstrap, swap_test
 from gscfd.lab.metrics import diversity, frechet_distance, inception_score, moments, win_rate
 from gscfd.lab.references import Reference
 
@@ -18,6 +19,10 @@ SPLITS = 2
 """Number of splits of the inception score."""
 FID_DRAWS = 200
 """Number of bootstrap draws if each requires solving an eigenvalue problem."""
+SWAPS, FID_SWAPS = 4999, 999
+"""Number of exchanges of a permutation test, and of one for FID."""
+SETS = ("fid", "is", "diversity")
+"""Metrics of a set of runs, which a single run does not have."""
 
 
 # ------------------------------------------------------------------------------------------------------ sets of runs
@@ -77,27 +82,29 @@ def estimate(name: str, runs: list[Examined], references: dict[str, Reference]) 
     runs = usable(name, runs, references)
     if not runs:
         return None
-    return bootstrapped(name, statistic(name, runs, references), [run.prompt for run in runs])
+    return bootstrapped(name, statistic(name, runs, references), [run.prompt for run in runs], METRICS[name].bounds)
 
 
-def bootstrapped(name: str, figure: Statistic, prompts: list[str]) -> Estimate:
+def bootstrapped(name: str, figure: Statistic, prompts: list[str], bounds: tuple[float, float]) -> Estimate:
     """Returns the figure with its interval over the runs. For the diversity over too few seeds to resample, the
-    interval is over the prompts."""
-    found = bootstrap(figure, prompts, draws=draws_of(name))
-    if name != "diversity" or not math.isnan(found.low):
+    interval is over the prompts. bounds: range of the figure."""
+    found = bootstrap(figure, prompts, bounds=bounds, draws=draws_of(name))
+    if not math.isnan(found.low):
         return found
-    each = [figure(np.flatnonzero(np.array(prompts) == prompt)) for prompt in dict.fromkeys(prompts)]
-    over = bootstrap(lambda chosen: float(np.array(each)[chosen].mean()), range(len(each)))
-    return replace(over, count=len(prompts))
+    if name == "diversity":
+        each = [figure(np.flatnonzero(np.array(prompts) == prompt)) for prompt in dict.fromkeys(prompts)]
+        over = bootstrap(lambda chosen: float(np.array(each)[chosen].mean()), range(len(each)), bounds=bounds)
+        return replace(over, count=len(prompts))
+    if name in SETS or len(prompts) >= FEWEST:
+        return found
+    return replace(found, runs=tuple(figure(np.array([i])) for i in range(len(prompts))))
 
 
-def difference(
+def paired(
     name: str, first: list[Examined], second: list[Examined], references: dict[str, Reference]
-) -> Estimate | None:
-    """Returns the first set's metric minus the second's, with its interval over pairs of equal prompt and seed.
-
-    None: there are no pairs.
-    """
+) -> tuple[list[Examined], list[Examined]]:
+    """Returns the runs of both sets that have the metric's data and a partner of equal prompt and seed, in the same
+    order."""
     ones, others = ({pair(run): run for run in runs} for runs in (first, second))
     pairs: list[tuple[str, int]] = []
     while (
@@ -108,10 +115,38 @@ def difference(
             {pair(run): run for run in usable(name, [runs[key] for key in pairs], references)}
             for runs in (ones, others)
         )
-    if not pairs:
+    return list(ones.values()), list(others.values())
+
+
+def difference(
+    name: str, first: list[Examined], second: list[Examined], references: dict[str, Reference]
+) -> Estimate | None:
+    """Returns the first set's metric minus the second's, with its interval over pairs of equal prompt and seed.
+
+    None: there are no pairs.
+    """
+    ones, others = paired(name, first, second, references)
+    if not ones:
         return None
-    one, other = (statistic(name, list(runs.values()), references) for runs in (ones, others))
-    return bootstrapped(name, lambda chosen: one(chosen) - other(chosen), [prompt for prompt, _ in pairs])
+    one, other = (statistic(name, runs, references) for runs in (ones, others))
+    low, high = METRICS[name].bounds
+    prompts = [run.prompt for run in ones]
+    return bootstrapped(name, lambda chosen: one(chosen) - other(chosen), prompts, (low - high, high - low))
+
+
+def difference_p(name: str, first: list[Examined], second: list[Examined], references: dict[str, Reference]) -> float:
+    """Returns the p-value of the difference by `swap_test` over pairs of equal prompt and seed; NaN if there are fewer
+    than 5."""
+    ones, others = paired(name, first, second, references)
+    if not ones:
+        return math.nan
+    figure, places = statistic(name, ones + others, references), np.arange(len(ones))
+
+    def apart(swapped: np.ndarray) -> float:
+        one = places + len(ones) * swapped
+        return figure(one) - figure((one + len(ones)) % (2 * len(ones)))
+
+    return swap_test(apart, len(ones), draws=FID_SWAPS if name == "fid" else SWAPS)
 
 
 def pair(run: Examined) -> tuple[str, int]:
@@ -128,6 +163,6 @@ def wins(name: str, ours: list[Examined], theirs: list[Examined]) -> Estimate | 
         return None
     mine, yours = (torch.tensor([row[i] for row in both], dtype=torch.float64) for i in (1, 2))
     share: Callable[[np.ndarray], float] = lambda chosen: win_rate(mine[chosen], yours[chosen])  # noqa: E731
-    found = bootstrap(share, [run.prompt for run, _, _ in both])
+    found = bootstrap(share, [run.prompt for run, _, _ in both], bounds=(0, 1))
     # If all pairs are won or all are lost, the draws are identical and say nothing about the uncertainty.
     return found if found.low < found.high else replace(found, low=math.nan, high=math.nan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from gscfd.cameras import turntable
 from gscfd.config import Config, merged
 from gscfd.distil.pipeline import distil
-from gscfd.distil.sampling import clean_flow, falling_times
+from gscfd.distil.sampling import falling_times
 from gscfd.lab.assets import Asset, find_assets
+from gscfd.lab.flat import FLAT, Flat
 from gscfd.lab.ideal import Cosines
 from gscfd.lab.metrics import psnr
 from gscfd.lab.options import PipelineOptions
@@ -43,9 +45,6 @@ COVERAGE_SIZE, COVERAGE_SPACING, COVERAGE_STEPS = 32, 0.1, 60
 SCHEDULE = Flow(1000)
 """Leaves so little of the image at t = .98 (alpha = .02) that the flow can start from noise alone. Stable Diffusion's
 schedule has alpha = .08 there, and its flow from noise alone prefers the modes nearest to 0."""
-FLOW = "the flow in 2D"
-"""Name of the clean flow of the views themselves, without a splat: the control that must be proportional."""
-
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 
@@ -114,15 +113,16 @@ def picks_of_splats(
     return picked(images_of(seen(gaussians, size=COVERAGE_SIZE)), known)
 
 
-def picks_of_flow(assets: Sequence[Asset], shares: Sequence[float], seed: int) -> tuple[int, float, float]:
-    """The same for the clean flow of four views (CFD Eq. 8), which has no splat and no noise between the views."""
+def picks_of_flat(assets: Sequence[Asset], flat: Flat, shares: Sequence[float], seed: int) -> tuple[int, float, float]:
+    """The same for four views that a method of `gscfd.lab.flat` makes, without a splat and noise between the views."""
     config = coverage_config({}, assets[0].name, seed)
     teacher = teachers_of(config, assets, {"coarse": coverage_space()}, SCHEDULE, shares)["coarse"]
     cameras, gray = turntable(4, size=COVERAGE_SIZE), torch.full((4, 3, COVERAGE_SIZE, COVERAGE_SIZE), BACKGROUND)
     teacher.encode(gray)
-    noise = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randn, 4, *teacher.latent_shape, generator=generator)
     times = falling_times(COVERAGE_STEPS, teacher.timesteps)
-    z = clean_flow(teacher, noise, lambda step: noise, times, cameras, gamma=0.0)
+    z = flat(teacher, draw(), lambda step: draw(), times, cameras)
     over = [asset.gaussians.render(cameras).over(torch.tensor(BACKGROUND)).clamp(0, 1) for asset in assets]
     known = torch.stack([teacher.decode(teacher.encode(images.permute(0, 3, 1, 2))) for images in over])
     return picked(teacher.decode(z), known)
@@ -160,8 +160,8 @@ def covered(method: str, proportions: str, options: PipelineOptions) -> Coverage
     settings = settings_of(coverage_config(changes, options.caption, 0), assets, shares=shares, size=COVERAGE_SIZE)
     picks: list[tuple[int, float, float]] = [(int(k), a, b) for k, a, b in kept(path, settings) or ()]
     for seed in range(len(picks), options.seeds):
-        if method == FLOW:
-            picks.append(picks_of_flow(assets, shares, seed))
+        if method in FLAT:
+            picks.append(picks_of_flat(assets, FLAT[method], shares, seed))
         else:
             picks.append(picks_of_splats(assets, changes, shares, seed))
         keep(path, settings, picks)

@@ -13,12 +13,13 @@ from gscfd.config import Config, check
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.distil.sampling import MOST_CFG
 from gscfd.errors import UserError
+from gscfd.files import write_rows, write_text
 from gscfd.lab.catalogue import CLIP_NEEDED, METRICS, NAMES
 from gscfd.lab.examine import SHEET_VIEWS, Examined, examine, labels_of
 from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
 from gscfd.lab.options import EvaluateOptions
 from gscfd.lab.references import SAMPLER_STEPS, Reference, teacher_reference, true_reference
-from gscfd.lab.report import Report, check_report, padded, write_json, write_page, write_rows, write_text
+from gscfd.lab.report import Report, check_report, padded, write_json, write_page
 from gscfd.lab.tables import grouped, meanings, plots_of, run_rows, run_table, sheets, summary_table, win_tables
 from gscfd.pictures import write_contact_sheet
 from gscfd.runs.names import read_run
@@ -121,16 +122,17 @@ def make_report(
 ) -> Report:
     """Builds the report. Metrics that no run supports are listed with their requirements."""
     groups, names = grouped(runs), list[str](options.metrics)
-    summary = summary_table(groups, references, names)
+    summary = summary_table(groups, references, names, judges)
     skipped = [name for name in names if name not in summary.estimates]
-    notes = judged_by(options, judges, references, list(dict.fromkeys(run.prompt for run in runs)))
+    prompts = list(dict.fromkeys(run.prompt for run in runs))
+    notes = judged_by(options, judges, references, prompts)
     return Report(
         title="Scores",
-        notes=notes + meanings([name for name in names if name not in skipped]),
+        notes=notes + meanings([name for name in names if name not in skipped], len(prompts)),
         warnings=[f"{METRICS[name].title} ({name}) is skipped; it needs {METRICS[name].needs}." for name in skipped]
         + [f"Left out: {reason}." for reason in left_out],
-        tables=[summary, *win_tables(groups), run_table(runs, names)],
-        plots=plots_of(summary),
+        tables=[summary, *win_tables(groups), run_table(runs, names, judges)],
+        plots=plots_of(summary, judges),
         sheets=sheets(groups),
     )
 
@@ -157,7 +159,7 @@ def evaluate(options: EvaluateOptions) -> None:
         write_page(report, options.report / "report.html")
         write_json(report, options.report / "report.json")
         write_rows(run_rows(runs, list[str](options.metrics)), options.report / "runs.csv")
-        write_text(run_table(runs, list[str](options.metrics)).markdown(), options.report / "scores.md")
+        write_text(run_table(runs, list[str](options.metrics), judges).markdown(), options.report / "scores.md")
         frames = [frame for run in runs for frame in run.frames]
         write_contact_sheet(padded(frames, 2 * SHEET_VIEWS), options.report / "sheet.png", columns=2 * SHEET_VIEWS)
         print(f"\n{options.report}/report.html")

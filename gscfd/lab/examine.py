@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,12 +168,14 @@ def mean(values: Iterable[float]) -> float:
 
 def labels_of(configs: list[Config]) -> list[str]:
     """Returns a label for each run: its guidance, and the settings besides prompt and seed that differ between the
-    runs."""
+    runs, by the last part of their name where that is unique."""
     settings = [chosen_settings(config) for config in configs]
     differing = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
     told = [k for k in differing if k != "guidance"]
+    last = Counter(k.split(".")[-1] for k in told)
+    words = {k: (k.split(".")[-1] if last[k.split(".")[-1]] == 1 else k).replace(".", " ") for k in told}
     return [
-        ", ".join([config.guidance, *(f"{k}={s[k]}" for k in told if s.get(k) is not None)])
+        ", ".join([config.guidance, *(f"{words[k]} {s[k]}" for k in told if s.get(k) is not None)])
         for config, s in zip(configs, settings, strict=True)
     ]
 

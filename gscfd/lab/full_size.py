@@ -24,13 +24,14 @@ from gscfd.distil.pipeline import distil
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_start
 from gscfd.distil.state import Checkpoint
+from gscfd.files import write_text
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.degraded import degraded
 from gscfd.lab.ideal import Cosines, ideal_teacher
 from gscfd.lab.metrics import psnr
 from gscfd.lab.options import FullSizeOptions
-from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page, write_text
+from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page
 from gscfd.lab.textured import TEXTURED, textured_asset
 from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of
 from gscfd.pictures import as_bytes
@@ -332,8 +333,8 @@ def sheet_of(asset: Asset, splats: dict[str, Gaussians]) -> Sheet:
     """Returns a sheet with a row for the asset and one for every preset."""
     rows = [asset.gaussians, *splats.values()]
     images = [as_bytes(images_of(seen(one, size=SHOWN)).permute(0, 2, 3, 1)) for one in rows]
-    title = f"{asset.name}, rows: the asset, {', '.join(splats)}"
-    return Sheet(title=title, frames=[frame for row in images for frame in row[:4]], columns=4)
+    labels = ["the asset", *splats]
+    return Sheet(title=asset.name, frames=[frame for row in images for frame in row[:4]], columns=4, labels=labels)
 
 
 NOTES = [

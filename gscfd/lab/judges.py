@@ -20,6 +20,9 @@ from gscfd.toybox.words import Caption, write_caption
 
 SCORER = Path(str(resources.files("gscfd.toybox"))) / "weights" / "scorer"
 BATCH = 32
+TOYBOX = "the toybox scorer"
+FEATURE_METRICS = ("fid", "is", "clip", "r_precision", "similarity", "diversity", "janus")
+"""Metrics that depend on the choice of a feature network."""
 
 
 class Scorer:
@@ -42,7 +45,7 @@ class Scorer:
         self.read: dict[str, Tensor] = {}
         self.device = device
         self.size: int = self.model.config.vision_config.image_size
-        self.name = "the toybox scorer" if folder == SCORER else folder.resolve().name
+        self.name = TOYBOX if folder == SCORER else folder.resolve().name
         self.scale: float = self.model.logit_scale.exp().item()
         self.mean, self.std = (self._preprocessing(folder, key) for key in ("image_mean", "image_std"))
 
@@ -172,10 +175,20 @@ class Judges:
         """Name of the network whose features FID compares."""
         return self.inception.name if self.inception else self.scorers[0].name
 
+    def networks_of(self, metric: str) -> str:
+        """Returns the names of the networks whose features the metric compares; "" if it needs none."""
+        if not self.scorers or metric not in FEATURE_METRICS:
+            return ""
+        if metric in ("fid", "is"):
+            names = [self.features_of]
+        else:
+            names = [scorer.name for scorer in (self.scorers if metric == "clip" else self.scorers[:1])]
+        return " and ".join("toybox" if name == TOYBOX else name for name in names)
+
     @property
     def toybox(self) -> bool:
         """Whether the toybox scorer is the first judge."""
-        return bool(self.scorers) and self.scorers[0].name == "the toybox scorer"
+        return bool(self.scorers) and self.scorers[0].name == TOYBOX
 
     def features(self, images: Tensor) -> Tensor:
         """Returns the features [V, D] that FID compares: Inception's if available, else the first scorer's."""

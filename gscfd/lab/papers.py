@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,27 @@ from gscfd.config import CFD_GAMMA, Config, Drawing, TeacherStage, merged, resca
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.distil.picture import GROUP, draw_picture
 from gscfd.distil.sampling import decoded
+from gscfd.files import write_rows, write_text
 from gscfd.lab.catalogue import METRICS
-from gscfd.lab.claims import EXPERIMENTS, GAMMAS, PAPER_STEPS, SIZES, TEACHER, Experiment, Size, variants, verdict
-from gscfd.lab.compare import difference
+from gscfd.lab.claims import (
+    EXPERIMENTS,
+    GAMMAS,
+    PAPER_STEPS,
+    SIZES,
+    TEACHER,
+    Experiment,
+    Finding,
+    Size,
+    variants,
+    verdicts,
+)
+from gscfd.lab.compare import difference, difference_p
 from gscfd.lab.examine import SHEET_VIEWS, Examined, examine
-from gscfd.lab.intervals import Estimate
 from gscfd.lab.judges import SCORER, Judges, Scorer
 from gscfd.lab.options import BenchOptions
 from gscfd.lab.references import SAMPLER_STEPS, Reference, teacher_reference
-from gscfd.lab.report import Report, Sheet, Table, check_report, figure, write_json, write_page, write_rows, write_text
-from gscfd.lab.tables import plots_of, run_rows, summary_table
+from gscfd.lab.report import Report, Sheet, Table, check_report, figure, write_json, write_page
+from gscfd.lab.tables import meanings, plots_of, run_rows, summary_table, title_of
 from gscfd.pictures import as_bytes, write_contact_sheet
 from gscfd.runs.names import FINISHED_FILE, default_folder, slug
 from gscfd.sweeps.make import Run, make_runs
@@ -31,6 +43,12 @@ from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
 
+ORDERINGS = (
+    "Difference: first minus second, over pairs of equal prompt and seed, with its 95 % bootstrap interval. Effect: "
+    "the difference in standard deviations of a pair. p: permutation test that exchanges the runs of a pair. "
+    "Verdicts: at 5 %, after the corrections of Holm and of Benjamini and Hochberg for all claims of this table. Runs "
+    "needed: for a power of 80 % at Holm's strictest level, if the effect is the one found."
+)
 # ------------------------------------------------------------------------------------------------- runs and pictures
 
 
@@ -99,19 +117,33 @@ def coarse(size: Size) -> TeacherStage:
 # ------------------------------------------------------------------------------------------------------------ report
 
 
-def claim_rows(
+def findings_of(
     experiment: Experiment, groups: dict[str, list[Examined]], references: dict[str, Reference]
-) -> list[tuple[list[str], Estimate | None]]:
-    """Returns the claims of one experiment as rows of the table of orderings, with the differences behind them."""
-    rows = []
+) -> list[Finding]:
+    """Returns the measured differences behind the claims of one experiment. groups: runs by variant."""
+    found = []
     for claim in experiment.claims:
-        found = difference(claim.metric, groups[claim.better], groups[claim.worse], references)
-        metric = METRICS[claim.metric]
-        relation = "differs from" if claim.differs else "better than"
-        said = f"{claim.better} {relation} {claim.worse}"
-        cells = [experiment.title, metric.title, said, claim.paper, figure(found, metric.form), verdict(claim, found)]
-        rows.append((cells, found))
-    return rows
+        sets = groups[claim.better], groups[claim.worse]
+        apart = difference(claim.metric, *sets, references)
+        found.append(Finding(claim, apart, difference_p(claim.metric, *sets, references)))
+    return found
+
+
+def claims_table(found: list[tuple[str, Finding]], judges: Judges) -> Table:
+    """Returns the table of orderings. found: title of the experiment and finding of every claim."""
+    rows, estimates = [], {}
+    for (source, finding), told in zip(found, verdicts([finding for _, finding in found]), strict=True):
+        claim, apart = finding.claim, finding.difference
+        metric, title = METRICS[claim.metric], title_of(claim.metric, judges)
+        said = f"{claim.better} {'differs from' if claim.differs else 'better than'} {claim.worse}"
+        effect = "n/a" if apart is None or math.isnan(apart.effect) else f"{apart.effect:.2f}"
+        p = "n/a" if math.isnan(finding.p) else f"{finding.p:.2g}"
+        cells = [source, title, said, claim.paper, figure(apart, metric.form), effect, p]
+        rows.append([*cells, told.holm, told.benjamini_hochberg])
+        if apart is not None:
+            estimates[" | ".join(cells[:3])] = apart
+    columns = ["source", "figure", "claim", "the paper", "difference", "effect", "p", "Holm", "Benjamini-Hochberg"]
+    return Table(title="Orderings", note=ORDERINGS, columns=columns, rows=rows, estimates={"difference": estimates})
 
 
 def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) -> Sheet:
@@ -119,45 +151,45 @@ def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) 
     columns = 2 * SHEET_VIEWS
     rows = [[frame for run in groups[name] for frame in run.frames][:columns] for name in experiment.variants]
     shown = min(len(row) for row in rows)
-    title = f"{experiment.title}, rows: {'; '.join(experiment.variants)}"
-    return Sheet(title=title, frames=[frame for row in rows for frame in row[:shown]], columns=shown)
+    frames = [frame for row in rows for frame in row[:shown]]
+    return Sheet(title=experiment.title, frames=frames, columns=shown, labels=experiment.variants)
 
 
 def make_report(
-    size: Size, command: str, groups: dict[str, list[Examined]], references: dict[str, Reference], failed: list[str]
+    size: Size,
+    command: str,
+    groups: dict[str, list[Examined]],
+    references: dict[str, Reference],
+    judges: Judges,
+    failed: list[str],
 ) -> Report:
     """Builds the report: orderings first, then the figures of every experiment."""
-    claims, tables, plots, sheets = [], [], [], []
-    estimates: dict[str, Estimate] = {}
+    found: list[tuple[str, Finding]] = []
+    tables, plots, sheets = [], [], []
     for experiment in EXPERIMENTS:
         chosen = {variant: groups[variant] for variant in experiment.variants}
+        found += [(experiment.title, finding) for finding in findings_of(experiment, groups, references)]
         if not all(chosen.values()):
             failed = [*failed, f"{experiment.title}: a variant has no finished run"]
             continue
-        for cells, found in claim_rows(experiment, groups, references):
-            claims.append(cells)
-            if found is not None:
-                estimates[" | ".join(cells[:3])] = found
-        table = summary_table(chosen, references, list(experiment.metrics))
+        table = summary_table(chosen, references, list(experiment.metrics), judges)
         tables.append(replace(table, title=experiment.title, note=f"{experiment.note} {table.note}"))
-        plots += [replace(plot, title=f"{experiment.title}: {plot.title}") for plot in plots_of(table)]
+        plots += [replace(plot, title=f"{experiment.title}: {plot.title}") for plot in plots_of(table, judges)]
         sheets.append(experiment_sheet(experiment, chosen))
-    orderings = Table(
-        title="Orderings",
-        note="Difference: first minus second, over pairs of equal prompt and seed, with its 95 % bootstrap interval.",
-        columns=["source", "metric", "claim", "the paper", "difference", "verdict"],
-        rows=claims,
-        estimates={"difference": estimates},
-    )
     used = dict.fromkeys(metric for experiment in EXPERIMENTS for metric in experiment.metrics)
     return Report(
         title="The papers' claims on the toybox",
-        notes=[*budget(size, command), *(f"{METRICS[m].title}: {METRICS[m].meaning}." for m in used)],
+        notes=[*budget(size, command), *meanings(list(used), len(candidates(size)))],
         warnings=[f"Failed: {reason}" for reason in failed],
-        tables=[orderings, *tables],
+        tables=[claims_table(found, judges), *tables],
         plots=plots,
         sheets=sheets,
     )
+
+
+def candidates(size: Size) -> list[str]:
+    """Returns the prompts among which the prompt of a view is retrieved."""
+    return list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
 
 
 def budget(size: Size, command: str) -> list[str]:
@@ -167,8 +199,8 @@ def budget(size: Size, command: str) -> list[str]:
         f"steps of the coarse stage with {TEACHER}, equal for all variants, other settings at their defaults. Equal "
         "seeds start with equal Gaussians and see equal cameras, except vsd, cds and random t, which draw more random "
         "numbers.",
-        f"Judge: the toybox scorer, retrieval among {len(KNOWN_PROMPTS + WITHHELD_PROMPTS)} prompts. Reference of "
-        f"3D-FID and Janus score: {size.samples} samples of the teacher per prompt, DDIM, {SAMPLER_STEPS} steps.",
+        f"Judge: the toybox scorer. Reference of 3D-FID and Janus score: {size.samples} samples of the teacher per "
+        f"prompt, DDIM, {SAMPLER_STEPS} steps.",
         f"cfd has gamma {CFD_GAMMA:g} per step of {PAPER_STEPS} steps, which is "
         f"{rescaled_gamma(CFD_GAMMA, PAPER_STEPS, size.steps):.2g} per step here.",
     ]
@@ -192,17 +224,16 @@ def papers(options: BenchOptions) -> Report:
     judges = Judges(scorers=[Scorer(SCORER, device)])
     stage = coarse(size)
     references = {p: teacher_reference(p, size.samples, teacher, stage, device, judges) for p in size.prompts}
-    candidates = list(dict.fromkeys([*size.prompts, *KNOWN_PROMPTS, *WITHHELD_PROMPTS]))
     groups = {
         variant: [
-            replace(examine(run.folder, judges, candidates, references=references), label=variant)
+            replace(examine(run.folder, judges, candidates(size), references=references), label=variant)
             for run in runs
             if (run.folder / FINISHED_FILE).exists()
         ]
         for variant, runs in planned.items()
     }
     groups |= make_pictures(out, size, teacher, judges)
-    report = make_report(size, command, groups, references, failed)
+    report = make_report(size, command, groups, references, judges, failed)
     write_page(report, out / "report.html")
     write_json(report, out / "report.json")
     warnings = "".join(f"{warning}\n\n" for warning in report.warnings)

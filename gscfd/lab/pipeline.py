@@ -17,6 +17,7 @@ import torch
 from gscfd.cameras import turntable
 from gscfd.config import Config, PolishConfig, TeacherStage, check, merged
 from gscfd.devices import choose_device, choose_dtype
+from gscfd.files import write_text
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.coverage import (
@@ -24,14 +25,14 @@ from gscfd.lab.coverage import (
     COVERAGE_SIZE,
     COVERAGE_SPACING,
     COVERAGE_STEPS,
-    FLOW,
     SHARES,
     Coverage,
     chi_square,
     covered,
 )
+from gscfd.lab.flat import FLAT, FLOW
 from gscfd.lab.options import PipelineOptions
-from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page, write_text
+from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page
 from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, kept_run, run, seen, settings_of, space_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.names import slug
@@ -223,8 +224,8 @@ def sheet_of(source: str, known: Sequence[Asset], splats: dict[str, Gaussians]) 
     """Returns a sheet with a row for the asset and one for every variant."""
     rows = [known[0].gaussians, *splats.values()]
     images = [as_bytes(images_of(seen(one, size=SHOWN)).permute(0, 2, 3, 1)) for one in rows]
-    title = f"{source}, rows: the asset, {', '.join(splats)}"
-    return Sheet(title=title, frames=[frame for row in images for frame in row[:6]], columns=6)
+    labels = ["the asset", *splats]
+    return Sheet(title=source, frames=[frame for row in images for frame in row[:6]], columns=6, labels=labels)
 
 
 def notes(options: PipelineOptions) -> list[str]:
@@ -275,7 +276,7 @@ def pipeline(options: PipelineOptions) -> Report:
             print(f"{name}, {source}: {figures.psnr:.2f} dB, {figures.seconds:.0f} s", flush=True)
     found = []
     for proportions in SHARES if options.seeds else ():
-        for method in (FLOW, *COVERAGE):
+        for method in (*FLAT, *COVERAGE):
             found.append(covered(method, proportions, options))
             print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
     networks = {name: network_seconds(config, real) for name, config in configs.items()}

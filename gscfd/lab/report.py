@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import base64
-import csv
 import importlib.util
 import io
 import json
 import math
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from gscfd.errors import UserError
-from gscfd.files import atomic_write
+from gscfd.files import write_text
 from gscfd.lab.intervals import Estimate
 
 QUALITY = 85
 """JPEG quality of the pictures in the page."""
+LABEL_WIDTH = 40
+"""Characters of a line of a label in a plot; on a sheet, half as many."""
 
 
 @dataclass(kw_only=True)
@@ -47,11 +49,13 @@ class Sheet:
     frames: Sequence[np.ndarray]
     """Each [H, W, 3] uint8."""
     columns: int
+    labels: Sequence[str] = ()
+    """Name of every row, written to its left; none: no names."""
 
 
 @dataclass(kw_only=True)
 class Plot:
-    """Figures with their intervals, side by side."""
+    """Figures with their intervals, side by side; small dots are single runs."""
 
     title: str
     estimates: dict[str, Estimate]
@@ -97,9 +101,11 @@ def check_report(folder: Path, option: str) -> None:
 
 
 def figure(estimate: Estimate | None, form: str) -> str:
-    """Formats a value and its interval."""
+    """Formats a value and its interval, or the runs behind it if they are too few for one."""
     if estimate is None or math.isnan(estimate.value):
         return "n/a"
+    if len(estimate.runs) > 1:
+        return f"{estimate.value:{form}} ({', '.join(format(run, form) for run in estimate.runs)})"
     if math.isnan(estimate.low):
         return format(estimate.value, form)
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
@@ -110,13 +116,16 @@ def draw_plot(plot: Plot) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(5, 0.8 + 0.28 * len(plot.estimates)), layout="constrained")
+    labels = [textwrap.fill(label, LABEL_WIDTH) for label in reversed(plot.estimates)]
+    lines = sum(label.count("\n") + 1.6 for label in labels)
+    canvas = Figure(figsize=(6, 0.8 + 0.17 * lines), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.add_subplot(title=plot.title)
     for row, found in enumerate(reversed(plot.estimates.values())):
         axes.plot([found.low, found.high], [row, row], color="tab:blue", linewidth=2)
+        axes.plot(found.runs, [row] * len(found.runs), "o", color="tab:blue", markersize=3, alpha=0.6)
         axes.plot([found.value], [row], "o", color="tab:blue")
-    axes.set_yticks(range(len(plot.estimates)), [label[:40] for label in reversed(plot.estimates)])
+    axes.set_yticks(range(len(plot.estimates)), labels)
     axes.grid(axis="x", alpha=0.3)
     file = io.BytesIO()
     canvas.savefig(file, format="png", dpi=100)
@@ -158,9 +167,22 @@ def draw_sheet(sheet: Sheet) -> bytes:
     """Returns a contact sheet as .jpg."""
     frames = padded(sheet.frames, sheet.columns)
     rows = frames.reshape(-1, sheet.columns, *frames.shape[1:]).transpose(0, 2, 1, 3, 4)
+    picture = rows.reshape(rows.shape[0] * rows.shape[1], -1, 3)
+    if sheet.labels:
+        picture = np.concatenate([label_column(sheet.labels, frames.shape[1]), picture], 1)
     file = io.BytesIO()
-    Image.fromarray(rows.reshape(rows.shape[0] * rows.shape[1], -1, 3)).save(file, format="JPEG", quality=QUALITY)
+    Image.fromarray(picture).save(file, format="JPEG", quality=QUALITY)
     return file.getvalue()
+
+
+def label_column(labels: Sequence[str], height: int) -> np.ndarray:
+    """Returns the names of the rows, black on white, [rows * height, width, 3] uint8. height: of a row, pixels."""
+    size = max(10, height // 9)
+    column = Image.new("RGB", (11 * size, height * len(labels)), "white")
+    for row, label in enumerate(labels):
+        text, middle = textwrap.fill(label, LABEL_WIDTH // 2), (size // 2, height * row + height // 2)
+        ImageDraw.Draw(column).text(middle, text, "black", ImageFont.load_default(size), anchor="lm")
+    return np.asarray(column)
 
 
 def embedded(data: bytes, kind: str) -> str:
@@ -195,17 +217,3 @@ def finite(value: object) -> object:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_rows(rows: list[dict[str, object]], path: Path) -> None:
-    """Writes a csv file with a column for every key."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file.getvalue(), path)
-
-
-def write_text(text: str, path: Path) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.compare import estimate, wins
 from gscfd.lab.examine import SHEET_VIEWS, Examined
+from gscfd.lab.intervals import FEWEST
+from gscfd.lab.judges import Judges
 from gscfd.lab.references import Reference
 from gscfd.lab.report import Plot, Sheet, Table, figure
 
@@ -31,15 +33,24 @@ def run_rows(runs: list[Examined], names: list[str]) -> list[dict[str, object]]:
     ]
 
 
-def summary_table(groups: dict[str, list[Examined]], references: dict[str, Reference], names: list[str]) -> Table:
+def title_of(name: str, judges: Judges) -> str:
+    """Returns the metric's title, with the networks whose features it compares."""
+    networks = judges.networks_of(name)
+    return f"{METRICS[name].title}, {networks} features" if networks else METRICS[name].title
+
+
+def summary_table(
+    groups: dict[str, list[Examined]], references: dict[str, Reference], names: list[str], judges: Judges
+) -> Table:
     """Returns the table of every metric of every label, with intervals."""
     cells = {label: {name: estimate(name, runs, references) for name in names} for label, runs in groups.items()}
     shown = [name for name in names if any(cells[label][name] is not None for label in groups)]
     better = {"higher": " ↑", "lower": " ↓", "": ""}
     return Table(
         title="Figures",
-        note="Mean and 95 % bootstrap interval over runs; ↑ higher is better, ↓ lower.",
-        columns=["", "runs", *(METRICS[name].title + better[METRICS[name].better] for name in shown)],
+        note=f"Mean and 95 % bootstrap interval over runs, or with fewer than {FEWEST} runs the runs themselves; "
+        "↑ higher is better, ↓ lower.",
+        columns=["", "runs", *(title_of(name, judges) + better[METRICS[name].better] for name in shown)],
         rows=[
             [label, str(len(runs)), *(figure(cells[label][name], METRICS[name].form) for name in shown)]
             for label, runs in groups.items()
@@ -48,7 +59,7 @@ def summary_table(groups: dict[str, list[Examined]], references: dict[str, Refer
     )
 
 
-def run_table(runs: list[Examined], names: list[str]) -> Table:
+def run_table(runs: list[Examined], names: list[str], judges: Judges) -> Table:
     """Returns the table of each run's own figures, and their mean."""
     shown = [name for name in names if any(name in run.values for run in runs)]
     rows = [
@@ -60,7 +71,7 @@ def run_table(runs: list[Examined], names: list[str]) -> Table:
     return Table(
         title="Runs",
         note="",
-        columns=["prompt", "seed", "label", *(METRICS[name].title for name in shown)],
+        columns=["prompt", "seed", "label", *(title_of(name, judges) for name in shown)],
         rows=[*rows, [f"mean of {len(runs)}", "", "", *means]],
     )
 
@@ -82,21 +93,38 @@ def win_tables(groups: dict[str, list[Examined]]) -> list[Table]:
 
 
 def sheets(groups: dict[str, list[Examined]]) -> list[Sheet]:
-    return [
-        Sheet(
-            title=f"{label}: {', '.join(dict.fromkeys(run.prompt for run in runs[:SHEET_RUNS]))}",
-            frames=[frame for run in runs[:SHEET_RUNS] for frame in run.frames],
-            columns=2 * SHEET_VIEWS,
+    """Returns a sheet for each label, with two runs per row."""
+    found = []
+    for label, runs in groups.items():
+        shown = runs[:SHEET_RUNS]
+        found.append(
+            Sheet(
+                title=label,
+                frames=[frame for run in shown for frame in run.frames],
+                columns=2 * SHEET_VIEWS,
+                labels=[row_label(shown[i : i + 2]) for i in range(0, len(shown), 2)],
+            )
         )
-        for label, runs in groups.items()
-    ]
+    return found
 
 
-def plots_of(table: Table) -> list[Plot]:
+def row_label(runs: list[Examined]) -> str:
+    """Returns prompts and seeds of the runs in a row, each prompt once."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run.prompt, []).append(str(run.seed))
+    return "; ".join(f"{prompt}, seed {' and '.join(mine)}" for prompt, mine in seeds.items())
+
+
+def plots_of(table: Table, judges: Judges) -> list[Plot]:
     """Returns a plot for each metric that compares labels."""
     compared = {name: found for name, found in table.estimates.items() if len(found) > 1}
-    return [Plot(title=METRICS[name].title, estimates=found) for name, found in compared.items()]
+    return [Plot(title=title_of(name, judges), estimates=found) for name, found in compared.items()]
 
 
-def meanings(names: list[str]) -> list[str]:
-    return [f"{METRICS[name].title}: {METRICS[name].meaning}." for name in names]
+def meanings(names: list[str], candidates: int) -> list[str]:
+    """Returns a sentence on each metric. candidates: number of prompts among which retrieval chooses."""
+    chance = f"; retrieval among {candidates} prompts, chance level {1 / candidates:.1%}" if candidates else ""
+    return [
+        f"{METRICS[name].title}: {METRICS[name].meaning}{chance if name == 'r_precision' else ''}." for name in names
+    ]

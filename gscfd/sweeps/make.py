@@ -42,6 +42,10 @@ class Run:
     folder: Path
     config: Config
     """Settings, with this folder as `out`."""
+    setting: str = ""
+    """Name of the setting in the sweep's matrix; "" without one."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """What the setting changes, by dotted name."""
 
     @property
     def name(self) -> str:

@@ -32,16 +32,21 @@ class Workers:
 
 @dataclass(kw_only=True)
 class SweepOptions(Workers):
-    """Make a run for every prompt, method and seed. All other options are those of gscfd train and apply to every
-    run."""
+    """Make a run for every prompt, method, setting and seed. All other options are those of gscfd train and apply to
+    every run."""
 
-    prompts: Path
+    prompts: Path | None = None
     """Text file with one prompt per line; empty lines and lines that start with # are skipped."""
-    seeds: str = "0"
-    """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8."""
+    matrix: Path | None = None
+    """A .yaml file with lists of `prompts`, `methods` and `seeds`, and `settings` by name, instead of --prompts,
+    --guidance and --seeds."""
+    seeds: str | None = None
+    """Seeds and ranges: 0:8 is 0 to 7, 0,3,7:9 is 0, 3, 7 and 8. Unset: 0."""
     guidance: str | None = None
     """Methods separated by commas, such as cfd,sds. Unset: the preset's method."""
     out: Path = Path("sweep")
     """Folder in which the run folders are created."""
+    table: Path | None = None
+    """File for a table of all runs, .csv or .parquet, written when the sweep ends. Unset: runs.csv in `out`."""
     dry_run: bool = False
     """List the runs and their states, then exit."""

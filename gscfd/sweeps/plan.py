@@ -1,4 +1,4 @@
-"""The runs of a sweep, from prompts, seeds and methods."""
+"""The runs of a sweep, from its axes."""
 
 from __future__ import annotations
 
@@ -7,80 +7,29 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from gscfd.config import Config, MethodName, ViewerConfig, check
+from gscfd.config import Config, ViewerConfig, flat, merged, to_yaml
 from gscfd.distil.preflight import check_prompt
 from gscfd.errors import UserError
 from gscfd.runs.names import slug
 from gscfd.runs.options import parse
 from gscfd.sweeps.journal import JOURNAL, last_failures
 from gscfd.sweeps.make import Run, State, reached, states_of
+from gscfd.sweeps.matrix import read_axes
 from gscfd.sweeps.options import SweepOptions
 
-MOST_SEEDS = 100_000
 PER_RUN = ("prompt", "seed", "resume", "overwrite", "viewer")
 """Options of a run that a sweep sets itself."""
 
 
-def read_prompts(path: Path) -> dict[str, int]:
-    """Returns the prompts of the file with their line numbers, counted from 1, in order.
-
-    Raises UserError if the file cannot be read, is empty or contains a prompt twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(f"prompts: expected a text file with one prompt per line, got {path} ({reason})") from None
-    prompts: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        prompt = line.strip()
-        if not prompt or prompt.startswith("#"):
-            continue
-        if prompt in prompts:
-            raise UserError(f"prompts: expected each once, got {prompt!r} in lines {prompts[prompt]} and {number}")
-        prompts[prompt] = number
-    if not prompts:
-        raise UserError(f"prompts: expected at least one in {path}, got none; write one per line")
-    return prompts
-
-
-def read_seeds(text: str) -> list[int]:
-    """Parses seeds and ranges, whose end is excluded: "0,3,7:9" is 0, 3, 7, 8. Raises UserError."""
-    expected = "seeds and ranges, each seed once, such as 0:8 (0 to 7) or 0,3,7"
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", part)
-        if match is None:
-            raise UserError(f"seeds: expected {expected}, got {part!r} in {text!r}")
-        first = int(match[1])
-        end = int(match[2]) if match[2] else first + 1
-        check(first < end, "seeds", f"{expected}, and each range ascending", part)
-        check(end - first <= MOST_SEEDS, "seeds", f"at most {MOST_SEEDS}", part)
-        seeds += range(first, end)
-    check(len(set(seeds)) == len(seeds), "seeds", expected, text)
-    return seeds
-
-
-def read_methods(text: str | None) -> list[str | None]:
-    """Returns the method names of --guidance; None stands for the preset's method. Raises UserError for an unknown
-    name."""
-    if text is None:
-        return [None]
-    names: list[str | None] = [name.strip() for name in text.split(",")]
-    for name in names:
-        check(name in get_args(MethodName), "guidance", f"{', '.join(get_args(MethodName))}, separated by commas", name)
-    check(len(set(names)) == len(names), "guidance", "each method once", text)
-    return names
-
-
-def run_name(config: Config) -> str:
-    """Of its folder: the prompt, with a part of its checksum where the words alone do not tell it, method and seed."""
+def run_name(config: Config, setting: str) -> str:
+    """Returns the name of a run's folder: the prompt, with a part of its checksum where the words alone do not tell it,
+    the method, the setting unless it changes nothing, and the seed."""
     words = slug(config.prompt)
     if words.replace("-", " ") != config.prompt:
         words += "-" + hashlib.sha256(config.prompt.encode()).hexdigest()[:8]
-    return f"{words}-{config.guidance}-{config.seed}"
+    return "-".join([words, config.guidance, *([slug(setting)] if setting else []), str(config.seed)])
 
 
 def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
@@ -91,28 +40,51 @@ def plan_runs(options: SweepOptions, arguments: list[str]) -> list[Run]:
     for name in PER_RUN:
         if any(re.split("[=.]", a)[0] in (f"--{name}", f"--no-{name}") for a in arguments):
             raise UserError(f"{name}: expected no --{name} in a sweep; it applies to a single run")
-    prompts, seeds = read_prompts(options.prompts), read_seeds(options.seeds)
-    parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in read_methods(options.guidance)]
+    axes = read_axes(options)
+    parsed = [parse([*arguments, *(["--guidance", name] if name else [])]) for name in axes.methods]
     bases = [replace(config, resume=None, overwrite=False, viewer=ViewerConfig()) for config in parsed]
-    check_prompts(prompts, options.prompts, bases[0])
+    check_prompts(axes.prompts, bases[0])
+    varied = [
+        (changed(base, name, changes), name, changes) for name, changes in axes.settings.items() for base in bases
+    ]
+    check_distinct(varied)
     runs = []
-    for prompt in prompts:
-        for base in bases:
-            for seed in seeds:
+    for prompt in axes.prompts:
+        for base, setting, changes in varied:
+            for seed in axes.seeds:
                 config = replace(base, prompt=prompt, seed=seed)
-                folder = options.out / run_name(config)
-                runs.append(Run(folder, replace(config, out=folder)))
+                folder = options.out / run_name(config, setting if changes else "")
+                runs.append(Run(folder, replace(config, out=folder), setting, flat(changes)))
     return runs
 
 
-def check_prompts(prompts: dict[str, int], path: Path, config: Config) -> None:
-    """Raises a UserError that names every line with words unknown to the toybox teachers."""
+def changed(config: Config, name: str, changes: dict[str, Any]) -> Config:
+    """Returns the config with the changes of a setting. Raises UserError that names the setting."""
+    try:
+        return merged(config, changes)
+    except UserError as error:
+        raise UserError(f"settings, {name!r}: {error}") from None
+
+
+def check_distinct(varied: list[tuple[Config, str, dict[str, Any]]]) -> None:
+    """Raises UserError if two of the configs, with names and changes of their settings, give equal runs or folders."""
+    seen: dict[str, str] = {}
+    for config, name, changes in varied:
+        for key in (to_yaml(config), run_name(config, name if changes else "")):
+            if key in seen:
+                told = f"the same run or folder with {seen[key]!r} and {name!r}"
+                raise UserError(f"settings: expected each run once, got {told}; change or rename one")
+            seen[key] = name
+
+
+def check_prompts(prompts: dict[str, str], config: Config) -> None:
+    """Raises a UserError that names every place with words unknown to the toybox teachers. prompts: with places."""
     errors = []
-    for prompt, line in prompts.items():
+    for prompt, place in prompts.items():
         try:
             check_prompt(replace(config, prompt=prompt))
         except UserError as error:
-            errors.append(f"{path}, line {line}: {error}")
+            errors.append(f"{place}: {error}")
     if errors:
         raise UserError("\n".join(errors))
 

@@ -177,11 +177,19 @@ class RayPool:
     """Workers as Ray actors. A worker that dies is replaced, and its run is reported as lost."""
 
     def __init__(
-        self, journal: Path, device: str, *, workers: int, threads: int | None, gpus: float | None, address: str | None
+        self,
+        journal: Path,
+        device: str,
+        *,
+        workers: int,
+        threads: int | None,
+        gpus: float | None,
+        address: str | None,
+        worker: type[Worker] = Worker,
     ):
         """journal: of the sweep; must exist. device: of the runs. threads: per worker; None divides the nodes' cores.
         gpus: per worker; None is one if the cluster has any and the device is not cpu. address: of a cluster; None
-        starts Ray on this machine with room for all workers."""
+        starts Ray on this machine with room for all workers. worker: class of the workers."""
         self.ray = import_ray()
         if address is None:
             start_here(self.ray, workers * (threads or 1))
@@ -192,7 +200,7 @@ class RayPool:
             gpus = gpus_per_run(gpus, device, sum(node.get("GPU", 0) for node in nodes))
             threads = threads or threads_per_worker(nodes, workers, gpus)
             check_room(nodes, workers, threads, gpus)
-            self.make_actor = self.ray.remote(Worker).options(
+            self.make_actor = self.ray.remote(worker).options(
                 num_cpus=threads,
                 num_gpus=gpus,
                 # Set before the worker starts, because OpenMP reads it once. Progress bars of workers would only fill
