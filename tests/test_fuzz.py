@@ -46,7 +46,7 @@ from gscfd.studio.orders import Orders
 from gscfd.studio.progress import Progress
 from gscfd.sweeps.journal import last_failures
 from gscfd.sweeps.make import reached
-from gscfd.sweeps.plan import read_prompts
+from gscfd.sweeps.matrix import read_prompts
 from gscfd.teachers.texts import read_tokenizer
 from gscfd.teachers.weights import read_json, read_state
 from gscfd.viewer.saved import read_checkpoint
@@ -96,7 +96,7 @@ def read_splat(path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- meshes
 
-SQUARE = [[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+SQUARE = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
 FACES = [[0, 1, 2], [0, 2, 3]]
 OBJ = b"mtllib m.mtl\nusemtl paint\n" + b"".join(
     b"v %g %g %g\nvt %g %g\nvn 0 0 1\n" % (x, y, z, x, y) for x, y, z in SQUARE
