@@ -571,7 +571,7 @@ def polish_stage() -> PolishConfig:
         asks=2,
         album=32,
         fits=6,
-        lr=LearningRates(means=2e-3, quats=4e-3, scales=1e-2, opacities=4e-2, end=0.1),
+        lr=LearningRates(means=2e-3, quats=4e-3, scales=1e-2, opacities=4e-2, sh0=3e-3, end=0.1),
     )
 
 

@@ -27,6 +27,8 @@ SECONDS_OF_RUN = 21 * 60
 """Of a run with mvdream-sd21 on an RTX 4090 (docs/sweeps.md), which the paper estimate assumes."""
 GPUS = 1000
 TICK = os.sysconf("SC_CLK_TCK")
+RUNS_PER_NODE = 6
+"""While a node is killed: the last of them begin when the late node is ready."""
 STORE_BYTES = 80 * 2**20
 """Size of a node's object store, near Ray's minimum."""
 PATIENCE = {
@@ -158,11 +160,13 @@ def killed_and_joined(folder: Path, cluster: Any, nodes: list[Any], seconds: flo
         times["joined"] = time.time()
         add_node(cluster)
 
-    thread = threading.Thread(target=disturb)
+    runs = tiny_runs(folder, RUNS_PER_NODE * workers, seconds)
+    swept: list[Progress] = []
+    thread = threading.Thread(target=lambda: swept.append(sweep(folder, pool, runs)[1]))
     thread.start()
-    runs = tiny_runs(folder, 2 * workers, seconds)
-    _, progress = sweep(folder, pool, runs)
+    disturb()  # on the main thread: Ray starts nodes on no other
     thread.join()
+    (progress,) = swept
     assert progress.finished == len(runs) and made_twice(folder) == 0, "a run was lost or made twice"
     rows = events(folder)
     (lost,) = [row for row in rows if row["event"] == "lost"]
