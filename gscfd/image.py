@@ -26,7 +26,7 @@ class ImageOptions(Drawing):
     """Description of the object, in the teacher's vocabulary; --prompt itself may be left out."""
     out: Path
     """Output .png, in an existing folder. A multi-view teacher draws four views side by side."""
-    teacher: str = "toybox/singleview"
+    teacher: str = "toybox/multiview"
     """Diffusers folder, MVDream's single file, OWNER/REPO on the Hugging Face Hub, toybox/multiview or
     toybox/singleview."""
     cfg: float = 4.0

@@ -48,7 +48,7 @@ def test_every_method_makes_its_own_picture_but_fsd_which_is_ddim(make: Make) ->
     pictures = {}
     for method in ("cfd", "fsd", "sds", "vsd", "ddim", "edm"):
         code, pictures[method] = make(method, "--method", method)
-        assert code == 0 and pictures[method].shape == (128, 128, 3)
+        assert code == 0 and pictures[method].shape == (64, 256, 3), "four views side by side"
     assert np.abs(pictures["fsd"] - pictures["ddim"]).max() <= 1
     for method in ("sds", "vsd", "edm"):
         assert np.abs(pictures[method] - pictures["ddim"]).max() > 10
@@ -83,7 +83,8 @@ def test_a_networks_clean_flow_is_diffusers_ddim_in_float32(teachers: dict[str, 
         {**build_scheduler().config, "prediction_type": "epsilon", "set_alpha_to_one": True}
     )
     scheduler.set_timesteps(5)
-    times, noise = scheduler.timesteps.tolist(), torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    times, shape = scheduler.timesteps.tolist(), (1, *teacher.latent_shape)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = teacher.alpha_sigma(times[0])[1] * noise
 
     def fresh(step: int) -> Tensor:
