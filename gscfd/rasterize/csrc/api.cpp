@@ -54,8 +54,7 @@ GSCFD_EXPORT void gscfd_project_backward(int threads, const Projection* p, const
 // Returns a handle that gscfd_tiles_finish frees. The arrays must live until then.
 GSCFD_EXPORT void* gscfd_tiles_begin(int threads, const Tiles* tiles) { return begin_tiling(*tiles, threads); }
 
-GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries,
-                                       int64_t* keys) {
+GSCFD_EXPORT void gscfd_tiles_finish(int threads, void* handle, int32_t* offsets, Entry* entries, int64_t* keys) {
     Tiling* tiling = static_cast<Tiling*>(handle);
     finish_tiling(*tiling, threads, offsets, entries, keys);
     delete tiling;

@@ -15,7 +15,7 @@ struct Records {
     const int32_t* radii;                     // [V, N, 2]: culled splats are skipped
     const float *means2d, *factors, *depths;  // [V, N, 2 | 3 | 1]
     const float *log_opacities, *colors;
-    float* records;                           // [V * N, record_stride(channels)]
+    float* records;  // [V * N, record_stride(channels)]
 };
 
 struct Composite {
@@ -50,10 +50,10 @@ struct Reduction {
     const int64_t* first_slot;         // [V * N + 1]
     const float* sums;
     const uint8_t* used;
-    float *d_means2d, *d_factors, *d_depths;                // [V, N, 2 | 3 | 1]
-    float* d_opacities;                                     // as opacities
-    float* d_colors;                                        // [N, D] or [V, N, D]
-    float* absolute_means2d;                                // [V, N, 2], null unless absolute
+    float *d_means2d, *d_factors, *d_depths;  // [V, N, 2 | 3 | 1]
+    float* d_opacities;                       // as opacities
+    float* d_colors;                          // [N, D] or [V, N, D]
+    float* absolute_means2d;                  // [V, N, 2], null unless absolute
 };
 
 }  // namespace gscfd

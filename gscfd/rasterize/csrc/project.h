@@ -12,12 +12,12 @@ struct Projection {
     const float *viewmats, *intrinsics;               // [V, 4, 4], [V, 3, 3]
     int width, height;
     float eps2d, near_plane, far_plane, radius_clip;
-    bool ortho;        // orthographic instead of pinhole
-    bool antialiased;  // fill compensations, which then multiply the opacities
+    bool ortho;                                  // orthographic instead of pinhole
+    bool antialiased;                            // fill compensations, which then multiply the opacities
     int32_t* radii;                              // [V, N, 2], zero where the splat is culled
     float *means2d, *factors, *depths, *conics;  // [V, N, 2 | 3 | 1 | 3], zero where the splat is culled
-    float* compensations;                        // [V, N], sqrt(det before / det after adding eps2d); null unless antialiased
-    float* log_opacities;                        // [N], or [V, N] if antialiased: to base 2
+    float* compensations;  // [V, N], sqrt(det before / det after adding eps2d); null unless antialiased
+    float* log_opacities;  // [N], or [V, N] if antialiased: to base 2
 };
 
 struct ProjectionGradient {

@@ -108,7 +108,8 @@ GSCFD_INLINE Splat splat(const Camera& camera, const Shape& shape, Vec3 mean, Fl
 // Half the side of a splat's box in standard deviations: the distance at which alpha falls to kMinAlpha, at most 3.33
 // (opacity-aware bounding boxes, StopThePop, Radl et al. 2024, appendix B.2). NaN if alpha never reaches kMinAlpha.
 // Writes the logarithms [N] of the compensated opacities.
-GSCFD_INLINE Float box_extent(const Projection& p, Float compensation, int64_t first, int64_t end, float* log_opacities) {
+GSCFD_INLINE Float box_extent(const Projection& p, Float compensation, int64_t first, int64_t end,
+                              float* log_opacities) {
     float logs[kWidth], factors[kWidth];
     store(factors, compensation);
     for (int l = 0; l < kWidth; ++l) {
@@ -238,7 +239,8 @@ void project_backward(const Projection& p, const ProjectionGradient& g, int64_t 
             const Float d_inverse_z = camera.fx * (dot(d_jw0, w.row0) - s.ratio_x * dot(d_jw0, w.row2)) +
                                       camera.fy * (dot(d_jw1, w.row1) - s.ratio_y * dot(d_jw1, w.row2)) +
                                       s.position.x * d_x_ratio + s.position.y * d_y_ratio;
-            // Selected by lanes, not by a branch, after which the compiler would round the pinhole's sums in another way.
+            // Selected by lanes, not by a branch, after which the compiler would round the pinhole's sums in another
+            // way.
             const Vec3 d_position = {select(ortho, camera.fx * d_means2d[0], d_x_ratio * z),
                                      select(ortho, camera.fy * d_means2d[1], d_y_ratio * z),
                                      select(ortho, d_depth[0], d_depth[0] - d_inverse_z * z * z)};

@@ -27,7 +27,8 @@ void append_spans(const Tiles& in, int64_t id, std::vector<Span>& spans) {
     const float f0 = in.factors[3 * id], f1 = in.factors[3 * id + 1], f2 = in.factors[3 * id + 2];
     // (f0 dx + f1 dy)^2 + (f2 dy)^2 <= reach, made slightly larger to allow for rounding.
     const float two_ln2 = 1.3862943611198906f, margin = 1e-3f;
-    const float reach = two_ln2 * (in.log_opacities[in.opacities_per_view ? id : id % in.count] - kLog2MinAlpha) * 1.0001f + 1e-3f;
+    const float reach =
+        two_ln2 * (in.log_opacities[in.opacities_per_view ? id : id % in.count] - kLog2MinAlpha) * 1.0001f + 1e-3f;
     const float root = std::sqrt(reach), inverse_f0 = 1.0f / f0, f22 = f2 * f2;
     const float half_height = root / f2 + margin;
     const float peak = -f1 * root / (f2 * std::sqrt(f1 * f1 + f22));  // dy of the rightmost point

@@ -36,10 +36,10 @@ struct Tiling {
 
 Tiling* begin_tiling(const Tiles& input, int threads);
 
-// Fills offsets [V * tiles + 1] and, with P the last element of first_slot, entries [P] and keys [P]: entries offsets[t]
-// to offsets[t + 1] are the splats of tile t, sorted by depth and, at equal depth, by index. A key has, from the highest
-// bit, view, tile of the view and the 32 bits of the depth (gsplat's isect_ids); the tile has as many bits as the number
-// of tiles.
+// Fills offsets [V * tiles + 1] and, with P the last element of first_slot, entries [P] and keys [P]: entries
+// offsets[t] to offsets[t + 1] are the splats of tile t, sorted by depth and, at equal depth, by index. A key has, from
+// the highest bit, view, tile of the view and the 32 bits of the depth (gsplat's isect_ids); the tile has as many bits
+// as the number of tiles.
 void finish_tiling(const Tiling& tiling, int threads, int32_t* offsets, Entry* entries, int64_t* keys);
 
 }  // namespace gscfd
