@@ -25,6 +25,7 @@ from gscfd.cameras import turntable
 from gscfd.export.options import ExportOptions
 from gscfd.export.write import write
 from gscfd.gaussians import Gaussians
+from gscfd.lab.metrics import psnr
 from gscfd.pictures import as_bytes, write_contact_sheet
 from gscfd.types import Cameras
 
@@ -102,10 +103,6 @@ def ray_cast(shape: Any, camera: Cameras) -> Tensor:
     image = np.ones((size * size, 3))
     image[ray] = texture[line, column]
     return torch.from_numpy(image.reshape(size, size, 3))
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    return float(-10 * torch.log10(((a - b) ** 2).mean()))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ from gscfd.harmonics import harmonic_basis, rgb_to_sh0
 from gscfd.runs import names as runs_names
 from gscfd.types import Cameras
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from mesh_quality import ray_cast
+
 LOSSLESS = 50.0
 VIEWS = turntable(4, size=128)
 SPLAT_TRANSFORM = os.environ.get("SPLAT_TRANSFORM") or shutil.which("splat-transform")
@@ -566,26 +570,6 @@ def test_the_mesh_of_a_sphere_is_a_closed_sphere_without_floaters(sphere: mesh.M
     assert not closed(trimesh.Trimesh(sphere.vertices, sphere.triangles[1:])), "control: one triangle is missing"
     assert abs(radius.mean() - 0.7) < 0.06 and radius.std() < 0.03 and radius.max() < 0.85
     assert np.abs(sphere.vertices.mean(0)).max() < 0.02, "half a pixel off would show"
-
-
-barycentric: Any = trimesh.triangles.points_to_barycentric
-
-
-def ray_cast(shape: trimesh.Trimesh, camera: Cameras) -> Tensor:
-    """The textured shape over white, by trimesh's ray caster."""
-    size, matrix = camera.width, torch.linalg.inv(camera.viewmats[0].double()).numpy()
-    pixel = (np.mgrid[:size, :size] + 0.5 - size / 2) / camera.Ks[0, 0, 0].item()
-    directions = np.stack([pixel[1], pixel[0], np.ones_like(pixel[0])], -1).reshape(-1, 3) @ matrix[:3, :3].T
-    starts = np.repeat(matrix[None, :3, 3], len(directions), 0)
-    triangle, ray, place = shape.ray.intersects_id(starts, directions, multiple_hits=False, return_locations=True)
-    weights = barycentric(shape.triangles[triangle], place)
-    visual: Any = as_a(trimesh.visual.TextureVisuals, shape.visual)
-    uv = (visual.uv[shape.faces[triangle]] * weights[..., None]).sum(1)
-    texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
-    column, row = (np.array([uv[:, 0], 1 - uv[:, 1]]) * len(texture)).astype(int).clip(0, len(texture) - 1)
-    image = np.ones((size * size, 3))
-    image[ray] = texture[row, column]
-    return torch.from_numpy(image.reshape(size, size, 3))
 
 
 def test_the_mesh_seen_by_another_renderer_looks_like_the_splat(sphere: mesh.Mesh, tmp_path: Path) -> None:

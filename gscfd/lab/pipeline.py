@@ -63,8 +63,17 @@ def steps(coarse: int, polish: int) -> dict[str, Any]:
     return {"coarse": {"steps": coarse}, "polish": {"steps": polish}}
 
 
-COARSE_POLISH = {"teacher": "toybox/multiview", "views": 4, "cfg": 2.0, "asks": 3, "album": 16, "fits": 10}
-COARSE_POLISH |= {"t_max": 0.4, "t_min": 0.25, "elevation": [0.0, 30.0]}
+COARSE_POLISH = {
+    "teacher": "toybox/multiview",
+    "views": 4,
+    "cfg": 2.0,
+    "t_max": 0.4,
+    "t_min": 0.25,
+    "elevation": [0.0, 30.0],
+    "asks": 3,
+    "album": 16,
+    "fits": 10,
+}
 """A polish in pictures of 64 pixels."""
 VARIANTS = {
     "default": Variant(),
