@@ -145,12 +145,16 @@ class Panel:
         return (pictures * JPEG_SHARE + 2 * 16 * len(steps)) / 1e6
 
     def decode(self) -> None:
-        """Shows the teacher's denoised images if requested, decoding one view at a time to save memory."""
-        if self.snapshot is None or self.decoded is self.snapshot or not self.show_target.value:
-            return
-        self.decoded = self.snapshot
+        """Shows the teacher's denoised images if requested."""
+        snapshot = self.snapshot
+        if snapshot is not None and self.decoded is not snapshot and self.show_target.value:
+            self.show_decoded(snapshot)
+            self.decoded = snapshot
+
+    def show_decoded(self, snapshot: Snapshot) -> None:
+        """Decodes one view at a time, to save memory."""
         try:
-            views = [self.snapshot.decode(z[None]) for z in self.snapshot.target[:MOST_VIEWS]]
+            views = [snapshot.decode(z[None]) for z in snapshot.target[:MOST_VIEWS]]
         except torch.OutOfMemoryError:
             self.show_target.value = False
             self.controls.answer = "Not enough GPU memory to decode the teacher's images."
