@@ -9,6 +9,7 @@ import sys
 
 import msgspec
 import viser
+import zstandard
 from viser import _messages
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -42,15 +43,21 @@ def join(address: str, size: tuple[int, int] = (640, 480)) -> ClientConnection:
     return connection
 
 
+def messages(frame: bytes) -> bytes:
+    """Returns the messages of a frame as viser encodes them, uncompressed and without their arrays."""
+    size = int.from_bytes(frame[8:16], "little")
+    return zstandard.ZstdDecompressor().decompress(frame[16 : 16 + size])
+
+
 def main() -> None:
-    received = messages = 0
+    received = count = 0
     with join(sys.argv[1]) as connection:
         try:
             for message in connection:
-                received, messages = received + len(message), messages + 1
+                received, count = received + len(message), count + 1
         except (ConnectionClosed, KeyboardInterrupt):
             pass
-    print(f"{received / 1e6:.1f} MB in {messages} messages")
+    print(f"{received / 1e6:.1f} MB in {count} messages")
 
 
 if __name__ == "__main__":

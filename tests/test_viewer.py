@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,8 @@ import torch
 from present import present
 from tiny import tiny_stage
 from torch import Tensor
-from viewing import STEPS, Run, browsing, paint, press, settings, until, viewing
+from viewing import STEPS, Run, ToldTeacher, browsing, paint, press, settings, until, viewing, watched
+from websockets.asyncio.server import ServerConnection, serve
 
 from gscfd import geometry, pictures
 from gscfd.cameras import orbit, turntable
@@ -183,12 +186,14 @@ def test_an_address_that_is_not_this_machines_is_one_clear_error() -> None:
             server.serve(ServerConfig(host=host), Door(host, "page"))
 
 
-def test_no_free_port_is_one_clear_error() -> None:
+def test_no_free_port_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PORTS_TRIED", 1)
     with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 65535))
+        busy.bind(("127.0.0.1", 0))
         busy.listen()
-        with pytest.raises(UserError, match="port: expected a free port from 65535 to 65535"):
-            server.serve(ServerConfig(port=65535), Door("127.0.0.1", "page"))
+        port = busy.getsockname()[1]
+        with pytest.raises(UserError, match=f"port: expected a free port from {port} to {port}"):
+            server.serve(ServerConfig(port=port), Door("127.0.0.1", "page"))
 
 
 def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +208,7 @@ def test_the_viewer_is_on_in_a_terminal_and_off_elsewhere(monkeypatch: pytest.Mo
 
 def test_the_page_follows_the_run() -> None:
     with viewing() as viewer, browsing(viewer):
-        run = Run(viewer, seconds=0.1)
-        until(lambda: viewer.shown is not None)
+        run = watched(viewer)
         run.finish()
         until(lambda: present(viewer.shown).step == STEPS - 1)
         until(lambda: f"step {STEPS} of {STEPS}" in viewer.panel.status.content)
@@ -217,10 +221,12 @@ def test_the_page_follows_the_run() -> None:
 
 def test_a_snapshot_does_not_change_when_the_run_goes_on() -> None:
     with viewing() as viewer, browsing(viewer):
-        run = Run(viewer, seconds=0.1)
-        until(lambda: viewer.snapshot is not None)
+        viewer.controls.pause(True)
+        run = Run(viewer)
+        until(lambda: viewer.shown is not None)
         first = present(viewer.snapshot)
         before = first.gaussians.tensors()
+        viewer.controls.pause(False)
         run.finish()
         assert viewer.snapshot is not first
         assert all(torch.equal(value, before[name]) for name, value in first.gaussians.tensors().items())
@@ -251,11 +257,10 @@ def test_a_watched_run_gives_the_same_splat() -> None:
         viewer.display.mode.value = "normal"
         viewer.panel.show_target.value = True
         viewer.display.turntable.value = True
-        run = Run(viewer, seconds=0.05)
-        watched = run.finish()
+        seen = watched(viewer, seconds=0.05).finish()
         until(lambda: viewer.panel.decoded is not None)
     alone = tiny_stage(settings().coarse)
-    assert all(torch.equal(value, alone.tensors()[name]) for name, value in watched.tensors().items())
+    assert all(torch.equal(value, alone.tensors()[name]) for name, value in seen.tensors().items())
 
 
 def test_views_are_rendered_for_every_browser_and_only_when_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,26 +301,23 @@ def test_the_teachers_images_are_decoded_only_while_they_are_asked_for() -> None
 
 
 def test_images_that_do_not_fit_the_memory_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: ToldTeacher, z: Tensor) -> NoReturn:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(ToldTeacher, "decode", full)
     with viewing() as viewer, browsing(viewer):
         viewer.panel.show_target.value = True
-        run = Run(viewer, seconds=0.1)
-
-        def full(z: Tensor) -> NoReturn:
-            raise torch.OutOfMemoryError
-
-        monkeypatch.setattr(run.teacher, "decode", full)
-        assert run.finish() is not None
+        assert watched(viewer).finish() is not None
         until(lambda: "Not enough GPU memory" in viewer.controls.answer)
         assert not viewer.panel.show_target.value and viewer.thread.is_alive()
 
 
 def test_images_that_are_not_finite_are_named_and_not_shown_as_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToldTeacher, "decode", lambda self, z: torch.full((1, 3, 16, 16), torch.nan))
     with viewing() as viewer, browsing(viewer):
         viewer.panel.show_target.value = True
         before = viewer.panel.target.image
-        run = Run(viewer, seconds=0.1)
-        monkeypatch.setattr(run.teacher, "decode", lambda z: torch.full((1, 3, 16, 16), torch.nan))
-        assert run.finish() is not None
+        assert watched(viewer).finish() is not None
         until(lambda: "not finite" in viewer.controls.answer)
         assert np.array_equal(viewer.panel.target.image, before)
 
@@ -325,17 +327,16 @@ def test_images_that_are_not_finite_are_named_and_not_shown_as_black(monkeypatch
 
 def test_pause_holds_the_run_a_step_makes_one_and_resume_goes_on() -> None:
     with viewing() as viewer:
-        run = Run(viewer, seconds=0.05)
-        until(lambda: len(run.steps) >= 2)
+        run = Run(viewer, gate_at=2)
+        until(lambda: len(run.steps) == 3)
         press(viewer.panel.pause)
-        time.sleep(0.3)
-        held = len(run.steps)
-        time.sleep(0.3)
-        assert len(run.steps) == held < STEPS
+        until(lambda: viewer.controls.paused)
+        run.gate.set()
+        until(lambda: run.looks.count(2) >= 3)
+        assert run.steps == [0, 1, 2], "held"
         press(viewer.panel.step)
-        until(lambda: len(run.steps) == held + 1)
-        time.sleep(0.3)
-        assert len(run.steps) == held + 1
+        until(lambda: run.looks.count(3) >= 3)
+        assert run.steps == [0, 1, 2, 3], "held after one step"
         press(viewer.panel.pause)
         assert run.finish() is not None and run.steps == list(range(STEPS))
 
@@ -350,12 +351,14 @@ def test_the_button_says_what_it_does() -> None:
 
 def test_stop_saves_the_step_and_ends_like_ctrl_c() -> None:
     with viewing() as viewer:
-        run = Run(viewer, seconds=0.05)
-        until(lambda: len(run.steps) >= 2)
+        run = Run(viewer, gate_at=2)
+        until(lambda: len(run.steps) == 3)
         press(viewer.panel.stop)
-        run.thread.join(60)
+        until(lambda: viewer.controls.stopping)
+        run.gate.set()
+        run.thread.join(120)
         assert isinstance(run.ended, Interrupted) and run.ended.code == 130
-        assert run.saved == run.steps[-1:] and len(run.steps) < STEPS
+        assert run.saved == [2] and run.steps == [0, 1, 2]
 
 
 def test_a_paused_run_hears_a_signal() -> None:
@@ -490,26 +493,76 @@ def test_a_stuck_viewer_does_not_hold_up_the_run(monkeypatch: pytest.MonkeyPatch
     free.set()
 
 
-def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run() -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that keeps browsers which answer no pings; after 40 s it would end their connections."""
+    monkeypatch.setattr("websockets.asyncio.server.serve", partial(serve, ping_interval=None))
+
+
+def waiting_bytes(viewer: LiveViewer) -> int:
+    """Bytes that the server keeps for browsers which do not read them."""
+    connections = viewer.server._websock_server._live_connections.values()
+    return sum(connection.transport.get_write_buffer_size() for connection in connections)
+
+
+def deafen(viewer: LiveViewer) -> None:
+    """Send until browsers that read nothing can be sent no more."""
+
+    def stuck() -> bool:
+        viewer.server.gui.add_html(os.urandom(4_000_000).hex())
+        time.sleep(0.2)
+        return waiting_bytes(viewer) > 0
+
+    until(stuck)
+
+
+def test_a_browser_that_reads_nothing_or_leaves_does_not_hold_up_the_run(patient: None) -> None:
     from viewer_client import join
 
     with viewing() as viewer:
         deaf, leaving = join(viewer.address), join(viewer.address)
         until(lambda: len(viewer.server.get_clients()) == 2)
         leaving.close_socket()
-
-        def stuck() -> bool:
-            viewer.server.gui.add_html(os.urandom(4_000_000).hex())
-            time.sleep(0.2)
-            connections = viewer.server._websock_server._live_connections.values()
-            return any(connection.transport.get_write_buffer_size() > 0 for connection in connections)
-
-        until(stuck)
-        run = Run(viewer, seconds=0.1)
-        until(lambda: viewer.shown is not None)
-        assert run.finish() is not None
-        assert len(viewer.server.get_clients()) == 1
+        deafen(viewer)
+        assert watched(viewer, seconds=0.05).finish() is not None
+        until(lambda: len(viewer.server.get_clients()) == 1)
+        assert waiting_bytes(viewer) > 0, "control: it is stuck to the end"
         deaf.close_socket()
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_browser_that_reads_nothing_keeps_nothing_from_another(
+    patient: None, monkeypatch: pytest.MonkeyPatch, in_turn: bool
+) -> None:
+    """The control: a server that sends to one browser at a time."""
+    from viewer_client import join, messages
+
+    turn, send = asyncio.Lock(), ServerConnection.send
+
+    async def send_in_turn(connection: ServerConnection, message: bytes) -> None:
+        async with turn:
+            await send(connection, message)
+
+    if in_turn:
+        monkeypatch.setattr(ServerConnection, "send", send_in_turn)
+    heard = threading.Event()
+
+    def read(connection: Any) -> None:
+        for frame in connection:
+            if b"the last word" in messages(frame):
+                heard.set()
+
+    with viewing() as viewer, join(viewer.address) as deaf:
+        until(viewer.server.get_clients)
+        deafen(viewer)
+        with join(viewer.address) as reading:
+            threading.Thread(target=read, args=(reading,), daemon=True).start()
+            until(lambda: len(viewer.server.get_clients()) == 2)
+            viewer.server.gui.add_html("the last word")
+            assert heard.wait(2 if in_turn else 60) is not in_turn
+            assert waiting_bytes(viewer) > 0, "control: the other one is stuck"
+            deaf.close_socket()
+            assert heard.wait(60)
 
 
 # The end.

@@ -79,9 +79,12 @@ def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
 class Run:
     """A tiny run on a thread of its own, as the training thread would be, steered by a viewer."""
 
-    def __init__(self, viewer: LiveViewer, config: Config | None = None, seconds: float = 0.0) -> None:
-        """seconds: that every step is made to last longer."""
-        self.config, self.seconds = config or settings(), seconds
+    def __init__(
+        self, viewer: LiveViewer, config: Config | None = None, seconds: float = 0.0, gate_at: int | None = None
+    ) -> None:
+        """seconds: that every step is made to last longer. gate_at: step that ends when the gate is open."""
+        self.config, self.seconds, self.gate_at = config or settings(), seconds, gate_at
+        self.gate = threading.Event()
         self.teacher = ToldTeacher()
         self.viewer = viewer
         self.live = LiveSettings(self.config, {"coarse": self.teacher, "refine": self.teacher})
@@ -89,6 +92,8 @@ class Run:
         self.saved: list[int] = []
         self.recorded: list[Config] = []
         self.steps: list[int] = []
+        self.looks: list[int] = []
+        """Steps after which the run was held, once for every look for a signal."""
         self.signal: BaseException | None = None
         self.ended: BaseException | None = None
         self.gaussians: Any = None
@@ -102,12 +107,15 @@ class Run:
         self.recorded.append(config)
 
     def interrupt(self, report: Any) -> None:
+        self.looks.append(report.step)
         if self.signal is not None:
             raise self.signal
 
     def on_step(self, report: Any) -> None:
         self.steps.append(report.step)
         time.sleep(self.seconds)
+        if report.step == self.gate_at:
+            assert self.gate.wait(120), "nobody opened the gate"
         steer(self.viewer, self.live, cast(RunFolder, self.kept), report, self.interrupt)
 
     def work(self) -> None:
@@ -121,6 +129,15 @@ class Run:
         self.thread.join(120)
         assert not self.thread.is_alive(), "the run hangs"
         return self.gaussians
+
+
+def watched(viewer: LiveViewer, **options: Any) -> Run:
+    """A run whose first step the page has shown before the second begins, and whose last step it is shown too."""
+    viewer.controls.pause(True)
+    run = Run(viewer, **options)
+    until(lambda: viewer.shown is not None)
+    viewer.controls.pause(False)
+    return run
 
 
 def press(button: Any) -> None:
