@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -121,13 +122,34 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink()
 
 
+LOCK_TRIES, LOCK_PAUSE = 20, 0.05
+"""Number of attempts to lock a file, and the seconds between two."""
+
+
 def lock(file: IO[bytes]) -> bool:
-    """Locks the file exclusively, until it is closed or the process ends. Returns False if another process holds it."""
+    """Locks the file exclusively, until it is closed or the process ends. Returns False if another process holds it for
+    longer than `is_locked` does, which is an instant."""
+    for _ in range(LOCK_TRIES):
+        if lock_now(file):
+            return True
+        time.sleep(LOCK_PAUSE)
+    return False
+
+
+def lock_now(file: IO[bytes]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Returns whether a process holds the lock of the file. Holds it for an instant if no other does."""
+    if not path.is_file():
+        return False
+    with open(path, "rb+") as file:
+        return not lock_now(file)
 
 
 def json_rows(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from test_state import same
 from gscfd.config import Config, plain
 from gscfd.distil.state import Checkpoint, StateDict
 from gscfd.errors import UserError
-from gscfd.files import lock
+from gscfd.files import is_locked, lock
 from gscfd.runs.checkpoint import FORMAT, Checkpoints
 from gscfd.runs.names import changed_settings
 
@@ -149,3 +149,15 @@ def test_a_lock_is_held_by_one_and_free_when_its_file_is_closed(tmp_path: Path) 
         assert lock(first) and not lock(second)
         first.close()
         assert lock(second)
+
+
+@pytest.mark.parametrize("instant", [True, False])
+def test_a_look_at_a_lock_keeps_it_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: bool
+) -> None:
+    """The control: a process that keeps it."""
+    path = tmp_path / "x"
+    with open(path, "ab") as looking, open(path, "ab") as file:
+        assert not is_locked(path) and lock(looking) and is_locked(path)
+        monkeypatch.setattr("gscfd.files.time.sleep", lambda seconds: looking.close() if instant else None)
+        assert lock(file) is instant

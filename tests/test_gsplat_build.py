@@ -6,7 +6,6 @@ import errno
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,18 +80,19 @@ def test_an_interrupted_build_is_continued(
 def test_a_build_waits_for_the_ninja_of_a_killed_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The control: one of another folder."""
+
     def compile_alone(folder: Path) -> None:
-        assert left.poll() is not None
+        assert left.wait(60) < 0 if waits else left.poll() is None
         compile_well(folder)
 
     compiler(monkeypatch, compile_alone)
+    monkeypatch.setattr("gscfd.rasterize.kernels.time.sleep", lambda seconds: left.kill())
     (tmp_path / "k").mkdir()
     shutil.copy(str(shutil.which("sleep")), tmp_path / "ninja")
     for place, waits in ((tmp_path / "k", True), (tmp_path, False)):
         left = subprocess.Popen([tmp_path / "ninja", "600"], cwd=place)
         assert kernels.at_work(tmp_path / "k") is waits
-        if waits:
-            threading.Timer(2.0, left.kill).start()
         kernels.build(tmp_path / "k", ["9.0"])
         assert ("waiting for it" in capsys.readouterr().out) is waits
         left.kill()

@@ -17,11 +17,10 @@ from PIL import Image
 
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
-from gscfd.files import lock
+from gscfd.files import is_locked, lock
 from gscfd.gaussians import Gaussians
 from gscfd.runs.names import FINISHED_FILE, foreign_files
 from gscfd.studio.orders import Order, Orders
-from gscfd.sweeps.make import is_locked
 from gscfd.viewer.door import Answer
 
 State = Literal["queued", "running", "elsewhere", "finished", "stopped", "failed"]

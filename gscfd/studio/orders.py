@@ -20,10 +20,9 @@ from typing import Any, Literal
 from gscfd.config import NOISE_OF, Config, MethodName, check, load_preset, presets
 from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError
-from gscfd.files import remove_unfinished
+from gscfd.files import is_locked, remove_unfinished
 from gscfd.runs.names import FINISHED_FILE, slug
 from gscfd.sweeps.journal import Journal, read_rows
-from gscfd.sweeps.make import is_locked
 from gscfd.teachers.load import known_words
 
 JOURNAL = "studio.jsonl"

@@ -16,7 +16,7 @@ from gscfd.config import Config, load_run, plain
 from gscfd.devices import run_device
 from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError, warn
-from gscfd.files import lock
+from gscfd.files import is_locked
 from gscfd.runs.names import FINISHED_FILE, changed_settings
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
 from gscfd.sweeps.options import Workers
@@ -64,14 +64,6 @@ def state_of(run: Run, failures: dict[str, str]) -> State:
     if is_locked(run.folder / "stats.jsonl"):
         return "running"
     return "failed" if run.name in failures else "stopped"
-
-
-def is_locked(path: Path) -> bool:
-    """Returns whether a process is writing to the file."""
-    if not path.is_file():
-        return False
-    with open(path, "rb+") as file:
-        return not lock(file)
 
 
 class Pool(Protocol):
