@@ -152,9 +152,7 @@ def test_a_lock_is_held_by_one_and_free_when_its_file_is_closed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("instant", [True, False])
-def test_a_look_at_a_lock_keeps_it_from_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: bool
-) -> None:
+def test_a_look_at_a_lock_keeps_it_from_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: bool) -> None:
     """The control: a process that keeps it."""
     path = tmp_path / "x"
     with open(path, "ab") as looking, open(path, "ab") as file:

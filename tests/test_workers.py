@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from present import present
@@ -26,9 +27,9 @@ from gscfd.runs import options as runs_options
 from gscfd.runs.folder import RunFolder, Stopped
 from gscfd.runs.names import next_config
 from gscfd.sweeps import workers
-from gscfd.sweeps.journal import JOURNAL
-from gscfd.sweeps.make import last_row
-from gscfd.sweeps.workers import Worker
+from gscfd.sweeps.journal import JOURNAL, Journal
+from gscfd.sweeps.make import Progress, Run, carry_out, last_row
+from gscfd.sweeps.workers import Outcome, RayPool, Worker
 from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.version import __version__
@@ -321,6 +322,55 @@ def test_cores_are_shared_out_so_that_all_workers_fit_on_whole_machines(
     nodes: list[dict[str, float]], count: int, gpus: float, threads: int
 ) -> None:
     assert workers.threads_per_worker(nodes, count, gpus) == threads
+
+
+class Clerk(Worker):
+    """Notes runs instead of making them. The prompt is the number of bytes of the answer."""
+
+    def make(self, config: Config) -> Outcome:
+        with open(self.home / "made.txt", "a") as file:
+            file.write(f"{config.out}\n")
+        return Outcome("finished", error="x" * int(config.prompt))
+
+
+STORE_WITHOUT_DISK = {"RAY_automatic_object_spilling_enabled": "0", "RAY_local_fs_capacity_threshold": "0"}
+"""Settings of Ray with which a full store is full: otherwise it goes on in files."""
+
+
+def fill_store(ray: Any) -> list[Any]:
+    """Fills Ray's object store as a foreign program would; returns what keeps it full."""
+    kept: list[Any] = []
+    for size in (2**23, 2**20, 2**17):
+        with suppress(ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
+            while True:
+                kept.append(ray.put(np.zeros(size, np.uint8)))
+    return kept
+
+
+def test_a_full_object_store_loses_no_run_and_makes_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings and outcomes fit into messages, which need no store. The control: nothing else can be stored."""
+    ray = pytest.importorskip("ray")
+    for name, value in STORE_WITHOUT_DISK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(workers, "STORE_BYTES", 80 * 2**20)
+    monkeypatch.chdir(tmp_path)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    journal = Journal(tmp_path / JOURNAL)
+    pool = RayPool(journal.path, "cpu", workers=1, threads=1, gpus=0, address=None, worker=Clerk)
+    try:
+        kept = fill_store(ray)
+        runs = [Run(Path(name), Config(prompt=size, out=Path(name))) for name, size in (("a", "0"), ("b", "9000"))]
+        progress = Progress(len(runs))
+        carry_out(runs, pool, journal, progress, retries=0, say=lambda text: None, show=lambda: None)
+        assert progress.finished == 2 and (tmp_path / "made.txt").read_text().split() == ["a", "b"]
+        assert [row["event"] for row in events(tmp_path)] == ["started", "finished"] * 2
+        assert len(kept) > 5, "control: the store was not full from the start, and is at the end"
+        with pytest.raises(ray.exceptions.OutOfDiskError):
+            ray.put(np.zeros(2**17, np.uint8))
+    finally:
+        pool.stop()
+        journal.close()
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def test_a_long_temporary_folder_leaves_room_for_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
