@@ -21,7 +21,7 @@ from typing import Any
 from gscfd.config import Config
 from gscfd.sweeps.journal import JOURNAL, Journal
 from gscfd.sweeps.make import Progress, Run, carry_out
-from gscfd.sweeps.workers import PATIENCE, Outcome, RayPool, Worker
+from gscfd.sweeps.workers import Outcome, RayPool, Worker
 
 SECONDS_OF_RUN = 21 * 60
 """Of a run with mvdream-sd21 on an RTX 4090 (docs/sweeps.md), which the paper estimate assumes."""
@@ -31,6 +31,13 @@ RUNS_PER_NODE = 6
 """While a node is killed: the last of them begin when the late node is ready."""
 STORE_BYTES = 80 * 2**20
 """Size of a node's object store, near Ray's minimum."""
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "1800000",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_worker_register_timeout_seconds": "1800",
+}
+"""Ray's limits for the start of its own processes: 30 to 60 s are too short on a busy machine. The second is also how
+long a raylet that has died is waited for."""
 
 
 class TinyWorker(Worker):

