@@ -36,11 +36,14 @@ def fuzz(names: list[str], minutes: float, seed: int, kept: Path) -> int:
     made, refused, failed, peaks = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     end, turn = time.monotonic() + 60 * minutes, 0
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {name: kind_named(name, Path(folder)) for name in names}
+        places = {name: Path(folder) / f"of {name}" for name in names}  # no kind's file is another's neighbor
+        for place in places.values():
+            place.mkdir()
+        kinds = {name: kind_named(name, places[name]) for name in names}
         contents = {name: kind.make() for name, kind in kinds.items()}
         while time.monotonic() < end:
             for name, kind in kinds.items():
-                draw, path, before = random.Random(f"{seed} {turn} {name}"), Path(folder) / name, peak_memory()
+                draw, path, before = random.Random(f"{seed} {turn} {name}"), places[name] / name, peak_memory()
                 for number in range(ROUND):
                     signal.alarm(SECONDS)
                     try:

@@ -31,7 +31,7 @@ from PIL import Image
 from present import as_a, present
 from safetensors.torch import save
 from tiny import stage_config, tiny_stage
-from tiny_teachers import clip_tokenizer
+from tiny_teachers import clip_tokenizer, stable_diffusion
 
 from gscfd.config import Config, load_preset, plain
 from gscfd.distil.meshes import mesh_gaussians
@@ -46,14 +46,15 @@ from gscfd.studio.orders import Orders
 from gscfd.studio.progress import Progress
 from gscfd.sweeps.journal import last_failures
 from gscfd.sweeps.make import reached
-from gscfd.sweeps.matrix import read_prompts
+from gscfd.sweeps.matrix import read_matrix, read_prompts
+from gscfd.teachers import load_teacher
 from gscfd.teachers.texts import read_tokenizer
 from gscfd.teachers.weights import read_json, read_state
 from gscfd.viewer.saved import read_checkpoint
 
 trimesh: Any = untyped
 MUTATIONS = 190
-"""For each of the seventeen kinds of file: 3 230 in all; tests/fuzz.py goes on for as long as it is told."""
+"""For each kind of file, and fewer for a teacher's: 3 600 in all; tests/fuzz.py goes on for as long as it is told."""
 MOST_BYTES = 100_000_000
 """Resident memory that reading a file of some kilobytes may take, with what the allocators keep."""
 JOINT = b"\n--- the other file ---\n"
@@ -69,6 +70,7 @@ class Kind:
     """Beside any bytes and truncation."""
     checked: bool = True
     """Whether damage is noticed; otherwise damaged rows are skipped."""
+    mutations: int = MUTATIONS
 
 
 def splat_tensors() -> dict[str, torch.Tensor]:
@@ -211,6 +213,17 @@ init:
 """
 
 
+MATRIX = b"""prompts: [a mug, a red car]
+methods: [cfd, sds]
+seeds: 0:2
+settings:
+  plain: {}
+  slow:
+    coarse: {cfg: 4.0, steps: 12}
+    noise: {beta: 1.0}
+"""
+
+
 def read_settings(path: Path) -> None:
     load_preset(str(path))
 
@@ -260,14 +273,37 @@ KINDS: dict[str, Kind] = {
     "m.mtl": Kind(lambda: MTL, read_mesh, (damaged_lines,) * 3, checked=False),
     "t.png": Kind(picture, read_mesh, (), checked=False),
     "tokenizer.json": Kind(tokenizer_file, read_words, (damaged_json,) * 3),
+    "matrix.yaml": Kind(lambda: MATRIX, read_matrix, (damaged_lines,) * 3),
     "prompts.txt": Kind(lambda: b"a mug\na red car\n# a comment\n\na duck\n", read_prompts, HEADER, checked=False),
 }
-NAMES = [*KINDS, "checkpoint"]
+CONFIGS = {
+    "unet.json": "unet/config.json",
+    "vae.json": "vae/config.json",
+    "scheduler.json": "scheduler/scheduler_config.json",
+}
+"""Settings of a teacher's parts, by kind."""
+NAMES = [*KINDS, *CONFIGS, "checkpoint"]
 REFUSALS = (UserError, DamagedError)
 
 
+def config_kind(place: Path) -> Kind:
+    """The config at a place of a teacher, of which all else is whole."""
+    teacher = place.parents[1]
+
+    def make() -> bytes:
+        return (stable_diffusion(teacher) / place.relative_to(teacher)).read_bytes()
+
+    def read(path: Path) -> None:
+        place.write_bytes(path.read_bytes())
+        load_teacher(str(teacher), device="cpu")
+
+    return Kind(make, read, (damaged_json,) * 3, mutations=60)
+
+
 def kind_named(name: str, folder: Path) -> Kind:
-    """Returns a kind of KINDS, or that of the checkpoints, which are made in the folder."""
+    """Returns a kind of KINDS, or one whose files are made in the folder."""
+    if name in CONFIGS:
+        return config_kind(folder / f"teacher of {name}" / CONFIGS[name])
     damages = (both_files(damaged_json, damaged_safetensors),) * 4 + (both_files(damaged_bytes, damaged_bytes),)
     return KINDS.get(name) or Kind(lambda: checkpoint_files(folder), resume_checkpoint, damages)
 
@@ -302,9 +338,9 @@ def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     before, refused = peak_memory(), 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for number in range(MUTATIONS):
+        for number in range(kind.mutations):
             error = attack(kind, content, path, draw)
             assert error is None or isinstance(error, REFUSALS), f"mutation {number} of {path}: {error!r}"
             refused += error is not None
     assert peak_memory() - before < MOST_BYTES
-    assert refused > MUTATIONS // 10 or not kind.checked, "control: the changes do damage"
+    assert refused > kind.mutations // 10 or not kind.checked, "control: the changes do damage"

@@ -11,8 +11,7 @@ from torch import Tensor
 from gscfd.errors import UserError
 
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-
-
+MOST_TIMESTEPS = 100_000
 LEAST_SQUARED_ALPHA = 5e-8
 """Replaces alpha^2 = 0 at the last time of a schedule with zero terminal SNR, where steps would divide by it."""
 
@@ -82,6 +81,16 @@ class Flow:
         return eps - z
 
 
+def check_timesteps(config: dict[str, Any]) -> None:
+    """Raises UserError for a number of timesteps that no teacher has, whose schedule may fill the memory."""
+    steps = config.get("num_train_timesteps", 1000)
+    if not (isinstance(steps, int) and 1 < steps <= MOST_TIMESTEPS):
+        raise UserError(
+            f"scheduler.num_train_timesteps: expected a whole number from 2 to {MOST_TIMESTEPS}, got {steps!r}; use "
+            "the teacher's own scheduler"
+        )
+
+
 def diffusion(config: dict[str, Any]) -> Diffusion:
     """Returns the schedule of a diffusers scheduler's config. Raises UserError if it is not a plain diffusion."""
     if "beta_schedule" not in config or config.get("use_flow_sigmas"):
@@ -89,6 +98,7 @@ def diffusion(config: dict[str, Any]) -> Diffusion:
         raise UserError(
             f"scheduler: expected a diffusion schedule (with beta_schedule), got {got}; use the teacher's own"
         )
+    check_timesteps(config)
     betas = DDIMScheduler(**{key: config[key] for key in BETAS if key in config})
     schedule = Diffusion(betas.alphas_cumprod, config.get("prediction_type", "epsilon"))
     if schedule.alphas_cumprod[-1] <= 0 and schedule.prediction == "epsilon":
@@ -117,4 +127,5 @@ def flow(config: dict[str, Any]) -> Flow:
     name = str(config.get("_class_name"))
     if not name.startswith("FlowMatch"):
         raise UserError(f"scheduler: expected a FlowMatch... scheduler, got {name}; use the teacher's own")
+    check_timesteps(config)
     return Flow(config.get("num_train_timesteps", 1000))
