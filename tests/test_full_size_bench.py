@@ -124,8 +124,6 @@ def test_variants_differ_in_detail_only(name: str) -> None:
 def test_a_teacher_that_knows_variants_is_measured_against_the_nearest(small: list[str], tmp_path: Path) -> None:
     assert bench.main([*small, "--out", str(tmp_path / "out"), "--known", "2"]) == 0
     content = json.loads((tmp_path / "out" / "report.json").read_text())
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "variant 1" in page and "variant 2" not in page
     variants = [textured_asset("cage", spacing=0.15, variant=k) for k in range(2)]
     (splat,) = (tmp_path / "out" / "runs").glob("*.ply")
     made = Gaussians.load_ply(splat)
