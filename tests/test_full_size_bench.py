@@ -17,7 +17,7 @@ from gscfd.gaussians import Gaussians
 from gscfd.lab import full_size
 from gscfd.lab.degraded import degraded
 from gscfd.lab.full_size import MODELS
-from gscfd.lab.textured import TEXTURED, textured_asset
+from gscfd.lab.textured import TEXTURED, VARIANTS, textured_asset
 from gscfd.lab.trials import compared, images_of, seen
 
 TINY = """
@@ -109,9 +109,34 @@ def test_an_asset_fills_the_ball_and_has_detail_that_degrading_takes(name: str) 
     assert torch.equal(worse.means, degraded(asset.gaussians).means)
 
 
+@pytest.mark.parametrize("name", sorted(TEXTURED))
+def test_variants_differ_in_detail_only(name: str) -> None:
+    first, *others = (textured_asset(name, spacing=0.04, variant=k) for k in range(VARIANTS))
+    images = images_of(seen(first.gaussians, size=64))
+    coarse = torch.nn.functional.avg_pool2d(images, 16)
+    for other in others:
+        assert torch.equal(other.gaussians.means, first.gaussians.means)
+        views = images_of(seen(other.gaussians, size=64))
+        fine, mean = (views - images).abs().mean(), (torch.nn.functional.avg_pool2d(views, 16) - coarse).abs().mean()
+        assert fine > 0.003 and mean < 0.6 * fine
+
+
+def test_a_teacher_that_knows_variants_is_measured_against_the_nearest(small: list[str], tmp_path: Path) -> None:
+    assert bench.main([*small, "--out", str(tmp_path / "out"), "--known", "2"]) == 0
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    variants = [textured_asset("cage", spacing=0.15, variant=k) for k in range(2)]
+    (splat,) = (tmp_path / "out" / "runs").glob("*.ply")
+    made = Gaussians.load_ply(splat)
+    nearest = max(compared(made, [one], size=32)["psnr"] for one in variants)
+    row = dict(zip(content["tables"][0]["columns"], content["tables"][0]["rows"][0], strict=True))
+    assert float(row["PSNR, dB ↑"]) == pytest.approx(nearest, abs=0.01)
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
+        (["--known", "5"], "known: expected 1 to 4"),
+        (["--known", "2", "--assets", "a yellow duck"], "known: expected 1 to 1"),
         (["--presets", "gone"], "preset: expected"),
         (["--assets", "a yellow submarine"], "assets: expected the caption"),
         (["--assets"], "assets: expected at least one"),

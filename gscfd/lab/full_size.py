@@ -32,7 +32,7 @@ from gscfd.lab.ideal import Cosines, ideal_teacher
 from gscfd.lab.metrics import psnr
 from gscfd.lab.options import FullSizeOptions
 from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page
-from gscfd.lab.textured import TEXTURED, textured_asset
+from gscfd.lab.textured import TEXTURED, VARIANTS, textured_asset
 from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.checkpoint import Checkpoints
@@ -121,15 +121,17 @@ def config_of(preset: str, asset: str, options: FullSizeOptions) -> Config:
     return merged(config, {"coarse": changes, "refine": changes, "polish": {"perp_neg": False}})
 
 
-def teachers_of(config: Config, asset: Asset) -> dict[StageName, GuidedTeacher]:
-    """Returns an ideal teacher for every stage, with the size of the model that it stands for."""
+def teachers_of(config: Config, assets: Sequence[Asset]) -> dict[StageName, GuidedTeacher]:
+    """Returns an ideal teacher of the assets for every stage, with the size of the model that it stands for."""
     device = run_device(config)
-    known = Gaussians(**{name: value.to(device) for name, value in asset.gaussians.tensors().items()})
+    known = [
+        Gaussians(**{name: value.to(device) for name, value in asset.gaussians.tensors().items()}) for asset in assets
+    ]
     teachers = {}
     for name, stage in config.stages().items():
         model = MODELS[stage.teacher]
         space = Cosines(model.size, patch=model.size // model.cells, channels=model.channels)
-        teachers[name] = ideal_teacher([known], space=space, schedule=model.schedule, multiview=model.multiview)
+        teachers[name] = ideal_teacher(known, space=space, schedule=model.schedule, multiview=model.multiview)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
 
@@ -137,14 +139,14 @@ def teachers_of(config: Config, asset: Asset) -> dict[StageName, GuidedTeacher]:
 class Progress:
     """State of a run on disk, and what was measured so far."""
 
-    def __init__(self, folder: Path, config: Config, asset: Asset):
-        """folder: of the run's states. config, asset: of the run."""
-        self.config, self.asset = config, asset
+    def __init__(self, folder: Path, config: Config, assets: Sequence[Asset]):
+        """folder: of the run's states. config: of the run. assets: that its teacher knows."""
+        self.config = config
         self.checkpoints, self.file = Checkpoints(folder, 1), folder / "progress.json"
         self.seconds: dict[str, float] = {}
         self.trace: list[tuple[int, float]] = []
         self.saved = time.monotonic()
-        self.truth = images_of(seen(asset.gaussians, size=TRACED))
+        self.truths = [images_of(seen(asset.gaussians, size=TRACED)) for asset in assets]
 
     def newest(self) -> Checkpoint | None:
         """Returns the state of an earlier call with the same settings, and takes over its measurements."""
@@ -160,7 +162,7 @@ class Progress:
             self.seconds[part] = self.seconds.get(part, 0.0) + float(spent)
         if (report.step + 1) % max(report.steps // POINTS, 1) == 0:
             images = images_of(seen(report.gaussians, size=TRACED))
-            self.trace.append((self.done(report), psnr(images, self.truth)))
+            self.trace.append((self.done(report), max(psnr(images, truth) for truth in self.truths)))
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self.save(report)
 
@@ -178,21 +180,19 @@ class Progress:
         self.saved = time.monotonic()
 
 
-def run(config: Config, asset: Asset, folder: Path, *, degrade: bool) -> tuple[Gaussians, FullFigures]:
-    """Makes a splat with ideal teachers and measures it.
+def run(config: Config, assets: Sequence[Asset], folder: Path, *, degrade: bool) -> tuple[Gaussians, FullFigures]:
+    """Makes a splat with ideal teachers and measures it against the nearest of the assets that they know.
 
-    folder: for the states of the run. degrade: start from the degraded asset instead of the ball.
+    folder: for the states of the run. degrade: start from the first asset, degraded, instead of the ball.
     """
-    teachers, start = teachers_of(config, asset), degraded(asset.gaussians) if degrade else None
-    before = None if start is None else compared(start, [asset], size=SIZE)["psnr"]
-    progress = Progress(folder, config, asset)
+    teachers, start = teachers_of(config, assets), degraded(assets[0].gaussians) if degrade else None
+    before = None if start is None else compared(start, assets, size=SIZE)["psnr"]
+    progress = Progress(folder, config, assets)
     gaussians = distil(config, teachers, progress.after_step, progress.newest(), start=start)
-    made, true = (images_of(seen(one, size=SIZE)) for one in (gaussians, asset.gaussians))
-    similarity = structural_similarity_index_measure(made, true, data_range=1.0)
     figures = FullFigures(
-        **compared(gaussians, [asset], size=SIZE),
+        **compared(gaussians, assets, size=SIZE),
         start_psnr=before,
-        ssim=float(similarity if isinstance(similarity, torch.Tensor) else similarity[0]),
+        ssim=max(similarity(gaussians, asset) for asset in assets),
         gaussians=len(gaussians),
         steps=sum(stage.steps for stage in config.stages().values()),
         calls=calls_of(teachers)[0],
@@ -204,6 +204,13 @@ def run(config: Config, asset: Asset, folder: Path, *, degrade: bool) -> tuple[G
     return gaussians, figures
 
 
+def similarity(gaussians: Gaussians, asset: Asset) -> float:
+    """Returns the SSIM of the measured views of both (torchmetrics)."""
+    made, true = (images_of(seen(one, size=SIZE)) for one in (gaussians, asset.gaussians))
+    value = structural_similarity_index_measure(made, true, data_range=1.0)
+    return float(value if isinstance(value, torch.Tensor) else value[0])
+
+
 def peak_memory(device: torch.device) -> float:
     """Returns the largest memory so far in GB."""
     if device.type == "cuda":
@@ -211,12 +218,14 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def measured(preset: str, asset: Asset, options: FullSizeOptions) -> tuple[Gaussians, FullFigures]:
-    """Returns the splat of a run and its figures, from an earlier call if it had the same settings."""
-    config = config_of(preset, asset.name, options)
-    stem = options.out / "runs" / f"{slug(preset)}-{slug(asset.name)}"
-    settings = settings_of(config, [asset], degrade=options.degrade)
-    return kept_run(stem, settings, FullFigures, lambda: run(config, asset, stem, degrade=options.degrade))
+def measured(preset: str, assets: Sequence[Asset], options: FullSizeOptions) -> tuple[Gaussians, FullFigures]:
+    """Returns the splat of a run and its figures, from an earlier call if it had the same settings. assets: known to
+    the teacher."""
+    name = assets[0].name
+    config = config_of(preset, name, options)
+    stem = options.out / "runs" / "-".join([slug(preset), slug(name), *([str(len(assets))] * (len(assets) > 1))])
+    settings = settings_of(config, assets, degrade=options.degrade)
+    return kept_run(stem, settings, FullFigures, lambda: run(config, assets, stem, degrade=options.degrade))
 
 
 # --------------------------------------------------------------------------------------------------------------- timing
@@ -231,7 +240,7 @@ def step_seconds(config: Config, name: StageName, asset: Asset, *, size: int | N
         own |= {"render_sizes": [[0.0, size]], "densify": {"start": 1.0, "stop": 1.0}}
     short = merged(config, {**others, name: own, "init": {"count": count, "ply": None}})
     spent = [time.process_time()]
-    distil(short, teachers_of(short, asset), lambda report: spent.append(time.process_time()))
+    distil(short, teachers_of(short, [asset]), lambda report: spent.append(time.process_time()))
     return spent[-1] - spent[-2]
 
 
@@ -272,20 +281,23 @@ def timing_table(asset: Asset, options: FullSizeOptions) -> Table:
 # --------------------------------------------------------------------------------------------------------------- report
 
 
-def found_assets(options: FullSizeOptions) -> list[Asset]:
-    """Returns the named assets. Raises UserError for a name that is none."""
-    assets = []
+def found_assets(options: FullSizeOptions) -> list[list[Asset]]:
+    """Returns what the teacher knows of each of the named assets, itself first. Raises UserError for a name that is
+    none, and for one with less variants than asked for."""
+    assets: list[list[Asset]] = []
     for source in options.assets:
+        most = VARIANTS if source in TEXTURED else 1
+        check(1 <= options.known <= most, "known", f"1 to {most}, the variants of {source}", options.known)
         if source in TEXTURED:
-            assets.append(textured_asset(source, spacing=options.spacing))
+            assets.append([textured_asset(source, spacing=options.spacing, variant=k) for k in range(options.known)])
         elif source.endswith((".glb", ".obj")):
             init = replace(Config().init, ply=Path(source), count=options.count)
             start = read_start(init)
             if start is None:
                 raise RuntimeError("read_start: expected a splat, got none")
-            assets.append(Asset(Path(source).name, start))
+            assets.append([Asset(Path(source).name, start)])
         else:
-            assets += find_assets(source, 1, spacing=options.spacing)
+            assets.append(find_assets(source, 1, spacing=options.spacing))
     return assets
 
 
@@ -329,19 +341,21 @@ def curve(runs: dict[tuple[str, str], FullFigures]) -> Curve:
     return Curve(title="Quality against steps", x_title="steps", y_title="PSNR, dB", points=points, lines=lines)
 
 
-def sheet_of(asset: Asset, splats: dict[str, Gaussians]) -> Sheet:
-    """Returns a sheet with a row for the asset and one for every preset."""
-    rows = [asset.gaussians, *splats.values()]
+def sheet_of(assets: Sequence[Asset], splats: dict[str, Gaussians]) -> Sheet:
+    """Returns a sheet with a row for every asset that the teacher knows, and one for every preset."""
+    rows = [*(asset.gaussians for asset in assets), *splats.values()]
     images = [as_bytes(images_of(seen(one, size=SHOWN)).permute(0, 2, 3, 1)) for one in rows]
-    labels = ["the asset", *splats]
-    return Sheet(title=asset.name, frames=[frame for row in images for frame in row[:4]], columns=4, labels=labels)
+    labels = ["the asset", *(f"variant {k}" for k in range(1, len(assets))), *splats]
+    return Sheet(title=assets[0].name, frames=[frame for row in images for frame in row[:4]], columns=4, labels=labels)
 
 
 NOTES = [
-    "Teachers are ideal: each knows one asset and denoises exactly, at the size, the times, the guidance and the views "
-    "of the published model. A fixed linear encoder stands for the VAE: the mean colors of patches of 8 x 8 pixels and "
-    "one gray gradient. All branches of guidance are equal, there are no view words and no pictures of normals.",
-    f"PSNR, SSIM, speckle: of 8 views of {SIZE} pixels. start: of the degraded asset, if runs start from it.",
+    "Teachers are ideal: each knows one asset, or --known variants of it, and denoises exactly, at the size, the "
+    "times, the guidance and the views of the published model. A fixed linear encoder stands for the VAE: the mean "
+    "colors of patches of 8 x 8 pixels and one gray gradient. All branches of guidance are equal, there are no view "
+    "words and no pictures of normals.",
+    f"PSNR, SSIM, speckle: of 8 views of {SIZE} pixels, against the nearest variant. start: of the degraded asset, if "
+    "runs start from it.",
 ]
 
 
@@ -371,7 +385,7 @@ def full_size(options: FullSizeOptions) -> Report:
             title="Time of full-size runs",
             notes=NOTES[:1],
             warnings=[],
-            tables=[timing_table(assets[0], options)],
+            tables=[timing_table(assets[0][0], options)],
             plots=[],
             sheets=[],
         )
@@ -383,19 +397,20 @@ def full_size(options: FullSizeOptions) -> Report:
     return report
 
 
-def full_report(assets: Sequence[Asset], options: FullSizeOptions) -> Report:
+def full_report(assets: Sequence[Sequence[Asset]], options: FullSizeOptions) -> Report:
     runs: dict[tuple[str, str], FullFigures] = {}
-    splats: dict[str, dict[str, Gaussians]] = {asset.name: {} for asset in assets}
+    splats: dict[str, dict[str, Gaussians]] = {known[0].name: {} for known in assets}
     for preset in options.presets:
-        for asset in assets:
-            splats[asset.name][preset], figures = measured(preset, asset, options)
-            runs[preset, asset.name] = figures
-            print(f"{preset}, {asset.name}: {figures.psnr:.2f} dB", flush=True)
+        for known in assets:
+            name = known[0].name
+            splats[name][preset], figures = measured(preset, known, options)
+            runs[preset, name] = figures
+            print(f"{preset}, {name}: {figures.psnr:.2f} dB", flush=True)
     return Report(
         title="The presets at full size, with ideal teachers",
         notes=NOTES,
         warnings=[],
         tables=figure_tables(runs),
         plots=[curve(runs)],
-        sheets=[sheet_of(asset, splats[asset.name]) for asset in assets],
+        sheets=[sheet_of(known, splats[known[0].name]) for known in assets],
     )

@@ -62,6 +62,8 @@ class FullSizeOptions:
     """What to measure: names of presets, or .yaml files."""
     assets: tuple[str, ...] = ("mug", "cage", "gate")
     """What to make: the textured mug, cage and gate, captions of single toybox objects, .ply files or meshes."""
+    known: int = 1
+    """Variants of each asset that the teacher knows, which differ in detail only: 1 to 4 for the textured ones."""
     spacing: float = 0.012
     """Distance between neighboring discs of a procedural asset, in world units."""
     count: int = 50_000
