@@ -2,9 +2,10 @@
 
 `gscfd bench papers --size smoke --out DIR` reproduces the papers' claims. All methods share the same prompts,
 seeds, teacher and number of steps. The runs form a sweep (`gscfd.sweep`). `gscfd bench pipeline --out DIR`
-measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`), `gscfd bench full-size --out
-DIR` the same for the presets for large teachers, at their sizes. Finished runs and images are kept and
-unfinished ones made, so repeating a command continues where it stopped.
+measures what the pipeline makes of a teacher without errors (`gscfd.lab.ideal`), `gscfd bench coverage --out DIR` which
+of several objects the seeds of each method end at, and `gscfd bench full-size --out DIR` the presets for large
+teachers, at their sizes. Finished runs and images are kept and unfinished ones made, so repeating a command
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tyro
 
 from gscfd.cli import exit_code
-from gscfd.lab.options import Bench, FullSizeOptions, PipelineOptions
+from gscfd.lab.options import Bench, CoverageOptions, FullSizeOptions, PipelineOptions
 
 
 def bench(options: Bench) -> int:
@@ -23,6 +24,10 @@ def bench(options: Bench) -> int:
         from gscfd.lab.pipeline import pipeline
 
         report = pipeline(options)
+    elif isinstance(options, CoverageOptions):
+        from gscfd.lab.coverage import coverage
+
+        report = coverage(options)
     elif isinstance(options, FullSizeOptions):
         from gscfd.lab.full_size import full_size
 
@@ -31,7 +36,7 @@ def bench(options: Bench) -> int:
         from gscfd.lab.papers import papers
 
         report = papers(options)
-    print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{options.out}/report.html"]))
+    print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{options.out}/report.md"]))
     return 1 if report.warnings else 0
 
 

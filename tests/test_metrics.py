@@ -14,7 +14,7 @@ from splats import two_faced
 from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation, turntable
-from gscfd.distil.state import scaled_gradient_variance
+from gscfd.distil.state import paper_gradient_variance, scaled_gradient_variance
 from gscfd.gaussians import Gaussians
 from gscfd.lab import truths
 from gscfd.lab.assets import as_gaussians
@@ -273,6 +273,18 @@ def test_the_gradient_variance_is_the_share_that_does_not_repeat(noise: float, e
         optimizer.step()
     seen = expected * (1 - 0.1 / 1.9) ** 0.5
     assert scaled_gradient_variance(optimizer).item() == pytest.approx(seen, abs=0.01)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_the_papers_gradient_variance_falls_as_the_gradient_grows_and_the_share_does_not(factor: float) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([parameter], lr=1e-3, betas=(0.5, 0.5))
+    for sign in (1.0, -1.0):
+        parameter.grad = factor * sign * torch.ones(2)
+        optimizer.step()
+    # Moments after two steps: m = -1/3, v = 1, in multiples of the factor; two entries.
+    assert scaled_gradient_variance(optimizer).item() == pytest.approx((8 / 9) ** 0.5)
+    assert paper_gradient_variance(optimizer).item() == pytest.approx((16 / 9) ** 0.5 / 2 / factor)
 
 
 def test_the_scorer_finds_the_captions_of_unseen_objects_and_not_shuffled_ones(scorer: Scorer) -> None:

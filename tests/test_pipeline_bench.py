@@ -1,4 +1,4 @@
-"""The bench of the pipeline with an ideal teacher: its figures, its statistics, and that the same command goes on."""
+"""The bench of the pipeline with an ideal teacher: its figures, and that the same command goes on."""
 
 from __future__ import annotations
 
@@ -16,39 +16,11 @@ from gscfd import bench
 from gscfd.cameras import turntable
 from gscfd.distil.pipeline import distil as distil_of
 from gscfd.gaussians import Gaussians
-from gscfd.lab import coverage, pipeline, trials
+from gscfd.lab import pipeline, trials
 from gscfd.lab.assets import toybox_assets
-from gscfd.lab.coverage import DRAWS, chi_square, coverage_p, picked
 from gscfd.lab.metrics import strays
-from gscfd.lab.options import PipelineOptions
 from gscfd.lab.report import Curve, draw_curve
 from gscfd.lab.trials import compared, keep, kept
-
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-
-def test_counts_in_proportion_are_likely_and_those_of_one_mode_are_not() -> None:
-    shares = (4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0)
-    assert chi_square([16, 16, 8, 8, 4, 4, 4, 4], shares) == 0 and coverage_p([16, 16, 8, 8, 4, 4, 4, 4], shares) == 1
-    assert coverage_p([64, 0, 0, 0, 0, 0, 0, 0], shares) == pytest.approx(1 / (DRAWS + 1))
-    assert coverage_p([8] * 8, shares) < 0.01 < coverage_p([8] * 8, [1.0] * 8), "control: other proportions"
-
-
-def test_draws_in_proportion_are_called_unlikely_as_often_as_the_level_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "DRAWS", 2000)
-    shares, rng = (3.0, 1.0, 1.0), np.random.default_rng(1)
-    found = np.array([coverage_p(rng.multinomial(64, [0.6, 0.2, 0.2]).tolist(), shares) for _ in range(300)])
-    assert 0.02 < (found < 0.05).mean() < 0.09
-    skewed = np.array([coverage_p(rng.multinomial(64, [0.3, 0.35, 0.35]).tolist(), shares) for _ in range(50)])
-    assert (skewed < 0.05).mean() > 0.9, "control: other proportions"
-
-
-def test_the_nearest_asset_is_picked_with_its_lead() -> None:
-    known = torch.rand(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    best, score, second = picked((known[1] + 0.01).clamp(0, 1), known)
-    assert best == 1 and score > 39 > second
-    assert np.isnan(picked(known[0], known[:1])[2])
-
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
@@ -123,37 +95,31 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(pipeline, "VARIANTS", variants)
     monkeypatch.setattr(pipeline, "CURVES", {"spaces": ("default", "pixels")})
     monkeypatch.setattr(pipeline, "SPACING", 0.2)
-    monkeypatch.setattr(coverage, "COVERAGE_STEPS", 1)
-    monkeypatch.setattr(coverage, "COVERAGE_SPACING", 0.2)
-    monkeypatch.setattr(coverage, "SHARES", {"equal": (1.0, 1.0)})
-    monkeypatch.setattr(pipeline, "SHARES", {"equal": (1.0, 1.0)})
 
     def distil(config: Any, teachers: Any, on_step: Any) -> Gaussians:
         made.append(f"{config.guidance} {config.prompt} {config.seed}")
         return distil_of(config, teachers, on_step)
 
     monkeypatch.setattr(trials, "distil", distil)
-    monkeypatch.setattr(coverage, "distil", distil)
     return made
 
 
 def arguments(out: Path, *more: str) -> Sequence[str]:
-    return ["pipeline", "--out", str(out), "--assets", "a yellow duck", "--modes", "2", *more]
+    return ["pipeline", "--out", str(out), "--assets", "a yellow duck", *more]
 
 
-def test_the_bench_makes_its_page_once_and_goes_on_with_more_seeds(small: list[str], tmp_path: Path) -> None:
-    assert bench.main([*arguments(tmp_path, "--seeds", "1")]) == 0
-    assert small == ["cfd a yellow duck 0"] * 2 + ["cfd a mug 0", "cfd a mug 0", "sds a mug 0"]
+def test_the_bench_makes_its_page_once_and_goes_on_with_more_variants(small: list[str], tmp_path: Path) -> None:
+    assert bench.main([*arguments(tmp_path, "--variants", "default")]) == 0
+    assert small == ["cfd a yellow duck 0"]
+    assert bench.main([*arguments(tmp_path)]) == 0
+    assert small == ["cfd a yellow duck 0"] * 2
     page, content = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "report.json").read_text())
-    titles = [table["title"] for table in content["tables"]]
-    assert titles == ["Variants", "Mode coverage", "Runs"] and "https:" not in page
+    assert [table["title"] for table in content["tables"]] == ["Variants", "Runs"] and "https:" not in page
     assert [row[0] for row in content["tables"][0]["rows"]] == ["default", "pixels"]
-    assert all(sum(map(int, row[2].split(" : "))) == 1 for row in content["tables"][1]["rows"])
-    del small[:]
-    assert bench.main([*arguments(tmp_path, "--seeds", "2")]) == 0
-    assert small == ["cfd a mug 1", "cfd a mug 1", "sds a mug 1"]
+    assert bench.main([*arguments(tmp_path)]) == 0
     again = json.loads((tmp_path / "report.json").read_text())
     assert [row[:-1] for row in again["tables"][0]["rows"]] == [row[:-1] for row in content["tables"][0]["rows"]]
+    assert len(small) == 2
 
 
 @pytest.mark.parametrize(
@@ -164,9 +130,6 @@ def test_the_bench_makes_its_page_once_and_goes_on_with_more_seeds(small: list[s
         (["--assets"], "assets: expected at least one"),
         (["--variants", "better"], "variants: expected some of 'default'"),
         (["--known", "0"], "known: expected at least 1"),
-        (["--modes", "1"], "modes: expected 2 to 8"),
-        (["--seeds", "-1"], "seeds: expected at least 0"),
-        (["--caption", "a submarine"], "assets: expected the caption"),
     ],
 )
 def test_bad_input_is_one_line_before_any_run(
@@ -175,7 +138,3 @@ def test_bad_input_is_one_line_before_any_run(
     assert bench.main([*arguments(tmp_path / "out", *wrong)]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and small == []
-
-
-def test_options_have_the_sizes_of_the_issue() -> None:
-    assert PipelineOptions(out=Path("x")).modes == 8 and PipelineOptions(out=Path("x")).seeds >= 64

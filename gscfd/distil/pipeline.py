@@ -28,13 +28,14 @@ from gscfd.distil.state import Checkpoint
 from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.noise.field import NoiseField
 from gscfd.noise.kinds import NOISES
+from gscfd.teachers import Teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.types import Cameras, Render
 
 log = logging.getLogger("gscfd")
 
 
-def stage_noise(config: Config, stage: StageName, teacher: GuidedTeacher, seed: int) -> Noise:
+def stage_noise(config: Config, stage: StageName, teacher: Teacher, seed: int) -> Noise:
     """Returns the noise of one stage, which keeps its own state.
 
     The noise is drawn on the render's device or, with config.noise.device "cpu", on the CPU; the render is then copied

@@ -213,13 +213,29 @@ def make_optimizers(gaussians: Gaussians, lr: dict[str, float]) -> dict[str, tor
 
 
 def scaled_gradient_variance(optimizer: torch.optim.Adam) -> Tensor:
-    """Returns sqrt(sum(v - m^2) / sum(v)) over all entries of Adam's bias-corrected moments m and v (CFD Eq. 15), in
-    [0, 1], as a float64 scalar on the device of the moments, without waiting for CUDA.
+    """Returns sqrt(sum(v - m^2) / sum(v)) over all entries of Adam's bias-corrected moments m and v (CFD Eq. 15, with
+    the root over the whole fraction), in [0, 1], as a float64 scalar on the device of the moments, without waiting for
+    CUDA.
 
     0 means that the gradient is the same at every step, 1 that the gradients cancel out. Because m averages over only
     1 / (1 - beta1) steps, pure noise gives sqrt(1 - (1 - beta1) / (1 + beta1)): .973 for beta1 = .9. NaN before the
     first step and if all gradients were 0.
     """
+    spread, total = moment_sums(optimizer)
+    return (spread / total).sqrt()
+
+
+def paper_gradient_variance(optimizer: torch.optim.Adam) -> Tensor:
+    """Returns sqrt(sum(v - m^2)) / sum(v) of the same moments: CFD Eq. 15 with the root over the numerator alone,
+    since the paper's values of 4.5 to 5.2 cannot be a share. Its unit is that of 1 / gradient: it compares methods
+    whose gradients are equally large. NaN as above.
+    """
+    spread, total = moment_sums(optimizer)
+    return spread.sqrt() / total
+
+
+def moment_sums(optimizer: torch.optim.Adam) -> tuple[Tensor, Tensor]:
+    """Returns sum(v - m^2) and sum(v) over all entries of Adam's bias-corrected moments, float64 scalars."""
     spread = total = torch.zeros((), dtype=torch.float64)
     for group in optimizer.param_groups:
         beta1, beta2 = group["betas"]
@@ -229,4 +245,4 @@ def scaled_gradient_variance(optimizer: torch.optim.Adam) -> Tensor:
                 step = state["step"].double()
                 m, v = state["exp_avg"].double() / (1 - beta1**step), state["exp_avg_sq"].double() / (1 - beta2**step)
                 spread, total = spread + (v - m**2).sum(), total + v.sum()
-    return (spread.clamp_min(0) / total).sqrt()
+    return spread.clamp_min(0), total

@@ -24,6 +24,8 @@ Name = Literal[
     "speckle",
     "variance_means",
     "variance_sh0",
+    "variance_means_paper",
+    "variance_sh0_paper",
     "gaussians",
     "seconds",
     "memory",
@@ -179,6 +181,16 @@ METRICS: dict[str, Metric] = {
         bounds=(0.0, 1.0),
     ),
     "variance_sh0": Metric("gradient variance, colors", "lower", ".4f", "the same for the colors", bounds=(0.0, 1.0)),
+    "variance_means_paper": Metric(
+        "gradient variance in the paper's form, positions",
+        "lower",
+        ".3g",
+        "sqrt(sum(v - m^2)) / sum(v) of the same moments, as the paper's values above 1 suggest; it depends on the "
+        "gradient's scale",
+    ),
+    "variance_sh0_paper": Metric(
+        "gradient variance in the paper's form, colors", "lower", ".3g", "the same for the colors"
+    ),
     "gaussians": Metric("Gaussians", "", ".0f", "in the splat"),
     "seconds": Metric("time", "lower", ".1f", "seconds of all steps"),
     "memory": Metric("peak memory", "lower", ".0f", "MiB: of the GPU, or of the process that made the run"),

@@ -1,50 +1,64 @@
-"""Mode coverage: which of the ideal teacher's assets a seed ends at, and whether that is in their proportions.
+"""Mode coverage: which of the ideal teacher's objects a seed ends at, and whether that is in their proportions.
 
 The clean flow of data with several modes ends at each in proportion to its probability. A method whose noise is fresh
-at every step follows the mean over the noise instead, and ends at the same mode whatever the seed.
+at every step follows the mean over the noise instead, and ends at the likeliest mode whatever the seed.
+
+The objects are one mug in four tints, of equal distance from each other and from the gray ball that a splat starts as,
+so that no mode is nearer to the start. They are near enough to part late, when the splat has had time to follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from statistics import fmean
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gscfd.cameras import turntable
-from gscfd.config import Config, merged
-from gscfd.distil.pipeline import distil
-from gscfd.distil.sampling import falling_times
-from gscfd.lab.assets import Asset, find_assets
-from gscfd.lab.flat import FLAT, Flat
+from gscfd.config import Config, check, merged, plain
+from gscfd.distil.schedule import time_index
+from gscfd.files import write_rows, write_text
+from gscfd.gaussians import Gaussians
+from gscfd.harmonics import rgb_to_sh0
+from gscfd.lab.assets import as_gaussians
+from gscfd.lab.crowd import CrowdTeacher, groups_around, optimized
+from gscfd.lab.flat import FLAT
 from gscfd.lab.ideal import Cosines
-from gscfd.lab.metrics import psnr
-from gscfd.lab.options import PipelineOptions
-from gscfd.lab.references import BACKGROUND
-from gscfd.lab.trials import images_of, keep, kept, seen, settings_of, teachers_of
-from gscfd.runs.names import slug
+from gscfd.lab.options import CoverageOptions
+from gscfd.lab.report import Report, Table, check_report, write_json
+from gscfd.lab.trials import images_of, seen
 from gscfd.teachers.schedules import Flow
-from gscfd.teachers.spaces import Space
+from gscfd.toybox.objects import sample_object
 
 DRAWS = 20_000
 """Simulated experiments behind a p-value."""
-COVERAGE: dict[str, dict[str, Any]] = {
-    "cfd, gamma 0": {"noise": {"gamma": 0.0, "beta": 1.0}},
-    "cfd, as the default": {},
-    "sds": {"guidance": "sds"},
-}
-"""Methods whose modes are counted, as changes of `coverage_config`."""
-SHARES = {"equal": (1.0,) * 8, "unequal": (4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0)}
-"""Proportions of the known assets."""
-COVERAGE_SIZE, COVERAGE_SPACING, COVERAGE_STEPS = 32, 0.1, 60
+SHARES = {"unequal": (4.0, 2.0, 1.0, 1.0), "equal": (1.0, 1.0, 1.0, 1.0)}
+"""Proportions of the four objects."""
+TINT = 0.1
+"""Distance of the tints from gray in each color, in [0, 1]."""
+CORNERS = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
+"""Of a tetrahedron of colors."""
+SIZE, GROUPS, VIEWS, STEPS, COUNT = 32, 12, 4, 30, 128
+"""Pixels of the views; groups of views that a step draws from, and their size; steps; Gaussians."""
+FASTER = 3.0
+"""Factor of the default's step sizes, since there are a tenth of its steps."""
+BATCH = 16
+"""Seeds that run side by side."""
+MODE = 0.75
+"""Share of one object from which a splat is that object: nearer to it than to the middle between two."""
 SCHEDULE = Flow(1000)
 """Leaves so little of the image at t = .98 (alpha = .02) that the flow can start from noise alone. Stable Diffusion's
 schedule has alpha = .08 there, and its flow from noise alone prefers the modes nearest to 0."""
+HIGH, LOW = 0.98, 0.25
+"""Times at the start and at the end. Between them log(sigma / alpha) falls evenly, so that the tints have as many steps
+to part, whatever their distance."""
 
 # ----------------------------------------------------------------------------------------------------------- statistics
 
@@ -74,58 +88,112 @@ def coverage_p(counts: Sequence[int], shares: Sequence[float]) -> float:
     return float((1 + as_far) / (1 + DRAWS))
 
 
-def picked(views: Tensor, known: Tensor) -> tuple[int, float, float]:
-    """Returns the known asset that the views are nearest to, its PSNR, and that of the second nearest; NaN if there is
-    only one.
+def blend_of(views: Tensor, known: Tensor) -> Tensor:
+    """Returns the shares [K] of the known images, which sum to 1, in their least-squares blend that is nearest to the
+    views; shares may be negative.
 
-    views: [V, 3, H, W] in [0, 1]. known: [K, V, 3, H, W] in [0, 1].
+    views: [V, 3, H, W]. known: [K, V, 3, H, W], no three of them in a line.
     """
-    scores = torch.tensor([psnr(views, asset) for asset in known])
-    best = int(scores.argmax())
-    others = torch.cat([scores[:best], scores[best + 1 :]])
-    return best, scores[best].item(), others.max().item() if len(others) else float("nan")
+    rows, last = known.flatten(1).double(), known[-1].flatten().double()
+    apart, wanted = (rows[:-1] - last).T, (views.flatten().double() - last)[:, None]
+    shares = torch.linalg.lstsq(apart, wanted).solution[:, 0]
+    return torch.cat([shares, 1 - shares.sum(0, keepdim=True)])
 
 
-# ---------------------------------------------------------------------------------------------------------------- picks
+# ----------------------------------------------------------------------------------------------------------------- runs
 
 
-def coverage_config(changes: dict[str, Any], prompt: str, seed: int) -> Config:
-    """Returns the small setting in which modes are counted: the coarse stage alone, few steps and Gaussians."""
-    small = {"init": {"count": 400}, "coarse": {"steps": COVERAGE_STEPS, "densify": {"max_count": 400}}}
-    base = merged(Config(prompt=prompt, seed=seed), {**small, "polish": {"steps": 0}, "refine": {"steps": 0}})
-    return merged(base, changes)
+def even_points(steps: int) -> list[list[float]]:
+    """Returns `t_points` of the coarse stage along which log(sigma / alpha) falls evenly from HIGH to LOW."""
+    return [point_of(i / steps, t) for i, t in enumerate(even_times(steps))]
 
 
-def coverage_space() -> Space:
+def even_times(steps: int) -> list[float]:
+    """Returns the times, fractions of T, of the steps and the end."""
+    levels = np.geomspace(HIGH / (1 - HIGH), LOW / (1 - LOW), steps + 1)
+    return [float(level / (1 + level)) for level in levels]
+
+
+def sqrt_points(steps: int) -> list[list[float]]:
+    """Returns `t_points` along which t falls from HIGH to LOW with the square root of the share of steps done."""
+    return [point_of(i / steps, HIGH - (HIGH - LOW) * (i / steps) ** 0.5) for i in range(steps + 1)]
+
+
+def point_of(share: float, t: float) -> list[float]:
+    stage = Config().coarse
+    return [share, 1 - (t - stage.t_min) / (stage.t_max - stage.t_min)]
+
+
+RATES = {name: FASTER * rate for name, rate in asdict(Config().coarse.lr).items() if name != "end"}
+"""Adam's step sizes."""
+METHODS: dict[str, dict[str, Any]] = {
+    "cfd, gamma 0": {"noise": {"gamma": 0.0, "beta": 1.0}},
+    "cfd, as the default": {},
+    "sds": {"guidance": "sds"},
+    "fsd": {"guidance": "fsd"},
+    "cds": {"guidance": "cds"},
+    "ism": {"guidance": "ism"},
+    "hifa": {"guidance": "sds", "coarse": {"t_points": sqrt_points(STEPS)}},
+    "cfd, gamma 0, a third of the step sizes": {
+        "noise": {"gamma": 0.0, "beta": 1.0},
+        "coarse": {"lr": {name: rate / FASTER for name, rate in RATES.items()}},
+    },
+}
+"""Methods of splats, as changes of `coverage_config`. HiFA is sds at times that fall with the square root of the share
+of steps done. vsd is not here, since its LoRA needs a network: with an ideal LoRA and one splat, it is sds. The last
+one is an experiment: a splat that follows the flow too slowly."""
+
+
+def coverage_config(method: str, seed: int) -> Config:
+    """Returns the small setting in which modes are counted: the coarse stage alone."""
+    off = {"polish": {"steps": 0}, "refine": {"steps": 0}}
+    coarse = {"steps": STEPS, "views": VIEWS, "t_points": even_points(STEPS), "opacity_reg": 0.0, "lr": RATES}
+    base = merged(Config(prompt="a mug", seed=seed), {"init": {"count": COUNT}, "coarse": coarse, **off})
+    return merged(base, METHODS[method])
+
+
+@cache
+def tinted() -> list[Gaussians]:
+    """Returns the four objects."""
+    mug = as_gaussians(sample_object(0, kind="mug", color="gray", spacing=0.1)).tensors()
+    colors = [(0.5 + TINT * torch.tensor(corner)).expand_as(mug["sh0"]) for corner in CORNERS]
+    return [Gaussians(**{**mug, "sh0": rgb_to_sh0(color)}) for color in colors]
+
+
+def coverage_space() -> Cosines:
     """Returns the linear space in which modes are counted: 3 x 16 x 16."""
-    return Cosines(COVERAGE_SIZE, patch=2, channels=3)
+    return Cosines(SIZE, patch=2, channels=3)
 
 
-def picks_of_splats(
-    assets: Sequence[Asset], changes: dict[str, Any], shares: Sequence[float], seed: int
-) -> tuple[int, float, float]:
-    """Returns the asset that a seed's splat is nearest to, and the PSNRs of `picked`."""
-    config = coverage_config(changes, assets[0].name, seed)
-    gaussians = distil(
-        config, teachers_of(config, assets, {"coarse": coverage_space()}, SCHEDULE, shares), lambda report: None
-    )
-    known = torch.stack([images_of(seen(asset.gaussians, size=COVERAGE_SIZE)) for asset in assets])
-    return picked(images_of(seen(gaussians, size=COVERAGE_SIZE)), known)
+@cache
+def teacher_of(proportions: str) -> CrowdTeacher:
+    groups = groups_around(GROUPS, VIEWS, size=SIZE)
+    return CrowdTeacher(tinted(), groups, space=coverage_space(), schedule=SCHEDULE, shares=SHARES[proportions])
 
 
-def picks_of_flat(assets: Sequence[Asset], flat: Flat, shares: Sequence[float], seed: int) -> tuple[int, float, float]:
+def blends_of_splats(method: str, proportions: str, seeds: Sequence[int]) -> list[list[float]]:
+    """Returns the blend of the four objects that each seed's splat is."""
+    configs = [coverage_config(method, seed) for seed in seeds]
+    splats = optimized(configs, teacher_of(proportions), groups_around(GROUPS, VIEWS, size=SIZE))
+    known = torch.stack([images_of(seen(one, size=SIZE)) for one in tinted()])
+    blends: list[list[float]] = [blend_of(images_of(seen(one, size=SIZE)), known).tolist() for one in splats]
+    return blends
+
+
+def blends_of_flat(method: str, proportions: str, seeds: Sequence[int]) -> list[list[float]]:
     """The same for four views that a method of `gscfd.lab.flat` makes, without a splat and noise between the views."""
-    config = coverage_config({}, assets[0].name, seed)
-    teacher = teachers_of(config, assets, {"coarse": coverage_space()}, SCHEDULE, shares)["coarse"]
-    cameras, gray = turntable(4, size=COVERAGE_SIZE), torch.full((4, 3, COVERAGE_SIZE, COVERAGE_SIZE), BACKGROUND)
-    teacher.encode(gray)
-    generator = torch.Generator().manual_seed(seed)
-    draw = partial(torch.randn, 4, *teacher.latent_shape, generator=generator)
-    times = falling_times(COVERAGE_STEPS, teacher.timesteps)
-    z = flat(teacher, draw(), lambda step: draw(), times, cameras)
-    over = [asset.gaussians.render(cameras).over(torch.tensor(BACKGROUND)).clamp(0, 1) for asset in assets]
-    known = torch.stack([teacher.decode(teacher.encode(images.permute(0, 3, 1, 2))) for images in over])
-    return picked(teacher.decode(z), known)
+    teacher = teacher_of(proportions)
+    teacher.look([0] * len(seeds), torch.full((len(seeds), 3), 0.5))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw() -> Tensor:
+        return torch.cat([torch.randn(VIEWS, *teacher.space.latent_shape, generator=one) for one in generators])
+
+    times = [time_index(t, teacher.timesteps) for t in even_times(STEPS)]
+    z = FLAT[method](teacher, draw(), lambda step: draw(), times, groups_around(GROUPS, VIEWS, size=SIZE)[0])
+    ends = z.unflatten(0, (-1, VIEWS))
+    blends: list[list[float]] = [blend_of(end, teacher.known[:, i]).tolist() for i, end in enumerate(ends)]
+    return blends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,42 +202,125 @@ class Coverage:
 
     method: str
     proportions: str
-    """Name in SHARES."""
-    counts: list[int]
-    psnr: float
-    """Mean over the seeds, of the asset picked, dB."""
-    lead: float
-    """Mean over the seeds of its PSNR minus that of the second, dB."""
+    blends: list[list[float]]
+    """Shares of the four objects in what each seed ended at."""
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        return SHARES[self.proportions][: len(self.counts)]
+    def counts(self) -> list[int]:
+        """Seeds at each object, without those at none."""
+        ended = [int(np.argmax(blend)) for blend in self.blends if max(blend) >= MODE]
+        counts: list[int] = np.bincount(np.array(ended, int), minlength=len(CORNERS)).tolist()
+        return counts
+
+    @property
+    def unsettled(self) -> float:
+        """Share of the seeds that ended at a blend of objects."""
+        return 1 - sum(self.counts) / len(self.blends)
 
     @property
     def p(self) -> float:
-        """See `coverage_p`."""
-        return coverage_p(self.counts, self.shares)
+        """See `coverage_p`; of the seeds that ended at an object. NaN if none did."""
+        return coverage_p(self.counts, SHARES[self.proportions]) if sum(self.counts) else float("nan")
 
 
-def covered(method: str, proportions: str, options: PipelineOptions) -> Coverage:
-    """Counts the modes over the seeds. Seeds of an earlier call are kept."""
-    changes = COVERAGE.get(method, {})
-    shares = SHARES[proportions][: options.modes]
-    path = options.out / "coverage" / f"{slug(method)}-{proportions}.json"
-    assets = find_assets(options.caption, options.modes, spacing=COVERAGE_SPACING)
-    settings = settings_of(coverage_config(changes, options.caption, 0), assets, shares=shares, size=COVERAGE_SIZE)
-    picks: list[tuple[int, float, float]] = [(int(k), a, b) for k, a, b in kept(path, settings) or ()]
-    for seed in range(len(picks), options.seeds):
-        if method in FLAT:
-            picks.append(picks_of_flat(assets, FLAT[method], shares, seed))
-        else:
-            picks.append(picks_of_splats(assets, changes, shares, seed))
-        keep(path, settings, picks)
-    picks = picks[: options.seeds]
-    return Coverage(
-        method=method,
-        proportions=proportions,
-        counts=np.bincount([k for k, _, _ in picks], minlength=options.modes).tolist(),
-        psnr=fmean(best for _, best, _ in picks),
-        lead=fmean(best - second for _, best, second in picks),
-    )
+def digest_of(method: str) -> str:
+    """Returns a name of all that a run depends on but its seed and the objects."""
+    config = None if method in FLAT else plain(coverage_config(method, 0))
+    constants = [TINT, SHARES, SIZE, GROUPS, VIEWS, STEPS, HIGH, LOW]
+    return hashlib.sha256(json.dumps([config, constants]).encode()).hexdigest()[:8]
+
+
+Key = tuple[str, str]
+"""Method and proportions."""
+
+
+class Runs:
+    """The runs that a file of rows holds, one per seed; those of other settings are left out."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, dict[tuple[Key, int], dict[str, Any]]()
+        if path.is_file():
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["method"] in (*FLAT, *METHODS) and row["settings"] == digest_of(row["method"]):
+                        self.rows[(row["method"], row["proportions"]), int(row["seed"])] = dict(row)
+
+    def add(self, key: Key, seeds: Sequence[int], blends: Sequence[Sequence[float]]) -> None:
+        """Adds runs and writes the file."""
+        for seed, blend in zip(seeds, blends, strict=True):
+            shares = {f"share {k + 1}": f"{share:.4f}" for k, share in enumerate(blend)}
+            told = {"method": key[0], "proportions": key[1], "seed": seed, **shares, "settings": digest_of(key[0])}
+            self.rows[key, seed] = told
+        write_rows(list(self.rows.values()), self.path)
+
+    def of(self, key: Key, seeds: Sequence[int]) -> list[list[float]]:
+        """Returns the blends of these seeds, as far as they are there."""
+        rows = [self.rows[key, seed] for seed in seeds if (key, seed) in self.rows]
+        return [[float(row[f"share {k + 1}"]) for k in range(len(CORNERS))] for row in rows]
+
+
+def keys_of(options: CoverageOptions) -> Iterator[Key]:
+    """Yields what is counted: all methods in each of the proportions."""
+    chosen = [method for method in (*FLAT, *METHODS) if method in (options.methods or (*FLAT, *METHODS))]
+    yield from ((method, proportions) for proportions in SHARES for method in chosen)
+
+
+def coverage_table(found: Sequence[Coverage]) -> Table:
+    rows = [
+        [
+            one.method,
+            " : ".join(f"{share:g}" for share in SHARES[one.proportions]),
+            " : ".join(map(str, one.counts)),
+            f"{sum(count > 0 for count in one.counts)} of {len(one.counts)}",
+            f"{one.unsettled:.0%}",
+            f"{chi_square(one.counts, SHARES[one.proportions]):.1f}" if sum(one.counts) else "n/a",
+            f"{one.p:.2g}",
+            verdict(one),
+        ]
+        for one in found
+    ]
+    columns = ["method", "proportions", "seeds", "modes", "at none", "chi-square", "p", "verdict"]
+    return Table(title="Mode coverage", note=" ".join(NOTES), columns=columns, rows=rows)
+
+
+def verdict(one: Coverage) -> str:
+    if one.unsettled > 0.5:
+        return "no mode"
+    return "not proportional" if one.p < 0.05 else "proportional, as far as these seeds tell"
+
+
+NOTES = [
+    f"The ideal teacher knows one mug in four tints, {TINT} from gray in each color. A splat "
+    f"has {COUNT} Gaussians and {STEPS} steps of the coarse stage, with {FASTER:g} times the default's step "
+    "sizes, without densification, regularizers and polish; "
+    f"views of {SIZE} pixels from {GROUPS} groups of {VIEWS}; a linear space of 3 x 16 x 16; the schedule of a "
+    f"rectified flow, from t = {HIGH} to {LOW} with equal steps of log(sigma / alpha), but for hifa and cds, which "
+    "have their own times.",
+    f"at none: share of the seeds at a blend, less than {MODE:.0%} of any object. p: probability of at least this "
+    "chi-square if the seeds at an object picked in proportion, by simulation.",
+    "in 2D: four views without a splat; the flow there is the control that must be proportional.",
+]
+
+
+def coverage(options: CoverageOptions) -> Report:
+    """Makes the missing runs, counts their modes and writes runs.csv, report.md and report.json. Raises UserError."""
+    for name in options.methods:
+        check(name in (*FLAT, *METHODS), "methods", f"some of {', '.join(map(repr, (*FLAT, *METHODS)))}", name)
+    check_report(options.out, "out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs, found = Runs(options.out / "runs.csv"), list[Coverage]()
+    report = Report(title="Mode coverage", notes=NOTES, warnings=[], tables=[], plots=[], sheets=[])
+    for key in keys_of(options):
+        make: Callable[..., list[list[float]]] = blends_of_flat if key[0] in FLAT else blends_of_splats
+        missing = [seed for seed in range(options.seeds) if (key, seed) not in runs.rows]
+        for i in range(0, len(missing), BATCH):
+            batch = missing[i : i + BATCH]
+            runs.add(key, batch, make(*key, batch))
+        method, proportions = key
+        blends = runs.of(key, range(options.seeds))
+        found.append(Coverage(method=method, proportions=proportions, blends=blends))
+        print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
+        report = replace(report, tables=[coverage_table(found)])
+        write_json(report, options.out / "report.json")
+        write_text(f"{' '.join(NOTES)}\n\n{report.tables[0].markdown()}", options.out / "report.md")
+    return report

@@ -154,10 +154,10 @@ def recorded_in(rows: list[dict[str, Any]]) -> dict[str, float]:
     if "memory" in rows[0]:
         values["memory"] = max(row["memory"] for row in rows) / 2**20
     variances = [row["gradient_variance"] for row in rows if "gradient_variance" in row]
-    for name, key in (("variance_means", "means"), ("variance_sh0", "sh0")):
+    for key in ("means", "sh0", "means_paper", "sh0_paper"):
         known = [variance[key] for variance in variances if key in variance]
         if known:
-            values[name] = mean(known)
+            values[f"variance_{key}"] = mean(known)
     return values
 
 

@@ -44,12 +44,21 @@ class PipelineOptions:
     """Objects of each caption that the teacher knows. 1 measures convergence; with more, methods differ."""
     seed: int = 0
     """Seed of the variants' runs."""
-    caption: str = "a mug"
-    """Caption of the objects among which seeds pick, for the mode coverage."""
-    modes: int = 8
-    """Number of these objects, 2 to 8."""
+
+
+@dataclass(kw_only=True)
+class CoverageOptions:
+    """Count which of the objects that an ideal teacher knows the seeds of each method end at."""
+
+    out: Path
+    """Folder for runs.csv, report.md and report.json. The same command resumes."""
     seeds: int = 64
-    """Seeds of the mode coverage; 0 skips it. Repeat the command with a larger number to add seeds."""
+    """Seeds of each method; repeat the command with a larger number to add seeds."""
+    methods: tuple[str, ...] = ()
+    """Names of the methods, as in the table. Unset: all of them."""
+
+    def __post_init__(self) -> None:
+        check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
 
 
 @dataclass(kw_only=True)
@@ -81,6 +90,7 @@ class FullSizeOptions:
 Bench: TypeAlias = (
     Annotated[BenchOptions, tyro.conf.subcommand("papers")]
     | Annotated[PipelineOptions, tyro.conf.subcommand("pipeline")]
+    | Annotated[CoverageOptions, tyro.conf.subcommand("coverage")]
     | Annotated[FullSizeOptions, tyro.conf.subcommand("full-size")]
 )
 """The benches by name."""

@@ -226,7 +226,7 @@ def papers(options: BenchOptions) -> Report:
     references = {p: teacher_reference(p, size.samples, teacher, stage, device, judges) for p in size.prompts}
     groups = {
         variant: [
-            replace(examine(run.folder, judges, candidates(size), references=references), label=variant)
+            replace(examine(run.folder, judges, candidates(size), references=references, truths=True), label=variant)
             for run in runs
             if (run.folder / FINISHED_FILE).exists()
         ]

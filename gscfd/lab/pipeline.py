@@ -1,7 +1,7 @@
 """The pipeline alone, without a teacher's errors: `gscfd bench pipeline`, with the ideal teacher.
 
 Variants of the default's settings are run against assets that the teacher knows exactly, and their splats are compared
-with these assets. Seeds with several known assets show which one a method picks.
+with these assets.
 """
 
 from __future__ import annotations
@@ -20,17 +20,6 @@ from gscfd.devices import choose_device, choose_dtype
 from gscfd.files import write_text
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
-from gscfd.lab.coverage import (
-    COVERAGE,
-    COVERAGE_SIZE,
-    COVERAGE_SPACING,
-    COVERAGE_STEPS,
-    SHARES,
-    Coverage,
-    chi_square,
-    covered,
-)
-from gscfd.lab.flat import FLAT, FLOW
 from gscfd.lab.options import PipelineOptions
 from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page
 from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, kept_run, run, seen, settings_of, space_of
@@ -191,28 +180,6 @@ def variant_tables(
     return mean, Table(title="Runs", note="", columns=["asset", "variant", *titles], rows=single)
 
 
-def coverage_table(found: Sequence[Coverage], caption: str) -> Table:
-    rows = [
-        [
-            one.method,
-            " : ".join(f"{share:g}" for share in one.shares),
-            " : ".join(map(str, one.counts)),
-            f"{chi_square(one.counts, one.shares):.1f}",
-            f"{one.p:.2g}",
-            "not proportional" if one.p < 0.05 else "proportional, as far as these seeds tell",
-            f"{one.psnr:.1f}",
-            f"{one.lead:.1f}",
-        ]
-        for one in found
-    ]
-    return Table(
-        title="Mode coverage",
-        note=f"How many seeds end at each of the objects of {caption!r} that the teacher knows.",
-        columns=["method", "proportions", "seeds", "chi-square", "p", "verdict", "PSNR, dB", "lead, dB"],
-        rows=rows,
-    )
-
-
 def curves(runs: dict[str, dict[str, Figures]], networks: dict[str, float]) -> Curve:
     """Returns PSNR against seconds with a network: a point per variant, lines through those of CURVES."""
     points = {
@@ -250,9 +217,6 @@ def notes(options: PipelineOptions) -> list[str]:
         "that show something away from the asset's outline, from all sides, above and below.",
         "Seconds: processor time of all threads, without the ideal teacher's calls, so that other programs on the "
         "machine change little.",
-        f"Mode coverage: the coarse stage alone, {COVERAGE_STEPS} steps, 400 Gaussians, {COVERAGE_SIZE} pixels in a "
-        "linear space of 3 x 16 x 16, the schedule of a rectified flow. p: probability of at least this chi-square if "
-        f"seeds picked in proportion, by simulation. {FLOW}: the clean flow of four views without a splat, a control.",
     ]
 
 
@@ -261,8 +225,6 @@ def check_options(options: PipelineOptions) -> None:
     for name in options.variants:
         check(name in VARIANTS, "variants", f"some of {', '.join(map(repr, VARIANTS))}", name)
     check(len(options.assets) >= 1, "assets", "at least one caption or .ply file", options.assets)
-    check(2 <= options.modes <= 8, "modes", "2 to 8 objects", options.modes)
-    check(options.seeds >= 0, "seeds", "at least 0", options.seeds)
     check(0 <= options.seed < 2**63, "seed", "a value in [0, 2^63)", options.seed)
 
 
@@ -272,8 +234,6 @@ def pipeline(options: PipelineOptions) -> Report:
     chosen = {name: VARIANTS[name] for name in options.variants or VARIANTS}
     check_report(options.out, "out")
     assets = {source: find_assets(source, options.known, spacing=SPACING) for source in options.assets}
-    if options.seeds:
-        find_assets(options.caption, options.modes, spacing=COVERAGE_SPACING)
     configs = {name: config_of(variant, "a yellow duck", options.seed) for name, variant in chosen.items()}
     real = load_networks(configs.values())
     runs: dict[str, dict[str, Figures]] = {}
@@ -283,18 +243,13 @@ def pipeline(options: PipelineOptions) -> Report:
             splats[source][name], figures = measured(name, variant, source, options, real)
             runs.setdefault(name, {})[source] = figures
             print(f"{name}, {source}: {figures.psnr:.2f} dB, {figures.seconds:.0f} s", flush=True)
-    found = []
-    for proportions in SHARES if options.seeds else ():
-        for method in (*FLAT, *COVERAGE):
-            found.append(covered(method, proportions, options))
-            print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
     networks = {name: network_seconds(config, real) for name, config in configs.items()}
     tables = [*variant_tables(runs, assets, networks)]
     report = Report(
         title="The pipeline with an ideal teacher",
         notes=notes(options),
         warnings=[],
-        tables=[tables[0], *([coverage_table(found, options.caption)] if found else []), tables[1]],
+        tables=tables,
         plots=[curves(runs, networks)],
         sheets=[sheet_of(source, assets[source], own) for source, own in splats.items()],
     )

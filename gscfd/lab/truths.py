@@ -21,6 +21,8 @@ FRESH = 8
 """Further ones, which show how near an object can be that is none of them."""
 VIEWS = 8
 """Of each, from all sides."""
+PROMPTS = 8
+"""Prompts whose views are kept, 40 MB each at 128 pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Truths:
         return sum(speckle(fresh / 255, background=BACKGROUND) for fresh in self.fresh) / len(self.fresh)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=PROMPTS)
 def truths_of(prompt: str, size: int) -> Truths | None:
     """True objects of the prompt in views of `size` pixels, both ways; None: the toybox has too few."""
     cameras, gray = turntable(VIEWS, size=size), torch.full((3,), BACKGROUND)

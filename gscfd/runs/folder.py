@@ -24,7 +24,7 @@ from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import changes, place, place_of
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_splat
-from gscfd.distil.state import Checkpoint, part, scaled_gradient_variance
+from gscfd.distil.state import Checkpoint, paper_gradient_variance, part, scaled_gradient_variance
 from gscfd.errors import UserError, warn
 from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
 from gscfd.files import Background, atomic_write, lock, remove_unfinished, write_whole
@@ -43,7 +43,7 @@ from gscfd.runs.names import (
 
 log = logging.getLogger("gscfd")
 VARIANCES = ("means", "sh0")
-"""Parameters whose scaled gradient variance (CFD Eq. 15) is recorded: positions and colors."""
+"""Parameters whose gradient variance (CFD Eq. 15) is recorded, in two forms: positions and colors."""
 TURN_FRAMES, TURN_SIZE, TURN_FPS = 80, 512, 20
 """The turntable of a finished run: one turn in four seconds."""
 VARIANCE_EVERY = 10
@@ -300,7 +300,9 @@ def variances(report: StepReport) -> dict[str, DeferredNumbers]:
     for other steps."""
     if (report.step + 1) % VARIANCE_EVERY:
         return {}
-    found = {name: scaled_gradient_variance(report.state.optimizers[name]) for name in VARIANCES}
+    optimizers = {name: report.state.optimizers[name] for name in VARIANCES}
+    found = {name: scaled_gradient_variance(optimizer) for name, optimizer in optimizers.items()}
+    found |= {f"{name}_paper": paper_gradient_variance(optimizer) for name, optimizer in optimizers.items()}
     return {"gradient_variance": DeferredNumbers(found)}
 
 
