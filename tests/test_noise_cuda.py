@@ -454,7 +454,7 @@ def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch: pytest.MonkeyP
 
 
 def without_library(device: torch.device) -> None:
-    raise ImportError("NVRTC, which compiles gscfd's CUDA kernels, could not be loaded. Tried: here; pip install it")
+    raise ImportError("NVRTC, which compiles gscfd's CUDA kernels, could not be loaded; pip install it")
 
 
 @pytest.mark.usefixtures("a_gpu")

@@ -506,7 +506,7 @@ def soon(studio: Studio, true: Callable[[], object]) -> None:
 
 def test_a_prompt_is_queued_made_shown_and_deleted(studio: Studio) -> None:
     studio.form.prompt.value = "  a  red car "
-    assert "In the queue: a-red-car-0" in answered(studio, studio.make)
+    assert "Put in the queue: a-red-car-0" in answered(studio, studio.make)
     soon(studio, lambda: (studio.folder / "a-red-car-0" / "log.txt").exists())
     assert studio.name == "a-red-car-0" and studio.chosen.buttons["Stop and save"].visible
     assert "expected a stopped run" in answered(studio, studio.resume)
@@ -516,7 +516,7 @@ def test_a_prompt_is_queued_made_shown_and_deleted(studio: Studio) -> None:
     studio.looked = 0.0
     studio.tick(time.monotonic())
     assert "saved in" in studio.chosen.facts.content and studio.chosen.buttons["Delete"].visible
-    assert "In the queue: a-red-car-1" in answered(studio, studio.another_seed)
+    assert "Put in the queue: a-red-car-1" in answered(studio, studio.another_seed)
     assert "is deleted" in answered(studio, lambda: studio.delete("a-red-car-0"))
     assert not (studio.folder / "a-red-car-0").exists()
 
@@ -547,7 +547,7 @@ def test_clients_that_stall_stop_neither_the_runs_nor_the_page(studio: Studio) -
         assert get(studio, "/")[0] == 200
         studio.form.prompt.value = "a red car"
         (studio.folder / "go").write_text("")
-        assert "In the queue: a-red-car-0" in answered(studio, studio.make)
+        assert "Put in the queue: a-red-car-0" in answered(studio, studio.make)
         soon(studio, lambda: (studio.folder / "a-red-car-0" / FINISHED_FILE).exists())
         assert get(studio, "/")[0] == 200
         deaf.close_socket()

@@ -28,9 +28,8 @@ COARSER = 3
 """Cells of the fine grid per cell, along each axis, of the grid that finds the neighborhood of the surface."""
 SMOOTHING = 0.7
 """Standard deviation of the filter that removes the pebbles of single Gaussians, in cells."""
-LEVEL = 1.75
-"""Signed distance of the surface in cells: the mean over all views lies below the outlines, where a ray crosses more of
-a soft shell than rays from the front do. Chosen by the outlines of test splats."""
+RAYS = 40
+"""Rays along each edge of a view that choose the level of the surface."""
 THICKER = 3
 """Layers of the splat that the depth is measured in: rays stop where they have lost a fifth of their light."""
 SMALLEST_PART = 0.05
@@ -119,7 +118,8 @@ def closed_surface(views: Views, resolution: int) -> tuple[np.ndarray, np.ndarra
     UserError if nothing is opaque enough to have a surface.
     """
     field = signed_distance(views, round(EXTENT * resolution) + 1)
-    field = ndimage.gaussian_filter(field, SMOOTHING) - np.float32(LEVEL * 2 * EXTENT / (len(field) - 1))
+    field = ndimage.gaussian_filter(field, SMOOTHING)
+    field -= outline_level(views, field)
     border = np.pad(np.zeros(np.subtract(field.shape, 2), bool), 1, constant_values=True)
     field[border] = np.abs(field[border])
     inside = solid(field < 0)
@@ -148,6 +148,24 @@ def signed_distance(views: Views, nodes: int) -> np.ndarray:
     near = varied[nearest]
     field[near] = distance_at(views, grid(nodes)[near.ravel()], truncation)
     return field
+
+
+def outline_level(views: Views, field: np.ndarray) -> np.float32:
+    """Returns the level of a field [n, n, n] that as many rays reach as lose half of their light, in the views of usual
+    elevations. Level zero lies below the outlines, where a ray crosses more of a soft shell than one from the front."""
+    cell = 2 * EXTENT / (len(field) - 1)
+    pixel = (np.arange(RAYS) + 0.5) * views.size / RAYS
+    y, x = (a.ravel() for a in np.meshgrid(pixel, pixel, indexing="ij"))
+    ahead = np.stack([x - views.size / 2, y - views.size / 2, np.full_like(x, views.focal)], 1) / views.focal
+    depths = np.arange(DISTANCE - EXTENT, DISTANCE + EXTENT, cell)
+    lowest, hits = [], 0
+    for i in filter(views.usual, range(len(views))):
+        points = (ahead[:, None] * depths[:, None] - views.shifts[i]) @ views.rotations[i]
+        values = ndimage.map_coordinates(field, (points.reshape(-1, 3).T + EXTENT) / cell, order=1, mode="nearest")
+        lowest.append(values.reshape(len(ahead), -1).min(1))
+        hits += int((views.opacity[i][y.astype(int), x.astype(int)] > 0.5).sum())
+    ranked = np.sort(np.concatenate(lowest))
+    return np.float32(ranked[min(hits, len(ranked) - 1)])
 
 
 def grid(nodes: int) -> np.ndarray:

@@ -56,7 +56,7 @@ def library() -> ctypes.CDLL:
             failures.append(f"  {place}: {error}")
     tried = "\n".join(failures)
     raise ImportError(
-        f"NVRTC, which compiles gscfd's CUDA kernels, could not be loaded. Tried:\n{tried}\n"
+        f"NVRTC, which compiles gscfd's CUDA kernels, could not be loaded\n{tried}\n"
         "CUDA builds of torch bring it: install one, or `pip install nvidia-cuda-nvrtc`"
     )
 

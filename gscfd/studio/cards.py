@@ -38,16 +38,17 @@ def card(entry: Entry, pressed: bool, version: int | None, shares: Mapping[str, 
     state = shares.get(entry.name) or STATES[entry.state]
     if entry.state == "queued":
         state = f"{state}, {entry.note}"
+    prompt, look = html.escape(entry.prompt or entry.name), LOOKS.get(entry.state, "")
+    words = f'<span class="gs-state{look}">{html.escape(state)}</span>'
     if version is None:
-        picture = f'<span class="gs-picture gs-none">{html.escape(state)}</span>'
+        picture, words = f'<span class="gs-picture gs-none">{words}</span>', ""
     else:
         picture = f'<img class="gs-picture" loading="lazy" alt="" src="picture/{quote(entry.name, safe="")}?{version}">'
-    prompt, look = html.escape(entry.prompt or entry.name), LOOKS.get(entry.state, "")
+        words = f" · {words}"
     return (
         f'<button type="button" class="gs-card" data-do="choose" data-value="{html.escape(entry.name)}" '
         f'aria-pressed="{"true" if pressed else "false"}">{picture}<span class="gs-words"><b>{prompt}</b>'
-        f'seed {html.escape(entry.seed)} · <span class="gs-state{look}">{html.escape(state)}</span>'
-        "</span></button>"
+        f"seed {html.escape(entry.seed)}{words}</span></button>"
     )
 
 

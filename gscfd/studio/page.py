@@ -243,7 +243,7 @@ class Studio:
         self.looked = 0.0
         if before == 0:
             self.choose(order.name)
-        return f"In the queue: {order.name}" + (f", {before} before it" if before else "")
+        return f"Put in the queue: {order.name}" + (f", {before} before it" if before else "")
 
     def choose(self, name: str) -> str:
         """Shows a run of the gallery."""
@@ -287,7 +287,7 @@ class Studio:
             raise UserError(f"continue: expected a stopped run, got one that is {cards.STATES[entry.state]}")
         self.orders.resume(entry.name)
         self.looked = 0.0
-        return f"In the queue: {entry.name}"
+        return f"Put in the queue: {entry.name}"
 
     def take_out(self) -> str:
         entry = self.entry()

@@ -199,5 +199,11 @@ def add_plot(gui: viser.GuiApi, name: str, color: str) -> viser.GuiUplotHandle:
     series = (uplot.Series(label="step"), uplot.Series(label=name, stroke=color, width=1.5))
     scales = {"x": uplot.Scale(time=False)}
     return gui.add_uplot(
-        (np.zeros(1), np.zeros(1)), series, scales=scales, title=name, height=140, legend=uplot.Legend(show=False)
+        (np.zeros(1), np.zeros(1)),
+        series,
+        scales=scales,
+        title=name,
+        height=140,
+        padding=(12, 12, 0, 0),  # room for half a label above and beside the axes
+        legend=uplot.Legend(show=False),
     )
