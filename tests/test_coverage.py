@@ -51,7 +51,7 @@ def test_a_blend_has_its_shares_whatever_else_the_views_show() -> None:
 
 
 def test_seeds_at_a_blend_count_as_no_mode() -> None:
-    found = Coverage(method="m", proportions="equal", blends=[[1, 0, 0, 0]] * 3 + [[0.4, 0.3, 0.2, 0.1]])
+    found = Coverage(method="m", proportions="equal", blends=[[1.0, 0.0, 0.0, 0.0]] * 3 + [[0.4, 0.3, 0.2, 0.1]])
     assert found.counts == [3, 0, 0, 0] and found.unsettled == 0.25
     lost = replace(found, blends=[[0.25] * 4] * 4)
     assert lost.counts == [0] * 4 and verdict(lost) == "no mode" and np.isnan(lost.p)

@@ -82,6 +82,9 @@ def test_a_build_waits_for_the_ninja_of_a_killed_one(
 ) -> None:
     """The control: one of another folder."""
 
+    left: subprocess.Popen[bytes]
+    waits: bool
+
     def compile_alone(folder: Path) -> None:
         assert left.wait(60) < 0 if waits else left.poll() is None
         compile_well(folder)

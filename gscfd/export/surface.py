@@ -150,7 +150,7 @@ def signed_distance(views: Views, nodes: int) -> np.ndarray:
     return field
 
 
-def outline_level(views: Views, field: np.ndarray) -> np.float32:
+def outline_level(views: Views, field: np.ndarray) -> float:
     """Returns the level of a field [n, n, n] that as many rays reach as lose half of their light, in the views of usual
     elevations. Level zero lies below the outlines, where a ray crosses more of a soft shell than one from the front."""
     cell = 2 * EXTENT / (len(field) - 1)
@@ -165,7 +165,7 @@ def outline_level(views: Views, field: np.ndarray) -> np.float32:
         lowest.append(values.reshape(len(ahead), -1).min(1))
         hits += int((views.opacity[i][y.astype(int), x.astype(int)] > 0.5).sum())
     ranked = np.sort(np.concatenate(lowest))
-    return np.float32(ranked[min(hits, len(ranked) - 1)])
+    return float(ranked[min(hits, len(ranked) - 1)])
 
 
 def grid(nodes: int) -> np.ndarray:
