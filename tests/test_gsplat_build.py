@@ -14,6 +14,7 @@ import gsplat
 import pytest
 import torch
 from torch.utils import cpp_extension
+from viewing import until
 
 from gscfd.errors import UserError
 from gscfd.gpu import toolkit
@@ -95,6 +96,7 @@ def test_a_build_waits_for_the_ninja_of_a_killed_one(
     shutil.copy(str(shutil.which("sleep")), tmp_path / "ninja")
     for place, waits in ((tmp_path / "k", True), (tmp_path, False)):
         left = subprocess.Popen([tmp_path / "ninja", "600"], cwd=place)
+        until(lambda: Path(f"/proc/{left.pid}/comm").read_text() == "ninja\n")  # named a moment after it starts
         assert kernels.at_work(tmp_path / "k") is waits
         kernels.build(tmp_path / "k", ["9.0"])
         assert ("waiting for it" in capsys.readouterr().out) is waits
