@@ -225,7 +225,7 @@ def test_the_site_builds_without_a_warning_and_its_generated_pages_are_whole(tmp
     settings = {name for name in settings if not name.startswith("refine.")}
     assert [name for name in settings if f"<code>--{name.replace('_', '-')}</code>" not in page["settings"]] == []
     assert "usage: gscfd export" in page["commands"] and "--source-axes" in page["commands"]
-    assert "gscfd bench papers" in page["commands"] and "--modes" in page["commands"]
+    assert "gscfd bench coverage" in page["commands"] and "--methods" in page["commands"]
     homes = [f"{home}.{name}" for name, home in gscfd._HOMES.items()]
     assert set(gscfd._HOMES) == set(gscfd.__all__)
     assert [name for name in homes if f'id="{name}"' not in page["api"]] == []

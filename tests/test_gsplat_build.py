@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import gsplat
 import pytest
 import torch
 from torch.utils import cpp_extension
-from viewing import until
 
 from gscfd.errors import UserError
 from gscfd.gpu import toolkit
@@ -78,6 +78,14 @@ def test_an_interrupted_build_is_continued(
     assert "an interrupted build is continued" in capsys.readouterr().out
 
 
+def started(ninja: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """Returns a process in the folder that bears its name, which it does a moment after it starts."""
+    process = subprocess.Popen([ninja, "600"], cwd=folder)
+    while Path(f"/proc/{process.pid}/comm").read_text() != "ninja\n":
+        os.sched_yield()
+    return process
+
+
 def test_a_build_waits_for_the_ninja_of_a_killed_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,8 +103,7 @@ def test_a_build_waits_for_the_ninja_of_a_killed_one(
     (tmp_path / "k").mkdir()
     shutil.copy(str(shutil.which("sleep")), tmp_path / "ninja")
     for place, waits in ((tmp_path / "k", True), (tmp_path, False)):
-        left = subprocess.Popen([tmp_path / "ninja", "600"], cwd=place)
-        until(lambda: Path(f"/proc/{left.pid}/comm").read_text() == "ninja\n")  # named a moment after it starts
+        left = started(tmp_path / "ninja", place)
         assert kernels.at_work(tmp_path / "k") is waits
         kernels.build(tmp_path / "k", ["9.0"])
         assert ("waiting for it" in capsys.readouterr().out) is waits
