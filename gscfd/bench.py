@@ -36,7 +36,7 @@ def bench(options: Bench) -> int:
         from gscfd.lab.papers import papers
 
         report = papers(options)
-    print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{options.out}/report.md"]))
+    print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{options.out}/report.html"]))
     return 1 if report.warnings else 0
 
 

@@ -58,18 +58,18 @@ def scene(name: str, *azimuths: float, size: int | tuple[int, int] = 128) -> tup
 
 
 class EmulatedDriver(cuda.Driver):
-    def __init__(self, library: ctypes.CDLL | None = None):
-        self.library = library
+    def __init__(self, emulator: ctypes.CDLL | None = None):
+        self.emulator = emulator
 
     def launcher(self, device: torch.device) -> int:
-        assert self.library is not None
-        self.library.emulator_launcher.restype = ctypes.c_void_p
-        return int(self.library.emulator_launcher())
+        assert self.emulator is not None
+        self.emulator.emulator_launcher.restype = ctypes.c_void_p
+        return int(self.emulator.emulator_launcher())
 
     def words(self, code: int) -> str:
-        assert self.library is not None
-        self.library.emulator_failure.restype = ctypes.c_char_p
-        return str(self.library.emulator_failure().decode())
+        assert self.emulator is not None
+        self.emulator.emulator_failure.restype = ctypes.c_char_p
+        return str(self.emulator.emulator_failure().decode())
 
     def index(self, device: torch.device) -> int:
         return 0
@@ -111,22 +111,22 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 class Device:
     """Calls functions of gscfd.noise on CUDA, or on the emulated kernels; results are on the CPU."""
 
-    library: ctypes.CDLL | None
+    emulator: ctypes.CDLL | None
     monkeypatch: pytest.MonkeyPatch
     calls: int = 0
 
     def __call__(
         self, function: Callable[..., Any], field: NoiseField, cameras: Cameras, render: Render, step: int
     ) -> Any:
-        if self.library is None:
+        if self.emulator is None:
             found = function(field, cameras.to("cuda"), render.to("cuda"), step)
             torch.cuda.synchronize()
         else:
             self.calls += 1
-            self.library.emulator_reset(self.calls)
+            self.emulator.emulator_reset(self.calls)
             with self.monkeypatch.context() as patch:
                 patch.setattr(kinds, "kernels", lambda device: cuda)
-                patch.setattr(cuda, "driver", EmulatedDriver(self.library))
+                patch.setattr(cuda, "driver", EmulatedDriver(self.emulator))
                 found = function(field, cameras, render, step)
         if isinstance(found, Surface):
             return Surface(found.noise.cpu(), found.counts.cpu(), found.coverage.cpu())
@@ -151,7 +151,7 @@ def assert_as_cpu(device: Device, field: NoiseField, cameras: Cameras, render: R
     same = found.counts == expected.counts
     error = (found.noise - expected.noise).abs().amax(1)[same].max()
     print(f"counts equal on {same.double().mean():.5f} of the pixels, values there within {error:.1e}")
-    assert same.double().mean() >= (1 if device.library else 0.999)
+    assert same.double().mean() >= (1 if device.emulator else 0.999)
     assert error < 1e-5
     assert torch.allclose(found.coverage, expected.coverage, rtol=0, atol=1e-6)
     whole = (device(kinds.surface, field, cameras, render, step) - kinds.surface(field, cameras, render, step)).abs()

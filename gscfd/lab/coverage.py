@@ -13,7 +13,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from gscfd.lab.crowd import CrowdTeacher, groups_around, optimized
 from gscfd.lab.flat import FLAT
 from gscfd.lab.ideal import Cosines
 from gscfd.lab.options import CoverageOptions
-from gscfd.lab.report import Report, Table, check_report, write_json
+from gscfd.lab.report import Report, Table, check_report, write_json, write_page
 from gscfd.lab.trials import images_of, seen
 from gscfd.teachers.schedules import Flow
 from gscfd.toybox.objects import sample_object
@@ -239,17 +239,18 @@ class Runs:
 
     def __init__(self, path: Path):
         self.path, self.rows = path, dict[tuple[Key, int], dict[str, Any]]()
+        self.digests = {method: digest_of(method) for method in (*FLAT, *METHODS)}
         if path.is_file():
             with open(path, newline="") as file:
                 for row in csv.DictReader(file):
-                    if row["method"] in (*FLAT, *METHODS) and row["settings"] == digest_of(row["method"]):
+                    if row["settings"] == self.digests.get(row["method"]):
                         self.rows[(row["method"], row["proportions"]), int(row["seed"])] = dict(row)
 
     def add(self, key: Key, seeds: Sequence[int], blends: Sequence[Sequence[float]]) -> None:
         """Adds runs and writes the file."""
         for seed, blend in zip(seeds, blends, strict=True):
             shares = {f"share {k + 1}": f"{share:.4f}" for k, share in enumerate(blend)}
-            told = {"method": key[0], "proportions": key[1], "seed": seed, **shares, "settings": digest_of(key[0])}
+            told = {"method": key[0], "proportions": key[1], "seed": seed, **shares, "settings": self.digests[key[0]]}
             self.rows[key, seed] = told
         write_rows(list(self.rows.values()), self.path)
 
@@ -303,13 +304,13 @@ NOTES = [
 
 
 def coverage(options: CoverageOptions) -> Report:
-    """Makes the missing runs, counts their modes and writes runs.csv, report.md and report.json. Raises UserError."""
+    """Makes the missing runs, counts their modes and writes runs.csv, report.html, report.md and report.json. Raises
+    UserError."""
     for name in options.methods:
         check(name in (*FLAT, *METHODS), "methods", f"some of {', '.join(map(repr, (*FLAT, *METHODS)))}", name)
     check_report(options.out, "out")
     options.out.mkdir(parents=True, exist_ok=True)
     runs, found = Runs(options.out / "runs.csv"), list[Coverage]()
-    report = Report(title="Mode coverage", notes=NOTES, warnings=[], tables=[], plots=[], sheets=[])
     for key in keys_of(options):
         make: Callable[..., list[list[float]]] = blends_of_flat if key[0] in FLAT else blends_of_splats
         missing = [seed for seed in range(options.seeds) if (key, seed) not in runs.rows]
@@ -320,7 +321,9 @@ def coverage(options: CoverageOptions) -> Report:
         blends = runs.of(key, range(options.seeds))
         found.append(Coverage(method=method, proportions=proportions, blends=blends))
         print(f"{method}, {proportions}: {found[-1].counts}, p = {found[-1].p:.2g}", flush=True)
-        report = replace(report, tables=[coverage_table(found)])
-        write_json(report, options.out / "report.json")
-        write_text(f"{' '.join(NOTES)}\n\n{report.tables[0].markdown()}", options.out / "report.md")
+    table = coverage_table(found)
+    report = Report(title="Mode coverage", notes=NOTES, warnings=[], tables=[table], plots=[], sheets=[])
+    write_page(report, options.out / "report.html")
+    write_json(report, options.out / "report.json")
+    write_text(f"{' '.join(NOTES)}\n\n{table.markdown()}", options.out / "report.md")
     return report

@@ -24,14 +24,13 @@ from gscfd.distil.pipeline import distil
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_start
 from gscfd.distil.state import Checkpoint
-from gscfd.files import write_text
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.degraded import degraded
 from gscfd.lab.ideal import Cosines, ideal_teacher
 from gscfd.lab.metrics import psnr
 from gscfd.lab.options import FullSizeOptions
-from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page
+from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_report
 from gscfd.lab.textured import TEXTURED, VARIANTS, textured_asset
 from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of
 from gscfd.pictures import as_bytes
@@ -189,10 +188,11 @@ def run(config: Config, assets: Sequence[Asset], folder: Path, *, degrade: bool)
     before = None if start is None else compared(start, assets, size=SIZE)["psnr"]
     progress = Progress(folder, config, assets)
     gaussians = distil(config, teachers, progress.after_step, progress.newest(), start=start)
+    made = images_of(seen(gaussians, size=SIZE))
     figures = FullFigures(
         **compared(gaussians, assets, size=SIZE),
         start_psnr=before,
-        ssim=max(similarity(gaussians, asset) for asset in assets),
+        ssim=max(similarity(made, images_of(seen(asset.gaussians, size=SIZE))) for asset in assets),
         gaussians=len(gaussians),
         steps=sum(stage.steps for stage in config.stages().values()),
         calls=calls_of(teachers)[0],
@@ -204,9 +204,8 @@ def run(config: Config, assets: Sequence[Asset], folder: Path, *, degrade: bool)
     return gaussians, figures
 
 
-def similarity(gaussians: Gaussians, asset: Asset) -> float:
-    """Returns the SSIM of the measured views of both (torchmetrics)."""
-    made, true = (images_of(seen(one, size=SIZE)) for one in (gaussians, asset.gaussians))
+def similarity(made: torch.Tensor, true: torch.Tensor) -> float:
+    """Returns the SSIM of images [V, 3, H, W] in [0, 1] (torchmetrics)."""
     value = structural_similarity_index_measure(made, true, data_range=1.0)
     return float(value if isinstance(value, torch.Tensor) else value[0])
 
@@ -391,9 +390,7 @@ def full_size(options: FullSizeOptions) -> Report:
         )
     else:
         report = full_report(assets, options)
-    write_page(report, options.out / "report.html")
-    write_json(report, options.out / "report.json")
-    write_text("".join(f"{t.title}\n\n{t.markdown()}\n" for t in report.tables), options.out / "report.md")
+    write_report(report, options.out)
     return report
 
 

@@ -51,7 +51,7 @@ class CoverageOptions:
     """Count which of the objects that an ideal teacher knows the seeds of each method end at."""
 
     out: Path
-    """Folder for runs.csv, report.md and report.json. The same command resumes."""
+    """Folder for runs.csv, report.html, report.md and report.json. The same command resumes."""
     seeds: int = 64
     """Seeds of each method; repeat the command with a larger number to add seeds."""
     methods: tuple[str, ...] = ()

@@ -17,11 +17,10 @@ import torch
 from gscfd.cameras import turntable
 from gscfd.config import Config, PolishConfig, TeacherStage, check, merged
 from gscfd.devices import choose_device, choose_dtype
-from gscfd.files import write_text
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.options import PipelineOptions
-from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_json, write_page
+from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_report
 from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, kept_run, run, seen, settings_of, space_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.names import slug
@@ -253,7 +252,5 @@ def pipeline(options: PipelineOptions) -> Report:
         plots=[curves(runs, networks)],
         sheets=[sheet_of(source, assets[source], own) for source, own in splats.items()],
     )
-    write_page(report, options.out / "report.html")
-    write_json(report, options.out / "report.json")
-    write_text("".join(f"{t.title}\n\n{t.markdown()}\n" for t in report.tables), options.out / "report.md")
+    write_report(report, options.out)
     return report

@@ -210,6 +210,13 @@ def write_json(report: Report, path: Path) -> None:
     write_text(json.dumps(content, indent=1, ensure_ascii=False), path)
 
 
+def write_report(report: Report, folder: Path) -> None:
+    """Writes report.html, report.json and, with the tables alone, report.md."""
+    write_page(report, folder / "report.html")
+    write_json(report, folder / "report.json")
+    write_text("".join(f"{t.title}\n\n{t.markdown()}\n" for t in report.tables), folder / "report.md")
+
+
 def finite(value: object) -> object:
     """Returns the value with NaN and infinities replaced by None, because JSON lacks them."""
     if isinstance(value, dict):
