@@ -334,7 +334,7 @@ class Clerk(Worker):
 
 
 STORE_WITHOUT_DISK = {"RAY_automatic_object_spilling_enabled": "0", "RAY_local_fs_capacity_threshold": "0"}
-"""Settings of Ray with which a full store is full: otherwise it goes on in files."""
+"""Settings of Ray with which a full store is full on most file systems: otherwise it goes on in files."""
 
 
 def fill_store(ray: Any) -> list[Any]:
@@ -344,7 +344,8 @@ def fill_store(ray: Any) -> list[Any]:
         with suppress(ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
             while len(kept) < 100:
                 kept.append(ray.put(np.zeros(size, np.uint8)))
-    assert len(kept) < 100, "the store goes on in files"
+    if len(kept) == 100:
+        pytest.skip("Ray's store goes on in files on this machine, whatever its settings say: it never gets full")
     return kept
 
 
