@@ -146,8 +146,8 @@ class NoiseConfig:
     """Noise where there is no surface. screen: one image for all views, aging with gamma. fresh: new in every view and
     step. direction: fixed to the direction of the ray. Unset: screen; fresh for cfd with a multi-view teacher, whose
     views attend to each other (CFD's public code)."""
-    beta: float | None = None
-    """Share of consistent noise in the mix with fresh noise, in [0, 1] (FSD). Unset: 0.5 for cfd, 1 for the others."""
+    beta: float = 1.0
+    """Share of consistent noise in the mix with fresh noise, in [0, 1] (FSD)."""
     theta: float = 180.0
     """Degrees of azimuth over which the world map moves by one image, in (0, 360] (FSD)."""
     device: Literal["render", "cpu"] = "render"
@@ -159,7 +159,7 @@ class NoiseConfig:
         check_curve("noise.gamma_points", self.gamma_points)
         most = max(value for _, value in self.gamma_points) * (CFD_GAMMA if self.gamma is None else self.gamma)
         check(most < 1, "noise.gamma_points", "multiples that keep gamma below 1", self.gamma_points)
-        check(self.beta is None or 0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
+        check(0 <= self.beta <= 1, "noise.beta", "a value in [0, 1]", self.beta)
         check(0 < self.theta <= 360, "noise.theta", "degrees in (0, 360]", self.theta)
 
 
@@ -167,14 +167,15 @@ class NoiseConfig:
 class LearningRates:
     """Adam's step sizes at the start of a stage; all decay exponentially."""
 
-    means: float = 4e-3
+    means: float = 8e-3
     """Step size of the positions, in world units."""
     quats: float = 5e-3
     """Step size of the rotations, which are quaternions of roughly unit length."""
-    scales: float = 8e-3
+    scales: float = 1.6e-2
     """Step size of the log standard deviations."""
-    opacities: float = 4e-2
-    """Step size of the opacity logits."""
+    opacities: float = 0.12
+    """Step size of the opacity logits. With a small one, Gaussians in a gap take the background's mean color before
+    they vanish."""
     sh0: float = 3e-2
     """Step size of the constant colors, as spherical harmonics coefficients."""
     shN: float = 1.5e-3
@@ -533,6 +534,10 @@ class WatchdogConfig:
         check(0 < self.max_filled <= 1, "watchdog.max_filled", "a value in (0, 1]", self.max_filled)
 
 
+def clean_flow_noise() -> NoiseConfig:
+    return NoiseConfig(gamma=0.0)
+
+
 def coarse_stage() -> StageConfig:
     return StageConfig(
         teacher="toybox/multiview",
@@ -542,7 +547,6 @@ def coarse_stage() -> StageConfig:
         cfg_points=((0.0, 1.0), (0.35, 1.0), (0.37, 0.625), (0.62, 0.625), (0.64, 0.375)),
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
         cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.3), weight="uniform"),
-        opacity_reg=3.0,
     )
 
 
@@ -612,7 +616,7 @@ class Config:
     """cfd: Consistent Flow Distillation. sds: Score Distillation Sampling, with fresh noise. fsd: Flow Score
     Distillation. cds: Consistent3D. ism: Interval Score Matching. sdi: the same, with the text in the inversion. vsd:
     Variational Score Distillation, with a LoRA."""
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    noise: NoiseConfig = field(default_factory=clean_flow_noise)
     """The noise in the teacher's input."""
     init: InitConfig = field(default_factory=InitConfig)
     """The initial Gaussians."""
@@ -668,13 +672,6 @@ class Config:
     def distillations(self) -> dict[StageName, StageConfig]:
         """Returns the stages that have steps and distil, in their order."""
         return {name: stage for name, stage in self.stages().items() if isinstance(stage, StageConfig)}
-
-    @property
-    def noise_beta(self) -> float:
-        """Share of the consistent noise."""
-        if self.noise.beta is not None:
-            return self.noise.beta
-        return 0.5 if self.guidance == "cfd" else 1.0
 
     def noise_background(self, multiview: bool) -> NoiseBackground:
         """What is behind the object in the noise. multiview: whether the teacher is."""

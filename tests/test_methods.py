@@ -20,6 +20,7 @@ from gscfd.config import (
     NOISE_OF,
     Config,
     MethodName,
+    NoiseConfig,
     StageConfig,
     Weight,
     coarse_stage,
@@ -47,13 +48,16 @@ def test_every_method_has_its_noise_and_its_gamma() -> None:
     assert kinds == {**dict.fromkeys(NAMES, "iid"), **consistent}
     of_groups = {name: Config(guidance=name).noise_kind_for(multiview=True) for name in NAMES}
     assert of_groups == {**kinds, "cds": "per_view"}, "no teacher was trained on four equal noises"
-    assert {name for name in NAMES if Config(guidance=name).noise_gamma("coarse") > 0} == {"cfd"}
+    unset = {name: Config(guidance=name, noise=NoiseConfig()) for name in NAMES}
+    assert {name for name, config in unset.items() if config.noise_gamma("coarse") > 0} == {"cfd"}
+    assert not any(Config(guidance=name).noise_gamma("coarse") for name in NAMES), "the toybox has the clean flow"
     assert merged(Config(), {"guidance": "fsd", "noise": {"gamma": 0.5}}).noise_gamma("coarse") == 0.5
 
 
 @pytest.mark.parametrize("steps", [1, 40, 300, 10_000])
 def test_as_much_of_the_first_noise_is_left_after_a_stage_however_many_steps_it_has(steps: int) -> None:
-    config = merged(Config(), {"coarse": {"steps": steps}, "refine": {"steps": 2 * steps}})
+    stages = {"coarse": {"steps": steps}, "refine": {"steps": 2 * steps}}
+    config = merged(Config(), {**stages, "noise": {"gamma": None}})
     left = [(1 - config.noise_gamma(stage)) ** (config.stage(stage).steps / 2) for stage in CFD_STEPS]
     assert left == pytest.approx([(1 - 1e-4) ** 5_000, (1 - 1e-4) ** 10_000])
     paper = load_preset("paper")

@@ -201,16 +201,17 @@ def test_pictures_that_are_fine_enough_are_fitted_at_their_own_resolution() -> N
 
 
 def test_an_album_keeps_the_latest_groups_and_comes_back_from_its_tensors() -> None:
-    album, cameras = Album(2, torch.device("cpu")), turntable(1, size=SIZE)
+    album, cameras = Album(2, splat()), turntable(1, size=SIZE)
     for shade in (0.1, 0.2, 0.3):
         images = torch.full((1, 3, SIZE, SIZE), shade)
         album.add(Pictures(cameras, images, images, images[:, :1]))
     assert [round(page.images.mean().item(), 1) for page in album.pages] == [0.2, 0.3]
-    again = Album(2, torch.device("cpu"))
+    again = Album(2, splat(seed=1))
+    assert not torch.equal(again.subject.means, album.subject.means), "control"
     again.load({name: value.clone() for name, value in album.tensors().items()})
     assert all(torch.equal(value, again.tensors()[name]) for name, value in album.tensors().items())
-    again.load({})
-    assert again.pages == [] and again.tensors() == {}
+    again.load({name: value for name, value in album.tensors().items() if name.startswith("subject/")})
+    assert again.pages == [] and len(again.tensors()) == len(again.subject.params)
 
 
 def test_a_polish_that_is_continued_from_a_state_ends_the_same() -> None:
@@ -222,6 +223,25 @@ def test_a_polish_that_is_continued_from_a_state_ends_the_same() -> None:
     states[2].tensors["now/learner/album/0001/images"] += 0.1
     other = polished(splat(seed=1), teacher, resume=states[2])
     assert not torch.equal(whole.sh0, other.sh0), "control: the album counts"
+
+
+def test_the_teacher_paints_over_the_splat_as_it_came() -> None:
+    seen: list[Tensor] = []
+    reports: list[StepReport] = []
+
+    class Watched(Painter):
+        def encode(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().encode(images)
+
+    became = polished(splat(), Watched(splat(color=(0.1, 0.1, 0.9))), on_step=reports.append)
+
+    def shown(gaussians: Gaussians) -> Tensor:
+        background = seen[-1][0, :, 0, 0]
+        return gaussians.render(reports[-1].cameras).over(background).clamp(0, 1).permute(0, 3, 1, 2)
+
+    assert torch.allclose(seen[-1], shown(splat()), atol=1e-5)
+    assert (seen[-1] - shown(became)).abs().mean() > 0.02, "control: the splat has become another"
 
 
 def test_the_watchdog_takes_a_poisoned_picture_back() -> None:

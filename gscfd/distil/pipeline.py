@@ -48,7 +48,7 @@ def stage_noise(config: Config, stage: StageName, teacher: Teacher, seed: int) -
         height,
         width,
         gamma=gammas(config, stage),
-        beta=config.noise_beta,
+        beta=config.noise.beta,
         background=config.noise_background(teacher.multiview),
         theta=config.noise.theta,
         span=config.stage(stage).steps,
@@ -82,7 +82,7 @@ def painted_noise(config: Config, cameras: Cameras, render: Render) -> Tensor:
     """
     height, width = cameras.height // NOISE_SAMPLES, cameras.width // NOISE_SAMPLES
     field = NoiseField(
-        config.seed, 3, height, width, gamma=0.0, beta=config.noise_beta, theta=config.noise.theta, span=1
+        config.seed, 3, height, width, gamma=0.0, beta=config.noise.beta, theta=config.noise.theta, span=1
     )
     return NOISES[config.noise_kind](field, cameras.to("cpu"), render.to("cpu"), 0)
 

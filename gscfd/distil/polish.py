@@ -2,8 +2,8 @@
 
 A step noises the views of one group to a low time, with the run's own noise, and has the teacher denoise them in a few
 steps of DDIM (SDEdit, Meng et al. 2022). The pictures join an album of the latest groups, and the Gaussians are fitted
-to it by L1 and SSIM, as to photographs (Kerbl et al. 2023). New pictures are made of the splat as it has become
-(Instruct-NeRF2NeRF, Haque et al. 2023), at a time that falls.
+to it by L1 and SSIM, as to photographs (Kerbl et al. 2023). All pictures are painted over the splat as it came into the
+stage: painted over what it has become (Instruct-NeRF2NeRF, Haque et al. 2023), small holes close, a little each time.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Pictures:
 
 
 class Album:
-    """The pictures of the latest groups. Its tensors are part of the stage's state."""
+    """The pictures of the latest groups, and their subject. Its tensors are part of the stage's state."""
 
     name, remedy = "album", "cfg"
 
-    def __init__(self, size: int, device: torch.device):
-        """size: groups; the oldest makes room for a new one."""
-        self.size, self.device = size, device
+    def __init__(self, size: int, subject: Gaussians):
+        """size: groups; the oldest makes room for a new one. subject: what the teacher paints over; it is copied."""
+        self.size, self.device, self.subject = size, subject.device, Gaussians(**subject.params)
         self.pages: list[Pictures] = []
 
     def add(self, pictures: Pictures) -> None:
@@ -74,15 +74,16 @@ class Album:
         return self.pages[int(torch.randint(len(self.pages), (), generator=generator))]
 
     def tensors(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
+        named = {f"subject/{name}": value.detach() for name, value in self.subject.params.items()}
         for i, page in enumerate(self.pages):
             named |= {f"album/{i:04}/{name}": value for name, value in parts_of(page).items()}
         return named
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Become a copy of the album that had these tensors."""
+        self.subject = Gaussians(**{k: v.to(self.device) for k, v in part(tensors, "subject/").items()})
         self.pages = []
-        for i in range(len({name.split("/")[1] for name in tensors})):
+        for i in range(len({name.split("/")[0] for name in part(tensors, "album/")})):
             own = {name: value.to(self.device, copy=True) for name, value in part(tensors, f"album/{i:04}/").items()}
             height, width = own["images"].shape[2:]
             cameras = Cameras(own.pop("viewmats"), own.pop("Ks"), width, height)
@@ -115,7 +116,7 @@ def run_polish(
     time: t, as a fraction of T, by the share of the steps done. The other arguments and what is raised: as for
     `run_stage`.
     """
-    album = Album(config.album, gaussians.device)
+    album = Album(config.album, gaussians)
     state = StageState(gaussians, config, seed=seed, keep_every=keep_every, learner=album)
     if resume is not None:
         state.load_state_dict(resume)
@@ -135,7 +136,7 @@ def run_polish(
         )
         cameras = group.to(gaussians.device)
         with torch.no_grad():
-            render = rasterize(gaussians, cameras)
+            render = rasterize(album.subject, cameras)
         background = moved(random_background(state.generator), gaussians.device)
         images = render.over(background).clamp(0, 1)
         clock.lap("render")

@@ -110,7 +110,7 @@ def show(options: ShowNoiseOptions) -> None:
         latent,
         latent,
         gamma=0.0,
-        beta=config.noise_beta,
+        beta=config.noise.beta,
         theta=config.noise.theta,
         span=options.frames,
     )

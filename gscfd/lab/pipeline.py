@@ -74,12 +74,12 @@ VARIANTS = {
     "polish by the coarse stage's teacher": Variant(changes={"polish": COARSE_POLISH}),
     "twice the steps": Variant(changes=steps(600, 64)),
     "half coarse, twice polish": Variant(changes=steps(150, 64)),
-    "no opacity_reg": Variant(changes={"coarse": {"opacity_reg": 0.0}}),
+    "opacity_reg 3": Variant(changes={"coarse": {"opacity_reg": 3.0}}),
     "4000 at the start": Variant(changes={"init": {"count": 4000}}),
-    "beta 1": Variant(changes={"noise": {"beta": 1.0}}),
+    "half of the noise fresh": Variant(changes={"noise": {"beta": 0.5}}),
     "sds": Variant(changes={"guidance": "sds"}),
 }
-"""Variants by name. beta and the method matter only if the teacher knows several assets."""
+"""Variants by name. The noise and the method matter only if the teacher knows several assets."""
 CURVES = {
     "all steps": ("quarter of the steps", "half of the steps", "default", "twice the steps"),
     "polish alone": ("no polish", "default"),

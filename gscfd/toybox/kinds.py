@@ -78,21 +78,21 @@ def mug(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     middle = (foot + rim) / 2
     outer = [(0, 0), (foot - 0.05, 0), (foot, 0.05), (rim, height)]
     inner = [(0, 0.1), (foot - 0.1, 0.1), (rim - 0.08, height)]
-    size = min(0.3, 0.33 * height)
-    handle = arc((0, middle - 0.05, 0.52 * height), (_vary(rng, 1.1) * size, size), -90, 90)
-    return [lathe(main, outer, inner=inner), tube(main, handle, _vary(rng, 0.075))]
+    size = min(0.36, 0.38 * height)
+    handle = arc((0, middle - 0.05, 0.52 * height), (_vary(rng, 1.3) * size, size), -90, 90)
+    return [lathe(main, outer, inner=inner), tube(main, handle, _vary(rng, 0.085))]
 
 
 def teapot(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     wide, tall = _vary(rng, 0.62, 0.12), _vary(rng, 0.5, 0.15)
     spout = [(0, -0.75 * wide, 0.75 * tall), (0, -1.3 * wide, 1.0 * tall), (0, -1.55 * wide, 1.75 * tall)]
-    handle = arc((0, 0.85 * wide, 1.05 * tall), (0.42, 0.62 * tall), -80, 95)
+    handle = arc((0, 0.85 * wide, 1.1 * tall), (0.56, 0.78 * tall), -80, 95)
     lid = 0.55 * wide
     return [
         ellipsoid(main, (wide, wide, tall), (0, 0, tall)),
         cylinder(main, 0.6 * wide, 0.1, (0, 0, -0.01)),
-        tube(main, spout, [0.17, 0.12, 0.075]),
-        tube(main, handle, 0.07),
+        tube(main, spout, [0.2, 0.15, 0.1]),
+        tube(main, handle, 0.09),
         lathe(second, _dome(lid, 1.72 * tall, 2.12 * tall)),
         sphere(second, _vary(rng, 0.12), (0, 0, 2.2 * tall)),
     ]
@@ -114,14 +114,14 @@ def bottle(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def lamp(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    belly, stem = _vary(rng, 0.27), _vary(rng, 0.85)
-    low, high, shade = _vary(rng, 0.62, 0.12), _vary(rng, 0.34), _vary(rng, 0.62, 0.15)
+    belly, stem = _vary(rng, 0.2), _vary(rng, 1.1)
+    low, high, shade = _vary(rng, 0.62, 0.12), _vary(rng, 0.3), _vary(rng, 0.66, 0.15)
     bottom = 0.42 + 0.5 * stem
     outer = [(low, bottom), (high, bottom + shade)]
     inner = [(low - 0.05, bottom), (high - 0.05, bottom + shade)]
     return [
-        cylinder(main, _vary(rng, 0.38, 0.12), 0.1, (0, 0, 0)),
-        ellipsoid(main, (belly, belly, 0.24), (0, 0, 0.3)),
+        cylinder(main, _vary(rng, 0.48, 0.12), 0.12, (0, 0, 0)),
+        ellipsoid(main, (belly, belly, 0.2), (0, 0, 0.28)),
         cylinder(main, 0.085, bottom + 0.6 * shade, (0, 0, 0)),
         lathe(second, outer, inner=inner),
         sphere(BULB, 0.15, (0, 0, bottom + 0.5 * shade)),
@@ -208,7 +208,7 @@ def umbrella(rng: np.random.Generator, main: Array, second: Array) -> list[Part]
     return [
         lathe(main, _dome(radius, length, length + rise), inner=_dome(radius - 0.04, length, length + rise - 0.06)),
         tube(main, [(0, 0, length + rise - 0.05), (0, 0, length + rise + 0.12)], 0.04),
-        tube(second, [(0, 0, length + 0.8 * rise), *bend], 0.055),
+        tube(second, [(0, 0, length + 0.8 * rise), *bend], 0.075),
     ]
 
 
@@ -225,10 +225,10 @@ def guitar(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     x = thick / 2
     return [
         extrusion(main, outline, thick, turn=front),
-        cylinder(PUPIL, 0.15, 0.02, (x, 0, 0.62 * height), turn=turned(y=90), solid=False),
+        cylinder(PUPIL, 0.18, 0.02, (x, 0, 0.62 * height), turn=turned(y=90), solid=False),
         box(WOOD * 0.6, (0.05, 0.3, 0.07), (x, 0, 0.25 * height)),
-        box(second, (0.09, 0.13, neck + 0.2), (x, 0, height + neck / 2 - 0.1), rounding=0.03),
-        box(second, (0.1, 0.22, 0.26), (x - 0.02, 0, height + neck + 0.05), rounding=0.04),
+        box(second, (0.14, 0.18, neck + 0.2), (x, 0, height + neck / 2 - 0.1), rounding=0.03),
+        box(second, (0.16, 0.32, 0.3), (x - 0.02, 0, height + neck + 0.07), rounding=0.05),
     ]
 
 
@@ -253,20 +253,20 @@ def hat(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def crown(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    radius, band, tip = _vary(rng, 0.7, 0.1), _vary(rng, 0.4), _vary(rng, 0.45)
-    points = int(rng.integers(5, 9))
+    radius, band, tip = _vary(rng, 0.7, 0.1), _vary(rng, 0.36), _vary(rng, 0.58)
+    points, thick = 5, 0.15
     outer = [(radius, 0), (1.05 * radius, band)]
-    inner = [(radius - 0.08, 0), (1.05 * radius - 0.08, band)]
+    inner = [(radius - thick, 0), (1.05 * radius - thick, band)]
     parts = [lathe(main, outer, inner=inner)]
-    half = math.pi / points * radius * 1.02
+    half = 0.78 * math.pi / points * radius
     for number in range(points):
         angle = 360 * number / points
         x, y = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         spike = [(-half, 0), (half, 0), (0, tip)]
-        at = (radius * 1.0 * x, radius * 1.0 * y, band - 0.02)
-        parts.append(extrusion(main, spike, 0.09, at, turn=turned(z=angle + 90)))
-        parts.append(sphere(main, 0.075, (radius * x, radius * y, band + tip)))
-        parts.append(sphere(second, 0.14, (1.04 * radius * x, 1.04 * radius * y, 0.55 * band)))
+        at = (0.97 * radius * x, 0.97 * radius * y, band - 0.04)
+        parts.append(extrusion(main, spike, thick, at, turn=turned(z=angle + 90)))
+        parts.append(sphere(main, 0.12, (radius * x, radius * y, band + tip - 0.04)))
+        parts.append(sphere(second, 0.15, (1.04 * radius * x, 1.04 * radius * y, 0.55 * band)))
     return parts
 
 
@@ -354,7 +354,7 @@ def cactus(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 def flower(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     base, stem, size = _vary(rng, 0.45), _vary(rng, 0.62), _vary(rng, 0.34, 0.12)
-    petals = int(rng.integers(5, 9))
+    petals = 6
     top = np.array([0, 0, base + stem + 0.62 * size])
     face = turned(y=90 - rng.uniform(5, 35))
     stalk = tube(LEAF, [(0, 0, base - 0.1), (-0.05, 0, top[2])], 0.055)
@@ -402,8 +402,8 @@ def duck(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         tube(main, [(-0.6 * long, 0, 1.2 * tall), (-1.12 * long, 0, 1.85 * tall)], [0.26, 0.07]),
         tube(main, [(0.45 * long, 0, tall), (x, 0, z)], [0.3, 0.8 * head]),
         sphere(main, head, (x, 0, z)),
-        ellipsoid(BEAK, (0.22, 0.2, 0.075), (x + head + 0.08, 0, z - 0.1 * head)),
-        *eyes(x + 0.76 * head, 0.5 * head, z + 0.36 * head, 0.085),
+        ellipsoid(BEAK, (0.26, 0.22, 0.1), (x + head + 0.08, 0, z - 0.18 * head)),
+        *eyes(x + 0.74 * head, 0.52 * head, z + 0.4 * head, 0.115),
     ]
     for side in (-1, 1):
         at = -0.18 * long, side * 0.92 * wide, 1.12 * tall
@@ -418,8 +418,8 @@ def penguin(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         ellipsoid(main, (0.92 * wide, wide, tall), (0, 0, tall)),
         ellipsoid(LINEN, (0.8 * wide, 0.78 * wide, 0.8 * tall), (0.24 * wide, 0, 0.92 * tall)),
         sphere(main, head, (0, 0, z)),
-        tube(BEAK, [(0.8 * head, 0, z - 0.03), (head + 0.2, 0, z - 0.08)], [0.13, 0.04]),
-        *eyes(0.78 * head, 0.48 * head, z + 0.34 * head, 0.085),
+        tube(BEAK, [(0.8 * head, 0, z - 0.06), (head + 0.24, 0, z - 0.12)], [0.15, 0.06]),
+        *eyes(0.76 * head, 0.52 * head, z + 0.38 * head, 0.115),
     ]
     for side in (-1, 1):
         at = 0, side * (wide + 0.1), 1.05 * tall
@@ -437,7 +437,7 @@ def fish(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         ellipsoid(main, (long, wide, tall), (0, 0, 0)),
         extrusion(second, fork, 0.1, (-0.9 * long, 0, 0)),
         extrusion(second, back, 0.1, (0, 0, 0.8 * tall)),
-        *eyes(0.66 * long, 0.62 * wide, 0.28 * tall, 0.095),
+        *eyes(0.64 * long, 0.62 * wide, 0.3 * tall, 0.125),
     ]
     for side in (-1, 1):
         at = 0.02, side * (wide + 0.08), -0.3 * tall
@@ -457,7 +457,7 @@ def dog(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         tube(main, [(x + 0.12, 0, top - 0.09), (x + head + 0.13, 0, top - 0.12)], [0.19, 0.15]),
         sphere(PUPIL, 0.085, (x + head + 0.26, 0, top - 0.06), solid=False),
         tube(main, [(-long - 0.1, 0, z + 0.1), (-long - 0.42, 0, z + 0.5)], [0.09, 0.06]),
-        *eyes(x + 0.78 * head, 0.46 * head, top + 0.36 * head, 0.08),
+        *eyes(x + 0.76 * head, 0.5 * head, top + 0.4 * head, 0.105),
     ]
     for side in (-1, 1):
         at = x - 0.06, side * (head + 0.03), top + 0.02
@@ -477,17 +477,17 @@ def snowman(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         sphere(main, low, (0, 0, 0.9 * low)),
         sphere(main, middle, (0, 0, z1)),
         sphere(main, head, (0, 0, z2)),
-        tube(CARROT, [(0.9 * head, 0, z2 - 0.02), (head + 0.3, 0, z2 - 0.05)], [0.085, 0.025]),
+        tube(CARROT, [(0.9 * head, 0, z2 - 0.06), (head + 0.34, 0, z2 - 0.09)], [0.11, 0.05]),
         cylinder(second, brim, 0.07, (0, 0, top)),
         cylinder(second, 0.66 * brim, tall, (0, 0, top)),
-        *eyes(0.8 * head, 0.4 * head, z2 + 0.3 * head, 0.065),
+        *eyes(0.8 * head, 0.45 * head, z2 + 0.3 * head, 0.09),
     ]
     for lift in (-0.25, 0.35):
         at = middle * math.cos(lift), 0, z1 + middle * math.sin(lift)
-        parts.append(sphere(PUPIL, 0.07, at, solid=False))
+        parts.append(sphere(PUPIL, 0.09, at, solid=False))
     for side in (-1, 1):
         arm = [(0, side * 0.8 * middle, z1), (0.1, side * (middle + 0.45), z1 + rng.uniform(-0.1, 0.4))]
-        parts.append(tube(WOOD * 0.7, arm, 0.045))
+        parts.append(tube(WOOD * 0.7, arm, 0.065))
     return parts
 
 
@@ -505,11 +505,11 @@ def robot(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         box(PUPIL, (0.05, 0.5 * size, 0.07), (size / 2, 0, z - 0.13), solid=False),
     ]
     for side in (-1, 1):
-        hand = rng.uniform(-0.1, 0.35), side * (wide / 2 + 0.16), leg + 0.16 * tall
+        hand = 0.05, side * (wide / 2 + 0.26), leg + 0.1 * tall
         parts.append(sphere(BULB, 0.1, (size / 2, side * 0.27 * size, z + 0.08)))
         parts.append(box(main, (0.24, 0.22, leg + 0.1), (0, side * 0.27 * wide, leg / 2), rounding=0.03))
-        parts.append(tube(main, [(0, side * (wide / 2 + 0.1), leg + 0.82 * tall), hand], 0.1))
-        parts.append(sphere(STEEL, 0.13, hand))
+        parts.append(tube(main, [(0, side * (wide / 2 + 0.1), leg + 0.82 * tall), hand], 0.11))
+        parts.append(sphere(STEEL, 0.15, hand))
     return parts
 
 
@@ -563,7 +563,7 @@ def castle(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 def rocket(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     radius, tall, nose = _vary(rng, 0.33, 0.12), _vary(rng, 1.0, 0.15), _vary(rng, 0.55)
-    fins, reach = int(rng.integers(3, 5)), _vary(rng, 0.36)
+    fins, reach = 4, _vary(rng, 0.4)
     body = [(0, 0), (0.72 * radius, 0), (radius, 0.4 * tall), (0.92 * radius, tall), (0, tall)]
     fin = [(0.5 * radius, 0.1), (radius + reach, -0.2), (radius + reach, 0.12), (0.9 * radius, 0.52)]
     parts = [
@@ -574,7 +574,7 @@ def rocket(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         sphere(GLASS, 0.15, (0.82 * radius + 0.07, 0, 0.7 * tall), solid=False),
     ]
     for number in range(fins):
-        parts.append(extrusion(second, fin, 0.1, turn=turned(z=360 * (number + 0.5) / fins)))
+        parts.append(extrusion(second, fin, 0.14, turn=turned(z=360 * (number + 0.5) / fins)))
     return parts
 
 
@@ -669,7 +669,7 @@ def balloon(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     for x in (-1, 1):
         for y in (-1, 1):
             rope = [(x * 0.5 * size, y * 0.5 * size, floor + size - 0.03), (x * 0.17, y * 0.17, neck + 0.03)]
-            parts.append(tube(WOOD * 0.6, rope, 0.03))
+            parts.append(tube(WOOD * 0.6, rope, 0.045))
     return parts
 
 

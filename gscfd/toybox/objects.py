@@ -38,7 +38,7 @@ RADIUS = 0.95
 """Radius of the bounding sphere of every object, in world units."""
 PAIR_SHARE = 0.15
 """Share of two-object scenes among draws that specify neither kind nor color."""
-NATURAL_SHARE = 0.3
+NATURAL_SHARE = 0.5
 """Share of draws that use one of a kind's natural colors; the others use any color."""
 DISC_SIGMA = 0.65
 """Standard deviation of the discs along the surface, in spacings."""
