@@ -352,7 +352,8 @@ def test_runs_are_named_by_what_differs_between_them() -> None:
         {"guidance": "sds"},
         {"guidance": "cfd", "noise": {"kind": "surface"}},
     ]
-    named = labels_of([merged(Config(), {**change, "seed": i, "prompt": "a mug"}) for i, change in enumerate(changes)])
+    unset = merged(Config(prompt="a mug"), {"noise": {"gamma": None}})
+    named = labels_of([merged(unset, {**change, "seed": i}) for i, change in enumerate(changes)])
     assert named == ["cfd", "cfd, gamma 0.01", "sds", "cfd"]
     assert labels_of([Config(seed=1), Config(seed=2, prompt="a mug")]) == ["cfd", "cfd"]
 
