@@ -22,24 +22,25 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Dataclass = TypeVar("Dataclass", bound="DataclassInstance")
-MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd"]
+MethodName = Literal["cfd", "sds", "fsd", "cds", "ism", "sdi", "vsd", "dsd"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StageName = Literal["coarse", "refine", "polish"]
-NoiseKind = Literal["surface", "radial", "world_map", "fixed", "per_view", "iid"]
+NoiseKind = Literal["surface", "radial", "world_map", "fixed", "per_view", "iid", "none"]
 NoiseBackground = Literal["screen", "fresh", "direction"]
 Weight = Literal["ratio", "uniform", "variance"]
 
 NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
-    "cfd": ("surface", "radial", "world_map", "fixed"),
+    "cfd": ("surface", "radial", "world_map", "fixed", "none"),
     "sds": ("iid",),
     "fsd": ("world_map", "fixed"),
     "cds": ("fixed", "per_view", "iid"),
     "ism": ("iid",),
     "sdi": ("iid",),
     "vsd": ("iid",),
+    "dsd": ("fixed", "per_view"),
 }
 """Kinds of noise that each method accepts; the first one is its default (docs/methods.md), but with a multi-view
-teacher cds has per_view."""
+teacher cds and dsd have per_view."""
 CFG_OF: dict[MethodName, tuple[float, float]] = {
     "cfd": (50.0, 75.0),  # CFD's MVDream stage; its tables with Stable Diffusion
     "sds": (50.0, 100.0),  # MVDream; DreamFusion
@@ -48,6 +49,7 @@ CFG_OF: dict[MethodName, tuple[float, float]] = {
     "ism": (7.5, 7.5),  # LucidDreamer
     "sdi": (7.5, 7.5),  # SDI
     "vsd": (7.5, 7.5),  # ProlificDreamer
+    "dsd": (7.5, 7.5),  # its code
 }
 """Guidance scale of each method with large teachers, in the coarse stage and in the refine stage, and its source."""
 RESCALING: tuple[MethodName, ...] = ("cfd", "sds", "fsd")
@@ -133,9 +135,9 @@ class NoiseConfig:
     kind: NoiseKind | None = None
     """surface: white noise that is consistent between views on the object's surface (CFD). radial: the same, with the
     paper's reference sphere. world_map: a window of a wide map, at the camera's position (FSD). fixed: one image for
-    all views. per_view: one for each view of a group. iid: fresh noise every step. Unset: surface for cfd, world_map
-    for fsd, fixed for cds (per_view with a multi-view teacher, whose views attend to each other), iid for the
-    others."""
+    all views. per_view: one for each view of a group. iid: fresh noise every step. none: no noise, the control of CFD
+    Fig. 5a. Unset: surface for cfd, world_map for fsd, fixed for cds and dsd (per_view with a multi-view teacher, whose
+    views attend to each other), iid for the others."""
     gamma: float | None = None
     """Share of fresh noise per step, in [0, 1) (CFD Eq. 10); 0 is the clean flow ODE. Unset: 0, but for cfd the value
     that preserves, over any number of steps, as much of the initial noise as 1e-4 does over the 10 000 and 20 000 steps
@@ -615,7 +617,7 @@ class Config:
     guidance: MethodName = "cfd"
     """cfd: Consistent Flow Distillation. sds: Score Distillation Sampling, with fresh noise. fsd: Flow Score
     Distillation. cds: Consistent3D. ism: Interval Score Matching. sdi: the same, with the text in the inversion. vsd:
-    Variational Score Distillation, with a LoRA."""
+    Variational Score Distillation, with a LoRA. dsd: Diverse Score Distillation."""
     noise: NoiseConfig = field(default_factory=clean_flow_noise)
     """The noise in the teacher's input."""
     init: InitConfig = field(default_factory=InitConfig)
@@ -646,12 +648,12 @@ class Config:
 
     @property
     def noise_kind(self) -> NoiseKind:
-        """Kind of noise, but for cds with a multi-view teacher."""
+        """Kind of noise, but for cds and dsd with a multi-view teacher."""
         return self.noise_kind_for(multiview=False)
 
     def noise_kind_for(self, multiview: bool) -> NoiseKind:
         """Kind of noise of a stage. multiview: whether its teacher is."""
-        if self.guidance == "cds" and multiview:
+        if self.guidance in ("cds", "dsd") and multiview:
             return self.noise.kind or "per_view"
         return self.noise.kind or NOISE_OF[self.guidance][0]
 

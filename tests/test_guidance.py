@@ -10,7 +10,20 @@ from tiny import PixelTeacher
 from torch import Tensor
 
 from gscfd.cameras import turntable
-from gscfd.distil.guidance import cds, cfd, distillation_loss, fsd, inverted, ism, sdi, sds
+from gscfd.distil.guidance import (
+    cds,
+    cfd,
+    ddim_step,
+    distillation_loss,
+    dsd,
+    fsd,
+    inverted,
+    ism,
+    sdi,
+    sds,
+    trajectory,
+)
+from gscfd.distil.sampling import ddim as sampled
 from gscfd.toybox.models import build_scheduler
 from gscfd.types import Cameras
 
@@ -205,3 +218,43 @@ def test_an_inversion_of_less_than_its_last_step_starts_at_the_image() -> None:
     teacher = GaussianTeacher()
     ism(teacher, latents(0), latents(1), 20, CAMERAS, **INVERSION)
     assert teacher.asked == [(0, 0.0), (20, None)]
+
+
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+def test_dsd_leads_along_the_denoised_images_of_the_seeds_own_trajectory(schedule: str) -> None:
+    """CFD Eq. 43: from the denoised image at one time of DDIM to that at the next."""
+    teacher, noise = GaussianTeacher(schedule), latents(1)
+    x = trajectory(teacher, noise, 500, CAMERAS, 10)
+    eps = teacher.predict_eps(x, 500, CAMERAS)
+    later = ddim_step(teacher, x, eps, 500, 450)
+    alpha, sigma = teacher.alpha_sigma(500)
+    z = (x - sigma * eps) / alpha
+    alpha, sigma = teacher.alpha_sigma(450)
+    target = (later - sigma * teacher.predict_eps(later, 450, CAMERAS)) / alpha
+    assert torch.allclose(dsd(teacher, z, noise, 450, CAMERAS, before=500), z - target, atol=1e-10)
+    other = dsd(teacher, z, latents(2), 450, CAMERAS, before=500)
+    assert not torch.allclose(other, z - target, atol=0.01), "control: another seed"
+
+
+def test_dsd_asks_for_the_trajectory_and_then_at_its_two_times() -> None:
+    teacher = GaussianTeacher()
+    dsd(teacher, latents(0), latents(1), 700, CAMERAS, before=750)
+    assert teacher.asked == [(999, None), (900, None), (800, None), (750, None), (750, 1.0), (700, None)]
+    teacher.asked.clear()
+    dsd(teacher, latents(0), latents(1), 980, CAMERAS, before=999)
+    assert teacher.asked == [(999, None), (999, 1.0), (980, None)], "at the last time, the trajectory is the noise"
+
+
+def test_a_trajectory_to_the_end_is_ddims_sample() -> None:
+    teacher, noise = GaussianTeacher("flow"), latents(1)
+    expected = sampled(teacher, noise, [999, 900, 800, 700, 600, 500, 400, 300, 200, 100], CAMERAS)
+    assert torch.allclose(trajectory(teacher, noise, 0, CAMERAS, 10), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", ["diffusion", "flow"])
+def test_without_noise_the_gradient_is_that_of_the_noisy_variable(schedule: str) -> None:
+    """CFD Eq. 6 with x_t / alpha = z."""
+    teacher, z = GaussianTeacher(schedule), latents(0)
+    alpha, sigma = teacher.alpha_sigma(500)
+    expected = sigma / alpha * teacher.predict_eps(alpha * z, 500, CAMERAS)
+    assert torch.allclose(cfd(teacher, z, torch.zeros_like(z), 500, CAMERAS), expected, atol=1e-10)

@@ -44,10 +44,10 @@ NAMES = get_args(MethodName)
 def test_every_method_has_its_noise_and_its_gamma() -> None:
     assert set(NOISE_OF) == set(NAMES)
     kinds = {name: Config(guidance=name).noise_kind for name in NAMES}
-    consistent = {"cfd": "surface", "fsd": "world_map", "cds": "fixed"}
+    consistent = {"cfd": "surface", "fsd": "world_map", "cds": "fixed", "dsd": "fixed"}
     assert kinds == {**dict.fromkeys(NAMES, "iid"), **consistent}
     of_groups = {name: Config(guidance=name).noise_kind_for(multiview=True) for name in NAMES}
-    assert of_groups == {**kinds, "cds": "per_view"}, "no teacher was trained on four equal noises"
+    assert of_groups == {**kinds, "cds": "per_view", "dsd": "per_view"}, "no teacher was trained on four equal noises"
     unset = {name: Config(guidance=name, noise=NoiseConfig()) for name in NAMES}
     assert {name for name, config in unset.items() if config.noise_gamma("coarse") > 0} == {"cfd"}
     assert not any(Config(guidance=name).noise_gamma("coarse") for name in NAMES), "the toybox has the clean flow"
@@ -77,7 +77,9 @@ def test_rescaled_gamma_leaves_as_much_noise(gamma: float, steps: int) -> None:
 
 
 def test_an_unknown_method_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="guidance: expected cfd or sds or fsd or cds or ism or sdi or vsd, got 'dds'"):
+    with pytest.raises(
+        UserError, match="guidance: expected cfd or sds or fsd or cds or ism or sdi or vsd or dsd, got 'dds'"
+    ):
         merged(Config(), {"guidance": "dds"})
     with pytest.raises(SystemExit) as stopped:
         train.main(["--prompt", "a mug", "--guidance", "dds"])
@@ -234,7 +236,7 @@ def test_large_teachers_are_guided_as_the_source_of_the_method_has_it() -> None:
 
     assert guided("cfd", "mvdream-sd21") == [(50.0, 0.5), (75.0, 0.0)]
     assert guided("sds", "mvdream-sd21") == [(50.0, 0.5), (100.0, 0.0)]
-    for name in ("ism", "sdi", "vsd"):
+    for name in ("ism", "sdi", "vsd", "dsd"):
         assert guided(name, "mvdream-sd21") == [(7.5, 0.0)] * 2
     assert guided("cds", "mvdream-sd21") == [(51.0, 0.0)] * 2
     assert guided("cfd", "paper") == [(50.0, 0.0), (70.0, 0.0)]

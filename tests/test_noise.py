@@ -414,6 +414,13 @@ def test_direction_background_follows_the_view() -> None:
     assert morans_i(a)[1].min() > 1e-6 and abs(a.var() - 1) < 0.01
 
 
+def test_none_is_no_noise_whatever_the_field() -> None:
+    cameras, render = scene("figure", 20, 30, size=64)
+    found = kinds.none(NoiseField(0, 4, 16, 16, gamma=0.5, beta=0.5), cameras, render, 3)
+    assert found.shape == (2, 4, 16, 16) and not found.any()
+    assert kinds.fixed(NoiseField(0, 4, 16, 16), cameras, render, 3).all(), "control"
+
+
 def test_iid_is_new_in_every_view_and_step_and_fixed_is_not() -> None:
     cameras, render = scene("figure", 20, 30, size=64)
     field = NoiseField(0, 256, 16, 16, gamma=0.0)

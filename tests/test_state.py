@@ -56,7 +56,7 @@ def test_a_stage_continued_without_a_part_of_its_state_ends_elsewhere(states: li
     assert not same(last.tensors, states[-1].tensors)
 
 
-@pytest.mark.parametrize("guidance", ["cds", "ism", "sdi"])
+@pytest.mark.parametrize("guidance", ["cds", "dsd", "ism", "sdi"])
 def test_methods_with_times_of_their_own_continue_bit_for_bit(guidance: MethodName, states: list[StateDict]) -> None:
     whole = states_of(guidance=guidance)
     last = continued(whole[4], guidance=guidance)

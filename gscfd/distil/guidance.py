@@ -7,6 +7,8 @@ grad into a loss. docs/methods.md compares the methods.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from gscfd.config import Weight
 from gscfd.distil.protocols import Guidance, Learner
 from gscfd.teachers import Teacher
 from gscfd.types import Cameras
+
+DSD_STEPS = 10
+"""Steps of DSD's whole trajectory (its code)."""
 
 
 @torch.no_grad()
@@ -105,6 +110,30 @@ def sdi(
     s = max(t - delta_t, 0)
     x_s = inverted(teacher, z, noise, s, cameras, cfg=1.0, stride=xs_delta_t, steps=xs_inv_steps)
     return interval_score(teacher, x_s, s, t, cameras, cfg=1.0)
+
+
+@torch.no_grad()
+def dsd(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras, *, before: int) -> Tensor:
+    """Returns (sigma / alpha)(eps_phi(alpha z + sigma e, t) - eps_text(alpha' z + sigma' e, before)), where e is the
+    teacher's prediction at the time `before` on the ODE trajectory that starts at the noise, and eps_text has no
+    classifier-free guidance (Xu et al. 2024, DSD, and its code).
+
+    It replaces the denoised image of that trajectory, which moves by d z0_hat = -(sigma / alpha) d eps_phi (CFD Eq.
+    43), with z. noise: of the seed, equal in every step. before: integer time of at least t.
+    """
+    eps = teacher.predict_eps(trajectory(teacher, noise, before, cameras, DSD_STEPS), before, cameras)
+    (alpha, sigma), (before_alpha, before_sigma) = teacher.alpha_sigma(t), teacher.alpha_sigma(before)
+    last = teacher.predict_eps(before_alpha * z + before_sigma * eps, before, cameras, 1.0)
+    return (sigma / alpha) * (teacher.predict_eps(alpha * z + sigma * eps, t, cameras) - last)
+
+
+def trajectory(teacher: Teacher, x: Tensor, t: int, cameras: Cameras, steps: int) -> Tensor:
+    """Returns x at the time t of DDIM, whose `steps` equal steps would lead from x at the last time to time 0."""
+    last = teacher.timesteps - 1
+    times = [now for i in range(steps) if (now := last - i * last // steps) > t]
+    for now, later in pairwise([*times, t]):
+        x = ddim_step(teacher, x, teacher.predict_eps(x, now, cameras), now, later)
+    return x
 
 
 def interval_score(teacher: Teacher, x_s: Tensor, s: int, t: int, cameras: Cameras, *, cfg: float) -> Tensor:

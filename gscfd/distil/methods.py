@@ -13,6 +13,8 @@ from gscfd.distil.protocols import Guidance, Learner, Method
 from gscfd.distil.schedule import anneal, piecewise, sqrt_anneal, time_index, uniform
 from gscfd.teachers.guided import GuidedTeacher
 
+DSD_GAP = 0.1
+"""Largest distance of DSD's two times, as a share of t - t_min (its code)."""
 LEARNERS = {"vsd": Lora}
 """Class of the network that a method trains beside the Gaussians, by the method's name."""
 
@@ -41,6 +43,8 @@ def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learne
     """
     if name == "cds":
         return partial(consistency, stage, timesteps)
+    if name == "dsd":
+        return partial(diverse, stage, timesteps)
     if name in LEARNERS and learner is None:
         raise ValueError(f"{name}: expected a learner, got none")
 
@@ -52,8 +56,8 @@ def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learne
 
 
 def guidance_of(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None, done: float) -> Guidance:
-    """Returns the guidance of every method but cds, with the weight sigma / alpha. done: share of the stage's steps
-    done, in [0, 1)."""
+    """Returns the guidance of every method but cds and dsd, with the weight sigma / alpha. done: share of the stage's
+    steps done, in [0, 1)."""
     if learner is not None:
         return partial(guidance.vsd, learner=learner)
     inversion = stage.inversion
@@ -88,3 +92,10 @@ def consistency(stage: StageConfig, timesteps: int, done: float, generator: torc
     way = partial(guidance.cds, target=time_index(target, timesteps), cfg=cfg)
     low, high = stage.cds.clip
     return t, guidance.clipped(guidance.weighted(way, stage.cds.weight), low + (high - low) * done)
+
+
+def diverse(stage: StageConfig, timesteps: int, done: float, generator: torch.Generator) -> tuple[float, Guidance]:
+    """DSD: t as for other methods, and the time before it, drawn above t in every step (its code)."""
+    t = draw_time(stage, done, generator)
+    before = uniform(t, t + DSD_GAP * (t - stage.t_min), generator)
+    return t, guidance.weighted(partial(guidance.dsd, before=time_index(before, timesteps)), stage.weight)

@@ -84,6 +84,11 @@ class Experiment:
     claims: tuple[Claim, ...]
 
 
+def sqrt_points() -> list[list[float]]:
+    """Returns `t_points` along which t falls with the square root of the share of steps done, as HiFA's do."""
+    return [[i / 30, (i / 30) ** 0.5] for i in range(31)]
+
+
 def variants(steps: int) -> dict[str, dict[str, Any]]:
     """Returns the variants by name, as changes of the toybox preset."""
     gamma = {"gamma": rescaled_gamma(CFD_GAMMA, PAPER_STEPS, steps)}
@@ -93,6 +98,9 @@ def variants(steps: int) -> dict[str, dict[str, Any]]:
         "sds, negative prompt": {"guidance": "sds", "coarse": {"negative_prompt": NEGATIVE}},
         "cfd, negative prompt": {"guidance": "cfd", "noise": gamma, "coarse": {"negative_prompt": NEGATIVE}},
         "ism": {"guidance": "ism"},
+        "dsd": {"guidance": "dsd"},
+        "hifa": {"guidance": "sds", "coarse": {"t_points": sqrt_points()}},
+        "cfd, noisy variable": {"noise": {"kind": "none"}},
         "vsd": {"guidance": "vsd"},
         "cfd": {"guidance": "cfd", "noise": gamma},
         "cfd, gamma 0": {"guidance": "cfd", "noise": {"gamma": 0.0}},
@@ -191,6 +199,15 @@ EXPERIMENTS = (
                 ("cds, fresh noise", ".348 against .340"),
             )
         ),
+    ),
+    Experiment(
+        title="Other methods and controls",
+        note="No claims: rows beside those of CFD Tab. 2. hifa is sds at HiFA's times, t_max - (t_max - t_min) "
+        "sqrt(done); its loss on decoded images is left out, and so is its regularizer (depth_reg). The noisy variable "
+        "is CFD Fig. 5a: the teacher is asked about the render itself. dsd asks the teacher 4 to 13 times per step.",
+        variants=("sds", "hifa", "cfd, noisy variable", "dsd", "cfd"),
+        metrics=("fid", "similarity", "r_precision", *TRUE, "diversity", "holes", "seconds"),
+        claims=(),
     ),
 )
 

@@ -133,6 +133,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fsd": {"guidance": "fsd"},
     "cds": {"guidance": "cds"},
     "ism": {"guidance": "ism"},
+    "dsd": {"guidance": "dsd"},
+    "the noisy variable": {"noise": {"kind": "none"}},
     "hifa": {"guidance": "sds", "coarse": {"t_points": sqrt_points(STEPS)}},
     "cfd, a third of the step sizes": {"coarse": {"lr": {name: rate / SLOWER for name, rate in RATES.items()}}},
 }

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from gscfd.distil.guidance import ddim_step
+from gscfd.distil.guidance import cfd, ddim_step
 from gscfd.distil.sampling import T_MAX, T_MIN, clean_flow, noise_level, noise_levels
 from gscfd.distil.schedule import sqrt_anneal, time_index
 from gscfd.teachers import Teacher
@@ -36,6 +36,24 @@ def dsd(
         z = z - noise_level(teacher, t) * apart
         x = ddim_step(teacher, x, eps, before, t)
         eps = teacher.predict_eps(x, t, cameras)
+    return z
+
+
+def rfds_rev(
+    teacher: Teacher, noise: Tensor, fresh: Callable[[int], Tensor], times: Sequence[int], cameras: Cameras
+) -> Tensor:
+    """RFDS-Rev (Yang et al. 2025, arXiv 2406.03293): SDS with the noise that the text's prediction finds in x_t. Two
+    calls per step.
+
+    The paper moves fresh noise by (1 - sigma)(v + z - noise) along the flow's velocity v = eps - z0. Since (1 - sigma)
+    z0 + sigma eps = x_t, this is the predicted eps itself.
+    """
+    z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
+    for step, (t, target) in enumerate(zip(times, levels[1:], strict=True)):
+        alpha, sigma = teacher.alpha_sigma(t)
+        eps = fresh(step) if step else noise
+        found = teacher.predict_eps(alpha * z + sigma * eps, t, cameras, 1.0)
+        z = z + (target / levels[step] - 1) * cfd(teacher, z, found, t, cameras)
     return z
 
 
@@ -77,6 +95,7 @@ FLAT: dict[str, Flat] = {
     "sds in 2D": partial(clean_flow, gamma=1.0),
     "hifa in 2D": hifa,
     "dsd in 2D": dsd,
+    "rfds-rev in 2D": rfds_rev,
     "the noisy variable in 2D, from gray": noisy_from_gray,
 }
 """Methods by name."""

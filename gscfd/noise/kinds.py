@@ -1,4 +1,5 @@
-"""Noise for the distillation: `(field, cameras, render, step) -> [V, C, h, w]`, every entry N(0, 1).
+"""Noise for the distillation: `(field, cameras, render, step) -> [V, C, h, w]`, every entry N(0, 1), but for
+`none`.
 
 Noise is a pure function of the field's settings, the step, the cameras and the render: random numbers come from a
 counter-based generator (Philox), nothing is stored between steps, and a checkpoint holds a few numbers. docs/noise.md
@@ -33,6 +34,12 @@ def iid(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tenso
     """Returns noise [V, C, h, w] that is fresh in every view and step (SDS; CFD Tab. 1)."""
     device, now = cameras.viewmats.device, [(step, 1.0)]
     return torch.stack([_white(field, device, _IID, view, now) for view in range(len(cameras))])
+
+
+def none(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
+    """Returns zeros, [V, C, h, w]: the teacher is asked about the render itself, as if it were x_t / alpha. A negative
+    control: the noisy variable of CFD Eq. 6 and Fig. 5a."""
+    return torch.zeros(len(cameras), field.channels, field.height, field.width, device=cameras.viewmats.device)
 
 
 def fixed(field: NoiseField, cameras: Cameras, render: Render, step: int) -> Tensor:
@@ -284,4 +291,5 @@ NOISES: dict[str, Kind] = {
     "fixed": fixed,
     "per_view": per_view,
     "iid": iid,
+    "none": none,
 }

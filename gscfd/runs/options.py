@@ -31,7 +31,7 @@ what to make
 
 how to make it
   --preset NAME            teachers and settings: toybox, fast, mvdream-sd21, ... or a .yaml file
-  --guidance METHOD        cfd, sds, fsd, cds, ism, sdi or vsd (cfd)
+  --guidance METHOD        cfd, sds, fsd, cds, ism, sdi, vsd or dsd (cfd)
   --coarse.steps N         steps that shape the object (300 with the toybox)
   --polish.steps N         steps that remove speckle (32 with the toybox)
   --coarse.cfg SCALE       strength of the prompt (4 with the toybox)
