@@ -82,7 +82,7 @@ def main() -> int:
         report = arguments.out / guidance / "report"
         evaluate(EvaluateOptions(runs=tuple(run.folder for run in runs), report=report))
         splats = [
-            turntable_frames(Gaussians.load_ply(run.folder / "splat.ply"), 8, size=128, background=BACKGROUND)[-1]
+            turntable_frames(Gaussians.load_ply(run.folder / "splat.ply"), 16, size=128, background=BACKGROUND)[-1]
             for run in runs
         ]
         write_contact_sheet(np.stack(splats), report / "gallery.png", columns=10)
