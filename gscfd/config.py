@@ -40,7 +40,7 @@ NOISE_OF: dict[MethodName, tuple[NoiseKind, ...]] = {
     "dsd": ("fixed", "per_view"),
 }
 """Kinds of noise that each method accepts; the first one is its default (docs/methods.md), but with a multi-view
-teacher cds and dsd have per_view."""
+teacher per_view is, where it is accepted."""
 CFG_OF: dict[MethodName, tuple[float, float]] = {
     "cfd": (50.0, 75.0),  # CFD's MVDream stage; its tables with Stable Diffusion
     "sds": (50.0, 100.0),  # MVDream; DreamFusion
@@ -653,9 +653,8 @@ class Config:
 
     def noise_kind_for(self, multiview: bool) -> NoiseKind:
         """Kind of noise of a stage. multiview: whether its teacher is."""
-        if self.guidance in ("cds", "dsd") and multiview:
-            return self.noise.kind or "per_view"
-        return self.noise.kind or NOISE_OF[self.guidance][0]
+        kinds = NOISE_OF[self.guidance]
+        return self.noise.kind or ("per_view" if multiview and "per_view" in kinds else kinds[0])
 
     def stage(self, name: StageName) -> StageConfig | PolishConfig:
         """Returns the settings of one stage, those that are unset as the method has them."""

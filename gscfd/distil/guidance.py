@@ -7,6 +7,7 @@ grad into a loss. docs/methods.md compares the methods.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -131,9 +132,7 @@ def trajectory(teacher: Teacher, x: Tensor, t: int, cameras: Cameras, steps: int
     """Returns x at the time t of DDIM, whose `steps` equal steps would lead from x at the last time to time 0."""
     last = teacher.timesteps - 1
     times = [now for i in range(steps) if (now := last - i * last // steps) > t]
-    for now, later in pairwise([*times, t]):
-        x = ddim_step(teacher, x, teacher.predict_eps(x, now, cameras), now, later)
-    return x
+    return ddim_steps(teacher, x, [*times, t], cameras)
 
 
 def interval_score(teacher: Teacher, x_s: Tensor, s: int, t: int, cameras: Cameras, *, cfg: float) -> Tensor:
@@ -157,11 +156,14 @@ def inverted(
     """
     now = max(s - steps * stride, 0)
     alpha, sigma = teacher.alpha_sigma(now)
-    x = alpha * z + sigma * noise
-    while now < s:
-        later = min(now + stride, s)
+    return ddim_steps(teacher, alpha * z + sigma * noise, [*range(now, s, stride), s], cameras, cfg)
+
+
+def ddim_steps(teacher: Teacher, x: Tensor, times: Sequence[int], cameras: Cameras, cfg: float | None = None) -> Tensor:
+    """Returns x [V, C, h, w] at the last of the times, by DDIM steps from the first. cfg: guidance scale, if not the
+    teacher's own."""
+    for now, later in pairwise(times):
         x = ddim_step(teacher, x, teacher.predict_eps(x, now, cameras, cfg), now, later)
-        now = later
     return x
 
 

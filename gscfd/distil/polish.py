@@ -63,7 +63,7 @@ class Album:
 
     def __init__(self, size: int, subject: Gaussians):
         """size: groups; the oldest makes room for a new one. subject: what the teacher paints over; it is copied."""
-        self.size, self.device, self.subject = size, subject.device, Gaussians(**subject.params)
+        self.size, self.subject = size, Gaussians(**subject.params)
         self.pages: list[Pictures] = []
 
     def add(self, pictures: Pictures) -> None:
@@ -81,10 +81,11 @@ class Album:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Become a copy of the album that had these tensors."""
-        self.subject = Gaussians(**{k: v.to(self.device) for k, v in part(tensors, "subject/").items()})
+        device = self.subject.device
+        self.subject = Gaussians(**{k: v.to(device) for k, v in part(tensors, "subject/").items()})
         self.pages = []
         for i in range(len({name.split("/")[0] for name in part(tensors, "album/")})):
-            own = {name: value.to(self.device, copy=True) for name, value in part(tensors, f"album/{i:04}/").items()}
+            own = {name: value.to(device, copy=True) for name, value in part(tensors, f"album/{i:04}/").items()}
             height, width = own["images"].shape[2:]
             cameras = Cameras(own.pop("viewmats"), own.pop("Ks"), width, height)
             self.pages.append(Pictures(cameras, **own))

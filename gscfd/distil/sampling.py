@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gscfd.distil.guidance import cfd, ddim_step, vsd
+from gscfd.distil.guidance import cfd, ddim_steps, vsd
 from gscfd.distil.protocols import Learner
 from gscfd.distil.schedule import anneal, time_index
 from gscfd.errors import UserError
@@ -101,8 +101,7 @@ def ddim(teacher: Teacher, x: Tensor, times: Sequence[int], cameras: Cameras) ->
 
     x: [V, C, h, w] noisy image at times[0].
     """
-    for t, later in zip(times, times[1:], strict=False):
-        x = ddim_step(teacher, x, teacher.predict_eps(x, t, cameras), t, later)
+    x = ddim_steps(teacher, x, times, cameras)
     alpha, sigma = teacher.alpha_sigma(times[-1])
     return (x - sigma * teacher.predict_eps(x, times[-1], cameras)) / alpha
 
