@@ -1,4 +1,5 @@
-"""Measures a sweep on a local Ray cluster of several nodes: `python scripts/sweep_cluster.py`. Prints Markdown.
+"""Measures a sweep on a local Ray cluster of several nodes: `python scripts/sweep_cluster.py --out FILE`. Writes
+Markdown.
 
 Tiny tasks stand for runs, so that what is measured is the sweep itself: overhead per run, the object store, the head
 node, a node that is killed, and one that joins late. The last table applies the figures to 1 000 GPUs.
@@ -12,11 +13,12 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gscfd.config import Config
 from gscfd.sweeps.journal import JOURNAL, Journal
@@ -27,8 +29,16 @@ SECONDS_OF_RUN = 21 * 60
 """Of a run with mvdream-sd21 on an RTX 4090 (docs/sweeps.md), which the paper estimate assumes."""
 GPUS = 1000
 TICK = os.sysconf("SC_CLK_TCK")
-RUNS_PER_NODE = 6
-"""While a node is killed: the last of them begin when the late node is ready."""
+KILL_TASKS = 300
+"""Tasks of a sweep whose node is killed. Those that are left when the late node is at work take no time."""
+OVER = "over"
+"""File in the home folder that ends all tasks."""
+PENDING = 1000
+"""Answers that the sweep waits for at a time with 1 000 workers."""
+LOOKS_PER_RUN = 2
+"""Of the pool, for each answer at the worst."""
+LATE_SECONDS = 900
+"""Limit for the start of a late node on a busy machine."""
 STORE_BYTES = 80 * 2**20
 """Size of a node's object store, near Ray's minimum."""
 PATIENCE = {
@@ -41,11 +51,13 @@ long a raylet that has died is waited for."""
 
 
 class TinyWorker(Worker):
-    """Sleeps as long as the prompt says instead of making a run, and adds a line to `made.txt` in the home folder."""
+    """Sleeps as long as the prompt says instead of making a run, or until the file OVER exists, and adds a line to
+    made.txt in the home folder."""
 
     def make(self, config: Config) -> Outcome:
         began = time.monotonic()
-        time.sleep(float(config.prompt))
+        while time.monotonic() - began < float(config.prompt) and not (self.home / OVER).exists():
+            time.sleep(0.1)
         with open(self.home / "made.txt", "a") as file:
             file.write(f"{config.out}\n")
         return Outcome("finished", seconds=time.monotonic() - began)
@@ -139,16 +151,31 @@ def tiny_tasks(folder: Path, cluster: Any, workers: int, count: int) -> dict[str
     for name, pid in head_processes(cluster).items():
         cpu, resident = process_figures(pid)
         found |= {f"{name} ms": 1000 * (cpu - before[name][0]) / count, f"{name} MiB": resident - before[name][1]}
+    found["look ms"] = look(pool, folder)
     pool.stop()
     return found
 
 
+def look(pool: RayPool, folder: Path) -> float:
+    """Returns the milliseconds of the sweep's look at as many pending answers as 1 000 workers give."""
+    (run,) = tiny_runs(folder, 1, 3600.0)
+    actor, looks = pool.slots[0].actor, 10
+    pending = [actor.make.remote(run.config) for _ in range(PENDING)]
+    start = time.perf_counter()
+    for _ in range(looks):
+        pool.ray.wait(pending, num_returns=len(pending), timeout=0)
+    return 1000 * (time.perf_counter() - start) / looks
+
+
 def killed_and_joined(folder: Path, cluster: Any, nodes: list[Any], seconds: float) -> dict[str, float]:
     """Returns the seconds from a node's kill until its run is reported lost and until it is started again elsewhere,
-    and from a node's start until its first run. Each task takes `seconds`."""
+    and from a late node's start until its first run. Each task takes `seconds`."""
     workers = len(nodes)
     pool = pool_of(folder, cluster, workers)
     times: dict[str, float] = {}
+
+    def at_work(since: float) -> set[int]:
+        return {row["pid"] for row in events(folder) if row["event"] == "started" and row["time"] <= since}
 
     def disturb() -> None:
         while sum(row["event"] == "started" for row in events(folder)) < workers:
@@ -160,8 +187,11 @@ def killed_and_joined(folder: Path, cluster: Any, nodes: list[Any], seconds: flo
             time.sleep(0.1)
         times["joined"] = time.time()
         add_node(cluster)
+        while at_work(time.time()) == at_work(times["joined"]) and time.time() - times["joined"] < LATE_SECONDS:
+            time.sleep(0.1)
+        (folder / OVER).touch()
 
-    runs = tiny_runs(folder, RUNS_PER_NODE * workers, seconds)
+    runs = tiny_runs(folder, KILL_TASKS, seconds)
     swept: list[Progress] = []
     thread = threading.Thread(target=lambda: swept.append(sweep(folder, pool, runs)[1]))
     thread.start()
@@ -172,7 +202,7 @@ def killed_and_joined(folder: Path, cluster: Any, nodes: list[Any], seconds: flo
     rows = events(folder)
     (lost,) = [row for row in rows if row["event"] == "lost"]
     again = next(row for row in rows if row["run"] == lost["run"] and row.get("attempt") == 2)
-    known = {row["pid"] for row in rows if row["event"] == "started" and row["time"] <= times["joined"]}
+    known = at_work(times["joined"])
     newcomers = [row["time"] for row in rows if row["event"] == "started" and row["pid"] not in known]
     pool.stop()
     return {
@@ -182,18 +212,66 @@ def killed_and_joined(folder: Path, cluster: Any, nodes: list[Any], seconds: flo
     }
 
 
-def print_paper(found: dict[str, float], recovery: float) -> None:
-    """Prints what the figures mean for 1 000 GPUs."""
+def paper(found: dict[str, float], recovery: float) -> str:
+    """Returns what the figures mean for 1 000 GPUs."""
     rate = GPUS / SECONDS_OF_RUN
-    print(f"\nOn paper, {GPUS} GPUs with runs of {SECONDS_OF_RUN / 60:.0f} minutes: {rate:.2f} runs end per second.\n")
-    print("| item | per run | at 1 000 GPUs | bound |\n|---|---:|---:|---:|")
-    most = 1000 / found["ms per run"]
-    print(f"| runs through the sweep | {found['ms per run']:.1f} ms | {rate:.2f} per s | {most:.0f} per s |")
+    each = found["ms per run"] + LOOKS_PER_RUN * found["look ms"]
+    rows = [
+        f"On paper, {GPUS} GPUs with runs of {SECONDS_OF_RUN / 60:.0f} minutes: {rate:.2f} runs end per second.\n",
+        "| item | per run | at 1 000 GPUs | bound |\n|---|---:|---:|---:|",
+        f"| runs through the sweep, {PENDING} under way | {each:.1f} ms | {rate:.2f} per s | {1000 / each:.0f} per s |",
+    ]
     for name in ("sweep", "GCS", "raylet"):
-        share = rate * found[f"{name} ms"] / 1000
-        print(f"| processor of {name} on the head | {found[f'{name} ms']:.1f} ms | {share:.2%} of a core | a core |")
-    print(f"| object store | {found['stored'] / 1000:.1f} kB in all | nothing grows | none |")
-    print(f"| a killed node | {recovery:.0f} s until its runs go on | of one node | none |")
+        cost = found[f"{name} ms"] + (LOOKS_PER_RUN * found["look ms"] if name == "sweep" else 0.0)
+        share = rate * cost / 1000
+        rows.append(f"| processor of {name} on the head | {cost:.1f} ms | {share:.2%} of a core | a core |")
+    rows.append(f"| object store | {found['stored'] / 1000:.1f} kB in all | nothing grows | none |")
+    rows.append(f"| a killed node | {recovery:.0f} s until its runs go on | of one node | none |")
+    return "\n".join(rows)
+
+
+FIGURES = {
+    "ms per run": "overhead per run, ms",
+    "sweep ms": "processor time of the sweep per run, ms",
+    "GCS ms": "processor time of the head's GCS per run, ms",
+    "raylet ms": "processor time of the head's raylet per run, ms",
+    "sweep MiB": "growth of the sweep, MiB",
+    "GCS MiB": "growth of the head's GCS, MiB",
+    "raylet MiB": "growth of the head's raylet, MiB",
+    "look ms": f"a look at {PENDING} pending answers, ms",
+    "stored": "bytes left in the object stores",
+}
+"""Rows of the tiny tasks' figures."""
+
+
+def load() -> str:
+    return f"load average {os.getloadavg()[0]:.0f}"
+
+
+def measure(arguments: argparse.Namespace, folder: Path, out: IO[str]) -> None:
+    """Writes the figures as they come."""
+
+    def tell(text: str) -> None:
+        print(text, file=out, flush=True)
+
+    tell(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {load()} at the start.\n")
+    tell("| figure | value |\n|---|---:|")
+    recoveries = []
+    for i in range(arguments.rounds):
+        cluster = start_cluster()
+        nodes = [add_node(cluster) for _ in range(arguments.nodes)]
+        if i == 0:
+            found = tiny_tasks(folder / "tiny", cluster, arguments.nodes, arguments.tasks)
+            tell(f"| {arguments.tasks} tiny tasks, {arguments.nodes} nodes, {load()} | {found['seconds']:.1f} s |")
+            for key, title in FIGURES.items():
+                tell(f"| {title} | {found[key]:.1f} |")
+        times = killed_and_joined(folder / f"killed-{i}", cluster, nodes, arguments.seconds)
+        seconds = ", ".join(f"{times[key]:.1f}" for key in ("lost", "again", "joined"))
+        tell(f"| kill {i + 1}, {load()}: run reported lost, started again, late node at work | {seconds} s |")
+        recoveries.append(times["again"])
+        cluster.shutdown()
+    tell("| runs lost, runs made twice | 0, 0 |\n")  # or an assertion has failed
+    tell(paper(found, statistics.median(recoveries)))
 
 
 def main() -> None:
@@ -202,32 +280,18 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=2000, help="tiny tasks (default 2000)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a task while a node is killed (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="kills (default 3)")
+    parser.add_argument("--out", type=Path, default=None, help="file to write; on the console, Ray's messages mix in")
     arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, load average {load:.1f}\n")
-    recoveries = []
+    home = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
-        home = Path.cwd()
-        for i in range(arguments.rounds):
-            cluster = start_cluster()
-            nodes = [add_node(cluster) for _ in range(arguments.nodes)]
-            if i == 0:
-                found = tiny_tasks(Path(name) / "tiny", cluster, arguments.nodes, arguments.tasks)
-                print("| figure | value |\n|---|---:|")
-                print(f"| {arguments.tasks} tiny tasks, {arguments.nodes} nodes | {found['seconds']:.1f} s |")
-                for key in ("ms per run", "sweep ms", "GCS ms", "raylet ms", "sweep MiB", "GCS MiB", "raylet MiB"):
-                    print(f"| {key} | {found[key]:.1f} |")
-                print(f"| bytes left in the object stores | {found['stored']:.0f} |", flush=True)
-            recoveries.append(killed_and_joined(Path(name) / f"killed-{i}", cluster, nodes, arguments.seconds))
-            print(
-                f"| kill {i + 1}: lost, started again, late node at work | "
-                + ", ".join(f"{recoveries[-1][key]:.1f}" for key in ("lost", "again", "joined"))
-                + " s |",
-                flush=True,
-            )
-            cluster.shutdown()
-        os.chdir(home)
-    print_paper(found, statistics.median(one["again"] for one in recoveries))
+        try:
+            if arguments.out is None:
+                measure(arguments, Path(name), sys.stdout)
+            else:
+                with open(arguments.out, "w") as out:
+                    measure(arguments, Path(name), out)
+        finally:
+            os.chdir(home)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_no_run_is_lost_or_made_twice_when_a_node_is_killed_and_one_joins_late(
     rows = bench.events(tmp_path / "killed")
     finished = [row["run"] for row in rows if row["event"] == "finished"]
     made = (tmp_path / "killed" / "made.txt").read_text().split()
-    assert len(finished) == len(set(finished)) == len(made) == bench.RUNS_PER_NODE * len(nodes)
+    assert len(finished) == len(set(finished)) == len(made) == bench.KILL_TASKS
     assert [row["event"] for row in rows].count("lost") == 1 and found["again"] > found["lost"] > 0
     assert found["joined"] > 0, "the late node makes runs"
     with open(tmp_path / "killed" / "made.txt", "a") as file:

@@ -299,6 +299,19 @@ def test_runs_that_fail_come_again_and_then_are_reported_while_others_finish(
     assert [row["attempt"] for row in rows if row["run"] == bad and row["event"] == "started"] == [1, 2, 3]
 
 
+def test_a_lost_run_goes_on_next_and_a_failed_one_after_all_others(
+    planned: Callable[..., list[Run]], tmp_path: Path
+) -> None:
+    runs = planned(seeds="0:3")
+    cases: list[tuple[OutcomeState, int]] = [("lost", 1), ("failed", len(runs))]
+    for outcome, place in cases:
+        path = tmp_path / f"{outcome}.jsonl"
+        carried_out(runs, path, {runs[0].name: [outcome]}, size=1)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        started = [row["run"] for row in rows if row["event"] == "started"]
+        assert started.index(runs[0].name, 1) == place and len(started) == len(runs) + 1
+
+
 def test_without_retries_one_failure_is_the_last(planned: Callable[..., list[Run]], tmp_path: Path) -> None:
     runs = planned()
     pool, progress, _ = carried_out(runs, tmp_path / JOURNAL, {runs[0].name: ["lost"]}, retries=0)

@@ -84,9 +84,10 @@ class Experiment:
     claims: tuple[Claim, ...]
 
 
-def sqrt_points() -> list[list[float]]:
-    """Returns `t_points` along which t falls with the square root of the share of steps done, as HiFA's do."""
-    return [[i / 30, (i / 30) ** 0.5] for i in range(31)]
+def sqrt_points(count: int) -> list[list[float]]:
+    """Returns `t_points` of this many equal shares of the steps, along which t falls with the square root of the share
+    of steps done, as HiFA's do."""
+    return [[i / count, (i / count) ** 0.5] for i in range(count + 1)]
 
 
 def variants(steps: int) -> dict[str, dict[str, Any]]:
@@ -99,7 +100,7 @@ def variants(steps: int) -> dict[str, dict[str, Any]]:
         "cfd, negative prompt": {"guidance": "cfd", "noise": gamma, "coarse": {"negative_prompt": NEGATIVE}},
         "ism": {"guidance": "ism"},
         "dsd": {"guidance": "dsd"},
-        "hifa": {"guidance": "sds", "coarse": {"t_points": sqrt_points()}},
+        "hifa": {"guidance": "sds", "coarse": {"t_points": sqrt_points(30)}},
         "cfd, noisy variable": {"noise": {"kind": "none"}},
         "vsd": {"guidance": "vsd"},
         "cfd": {"guidance": "cfd", "noise": gamma},

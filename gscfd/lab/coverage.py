@@ -28,6 +28,7 @@ from gscfd.files import write_rows, write_text
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import rgb_to_sh0
 from gscfd.lab.assets import as_gaussians
+from gscfd.lab.claims import sqrt_points
 from gscfd.lab.crowd import CrowdTeacher, groups_around, optimized
 from gscfd.lab.flat import FLAT
 from gscfd.lab.ideal import Cosines
@@ -116,9 +117,9 @@ def even_times(steps: int) -> list[float]:
     return [float(level / (1 + level)) for level in levels]
 
 
-def sqrt_points(steps: int) -> list[list[float]]:
-    """Returns `t_points` along which t falls from HIGH to LOW with the square root of the share of steps done."""
-    return [point_of(i / steps, HIGH - (HIGH - LOW) * (i / steps) ** 0.5) for i in range(steps + 1)]
+def hifa_points(steps: int) -> list[list[float]]:
+    """Returns `t_points` along which t falls from HIGH to LOW as HiFA's times do."""
+    return [point_of(share, HIGH - (HIGH - LOW) * fallen) for share, fallen in sqrt_points(steps)]
 
 
 def point_of(share: float, t: float) -> list[float]:
@@ -135,7 +136,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ism": {"guidance": "ism"},
     "dsd": {"guidance": "dsd"},
     "the noisy variable": {"noise": {"kind": "none"}},
-    "hifa": {"guidance": "sds", "coarse": {"t_points": sqrt_points(STEPS)}},
+    "hifa": {"guidance": "sds", "coarse": {"t_points": hifa_points(STEPS)}},
     "cfd, a third of the step sizes": {"coarse": {"lr": {name: rate / SLOWER for name, rate in RATES.items()}}},
 }
 """Methods of splats, as changes of `coverage_config`. HiFA is sds at times that fall with the square root of the share

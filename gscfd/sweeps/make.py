@@ -100,8 +100,8 @@ def carry_out(
     say: Callable[[str], None],
     show: Callable[[], None],
 ) -> None:
-    """Makes the runs and keeps `progress` up to date. A run that did not finish is retried at the end of the queue, at
-    most `retries` times, unless its input is wrong."""
+    """Makes the runs and keeps `progress` up to date. A run that did not finish is retried at most `retries` times,
+    unless its input is wrong: at the end of the queue, or next if it lost its worker."""
     waiting, attempts = deque(todo), Counter[str]()
     while waiting or progress.running:
         while waiting and pool.free():
@@ -118,6 +118,9 @@ def carry_out(
             if outcome.state == "finished":
                 progress.finished += 1
                 say(f"{run.folder}  finished in {outcome.seconds:.0f} s; {progress}")
+            elif again and outcome.state == "lost":
+                say(f"{run.folder}  lost: {outcome.error}; will be retried next")
+                waiting.appendleft(run)
             elif again:
                 say(f"{run.folder}  {outcome.state}: {outcome.error}; will be retried at the end of the queue")
                 waiting.append(run)
