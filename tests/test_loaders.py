@@ -31,6 +31,7 @@ from gscfd.teachers import Prompt, ldm, load_teacher
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser, pack, unpack
 from gscfd.teachers.find import find_teacher, wanted
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import check_teacher
 from gscfd.teachers.multiview import join_views
 from gscfd.teachers.schedules import Diffusion
 from gscfd.teachers.spaces import Latents
@@ -293,6 +294,40 @@ def test_other_kinds_of_stable_diffusion_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         load(edited(stable_diffusion, tmp_path / "x", file, **values))
+
+
+@pytest.mark.parametrize("name", ["addition_embed_type", "class_embed_type"])
+@pytest.mark.parametrize("value", [[], {}])
+def test_a_unet_whose_kind_is_no_word_is_refused_before_anything_is_loaded(
+    name: str, value: object, stable_diffusion: Path, tmp_path: Path
+) -> None:
+    check_teacher(str(stable_diffusion))  # control
+    with pytest.raises(UserError):
+        check_teacher(str(edited(stable_diffusion, tmp_path / "x", "unet/config.json", **{name: value})))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("count", [2**31, [2**31, 1], 1e300])
+def test_a_network_of_endless_layers_is_refused(
+    part: str, count: object, stable_diffusion: Path, tmp_path: Path
+) -> None:
+    folder = edited(stable_diffusion, tmp_path / "x", f"{part}/config.json", layers_per_block=count)
+    with pytest.raises(UserError, match="at most 1000 layers as layers_per_block"):
+        load(folder)
+
+
+def test_a_text_encoder_of_endless_layers_is_refused(stable_diffusion: Path, tmp_path: Path) -> None:
+    folder = edited(stable_diffusion, tmp_path / "x", "text_encoder/config.json", num_hidden_layers=2**31)
+    with pytest.raises(UserError, match="at most 1000 layers as num_hidden_layers"):
+        read_text_model(CLIPTextModel, folder / "text_encoder")
+    read_text_model(CLIPTextModel, stable_diffusion / "text_encoder")  # control
+
+
+def test_a_transformer_whose_class_is_no_word_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": ["FluxTransformer2DModel"]}')
+    with pytest.raises(UserError, match="got TypeError in .*; download it again"):
+        check_teacher(str(tmp_path))
 
 
 def test_inpainting_models_are_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from gscfd.runs.options import parse
 from gscfd.studio import cards, orders
 from gscfd.studio.gallery import Entry, Gallery, command, delete, strip
 from gscfd.studio.options import StudioOptions
-from gscfd.studio.orders import JOURNAL, Orders, Wish
+from gscfd.studio.orders import JOURNAL, Making, Order, Orders, Wish
 from gscfd.studio.page import Studio
 from gscfd.studio.progress import Progress
 from gscfd.sweeps.journal import read_rows
@@ -273,6 +273,8 @@ def test_the_studio_ends_its_run_and_the_next_resumes_it(opened: Callable[[], Or
     [
         ({"prompt": ""}, "prompt: expected a description"),
         ({"prompt": "a yelow duck"}, "do not know 'yelow'"),
+        ({"prompt": "x" * 3000}, "do not know 'x{40}' "),
+        ({"prompt": " ".join(f"x{i}" for i in range(90))}, "'x4' .* and 85 more; "),
         ({"prompt": "a red\x00car"}, "prompt: expected one line"),
         ({"seed": -1}, "seed: expected"),
         ({"preset": "../secret"}, "preset: expected"),
@@ -519,6 +521,18 @@ def test_a_prompt_is_queued_made_shown_and_deleted(studio: Studio) -> None:
     assert "Put in the queue: a-red-car-1" in answered(studio, studio.another_seed)
     assert "is deleted" in answered(studio, lambda: studio.delete("a-red-car-0"))
     assert not (studio.folder / "a-red-car-0").exists()
+
+
+def test_a_run_that_begins_does_not_show_the_steps_of_the_one_before(studio: Studio) -> None:
+    row = {"stage": "coarse", "step": 150, "loss": 1.0, "gaussians": 100, "seconds": {"render": 0.1}}
+    (saved_run(studio.folder, "mug", finished=False) / "stats.jsonl").write_text(json.dumps(row) + "\n")
+    studio.orders.making = Making(Order("mug", ("--prompt=a mug",)), os.getpid(), None)
+    studio.look_at_progress()
+    assert "step 151" in studio.summary(), "control"
+    studio.orders.making = Making(Order("lamp", ("--prompt=a lamp",)), os.getpid(), None)
+    studio.look_at_progress()
+    assert studio.summary().endswith("a lamp</b><br>starting")
+    studio.orders.making = None
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "/etc", "gone", "", "."])

@@ -86,6 +86,13 @@ def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
 
+def rewrite(page: Page, studio: Studio) -> None:
+    """Has the cards written anew, as when the progress of a run changes."""
+    page.evaluate("document.querySelector('.gs-cards').dataset.old = ''")
+    studio.cards.content += " "
+    page.locator(".gs-cards:not([data-old])").wait_for()
+
+
 def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio, said: list[str]) -> None:
     page = browser.new_page(viewport={"width": 900, "height": 500})
     page.set_default_timeout(PATIENCE * 1000)
@@ -112,7 +119,7 @@ def test_a_wrong_prompt_is_answered_and_a_right_one_is_made(page: Page, studio: 
     prompt.fill("a yellow duck")
     prompt.press("Enter")
     page.get_by_text("In the queue: a-yellow-duck-0").wait_for()
-    page.locator('.gs-card[data-value="a-yellow-duck-0"]').get_by_text("being made").first.wait_for()
+    page.locator('.gs-card[data-value="a-yellow-duck-0"] .gs-now').wait_for()
 
 
 def test_a_second_browser_sees_the_same(browser: Browser, page: Page, studio: Studio, said: list[str]) -> None:
@@ -121,6 +128,27 @@ def test_a_second_browser_sees_the_same(browser: Browser, page: Page, studio: St
     other.locator('.gs-card[data-value="lamp"]').click()
     page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
     other.close()
+
+
+def test_a_card_that_is_written_anew_keeps_the_focus_and_the_press(page: Page, studio: Studio) -> None:
+    focus = "() => document.activeElement.dataset.value"
+    page.locator('.gs-card[data-value="lamp"]').dispatch_event("click")
+    page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
+    old = page.locator('.gs-card[data-value="mug"]').element_handle()
+    old.focus()
+    assert page.evaluate(focus) == "mug"
+    rewrite(page, studio)
+    assert not old.evaluate("(card) => card.isConnected"), "control: it is another card"
+    assert page.evaluate(focus) == "mug"
+    box = page.locator('.gs-card[data-value="mug"]').bounding_box()
+    assert box is not None and studio.name != "mug"
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    rewrite(page, studio)
+    page.mouse.up()
+    page.locator('.gs-card[data-value="mug"][aria-pressed="true"]').wait_for()
+    page.locator('.gs-card[data-value="lamp"]').dispatch_event("click")
+    page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
 
 
 @pytest.mark.parametrize("to", ["ply", "html"])

@@ -392,9 +392,11 @@ class Studio:
             self.progress = None
             return
         folder = self.folder / making.order.name
-        if (self.progress is None or self.progress.folder != folder) and (folder / "config.yaml").is_file():
+        if self.progress is not None and self.progress.folder != folder:
+            self.progress = None
+        if self.progress is None and (folder / "config.yaml").is_file():
             self.progress = Progress(folder, load_run(folder))
-        if self.progress is not None and self.progress.folder == folder and self.progress.look():
+        if self.progress is not None and self.progress.look():
             steps, losses, counts = content.curves(self.progress.points)
             self.loss.data, self.count.data = (steps, losses), (steps, counts)
 

@@ -147,17 +147,23 @@ def loader(source: Path) -> Loader:
         if source.suffix not in CHECKPOINTS:
             raise UserError(f"teacher: expected {', '.join(CHECKPOINTS)} or a folder, got {source}; give one of these")
         return load_mvdream
-    if (source / "transformer").is_dir():
-        name = read_json(source / "transformer" / "config.json").get("_class_name")
-        known = {"SD3Transformer2DModel": load_sd3, "FluxTransformer2DModel": load_flux}
-        if name in known:
-            return checked(known[name], source)
-        raise unsupported(source, f"transformer of class {name}")
-    if (source / "unet").is_dir():
-        return checked(unet_loader(source, read_json(source / "unet" / "config.json")), source)
+    with reading(source):
+        if (source / "transformer").is_dir():
+            return checked(transformer_loader(source, read_json(source / "transformer" / "config.json")), source)
+        if (source / "unet").is_dir():
+            return checked(unet_loader(source, read_json(source / "unet" / "config.json")), source)
     files = sorted(path.name for path in source.iterdir() if path.suffix in CHECKPOINTS)
     hint = f"give one of its checkpoint files: {', '.join(files)}" if files else "give a diffusers folder"
     raise UserError(f"teacher: expected a unet or transformer folder in {source}, got neither; {hint}")
+
+
+def transformer_loader(source: Path, config: dict[str, Any]) -> Loader:
+    """Returns the loader of a transformer, determined by its class."""
+    known = {"SD3Transformer2DModel": load_sd3, "FluxTransformer2DModel": load_flux}
+    name = config.get("_class_name")
+    if name in known:
+        return known[name]
+    raise unsupported(source, f"transformer of class {name}")
 
 
 def unet_loader(source: Path, config: dict[str, Any]) -> Loader:

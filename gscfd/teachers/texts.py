@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from gscfd.errors import UserError
-from gscfd.teachers.weights import check_keys, first_line, text_variant
+from gscfd.teachers.weights import check_keys, check_layers, first_line, read_json, text_variant
 
 IF_LENGTH, SD3_LENGTH, FLUX_SCHNELL_LENGTH, FLUX_DEV_LENGTH = 77, 256, 256, 512
 """Number of T5 tokens that each family was trained with."""
@@ -119,6 +119,7 @@ def read_text_model(
 
     Raises UserError if a weight is missing or has a different shape.
     """
+    check_layers(read_json(folder / "config.json"))
     options = {"dtype": dtype, "variant": text_variant(folder), "output_loading_info": True}
     model, found = from_folder(cls, folder, ignore_mismatched_sizes=True, **options)
     check_keys(found["missing_keys"], (), [key for key, *_ in found["mismatched_keys"]], folder)

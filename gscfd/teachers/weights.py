@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ DAMAGES = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
 )
 """Errors that torch's and safetensors' readers raise for a damaged file."""
+LAYERS, MOST_LAYERS = re.compile("layers|blocks|depth"), 1000
+"""Settings of a config that count layers, and how many there may be."""
 OLD_VAE_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Old names still used in Stable Diffusion's VAE files."""
 
@@ -128,8 +131,26 @@ def fill(network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
     network.load_state_dict(state, strict=True, assign=True)
 
 
+def check_layers(config: dict[str, Any]) -> None:
+    """Raises UserError if a config counts more layers than any network has: building them would never end."""
+    for name, value in config.items():
+        if LAYERS.search(name) and any(isinstance(n, int | float) and not n <= MOST_LAYERS for n in numbers(value)):
+            raise UserError(f"config.json: expected at most {MOST_LAYERS} layers as {name}, got {value}; it is damaged")
+
+
+def numbers(value: object) -> Iterator[object]:
+    """Yields what is in a list of lists, or the value itself."""
+    if isinstance(value, list):
+        for part in value:
+            yield from numbers(part)
+    else:
+        yield value
+
+
 def build(cls: type[Network], config: dict[str, Any]) -> Network:
-    """Builds the network without memory for its weights; `fill` supplies them."""
+    """Builds the network without memory for its weights; `fill` supplies them. Raises UserError for a config with too
+    many layers."""
+    check_layers(config)
     if cls is AutoencoderTiny:  # It writes this key itself, and warns of it when it reads it.
         config = {key: value for key, value in config.items() if key != "block_out_channels"}
     with torch.device("meta"):

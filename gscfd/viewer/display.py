@@ -72,6 +72,7 @@ class Display:
             self.background = gui.add_rgb("Background", (255, 255, 255))
             self.turntable = gui.add_checkbox("Turntable", True, hint="Stops at the first touch of the scene.")
         door.actions["touch"] = lambda _: setattr(self.turntable, "value", False)
+        door.actions["still"] = lambda _: self.stand()
 
     def add_download(
         self, name: Callable[[], str], splat: Callable[[], Gaussians | None], formats: Sequence[Format] = FORMATS

@@ -3,10 +3,33 @@
 (() => {
   const tell = (action, value = "") =>
     fetch(`do/${action}?${encodeURIComponent(value)}`, { headers: { "X-Gscfd": "1" } }).catch(() => {});
+  const control = (element) => element?.closest?.("[data-do]");
+  const act = ({ dataset }) => tell(dataset.do, dataset.value);
   addEventListener("click", (event) => {
-    const control = event.target.closest?.("[data-do]");
-    if (control) tell(control.dataset.do, control.dataset.value);
+    const clicked = control(event.target);
+    if (clicked) act(clicked);
   });
+  // The server writes a control anew when its words change. A press that began on the old one has no click then, and the
+  // keyboard's focus would be gone.
+  const same = (one, other) => one?.dataset.do === other.dataset.do && one.dataset.value === other.dataset.value;
+  let pressed = null;
+  let focused = null;
+  addEventListener("pointerdown", (event) => (pressed = control(event.target)), true);
+  addEventListener("pointerup", (event) => {
+    const released = control(document.elementFromPoint(event.clientX, event.clientY));
+    if (pressed && !pressed.isConnected && same(released, pressed)) act(released);
+    pressed = null;
+  }, true);
+  addEventListener("focusin", (event) => (focused = control(event.target)));
+  addEventListener("focusout", () => setTimeout(() => {
+    if (focused?.isConnected && document.activeElement !== focused) focused = null;
+  }));
+  const refocus = () => {
+    if (!focused || focused.isConnected || document.activeElement !== document.body) return;
+    const again = [...document.querySelectorAll("[data-do]")].find((one) => same(one, focused));
+    focused = null;
+    again?.focus({ preventScroll: true });
+  };
   // viser names neither its buttons without words nor its logo.
   const NAMES = [
     ["mantine-CloseButton-root", "Close"],
@@ -29,7 +52,7 @@
       if (field?.id) label.htmlFor = field.id;
     }
   };
-  const mend = () => (name(), link());
+  const mend = () => (name(), link(), refocus());
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
   let touched = false;
   const touch = (event) => {
@@ -38,5 +61,5 @@
     tell("touch");
   };
   for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, touch, { capture: true, passive: true });
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) tell("touch");
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) tell("still");
 })();
