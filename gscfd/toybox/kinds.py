@@ -85,14 +85,14 @@ def mug(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 def teapot(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
     wide, tall = _vary(rng, 0.62, 0.12), _vary(rng, 0.5, 0.15)
-    spout = [(0, -0.75 * wide, 0.75 * tall), (0, -1.3 * wide, 1.0 * tall), (0, -1.55 * wide, 1.75 * tall)]
+    spout = [(0, -0.75 * wide, 0.75 * tall), (0, -1.25 * wide, 1.0 * tall), (0, -1.5 * wide, 1.75 * tall)]
     handle = arc((0, 0.85 * wide, 1.1 * tall), (0.56, 0.78 * tall), -80, 95)
     lid = 0.55 * wide
     return [
         ellipsoid(main, (wide, wide, tall), (0, 0, tall)),
         cylinder(main, 0.6 * wide, 0.1, (0, 0, -0.01)),
-        tube(main, spout, [0.2, 0.15, 0.1]),
-        tube(main, handle, 0.09),
+        tube(main, spout, [0.22, 0.17, 0.12]),
+        tube(main, handle, 0.105),
         lathe(second, _dome(lid, 1.72 * tall, 2.12 * tall)),
         sphere(second, _vary(rng, 0.12), (0, 0, 2.2 * tall)),
     ]
@@ -253,20 +253,20 @@ def hat(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
 
 
 def crown(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
-    radius, band, tip = _vary(rng, 0.7, 0.1), _vary(rng, 0.36), _vary(rng, 0.58)
-    points, thick = 5, 0.15
+    radius, band, tip = _vary(rng, 0.7, 0.1), _vary(rng, 0.36, 0.15), _vary(rng, 0.66, 0.15)
+    points, thick = 4, 0.17
     outer = [(radius, 0), (1.05 * radius, band)]
     inner = [(radius - thick, 0), (1.05 * radius - thick, band)]
     parts = [lathe(main, outer, inner=inner)]
-    half = 0.78 * math.pi / points * radius
+    half = 0.72 * math.pi / points * radius
     for number in range(points):
         angle = 360 * number / points
         x, y = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         spike = [(-half, 0), (half, 0), (0, tip)]
         at = (0.97 * radius * x, 0.97 * radius * y, band - 0.04)
         parts.append(extrusion(main, spike, thick, at, turn=turned(z=angle + 90)))
-        parts.append(sphere(main, 0.12, (radius * x, radius * y, band + tip - 0.04)))
-        parts.append(sphere(second, 0.15, (1.04 * radius * x, 1.04 * radius * y, 0.55 * band)))
+        parts.append(sphere(main, 0.13, (radius * x, radius * y, band + tip - 0.04)))
+        parts.append(sphere(second, 0.17, (1.04 * radius * x, 1.04 * radius * y, 0.6 * band)))
     return parts
 
 
@@ -403,7 +403,7 @@ def duck(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         tube(main, [(0.45 * long, 0, tall), (x, 0, z)], [0.3, 0.8 * head]),
         sphere(main, head, (x, 0, z)),
         ellipsoid(BEAK, (0.26, 0.22, 0.1), (x + head + 0.08, 0, z - 0.18 * head)),
-        *eyes(x + 0.74 * head, 0.52 * head, z + 0.4 * head, 0.115),
+        *eyes(x + 0.58 * head, 0.66 * head, z + 0.3 * head, 0.13, 50),
     ]
     for side in (-1, 1):
         at = -0.18 * long, side * 0.92 * wide, 1.12 * tall
@@ -419,7 +419,7 @@ def penguin(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         ellipsoid(LINEN, (0.8 * wide, 0.78 * wide, 0.8 * tall), (0.24 * wide, 0, 0.92 * tall)),
         sphere(main, head, (0, 0, z)),
         tube(BEAK, [(0.8 * head, 0, z - 0.06), (head + 0.24, 0, z - 0.12)], [0.15, 0.06]),
-        *eyes(0.76 * head, 0.52 * head, z + 0.38 * head, 0.115),
+        *eyes(0.58 * head, 0.66 * head, z + 0.3 * head, 0.13, 50),
     ]
     for side in (-1, 1):
         at = 0, side * (wide + 0.1), 1.05 * tall
@@ -437,7 +437,7 @@ def fish(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         ellipsoid(main, (long, wide, tall), (0, 0, 0)),
         extrusion(second, fork, 0.1, (-0.9 * long, 0, 0)),
         extrusion(second, back, 0.1, (0, 0, 0.8 * tall)),
-        *eyes(0.64 * long, 0.62 * wide, 0.3 * tall, 0.125),
+        *eyes(0.62 * long, 0.62 * wide, 0.28 * tall, 0.15, 75),
     ]
     for side in (-1, 1):
         at = 0.02, side * (wide + 0.08), -0.3 * tall
@@ -457,7 +457,7 @@ def dog(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         tube(main, [(x + 0.12, 0, top - 0.09), (x + head + 0.13, 0, top - 0.12)], [0.19, 0.15]),
         sphere(PUPIL, 0.085, (x + head + 0.26, 0, top - 0.06), solid=False),
         tube(main, [(-long - 0.1, 0, z + 0.1), (-long - 0.42, 0, z + 0.5)], [0.09, 0.06]),
-        *eyes(x + 0.76 * head, 0.5 * head, top + 0.4 * head, 0.105),
+        *eyes(x + 0.6 * head, 0.62 * head, top + 0.36 * head, 0.12, 45),
     ]
     for side in (-1, 1):
         at = x - 0.06, side * (head + 0.03), top + 0.02
@@ -480,7 +480,7 @@ def snowman(rng: np.random.Generator, main: Array, second: Array) -> list[Part]:
         tube(CARROT, [(0.9 * head, 0, z2 - 0.06), (head + 0.34, 0, z2 - 0.09)], [0.11, 0.05]),
         cylinder(second, brim, 0.07, (0, 0, top)),
         cylinder(second, 0.66 * brim, tall, (0, 0, top)),
-        *eyes(0.8 * head, 0.45 * head, z2 + 0.3 * head, 0.09),
+        *(sphere(PUPIL, 0.085, (0.74 * head, side * 0.6 * head, z2 + 0.28 * head), solid=False) for side in (-1, 1)),
     ]
     for lift in (-0.25, 0.35):
         at = middle * math.cos(lift), 0, z1 + middle * math.sin(lift)

@@ -36,7 +36,7 @@ WITHHELD: frozenset[tuple[str, str]] = frozenset((name, kind.withheld) for name,
 
 RADIUS = 0.95
 """Radius of the bounding sphere of every object, in world units."""
-PAIR_SHARE = 0.15
+PAIR_SHARE = 0.2
 """Share of two-object scenes among draws that specify neither kind nor color."""
 NATURAL_SHARE = 0.5
 """Share of draws that use one of a kind's natural colors; the others use any color."""

@@ -122,12 +122,14 @@ def arc(
     return path
 
 
-def eyes(x: float, y: float, z: float, radius: float) -> list[Part]:
-    """Returns a pair of round eyes centered at (x, +-y, z) that look forward and slightly outward."""
+def eyes(x: float, y: float, z: float, radius: float, angle: float) -> list[Part]:
+    """Returns a pair of round eyes centered at (x, +-y, z) that look `angle` degrees outward from the front."""
+    ahead, out = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     pair = []
     for side in (-1, 1):
+        at = x + 0.5 * radius * ahead, side * (y + 0.5 * radius * out), z
         pair.append(sphere(EYE_WHITE, radius, (x, side * y, z), solid=False))
-        pair.append(sphere(PUPIL, 0.68 * radius, (x + 0.52 * radius, side * (y + 0.16 * radius), z), solid=False))
+        pair.append(sphere(PUPIL, 0.7 * radius, at, solid=False))
     return pair
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from gscfd.cli import exit_code
+from gscfd.devices import cpu_has_bfloat16
 from gscfd.errors import UserError, warn
 from gscfd.teachers.load import Vae, read_vae
 from gscfd.teachers.multiview import join_views
@@ -163,7 +164,8 @@ class Training:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for the UNet, where that is faster."""
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        fast = self.device.type == "cuda" or cpu_has_bfloat16()
+        return torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
 
     def draw_times(self, groups: int) -> Tensor:
         """[B] one time per view, shared by the views of a group where they are denoised together; one in each of equal
