@@ -42,7 +42,7 @@ Picture = Literal["viewer", "studio", "studio-phone"]
 SIZES: dict[Picture, tuple[int, int]] = {"viewer": (1440, 820), "studio": (1440, 900), "studio-phone": (390, 844)}
 PATIENCE = 1800.0
 """Seconds that anything on a page may take."""
-VIEWER_SHARE, STUDIO_SHARE = 0.7, 0.35
+VIEWER_SHARE, STUDIO_SHARE = 0.25, 0.35
 """Progress of the coarse stage at which the picture is taken."""
 
 
