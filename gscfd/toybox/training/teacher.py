@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from gscfd.cli import exit_code
-from gscfd.devices import cpu_has_bfloat16
+from gscfd.devices import choose_dtype
 from gscfd.errors import UserError, warn
 from gscfd.teachers.load import Vae, read_vae
 from gscfd.teachers.multiview import join_views
@@ -164,8 +164,8 @@ class Training:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for the UNet, where that is faster."""
-        fast = self.device.type == "cuda" or cpu_has_bfloat16()
-        return torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
+        fast = choose_dtype("auto", self.device) == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def draw_times(self, groups: int) -> Tensor:
         """[B] one time per view, shared by the views of a group where they are denoised together; one in each of equal
