@@ -545,7 +545,7 @@ def coarse_stage() -> StageConfig:
         teacher="toybox/multiview",
         steps=300,
         views=4,
-        cfg=4.0,
+        cfg=6.0,
         cfg_points=((0.0, 1.0), (0.35, 1.0), (0.37, 0.625), (0.62, 0.625), (0.64, 0.375)),
         t_points=((0.0, 0.0), (0.5, 0.4), (1.0, 0.75)),
         cds=CdsConfig(t_max=0.7, t_min=0.1, gap=(0.1, 0.3), weight="uniform"),

@@ -41,7 +41,7 @@ RECORDED = (
 def test_an_edit_counts_from_its_step_on_and_the_prompt_in_the_next_stage_too() -> None:
     config = replace(Config(prompt="a yellow duck"), edits=RECORDED)
     before, after = settings_at(config, (0, 0, 1)), settings_at(config, (0, 0, 2))
-    assert (before.prompt, before.coarse.cfg) == ("a yellow duck", 4.0)
+    assert (before.prompt, before.coarse.cfg) == ("a yellow duck", 6.0)
     assert (after.prompt, after.coarse.cfg, time_range(after, "coarse")) == ("a red duck", 9.0, (0.3, 0.6))
     refine = settings_at(config, (1, 0, 0))
     assert (refine.prompt, refine.refine) == ("a red duck", config.refine)
@@ -51,7 +51,7 @@ def test_an_edit_counts_from_its_step_on_and_the_prompt_in_the_next_stage_too() 
 def test_an_edit_stays_when_the_watchdog_goes_back_behind_it() -> None:
     config = replace(Config(), edits=(Edit(step=50, cfg=7.0), Edit(rollbacks=1, step=40, cfg=8.0)))
     cfgs = [settings_at(config, (0, *where)).coarse.cfg for where in [(0, 49), (0, 60), (1, 39), (1, 40), (2, 0)]]
-    assert cfgs == [4.0, 7.0, 7.0, 8.0, 8.0]
+    assert cfgs == [6.0, 7.0, 7.0, 8.0, 8.0]
 
 
 def test_edits_are_kept_in_the_order_of_the_run_and_at_one_place_the_last_one_counts() -> None:

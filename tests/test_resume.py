@@ -195,7 +195,7 @@ def test_a_finished_run_leaves_no_checkpoints_and_is_not_resumed(
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--coarse.cfg", 9], ["coarse.cfg = 4.0 (got 9.0)", "--preset"]),
+        (["--coarse.cfg", 9], ["coarse.cfg = 6.0 (got 9.0)", "--preset"]),
         (["--seed", 4, "--prompt", "a mug"], ["prompt = 'a yellow duck' (got 'a mug')", "seed = 0 (got 4)"]),
         (["--out", "elsewhere"], ["--out"]),
         (["--overwrite"], ["--overwrite"]),

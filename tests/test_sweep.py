@@ -202,7 +202,7 @@ def test_runs_of_another_sweep_are_not_taken_for_this_one(
     (run.folder / "turntable.png").write_text("")
     assert run_sweep(prompts, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "coarse.cfg = 3.0 (got 4.0)" in error and "another --out" in error
+    assert "coarse.cfg = 3.0 (got 6.0)" in error and "another --out" in error
 
 
 def test_a_sweep_gives_out_the_gpus_itself(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,7 +355,7 @@ def test_a_matrix_makes_a_run_for_every_combination(matrix: Callable[..., list[R
     runs = matrix(MATRIX)
     said = [(r.config.prompt, r.config.guidance, r.setting, r.config.seed) for r in runs]
     assert len(runs) == len(set(said)) == len({r.name for r in runs}) == 2 * 2 * 2 * 2
-    assert {(r.setting, r.config.coarse.cfg) for r in runs} == {("plain", 4.0), ("weak guidance", 2.0)}
+    assert {(r.setting, r.config.coarse.cfg) for r in runs} == {("plain", 6.0), ("weak guidance", 2.0)}
     assert all(r.config.coarse.steps == 2 for r in runs), "options apply to every run"
     assert [r.config.prompt for r in runs] == ["a yellow duck"] * 8 + ["a mug"] * 8
 

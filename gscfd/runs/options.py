@@ -34,7 +34,7 @@ how to make it
   --guidance METHOD        cfd, sds, fsd, cds, ism, sdi, vsd or dsd (cfd)
   --coarse.steps N         steps that shape the object (300 with the toybox)
   --polish.steps N         steps that remove speckle (32 with the toybox)
-  --coarse.cfg SCALE       strength of the prompt (4 with the toybox)
+  --coarse.cfg SCALE       strength of the prompt (6 with the toybox)
   --device DEVICE          auto, cpu or cuda (auto)
 
 where it goes
