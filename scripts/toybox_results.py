@@ -3,7 +3,7 @@
     python scripts/toybox_results.py [--guidance cfd sds] [--seed 0] [--jobs 2] OUT [-- options of gscfd.train]
 
 Ten prompts are (kind, color) pairs that the teachers never saw together. The runs are a sweep (extra `sweep`); finished
-ones are kept. OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery with one view of each.
+ones are kept. OUT/GUIDANCE/report gets the report of gscfd.evaluate (extra `eval`) and a gallery of their thumbnails.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import get_args
 
 import numpy as np
 import torch
+from PIL import Image
 
 from gscfd.cameras import turntable
 from gscfd.config import MethodName
 from gscfd.errors import UserError
-from gscfd.export.turntable import turntable_frames
-from gscfd.gaussians import Gaussians
 from gscfd.lab.evaluation import evaluate
 from gscfd.lab.judges import SCORER, Scorer
 from gscfd.lab.metrics import r_precision
@@ -36,6 +35,8 @@ from gscfd.toybox.data import render_object
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
 
 PROMPTS = KNOWN_PROMPTS + WITHHELD_PROMPTS
+GALLERY_SIZE = 200
+"""Pixels of a picture in the gallery, both ways."""
 
 
 def planned(folder: Path, seed: int, options: list[str]) -> list[Run]:
@@ -61,6 +62,12 @@ def ceiling() -> float:
     return sum(found) / len(found)
 
 
+def thumbnail(run: Path) -> np.ndarray:
+    """Returns the picture of a finished run, [GALLERY_SIZE, GALLERY_SIZE, 3] uint8."""
+    with Image.open(run / "thumbnail.png") as picture:
+        return np.asarray(picture.convert("RGB").resize((GALLERY_SIZE, GALLERY_SIZE), Image.Resampling.LANCZOS))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -81,11 +88,7 @@ def main() -> int:
             return 1
         report = arguments.out / guidance / "report"
         evaluate(EvaluateOptions(runs=tuple(run.folder for run in runs), report=report))
-        splats = [
-            turntable_frames(Gaussians.load_ply(run.folder / "splat.ply"), 16, size=128, background=BACKGROUND)[-1]
-            for run in runs
-        ]
-        write_contact_sheet(np.stack(splats), report / "gallery.png", columns=10)
+        write_contact_sheet(np.stack([thumbnail(run.folder) for run in runs]), report / "gallery.png", columns=10)
     print(f"R-precision of true objects among these prompts: {ceiling():.1%}")
     return 0
 
