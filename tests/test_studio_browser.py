@@ -151,6 +151,19 @@ def test_a_card_that_is_written_anew_keeps_the_focus_and_the_press(page: Page, s
     page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
 
 
+def test_the_settings_open_by_the_keyboard(page: Page) -> None:
+    seed = page.get_by_label("Seed", exact=True)
+    heading = page.get_by_role("button", name="Settings", exact=True)
+    assert not seed.is_visible() and heading.get_attribute("aria-expanded") == "false"
+    page.locator("summary", has_text="Words that the toybox knows").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    seed.wait_for()
+    until(lambda: heading.get_attribute("aria-expanded") == "true", PATIENCE)
+    page.keyboard.press("Space")
+    seed.wait_for(state="hidden")
+
+
 @pytest.mark.parametrize("to", ["ply", "html"])
 def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Path, to: str) -> None:
     page.get_by_role("combobox", name="Format", exact=True).click()
@@ -161,6 +174,8 @@ def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Pa
     download.value.save_as(tmp_path / "file")
     if to == "ply":
         assert (tmp_path / "file").read_bytes() == (studio.folder / "lamp" / "splat.ply").read_bytes()
+    else:
+        assert f"<title>{studio.prompt}</title>" in (tmp_path / "file").read_text()
 
 
 def test_a_run_is_deleted_only_after_the_question(page: Page, studio: Studio) -> None:

@@ -92,6 +92,7 @@ class Form:
             self.preset.value = entry.preset
         if entry.guidance in self.method.options:
             self.method.value = entry.guidance
+        set_content(self.answer, "")
 
     def offer(self, names: list[str]) -> None:
         """Offers the splats of these runs to start from."""
@@ -182,7 +183,9 @@ class Studio:
         self.chosen = Chosen(gui)
         self.display = Display(self.server, door, self.paint)
         with self.chosen.folder:
-            self.download = self.display.add_download(lambda: self.name or "splat", lambda: self.showcase.splat(0))
+            self.download = self.display.add_download(
+                lambda: self.name or "splat", lambda: self.showcase.splat(0), lambda: self.prompt
+            )
         self.showcase = Showcase(self.server, self.display, self.chosen.folder)
         column = gui.add_panel()
         with column.add_tab("Runs", icon=viser.Icon.PHOTO):
@@ -250,6 +253,8 @@ class Studio:
         self.look_at_folder()
         if name not in [entry.name for entry in self.entries]:
             raise UserError(f"There is no run {name} in this folder any more.")
+        if name != self.name:
+            set_content(self.chosen.answer, "")  # it is of another run
         self.name, self.looked = name, 0.0
         return self.show()
 
@@ -259,6 +264,11 @@ class Studio:
             if entry.name == self.name:
                 return entry
         raise UserError("Choose a run in the gallery first.")
+
+    @property
+    def prompt(self) -> str:
+        """Prompt of the chosen run, or ""."""
+        return next((entry.prompt for entry in self.entries if entry.name == self.name), "")
 
     def settings(self) -> Config | None:
         """Returns the settings of the chosen run, or None if it has none yet, or damaged ones."""
