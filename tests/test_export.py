@@ -595,12 +595,12 @@ def test_the_outlines_of_a_mesh_are_those_of_a_splat_that_is_soft_on_one_side(mo
 
     def wrong() -> float:
         """Share of pixels at which the mesh, but not the splat, has its object, or the other way round."""
-        shape = trimesh.Trimesh(*surface.closed_surface(views, 48))
+        caster: Any = trimesh.Trimesh(*surface.closed_surface(views, 48)).ray
         pixel = (np.mgrid[:160, :160] + 0.5 - 80) / views.focal
         away = np.stack([pixel[1], pixel[0], np.ones((160, 160))], -1).reshape(-1, 3)
         found = []
         for i in usual:
-            hit = shape.ray.intersects_any(np.tile(views.position(i), (len(away), 1)), away @ views.rotations[i])
+            hit = caster.intersects_any(np.tile(views.position(i), (len(away), 1)), away @ views.rotations[i])
             found.append((hit != (views.opacity[i].ravel() > 0.5)).mean())
         return float(np.mean(found))
 

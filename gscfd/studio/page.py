@@ -34,6 +34,8 @@ from gscfd.viewer.saved import Showcase
 
 LOOK_SECONDS = 1.0
 """Interval at which the folder and the run in progress are looked at."""
+TYPING_SECONDS = 0.3
+"""Time after which the last letters have come that were typed just before Enter: browsers send them after the submit."""
 GALLERY_WIDTH = 360
 BALL, NOTHING = "a gray ball", "nothing"
 """First options of the splat to start from, and of the run to show beside the chosen one."""
@@ -61,7 +63,12 @@ class Form:
         for words in (self.color, self.kind):
             words.on_update(lambda _: self.write())
         button.on_click(lambda _: form.submit())
-        form.on_submit(lambda _: make())
+
+        def submit(_: object) -> None:
+            time.sleep(TYPING_SECONDS)
+            make()
+
+        form.on_submit(submit)
 
     def write(self) -> None:
         """Writes the picked words into the prompt."""
