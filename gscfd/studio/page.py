@@ -35,7 +35,7 @@ from gscfd.viewer.saved import Showcase
 LOOK_SECONDS = 1.0
 """Interval at which the folder and the run in progress are looked at."""
 TYPING_SECONDS = 0.3
-"""Time after which the last letters have come that were typed just before Enter: browsers send them after the submit."""
+"""Time in which letters arrive that were typed just before Enter: browsers send them after the submit."""
 GALLERY_WIDTH = 360
 BALL, NOTHING = "a gray ball", "nothing"
 """First options of the splat to start from, and of the run to show beside the chosen one."""
