@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -489,6 +490,18 @@ def test_the_page_refers_to_nothing_outside_itself(source: Path) -> None:
     assert "{" + "splat}" not in page and "{" + "title}" not in page
 
 
+@degree_0
+def test_the_page_of_a_run_has_its_prompt_as_title(source: Path) -> None:
+    run = source.parent / "a-mug-0"
+    run.mkdir()
+    shutil.copy(source, run / "splat.ply")
+    (run / "config.yaml").write_text("prompt: a <red> mug\n")
+    for given, title in ((run, "a &lt;red&gt; mug"), (run / "splat.ply", "a &lt;red&gt; mug"), (source, source.stem)):
+        out = source.with_name("page.html")
+        assert main([str(given), "--to", "html", "--out", str(out), "--overwrite"]) == 0
+        assert f"<title>{title if given != source else 'page'}</title>" in out.read_text()
+
+
 # Axes, scale and degree.
 
 
@@ -572,6 +585,31 @@ def test_the_mesh_of_a_sphere_is_a_closed_sphere_without_floaters(sphere: mesh.M
     assert np.abs(sphere.vertices.mean(0)).max() < 0.02, "half a pixel off would show"
 
 
+def test_the_outlines_of_a_mesh_are_those_of_a_splat_that_is_soft_on_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    splat = shell(0, count=2000).tensors()
+    soft = splat["means"][:, 2] > 0
+    splat["scales"] = torch.where(soft[:, None], math.log(0.1), splat["scales"])
+    splat["opacities"] = torch.where(soft, -2.0, splat["opacities"])
+    views = surface.views_of(Gaussians(**splat), 160)
+    usual = [i for i in range(len(views)) if views.usual(i)][::6]
+
+    def wrong() -> float:
+        """Share of pixels at which the mesh, but not the splat, has its object, or the other way round."""
+        caster: Any = trimesh.Trimesh(*surface.closed_surface(views, 48)).ray
+        pixel = (np.mgrid[:160, :160] + 0.5 - 80) / views.focal
+        away = np.stack([pixel[1], pixel[0], np.ones((160, 160))], -1).reshape(-1, 3)
+        found = []
+        for i in usual:
+            hit = caster.intersects_any(np.tile(views.position(i), (len(away), 1)), away @ views.rotations[i])
+            found.append((hit != (views.opacity[i].ravel() > 0.5)).mean())
+        return float(np.mean(found))
+
+    local, levels = wrong(), surface.outline_levels
+    monkeypatch.setattr(surface, "outline_levels", lambda v, field: np.full_like(field, np.median(levels(v, field))))
+    print(f"outlines: {local:.4f}, with one level {wrong():.4f}")
+    assert local < 0.6 * wrong(), "control: one level"
+
+
 def test_the_mesh_seen_by_another_renderer_looks_like_the_splat(sphere: mesh.Mesh, tmp_path: Path) -> None:
     pytest.importorskip("embreex")
     camera = turntable(4, size=64)[:1]
@@ -643,6 +681,25 @@ def test_floaters_go_and_cavities_are_filled() -> None:
     inside[4, 4, 4] = False
     inside[10, 10, 10] = True
     assert np.array_equal(surface.solid(inside), whole)
+
+
+@pytest.mark.parametrize("to, zipped", [("obj", True), ("mesh.ply", True), ("mesh.glb", False), ("spz", False)])
+def test_a_download_is_whole(monkeypatch: pytest.MonkeyPatch, to: Format, zipped: bool) -> None:
+    """One file, with all that belongs to it."""
+    corners, three = np.eye(3, dtype=np.float32), np.arange(3)
+    gray = np.full((8, 8, 3), 128, np.uint8)
+    triangle = mesh.Mesh(corners, three, np.full((3, 2), 0.5, np.float32), three[None].astype(np.uint32), gray)
+    monkeypatch.setattr(write, "extract_mesh", lambda gaussians, resolution, triangles: triangle)
+    name, data = write.download(shell(0), to, "a.mug")
+    assert name == (f"a.mug.{to}.zip" if zipped else f"a.mug.{to}")
+    if zipped:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            assert sorted(archive.namelist()) == sorted(
+                {
+                    "obj": ["a.mug.obj", "a.mug.mtl", "a.mug.texture.png"],
+                    "mesh.ply": ["a.mug.mesh.ply", "a.mug.mesh.texture.png"],
+                }[to]
+            )
 
 
 @degree_0

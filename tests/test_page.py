@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gscfd.cameras import orbit
 from gscfd.export.html import AZIMUTH, ELEVATION, FOV, HALF_WIDTH, POSTER, ink, write_html
-from gscfd.export.write import WHITE, file_bytes
+from gscfd.export.write import WHITE, download
 from gscfd.gaussians import Gaussians, ball
 from gscfd.harmonics import rgb_to_sh0
 
@@ -222,7 +222,7 @@ def test_the_page_of_the_documentation_shows_the_splat_with_three_and_spark(
 ) -> None:
     text = next(b for b in re.findall(r"```html\n(.*?)```", (ROOT / "docs/web.md").read_text(), re.S) if "spark" in b)
     (tmp_path / "index.html").write_text(text)
-    (tmp_path / "splat.spz").write_bytes(file_bytes(colored(), "spz", "splat"))
+    (tmp_path / "splat.spz").write_bytes(download(colored(), "spz", "splat")[1])
     (tmp_path / "node_modules").symlink_to(Path(str(NODE_MODULES)).resolve())
     place = re.search(r"position\.set\(([\d.]+), ([\d.]+), ([\d.]+)\)", text)
     assert place is not None

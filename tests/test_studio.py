@@ -22,6 +22,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from gscfd.config import Config, to_yaml
+from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
 from gscfd.gaussians import Gaussians, ball
@@ -291,9 +292,20 @@ def test_what_cannot_be_made_is_refused_and_not_queued(
     assert not queue.waiting and not read_rows(tmp_path / JOURNAL)
 
 
+@pytest.mark.parametrize("prompt", ["", "a yelow duck"])
+def test_the_page_names_no_option_of_the_command_line(prompt: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        wish(prompt).config("cpu")
+    assert "--" not in str(refusal.value)
+    with pytest.raises(UserError) as command:
+        preflight(parse([f"--prompt={prompt}", "--preset=toybox", "--device=cpu"]))
+    assert "--" in str(command.value), "control"
+
+
 @pytest.mark.parametrize("prompt", ["--help", "a red car", "-red car"])
 def test_a_prompt_is_never_read_as_an_option(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orders, "preflight", lambda config: None)
+    monkeypatch.setattr(orders, "check_words", lambda *arguments: None)
     asked = wish(prompt, seed=7, guidance="sds", start=Path("/x y/splat.ply"), refine=True)
     made = parse(list(asked.arguments("cpu")))
     expected = replace(asked.config("cpu"), device="cpu", checkpoint=made.checkpoint, viewer=made.viewer)

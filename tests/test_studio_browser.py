@@ -116,6 +116,10 @@ def test_a_wrong_prompt_is_answered_and_a_right_one_is_made(page: Page, studio: 
     prompt.fill("a yelow duck")
     press(page, "Make")
     page.get_by_text("do not know 'yelow'").wait_for()
+    prompt.fill("")
+    page.keyboard.type("a blu duck")
+    page.keyboard.press("Enter")
+    page.get_by_text("do not know 'blu' (nearest: 'blue');").wait_for()  # without the last letters: 'du', too
     prompt.fill("a yellow duck")
     prompt.press("Enter")
     page.get_by_text("In the queue: a-yellow-duck-0").wait_for()
@@ -151,6 +155,19 @@ def test_a_card_that_is_written_anew_keeps_the_focus_and_the_press(page: Page, s
     page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
 
 
+def test_the_settings_open_by_the_keyboard(page: Page) -> None:
+    seed = page.get_by_label("Seed", exact=True)
+    heading = page.get_by_role("button", name="Settings", exact=True)
+    assert not seed.is_visible() and heading.get_attribute("aria-expanded") == "false"
+    page.locator("summary", has_text="Words that the toybox knows").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    seed.wait_for()
+    until(lambda: heading.get_attribute("aria-expanded") == "true", PATIENCE)
+    page.keyboard.press("Space")
+    seed.wait_for(state="hidden")
+
+
 @pytest.mark.parametrize("to", ["ply", "html"])
 def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Path, to: str) -> None:
     page.get_by_role("combobox", name="Format", exact=True).click()
@@ -161,6 +178,8 @@ def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Pa
     download.value.save_as(tmp_path / "file")
     if to == "ply":
         assert (tmp_path / "file").read_bytes() == (studio.folder / "lamp" / "splat.ply").read_bytes()
+    else:
+        assert f"<title>{studio.prompt}</title>" in (tmp_path / "file").read_text()
 
 
 def test_a_run_is_deleted_only_after_the_question(page: Page, studio: Studio) -> None:

@@ -143,6 +143,12 @@ def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them() -> None:
     assert torch.allclose(both.means[10:] - right.means, torch.tensor([0.0, 1.1, 0.0]))
 
 
+def test_the_middle_of_two_splats_does_not_depend_on_their_numbers_of_gaussians() -> None:
+    both = content.side_by_side([gray(10), gray(200)])
+    assert abs(content.extent(both, 2)[0][1]) < 1e-6
+    assert content.extent(both)[0][1] > 0.5, "control: most Gaussians are on the right"
+
+
 def test_plots_keep_the_last_step_however_many_there_are() -> None:
     points = [Point(i, 2.0 * i, 100 + i) for i in range(5000)]
     steps, losses, counts = content.curves(points)

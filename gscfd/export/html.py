@@ -33,13 +33,14 @@ POSTER = 256
 """Pixels of the picture shown while the page loads."""
 
 
-def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[float]) -> None:
+def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[float], title: str = "") -> None:
     """Writes page.html with 32 bytes per Gaussian in base64; color does not depend on the view.
 
     Each Gaussian is sixteen 16-bit numbers: the mean as three float32, low half first; opacity in 14 bits below the
     index of the quaternion's largest component; log scale; the other components of the quaternion (wxyz), over
     sqrt(1/2); ln(1 + color). Scales and colors are scaled to their own range, opacity to [0, 1], components to
     [-1, 1]: a stray far away, huge or bright costs the others nothing that can be seen. background: RGB in [0, 1].
+    title: of the browser's tab; "": the file's name.
     """
     values = {name: value.cpu().double().numpy() for name, value in gaussians.tensors().items()}
     data: dict[str, object] = {"count": len(gaussians)}
@@ -60,7 +61,7 @@ def write_html(gaussians: Gaussians, path: str | Path, background: Sequence[floa
     page = page.replace("{splat}", json.dumps(data)).replace("{poster}", picture)
     page = page.replace("{background}", f"rgb({shade})").replace("{ink}", ink(background))
     with atomic_write(path) as file:
-        file.write(page.replace("{title}", html.escape(Path(path).stem)).encode())
+        file.write(page.replace("{title}", html.escape(title or Path(path).stem)).encode())
 
 
 def poster(gaussians: Gaussians, background: Sequence[float]) -> bytes:

@@ -28,8 +28,14 @@ COARSER = 3
 """Cells of the fine grid per cell, along each axis, of the grid that finds the neighborhood of the surface."""
 SMOOTHING = 0.7
 """Standard deviation of the filter that removes the pebbles of single Gaussians, in cells."""
-RAYS = 40
-"""Rays along each edge of a view that choose the level of the surface."""
+RAY_STEP = 2
+"""One in so many pixels along the outlines is a ray that chooses the level of the surface."""
+NEARBY = 2.0
+"""Standard deviation of the weights of rays that choose the level at one place, in cells."""
+PRIOR = 0.02
+"""Weight of the median level, as a share of the greatest density of rays."""
+ROUNDS = 2
+"""How often the level is chosen: the surface of the first choice touches the rays at other places."""
 THICKER = 3
 """Layers of the splat that the depth is measured in: rays stop where they have lost a fifth of their light."""
 SMALLEST_PART = 0.05
@@ -119,7 +125,8 @@ def closed_surface(views: Views, resolution: int) -> tuple[np.ndarray, np.ndarra
     """
     field = signed_distance(views, round(EXTENT * resolution) + 1)
     field = ndimage.gaussian_filter(field, SMOOTHING)
-    field -= outline_level(views, field)
+    for _ in range(ROUNDS):
+        field -= outline_levels(views, field)
     border = np.pad(np.zeros(np.subtract(field.shape, 2), bool), 1, constant_values=True)
     field[border] = np.abs(field[border])
     inside = solid(field < 0)
@@ -150,22 +157,41 @@ def signed_distance(views: Views, nodes: int) -> np.ndarray:
     return field
 
 
-def outline_level(views: Views, field: np.ndarray) -> float:
-    """Returns the level of a field [n, n, n] that as many rays reach as lose half of their light, in the views of usual
-    elevations. Level zero lies below the outlines, where a ray crosses more of a soft shell than one from the front."""
-    cell = 2 * EXTENT / (len(field) - 1)
-    pixel = (np.arange(RAYS) + 0.5) * views.size / RAYS
-    y, x = (a.ravel() for a in np.meshgrid(pixel, pixel, indexing="ij"))
-    ahead = np.stack([x - views.size / 2, y - views.size / 2, np.full_like(x, views.focal)], 1) / views.focal
+def outline_levels(views: Views, field: np.ndarray) -> np.ndarray:
+    """Returns the level [n, n, n] float32 at which a field [n, n, n] has the outlines of the views of usual elevations.
+
+    Level zero lies below the outlines, where a ray crosses more of a soft shell than one from the front, and more below
+    them where the shell is softer. A ray along an outline touches the surface at its lowest value: this is the level
+    there. Elsewhere it is the weighted mean of those nearby, and far from all of them their median.
+    """
+    nodes = len(field)
+    found = [touched(views, i, field) for i in range(len(views)) if views.usual(i)]
+    node, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if not len(node):
+        return np.zeros_like(field)
+    total, count = (np.bincount(node, w, nodes**3).reshape(field.shape).astype(np.float32) for w in (value, None))
+    total, count = (ndimage.gaussian_filter(values, NEARBY) for values in (total, count))
+    prior = np.float32(PRIOR) * count.max()
+    return np.asarray((total + prior * np.float32(np.median(value))) / (count + prior))
+
+
+def touched(views: Views, i: int, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the nodes [R] of a field [n, n, n] that rays along the outlines of view i touch, and its values [R]
+    there, the lowest along each ray."""
+    nodes = len(field)
+    cell = 2 * EXTENT / (nodes - 1)
+    shape = views.opacity[i] > 0.5
+    y, x = (a[::RAY_STEP] for a in np.nonzero(ndimage.binary_dilation(shape) & ~ndimage.binary_erosion(shape)))
+    ahead = np.stack([x + 0.5 - views.size / 2, y + 0.5 - views.size / 2, np.full(len(x), views.focal)], 1)
     depths = np.arange(DISTANCE - EXTENT, DISTANCE + EXTENT, cell)
-    lowest, hits = [], 0
-    for i in filter(views.usual, range(len(views))):
-        points = (ahead[:, None] * depths[:, None] - views.shifts[i]) @ views.rotations[i]
-        values = ndimage.map_coordinates(field, (points.reshape(-1, 3).T + EXTENT) / cell, order=1, mode="nearest")
-        lowest.append(values.reshape(len(ahead), -1).min(1))
-        hits += int((views.opacity[i][y.astype(int), x.astype(int)] > 0.5).sum())
-    ranked = np.sort(np.concatenate(lowest))
-    return float(ranked[min(hits, len(ranked) - 1)])
+    points = ((ahead / views.focal)[:, None] * depths[:, None] - views.shifts[i]) @ views.rotations[i]
+    places = (points + EXTENT) / cell
+    values = ndimage.map_coordinates(field, places.reshape(-1, 3).T, order=1, mode="nearest").reshape(places.shape[:2])
+    ray, lowest = np.arange(len(x)), values.argmin(1)
+    place, value = places[ray, lowest], values[ray, lowest]
+    near = value < 0.9 * TRUNCATION * cell  # others pass by what a floater has left
+    index = np.round(place[near]).astype(int).clip(0, nodes - 1)
+    return np.ravel_multi_index(tuple(index.T), field.shape), value[near]
 
 
 def grid(nodes: int) -> np.ndarray:

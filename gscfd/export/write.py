@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from gscfd.cli import check_out
-from gscfd.config import check
+from gscfd.config import check, load_run
 from gscfd.errors import UserError
 from gscfd.export import Axes, Format
 from gscfd.export.glb import write_mesh_glb, write_splat_glb
@@ -98,9 +100,9 @@ def places(options: ExportOptions) -> tuple[Path, Path]:
     return source, out
 
 
-def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
-    """Writes the file; returns a summary of its contents. gaussians: as read from the source. Raises UserError if the
-    format cannot hold them."""
+def write(options: ExportOptions, gaussians: Gaussians, out: Path, title: str = "") -> str:
+    """Writes the file; returns a summary of its contents. gaussians: as read from the source. title: of a page; "": the
+    file's name. Raises UserError if the format cannot hold them."""
     check(len(gaussians) > 0, "source", "at least one Gaussian", 0)
     upright = change_of_axes(options.source_axes, "z-up")
     turn = change_of_axes(options.source_axes, options.axes or AXES.get(options.to, "z-up"))
@@ -119,7 +121,7 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
         faint = len(placed) - len(kept)
         return f"{len(kept)} Gaussians{f' ({faint} of an opacity up to 1/255 dropped)' if faint else ''}"
     if options.to == "html":
-        write_html(placed, out, options.background or WHITE)
+        write_html(placed, out, options.background or WHITE, title)
         return f"{len(gaussians)} Gaussians"
     frames = options.frames or FRAMES[options.to]
     background = None if options.alpha else options.background or WHITE
@@ -130,13 +132,32 @@ def write(options: ExportOptions, gaussians: Gaussians, out: Path) -> str:
     return f"{frames} pictures"
 
 
-def file_bytes(gaussians: Gaussians, to: Format, name: str) -> bytes:
-    """Returns the content of the file `name`.`to`, with the format's defaults. Raises UserError if a package is missing
-    or the splat does not fit the format."""
+def download(gaussians: Gaussians, to: Format, name: str, title: str = "") -> tuple[str, bytes]:
+    """Returns the name and the content of one file with the splat in a format, with the format's defaults: `name`.`to`,
+    or `name`.`to`.zip with that file and those that belong to it. title: as for `write`. Raises UserError if a package
+    is missing or the splat does not fit the format."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / f"{name}.{to}"
-        write(ExportOptions(source=out, to=to), gaussians, out)
-        return out.read_bytes()
+        write(ExportOptions(source=out, to=to), gaussians, out, title)
+        files = sorted(Path(folder).iterdir())
+        if len(files) == 1:
+            return out.name, out.read_bytes()
+        packed = BytesIO()
+        with ZipFile(packed, "w", ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)
+        return f"{out.name}.zip", packed.getvalue()
+
+
+def title_of(source: Path) -> str:
+    """Returns the prompt of the run that a run folder or its splat.ply belongs to; "" if there is none."""
+    folder = source if source.is_dir() else source.parent
+    if source != folder and source.name != "splat.ply":
+        return ""
+    try:
+        return load_run(folder).prompt
+    except UserError:
+        return ""
 
 
 def check_range(gaussians: Gaussians, scale: float) -> None:
@@ -159,7 +180,7 @@ def export(options: ExportOptions) -> None:
     source, out = places(options)
     gaussians = Gaussians.load_ply(source)
     try:
-        what = write(options, gaussians, out)
+        what = write(options, gaussians, out, title_of(options.source))
     except OSError as error:
         raise UserError(f"out: cannot write {out} ({error.strerror}); choose another --out") from None
     print(f"{out}  {what}, {out.stat().st_size / 1000:.0f} kB")

@@ -24,6 +24,7 @@ from gscfd.files import is_locked, remove_unfinished
 from gscfd.runs.names import FINISHED_FILE, slug
 from gscfd.sweeps.journal import Journal, read_rows
 from gscfd.teachers.load import known_words
+from gscfd.toybox.words import check_words
 
 JOURNAL = "studio.jsonl"
 """File in the studio's folder with a row for every event of the queue."""
@@ -33,6 +34,8 @@ TAIL_BYTES = 8192
 """Number of bytes at the end of the output in which the reason of a failure is looked for."""
 STOP_SECONDS = 60.0
 """Time that a run has to save itself when the studio ends."""
+WORDS = "the form lists the words that they know. Free text needs a preset with other teachers"
+"""What to do about words that the toybox's teachers do not know."""
 WATCHED: tuple[str, ...] = ("--checkpoint.every", "5", "--checkpoint.seconds", "1")
 """Options of runs with the toybox's teachers, whose checkpoints are small: the page shows the splat at checkpoints."""
 STOPPED = {-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGHUP}
@@ -55,12 +58,15 @@ class Wish:
     def config(self, device: Literal["auto", "cpu", "cuda"]) -> Config:
         """Returns the settings of the run. Raises UserError for what cannot be made."""
         check(self.prompt.isprintable(), "prompt", "one line of text", self.prompt)
+        check(bool(self.prompt), "prompt", "a description such as: a yellow duck", self.prompt)
         check(self.preset in presets(), "preset", " or ".join(presets()), self.preset)
         check(self.guidance in NOISE_OF, "guidance", " or ".join(NOISE_OF), self.guidance)
         config = load_preset(self.preset)
         coarse = replace(config.coarse, steps=0) if self.refine else config.coarse
         init = replace(config.init, ply=self.start)
         config = replace(config, prompt=self.prompt, seed=self.seed, guidance=self.guidance, init=init, coarse=coarse)
+        if any(known_words(stage.teacher) for stage in config.stages().values()):
+            check_words("prompt", self.prompt, WORDS)
         preflight(replace(config, device=device))
         if not config.stages():
             raise UserError(f"refine: expected a preset with a refine or polish stage, got {self.preset}")

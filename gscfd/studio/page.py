@@ -34,6 +34,8 @@ from gscfd.viewer.saved import Showcase
 
 LOOK_SECONDS = 1.0
 """Interval at which the folder and the run in progress are looked at."""
+TYPING_SECONDS = 0.3
+"""Time in which letters arrive that were typed just before Enter: browsers send them after the submit."""
 GALLERY_WIDTH = 360
 BALL, NOTHING = "a gray ball", "nothing"
 """First options of the splat to start from, and of the run to show beside the chosen one."""
@@ -61,7 +63,12 @@ class Form:
         for words in (self.color, self.kind):
             words.on_update(lambda _: self.write())
         button.on_click(lambda _: form.submit())
-        form.on_submit(lambda _: make())
+
+        def submit(_: object) -> None:
+            time.sleep(TYPING_SECONDS)
+            make()
+
+        form.on_submit(submit)
 
     def write(self) -> None:
         """Writes the picked words into the prompt."""
@@ -92,6 +99,7 @@ class Form:
             self.preset.value = entry.preset
         if entry.guidance in self.method.options:
             self.method.value = entry.guidance
+        set_content(self.answer, "")
 
     def offer(self, names: list[str]) -> None:
         """Offers the splats of these runs to start from."""
@@ -182,7 +190,9 @@ class Studio:
         self.chosen = Chosen(gui)
         self.display = Display(self.server, door, self.paint)
         with self.chosen.folder:
-            self.download = self.display.add_download(lambda: self.name or "splat", lambda: self.showcase.splat(0))
+            self.download = self.display.add_download(
+                lambda: self.name or "splat", lambda: self.showcase.splat(0), lambda: self.prompt
+            )
         self.showcase = Showcase(self.server, self.display, self.chosen.folder)
         column = gui.add_panel()
         with column.add_tab("Runs", icon=viser.Icon.PHOTO):
@@ -250,6 +260,8 @@ class Studio:
         self.look_at_folder()
         if name not in [entry.name for entry in self.entries]:
             raise UserError(f"There is no run {name} in this folder any more.")
+        if name != self.name:
+            set_content(self.chosen.answer, "")  # it is of another run
         self.name, self.looked = name, 0.0
         return self.show()
 
@@ -259,6 +271,11 @@ class Studio:
             if entry.name == self.name:
                 return entry
         raise UserError("Choose a run in the gallery first.")
+
+    @property
+    def prompt(self) -> str:
+        """Prompt of the chosen run, or ""."""
+        return next((entry.prompt for entry in self.entries if entry.name == self.name), "")
 
     def settings(self) -> Config | None:
         """Returns the settings of the chosen run, or None if it has none yet, or damaged ones."""

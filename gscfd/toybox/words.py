@@ -102,13 +102,17 @@ MOST_NAMED, MOST_LETTERS = 5, 40
 """Number of unknown words that an error names, and of letters of each."""
 
 
-def check_words(name: str, text: str) -> None:
-    """Raises UserError if the argument `name` contains words that the toybox teachers never saw."""
+COMMANDS = (
+    f"--list-words shows the {len(vocabulary())} words they know. Free text needs your own teachers: "
+    "--coarse.teacher DIR --refine.teacher DIR"
+)
+"""What to do about unknown words on the command line."""
+
+
+def check_words(name: str, text: str, advice: str = COMMANDS) -> None:
+    """Raises UserError if the argument `name` contains words that the toybox teachers never saw. advice: what to do."""
     unknown = unknown_words(text)
     if unknown:
         words = ", ".join(f"{word[:MOST_LETTERS]!r} (nearest: {near!r})" for word, near in unknown[:MOST_NAMED])
         words += f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
-        raise UserError(
-            f"{name}: the toybox teachers do not know {words}; --list-words shows the {len(vocabulary())} words they "
-            "know. Free text needs your own teachers: --coarse.teacher DIR --refine.teacher DIR"
-        )
+        raise UserError(f"{name}: the toybox teachers do not know {words}; {advice}")

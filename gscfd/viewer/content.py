@@ -82,12 +82,15 @@ def places(count: int) -> list[float]:
     return [GAP * (i - (count - 1) / 2) for i in range(count)]
 
 
-def extent(gaussians: Gaussians) -> tuple[np.ndarray, float]:
-    """Returns the center [3] and radius of a ball that contains nearly all Gaussians."""
+def extent(gaussians: Gaussians, count: int = 1) -> tuple[np.ndarray, float]:
+    """Returns the center [3] and radius of a ball that contains nearly all Gaussians. count: of splats side by side,
+    whose middle is the center, whichever of them has more Gaussians."""
     means = gaussians.means.detach().double().cpu().numpy()
     if not len(means):
         return np.zeros(3), 1.0
     center = np.median(means, axis=0)
+    if count > 1:
+        center[1] = 0.0
     return center, max(float(np.quantile(np.linalg.norm(means - center, axis=1), 0.98)), 1e-3)
 
 

@@ -12,7 +12,7 @@ from viser import transforms
 
 from gscfd.errors import UserError
 from gscfd.export import FORMATS, Format
-from gscfd.export.write import file_bytes
+from gscfd.export.write import download
 from gscfd.gaussians import Gaussians
 from gscfd.viewer import content
 from gscfd.viewer.door import Door
@@ -75,10 +75,15 @@ class Display:
         door.actions["still"] = lambda _: self.stand()
 
     def add_download(
-        self, name: Callable[[], str], splat: Callable[[], Gaussians | None], formats: Sequence[Format] = FORMATS
+        self,
+        name: Callable[[], str],
+        splat: Callable[[], Gaussians | None],
+        title: Callable[[], str],
+        formats: Sequence[Format] = FORMATS,
     ) -> Download:
-        """Adds controls that send the splat to the browser that asks. name: of the file, without its ending."""
-        return Download(self.server.gui, name, splat, formats)
+        """Adds controls that send the splat to the browser that asks. name: of the file, without its ending. title: of
+        a page; "": the file's name."""
+        return Download(self.server.gui, name, splat, title, formats)
 
     def turn(self, now: float) -> None:
         """Moves the turntable. now: seconds."""
@@ -179,9 +184,10 @@ class Download:
         gui: viser.GuiApi,
         name: Callable[[], str],
         splat: Callable[[], Gaussians | None],
+        title: Callable[[], str],
         formats: Sequence[Format],
     ):
-        self.name, self.splat = name, splat
+        self.name, self.splat, self.title = name, splat, title
         self.format = gui.add_dropdown(
             "Format",
             formats,
@@ -212,7 +218,7 @@ class Download:
         name = self.name()
         note = client.add_notification("Writing", f"{name}.{to}", loading=True, with_close_button=False)
         try:
-            client.send_file_download(f"{name}.{to}", file_bytes(gaussians, to, name), save_immediately=True)
+            client.send_file_download(*download(gaussians, to, name, self.title()), save_immediately=True)
         except (UserError, OSError) as error:
             client.add_notification("Not downloaded", str(error), color="red")
         finally:

@@ -59,8 +59,8 @@ class LiveViewer:
         self.panel = Panel(self.server, self.controls, config)
         self.display = Display(self.server, door, paint)
         folder = folder_of(config)
-        self.download = self.display.add_download(lambda: folder.name, self.newest, ["ply"])
-        self.downloads = self.display.add_download(lambda: folder.name, self.newest)
+        self.download = self.display.add_download(lambda: folder.name, self.newest, str, ["ply"])
+        self.downloads = self.display.add_download(lambda: folder.name, self.newest, lambda: config.prompt)
         self.downloads.visible = False
         self.ending: Ending | None = None
         self.wanted = threading.Event()

@@ -52,7 +52,21 @@
       if (field?.id) label.htmlFor = field.id;
     }
   };
-  const mend = () => (name(), link(), refocus());
+  // viser's folders open at a click on their heading, which the keyboard does not reach.
+  const HEADING = "div.mantine-Paper-root[style*='cursor: pointer']:has(> svg[class*='tabler-icon-chevron'])";
+  const unfold = () => {
+    for (const heading of document.querySelectorAll(HEADING)) {
+      heading.tabIndex = 0;
+      heading.setAttribute("role", "button");
+      heading.setAttribute("aria-expanded", Boolean(heading.querySelector("svg[class*='chevron-up']")));
+    }
+  };
+  addEventListener("keydown", (event) => {
+    if (!["Enter", " "].includes(event.key) || !event.target.matches?.(HEADING)) return;
+    event.preventDefault();
+    event.target.click();
+  });
+  const mend = () => (name(), link(), unfold(), refocus());
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
   let touched = false;
   const touch = (event) => {

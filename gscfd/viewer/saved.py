@@ -15,6 +15,7 @@ import viser
 from gscfd.config import ServerConfig
 from gscfd.distil.state import Checkpoint, part
 from gscfd.errors import UserError
+from gscfd.export.write import title_of
 from gscfd.gaussians import Gaussians
 from gscfd.runs.checkpoint import Checkpoints, DamagedError
 from gscfd.viewer import content, server
@@ -153,7 +154,7 @@ class Showcase:
         """Points every camera at what is shown."""
         if self.display.gaussians is None:
             return
-        center, radius = content.extent(self.display.gaussians)
+        center, radius = content.extent(self.display.gaussians, len(self.sources))
         position = center + radius * np.array(CAMERA if len(self.sources) == 1 else FRONT)
         self.display.aim(center, position)
 
@@ -190,7 +191,9 @@ class SavedViewer:
         self.showcase = Showcase(self.server, self.display, folder)
         for i, (path, name) in enumerate(zip(paths, names, strict=True)):
             with self.server.gui.add_folder("Download" if len(paths) == 1 else f"Download {name}"):
-                self.display.add_download(partial(str, path.stem), partial(self.showcase.splat, i))
+                self.display.add_download(
+                    partial(str, path.stem), partial(self.showcase.splat, i), partial(title_of, path)
+                )
         try:
             self.showcase.show(paths)
         except UserError:
