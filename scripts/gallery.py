@@ -49,7 +49,7 @@ def make(folder: Path) -> None:
     for run, shown in entries.items():
         gaussians = Gaussians.load_ply(run / "splat.ply")
         page = GALLERY / f"{shown['name']}.html"
-        write_html(gaussians, page, WHITE)
+        write_html(gaussians, page, WHITE, str(shown["prompt"]))
         with atomic_write(page.with_suffix(".webp")) as file:
             file.write(poster(gaussians, WHITE))
     known = sorted(entries.values(), key=lambda e: (PROMPTS + [e["prompt"]]).index(str(e["prompt"])))
