@@ -240,7 +240,7 @@ def test_large_teachers_are_guided_as_the_source_of_the_method_has_it() -> None:
         assert guided(name, "mvdream-sd21") == [(7.5, 0.0)] * 2
     assert guided("cds", "mvdream-sd21") == [(51.0, 0.0)] * 2
     assert guided("cfd", "paper") == [(50.0, 0.0), (70.0, 0.0)]
-    assert guided("ism", "toybox") == [(4.0, 0.0)], "the toybox has one scale; no source speaks of it"
+    assert guided("ism", "toybox") == [(6.0, 0.0)], "the toybox has one scale; no source speaks of it"
     asked = merged(load_preset("mvdream-sd21"), {"guidance": "ism", "coarse": {"cfg": 20.0, "cfg_rescale": 0.3}})
     assert asked.stage("coarse").cfg == 20.0 and asked.stage("coarse").cfg_rescale == 0.3, "what is set stays"
 
