@@ -3,6 +3,7 @@ fresh noise does to diversity. The teachers are exact, of a mixture of Gaussians
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -213,6 +214,15 @@ def test_fresh_noise_leaves_the_spread_of_normal_data(gamma: float, least: float
     """A standard error is .005; the steps themselves cost a few hundredths."""
     assert least < pictures_of(clean_flow, NormalTeacher(), gamma).std().item() < 1.02
     assert pictures_of(without_drift, NormalTeacher(), gamma).std().item() < undrifted, "the control"
+
+
+def test_much_fresh_noise_in_few_steps_stops_at_the_teachers_last_level() -> None:
+    """Any share beyond it gives the picture of that level, which has the data's scale."""
+    teacher, times = NormalTeacher(), falling_times(20, 1000)
+    flow = partial(clean_flow, teacher, times=times, cameras=CAMERAS)
+    some, much, more = (flow(*draws(1), gamma=gamma) for gamma in (0.9, 1 - 1e-8, 1 - 1e-12))
+    assert torch.equal(much, more) and much.abs().max() < 5
+    assert not torch.equal(some, much), "the control: a share that the levels hold"
 
 
 def test_fresh_noise_leaves_the_shares_of_two_kinds() -> None:

@@ -62,15 +62,19 @@ def clean_flow(
 
     gamma: share of fresh noise per step. 0 is the ODE, which is DDIM (CFD Eq. 8). Values in between are the SDE (CFD
     Eq. 18): each step starts at the raised level lambda / sqrt(1 - gamma) (CFD Alg. 3), without which the image would
-    shrink. 1 is SDS with decreasing times, which raises nothing.
+    shrink; where the teacher's levels end, the share is what its last level leaves. 1 is SDS with decreasing times,
+    which raises nothing.
     """
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
     raised = 1 / math.sqrt(1 - gamma) if gamma < 1 else 1.0
+    last = noise_level(teacher, teacher.timesteps - 1)
     for step, (t, target) in enumerate(zip(times, levels[1:], strict=True)):
         level = levels[step]
-        if gamma > 0 and step > 0:
-            noise, level = refreshed(noise, fresh(step), gamma), raised * level
-            t = nearest_time(teacher, level)
+        if gamma == 1 and step > 0:
+            noise = fresh(step)
+        elif gamma > 0 and step > 0:
+            level = min(raised * level, last)
+            noise, t = refreshed(noise, fresh(step), 1 - (levels[step] / level) ** 2), nearest_time(teacher, level)
         slope = cfd(teacher, z, noise, t, cameras) / noise_level(teacher, t)
         z = z + (target - level) * slope
     return z

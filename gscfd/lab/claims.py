@@ -35,6 +35,7 @@ class Size:
     """Prompts of the pictures; they leave the color open."""
     picture_seeds: int
     picture_steps: int
+    """Steps of a picture. The largest gamma needs some 400: in fewer, its steps are too coarse for the SDE."""
     samples: int
     """Samples of the teacher per prompt, for 3D-FID and the Janus score."""
 
@@ -55,7 +56,7 @@ SIZES = {
         steps=300,
         picture_prompts=("a mug", "a duck", "a house"),
         picture_seeds=16,
-        picture_steps=50,
+        picture_steps=400,
         samples=240,
     ),
 }

@@ -88,7 +88,8 @@ def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges)
         teacher.set_prompt(stage_prompt(prompt, coarse(size)))
         for name, gamma in GAMMAS.items():
             for seed in range(size.picture_seeds):
-                path = out / "pictures" / slug(name) / f"{default_folder(prompt, seed).name}.png"
+                file = f"{default_folder(prompt, seed).name}-{size.picture_steps}-steps.png"
+                path = out / "pictures" / slug(name) / file
                 make_picture(path, size, gamma, prompt, seed, teacher)
                 found.setdefault(name, []).append(examine_picture(path, name, prompt, seed, judges))
     return found
