@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from gscfd import bench
 from gscfd.config import load_preset, presets
@@ -81,6 +82,40 @@ def test_a_stopped_run_goes_on_and_gives_the_same_splat_and_page(
     assert "https:" not in (tmp_path / "whole" / "report.html").read_text()
 
 
+def autoencoder(folder: Path, *, channels: int = 16, levels: int = 3) -> Path:
+    """A random one with patches of 2^(levels - 1) pixels."""
+    AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=channels,
+        norm_num_groups=4,
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_the_teacher_sees_latents_of_a_given_vae(small: list[str], tmp_path: Path) -> None:
+    folder = autoencoder(tmp_path / "vae")
+    for given in ([], ["--vae", str(folder)]):
+        assert bench.main([*small, "--out", str(tmp_path / "out"), *given]) == 0
+    first, second = splats(tmp_path / "out")
+    assert first != second, "the fixed encoder is the control"
+    assert str(folder) in (tmp_path / "out" / "report.json").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"channels": 4}, {"levels": 4}])
+def test_a_vae_of_another_size_is_refused(
+    changes: dict[str, int],
+    small: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = autoencoder(tmp_path / "vae", **changes)
+    assert bench.main([*small, "--out", str(tmp_path / "out"), "--vae", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "vae: expected 16 channels and patches of 4 pixels" in error and error.count("\n") == 1
+
+
 def test_timing_gives_hours_for_every_stage(small: list[str], tmp_path: Path) -> None:
     assert bench.main([*small, "--out", str(tmp_path / "out"), "--timing"]) == 0
     (table,) = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]
@@ -143,6 +178,7 @@ def test_a_teacher_that_knows_variants_is_measured_against_the_nearest(small: li
         (["--assets", "gone.glb"], "init: expected a mesh"),
         (["--spacing", "0"], "spacing: expected a positive"),
         (["--seed", "-1"], "seed: expected a value"),
+        (["--vae", "gone"], "vae: expected a folder of a VAE"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -19,7 +19,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from gscfd.config import Config, StageConfig, StageName, check, load_preset, merged, plain
-from gscfd.devices import run_device
+from gscfd.devices import choose_dtype, run_device
 from gscfd.distil.pipeline import distil
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_start
@@ -41,7 +41,9 @@ from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, PLUS, SD21_MIRROR
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
+from gscfd.teachers.load import latents, read_vae, reading
 from gscfd.teachers.schedules import Flow, Schedule, diffusion, shifted
+from gscfd.teachers.spaces import Space
 
 SIZE = 512
 """Pixels of the views that are measured, both ways."""
@@ -79,8 +81,8 @@ MODELS: dict[str, Model] = {
     f"{SDXL_BASE}{PLUS}huanngzh/mv-adapter/mvadapter_t2mv_sdxl.safetensors": Model(
         768, 96, multiview=True, schedule=shifted(diffusion(SCHEDULER), SHIFT)
     ),
-    "toybox/multiview": Model(64, 16, multiview=True),
-    "toybox/singleview": Model(64, 16),
+    "toybox/multiview": Model(64, 16, 16, multiview=True),
+    "toybox/singleview": Model(64, 16, 16),
 }
 """Models of the presets, by the names of their teachers."""
 
@@ -120,8 +122,25 @@ def config_of(preset: str, asset: str, options: FullSizeOptions) -> Config:
     return merged(config, {"coarse": changes, "refine": changes, "polish": {"perp_neg": False}})
 
 
-def teachers_of(config: Config, assets: Sequence[Asset]) -> dict[StageName, GuidedTeacher]:
-    """Returns an ideal teacher of the assets for every stage, with the size of the model that it stands for."""
+def read_space(model: Model, folder: Path | None, config: Config) -> Space:
+    """Returns the space of a model: of the VAE in the folder, in the precision of the config, or else `Cosines`. Raises
+    UserError if the VAE has other sizes."""
+    patch = model.size // model.cells
+    if folder is None:
+        return Cosines(model.size, patch=patch, channels=model.channels)
+    check((folder / "config.json").is_file(), "vae", "a folder of a VAE in diffusers' layout", folder)
+    device = run_device(config)
+    with reading(folder):
+        vae = read_vae(folder)
+    own = vae.config["latent_channels"], 2 ** (len(vae.config["block_out_channels"]) - 1)
+    wanted = f"{model.channels} channels and patches of {patch} pixels, as the preset's model has"
+    check(own == (model.channels, patch), "vae", wanted, f"{own[0]} and {own[1]}")
+    return latents(vae, model.cells, model.channels, device, choose_dtype(config.dtype, device))
+
+
+def teachers_of(config: Config, assets: Sequence[Asset], vae: Path | None = None) -> dict[StageName, GuidedTeacher]:
+    """Returns an ideal teacher of the assets for every stage, with the size of the model that it stands for. vae:
+    folder of its VAE."""
     device = run_device(config)
     known = [
         Gaussians(**{name: value.to(device) for name, value in asset.gaussians.tensors().items()}) for asset in assets
@@ -129,7 +148,7 @@ def teachers_of(config: Config, assets: Sequence[Asset]) -> dict[StageName, Guid
     teachers = {}
     for name, stage in config.stages().items():
         model = MODELS[stage.teacher]
-        space = Cosines(model.size, patch=model.size // model.cells, channels=model.channels)
+        space = read_space(model, vae, config)
         teachers[name] = ideal_teacher(known, space=space, schedule=model.schedule, multiview=model.multiview)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
@@ -179,12 +198,15 @@ class Progress:
         self.saved = time.monotonic()
 
 
-def run(config: Config, assets: Sequence[Asset], folder: Path, *, degrade: bool) -> tuple[Gaussians, FullFigures]:
+def run(
+    config: Config, assets: Sequence[Asset], folder: Path, *, vae: Path | None, degrade: bool
+) -> tuple[Gaussians, FullFigures]:
     """Makes a splat with ideal teachers and measures it against the nearest of the assets that they know.
 
-    folder: for the states of the run. degrade: start from the first asset, degraded, instead of the ball.
+    folder: for the states of the run. vae: folder of the teachers' VAE. degrade: start from the first asset, degraded,
+    instead of the ball.
     """
-    teachers, start = teachers_of(config, assets), degraded(assets[0].gaussians) if degrade else None
+    teachers, start = teachers_of(config, assets, vae), degraded(assets[0].gaussians) if degrade else None
     before = None if start is None else compared(start, assets, size=SIZE)["psnr"]
     progress = Progress(folder, config, assets)
     gaussians = distil(config, teachers, progress.after_step, progress.newest(), start=start)
@@ -220,17 +242,21 @@ def peak_memory(device: torch.device) -> float:
 def measured(preset: str, assets: Sequence[Asset], options: FullSizeOptions) -> tuple[Gaussians, FullFigures]:
     """Returns the splat of a run and its figures, from an earlier call if it had the same settings. assets: known to
     the teacher."""
-    name = assets[0].name
+    name, vae, degrade = assets[0].name, options.vae, options.degrade
     config = config_of(preset, name, options)
-    stem = options.out / "runs" / "-".join([slug(preset), slug(name), *([str(len(assets))] * (len(assets) > 1))])
-    settings = settings_of(config, assets, degrade=options.degrade)
-    return kept_run(stem, settings, FullFigures, lambda: run(config, assets, stem, degrade=options.degrade))
+    given = {} if vae is None else {"vae": str(vae)}
+    parts = [preset, name, *([str(len(assets))] * (len(assets) > 1)), *given.values()]
+    stem = options.out / "runs" / "-".join(map(slug, parts))
+    settings = settings_of(config, assets, degrade=degrade, **given)
+    return kept_run(stem, settings, FullFigures, lambda: run(config, assets, stem, vae=vae, degrade=degrade))
 
 
 # --------------------------------------------------------------------------------------------------------------- timing
 
 
-def step_seconds(config: Config, name: StageName, asset: Asset, *, size: int | None, count: int) -> float:
+def step_seconds(
+    config: Config, name: StageName, asset: Asset, vae: Path | None, *, size: int | None, count: int
+) -> float:
     """Returns the processor time of one step of a stage. size: pixels of the render, None for the teacher's own.
     count: of Gaussians."""
     others = {other: {"steps": 0} for other in config.stages() if other != name}
@@ -239,11 +265,11 @@ def step_seconds(config: Config, name: StageName, asset: Asset, *, size: int | N
         own |= {"render_sizes": [[0.0, size]], "densify": {"start": 1.0, "stop": 1.0}}
     short = merged(config, {**others, name: own, "init": {"count": count, "ply": None}})
     spent = [time.process_time()]
-    distil(short, teachers_of(short, [asset]), lambda report: spent.append(time.process_time()))
+    distil(short, teachers_of(short, [asset], vae), lambda report: spent.append(time.process_time()))
     return spent[-1] - spent[-2]
 
 
-def stage_hours(config: Config, name: StageName, asset: Asset) -> tuple[list[str], float, float]:
+def stage_hours(config: Config, name: StageName, asset: Asset, vae: Path | None) -> tuple[list[str], float, float]:
     """Returns the measured steps of a stage as text, and its hours with few and with many Gaussians."""
     stage = config.stages()[name]
     counts = (config.init.count, max(stage.max_count, config.init.count))
@@ -254,7 +280,7 @@ def stage_hours(config: Config, name: StageName, asset: Asset) -> tuple[list[str
     texts, hours = [], [0.0, 0.0]
     for (begin, size), end in zip(pieces, ends, strict=True):
         steps = (end - begin) * stage.steps
-        spent = [step_seconds(config, name, asset, size=size, count=count) for count in counts]
+        spent = [step_seconds(config, name, asset, vae, size=size, count=count) for count in counts]
         hours = [total + steps * one / 3600 for total, one in zip(hours, spent, strict=True)]
         texts.append(f"{size or 'own'} px: {spent[0]:.2f} to {spent[1]:.2f} s")
     return texts, hours[0], hours[1]
@@ -265,7 +291,7 @@ def timing_table(asset: Asset, options: FullSizeOptions) -> Table:
     for preset in options.presets:
         config = config_of(preset, asset.name, options)
         for name, stage in config.stages().items():
-            texts, low, high = stage_hours(config, name, asset)
+            texts, low, high = stage_hours(config, name, asset, options.vae)
             rows.append([preset, name, str(stage.steps), "; ".join(texts), f"{low:.1f} to {high:.1f}"])
             print(", ".join(rows[-1]), flush=True)
     return Table(
@@ -348,14 +374,18 @@ def sheet_of(assets: Sequence[Asset], splats: dict[str, Gaussians]) -> Sheet:
     return Sheet(title=assets[0].name, frames=[frame for row in images for frame in row[:4]], columns=4, labels=labels)
 
 
+LINEAR = "A fixed linear encoder stands for the VAE: the mean colors of patches of 8 x 8 pixels and one gray gradient."
 NOTES = [
     "Teachers are ideal: each knows one asset, or --known variants of it, and denoises exactly, at the size, the "
-    "times, the guidance and the views of the published model. A fixed linear encoder stands for the VAE: the mean "
-    "colors of patches of 8 x 8 pixels and one gray gradient. All branches of guidance are equal, there are no view "
+    "times, the guidance and the views of the published model. All branches of guidance are equal, there are no view "
     "words and no pictures of normals.",
     f"PSNR, SSIM, speckle: of 8 views of {SIZE} pixels, against the nearest variant. start: of the degraded asset, if "
     "runs start from it.",
 ]
+
+
+def space_note(options: FullSizeOptions) -> str:
+    return LINEAR if options.vae is None else f"The VAE is {options.vae}."
 
 
 def check_options(options: FullSizeOptions) -> None:
@@ -382,7 +412,7 @@ def full_size(options: FullSizeOptions) -> Report:
     if options.timing:
         report = Report(
             title="Time of full-size runs",
-            notes=NOTES[:1],
+            notes=[NOTES[0], space_note(options)],
             warnings=[],
             tables=[timing_table(assets[0][0], options)],
             plots=[],
@@ -405,7 +435,7 @@ def full_report(assets: Sequence[Sequence[Asset]], options: FullSizeOptions) -> 
             print(f"{preset}, {name}: {figures.psnr:.2f} dB", flush=True)
     return Report(
         title="The presets at full size, with ideal teachers",
-        notes=NOTES,
+        notes=[*NOTES, space_note(options)],
         warnings=[],
         tables=figure_tables(runs),
         plots=[curve(runs)],

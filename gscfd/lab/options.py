@@ -81,6 +81,8 @@ class FullSizeOptions:
     """Seed of the runs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the runs. auto: CUDA if torch finds a CUDA device."""
+    vae: Path | None = None
+    """Folder of a VAE in diffusers' layout, such as Stable Diffusion's. Unset: a fixed linear encoder."""
     degrade: bool = False
     """Start from the asset itself, blurred, speckled and decimated, instead of the ball: for --presets refine-splat."""
     timing: bool = False
