@@ -36,6 +36,7 @@ from gscfd.studio.orders import JOURNAL, Making, Order, Orders, Wish
 from gscfd.studio.page import Studio
 from gscfd.studio.progress import Progress
 from gscfd.sweeps.journal import read_rows
+from gscfd.teachers import find
 from gscfd.viewer.page import document
 
 STAND_IN = """
@@ -280,7 +281,6 @@ def test_the_studio_ends_its_run_and_the_next_resumes_it(opened: Callable[[], Or
         ({"seed": -1}, "seed: expected"),
         ({"preset": "../secret"}, "preset: expected"),
         ({"guidance": "magic"}, "guidance: expected"),
-        ({"preset": "mvdream-sd21"}, "teacher|mvdream|cpu"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_not_queued(
@@ -290,6 +290,21 @@ def test_what_cannot_be_made_is_refused_and_not_queued(
     with pytest.raises(UserError, match=words):
         queue.add(wish(**changes), "cpu")
     assert not queue.waiting and not read_rows(tmp_path / JOURNAL)
+
+
+def test_the_page_does_not_wait_for_the_hub(opened: Callable[[], Orders], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fetches its teachers, and says so if it cannot."""
+
+    def fetched(repo: str, local_files_only: bool) -> Path:
+        assert local_files_only, "asked the hub"
+        raise UserError("teacher: not on this machine")
+
+    monkeypatch.setattr(find, "fetched", fetched)
+    asked = wish("a blue dragon", preset="mvdream-sd21")
+    assert opened().add(asked, "cpu").name == "a-blue-dragon-0"
+    assert asked.fetches and not wish("a red car").fetches
+    with pytest.raises(AssertionError, match="asked the hub"):
+        preflight(replace(asked.config("cpu"), device="cpu"))  # the control
 
 
 @pytest.mark.parametrize("prompt", ["", "a yelow duck"])
@@ -304,8 +319,7 @@ def test_the_page_names_no_option_of_the_command_line(prompt: str) -> None:
 
 @pytest.mark.parametrize("prompt", ["--help", "a red car", "-red car"])
 def test_a_prompt_is_never_read_as_an_option(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orders, "preflight", lambda config: None)
-    monkeypatch.setattr(orders, "check_words", lambda *arguments: None)
+    monkeypatch.setattr(orders, "check_settings", lambda *arguments: None)
     asked = wish(prompt, seed=7, guidance="sds", start=Path("/x y/splat.ply"), refine=True)
     made = parse(list(asked.arguments("cpu")))
     expected = replace(asked.config("cpu"), device="cpu", checkpoint=made.checkpoint, viewer=made.viewer)

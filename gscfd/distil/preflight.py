@@ -17,7 +17,7 @@ from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import check_teacher, known_words
 from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 from gscfd.toybox.forms import nearest_form
-from gscfd.toybox.words import check_words
+from gscfd.toybox.words import COMMANDS, check_words
 
 
 def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
@@ -31,12 +31,15 @@ def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
             check_teacher(stage.teacher)
 
 
-def check_settings(config: Config) -> None:
-    """Raises UserError for settings that cannot work, without checking the teachers' files."""
+def check_settings(config: Config, advice: str = COMMANDS) -> None:
+    """Raises UserError for settings that cannot work, without checking the teachers' files.
+
+    advice: what to do about words of the prompt that the toybox's teachers do not know.
+    """
     check_kernels(config)
     check_densify(config)
     check_compile(config)
-    check_prompt(config)
+    check_prompt(config, advice)
     for name, stage in config.stages().items():
         if stage.negative_prompt is not None and known_words(stage.teacher):
             check_words(f"{name}.negative-prompt", stage_prompt(config.prompt, stage).negative or "")
@@ -85,12 +88,12 @@ def check_compile(config: Config) -> None:
         )
 
 
-def check_prompt(config: Config) -> None:
+def check_prompt(config: Config, advice: str = COMMANDS) -> None:
     """Raises UserError for an empty prompt or words that a toybox teacher does not know."""
     if not config.prompt.strip():
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if any(known_words(stage.teacher) for stage in config.stages().values()):
-        check_words("prompt", config.prompt)
+        check_words("prompt", config.prompt, advice)
         if near := nearest_form(config.prompt):
             warn(
                 f"prompt: the toybox teachers never saw sentences like {config.prompt!r}; the nearest known "

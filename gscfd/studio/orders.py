@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gscfd.config import NOISE_OF, Config, MethodName, check, load_preset, presets
-from gscfd.distil.preflight import preflight
+from gscfd.distil.preflight import check_settings
 from gscfd.errors import UserError
 from gscfd.files import is_locked, remove_unfinished
 from gscfd.runs.names import FINISHED_FILE, slug
 from gscfd.sweeps.journal import Journal, read_rows
-from gscfd.teachers.load import known_words
-from gscfd.toybox.words import check_words
+from gscfd.teachers.load import is_here, known_words
 
 JOURNAL = "studio.jsonl"
 """File in the studio's folder with a row for every event of the queue."""
@@ -56,7 +55,10 @@ class Wish:
     """Whether to skip the coarse stage, for a splat that is to be sharpened."""
 
     def config(self, device: Literal["auto", "cpu", "cuda"]) -> Config:
-        """Returns the settings of the run. Raises UserError for what cannot be made."""
+        """Returns the settings of the run. Raises UserError for what cannot be made.
+
+        The teachers' files are left to the run: looking for those of the hub, or fetching them, would hold the page up.
+        """
         check(self.prompt.isprintable(), "prompt", "one line of text", self.prompt)
         check(bool(self.prompt), "prompt", "a description such as: a yellow duck", self.prompt)
         check(self.preset in presets(), "preset", " or ".join(presets()), self.preset)
@@ -65,12 +67,15 @@ class Wish:
         coarse = replace(config.coarse, steps=0) if self.refine else config.coarse
         init = replace(config.init, ply=self.start)
         config = replace(config, prompt=self.prompt, seed=self.seed, guidance=self.guidance, init=init, coarse=coarse)
-        if any(known_words(stage.teacher) for stage in config.stages().values()):
-            check_words("prompt", self.prompt, WORDS)
-        preflight(replace(config, device=device))
+        check_settings(replace(config, device=device), WORDS)
         if not config.stages():
             raise UserError(f"refine: expected a preset with a refine or polish stage, got {self.preset}")
         return config
+
+    @property
+    def fetches(self) -> bool:
+        """Whether the run begins by fetching its teachers from the hub."""
+        return not all(is_here(stage.teacher) for stage in load_preset(self.preset).stages().values())
 
     def arguments(self, device: Literal["auto", "cpu", "cuda"]) -> tuple[str, ...]:
         """Returns the options of gscfd.train, without --out. Raises UserError for what cannot be made."""

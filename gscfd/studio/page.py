@@ -253,7 +253,8 @@ class Studio:
         self.looked = 0.0
         if before == 0:
             self.choose(order.name)
-        return f"Put in the queue: {order.name}" + (f", {before} before it" if before else "")
+        said = f"Put in the queue: {order.name}" + (f", {before} before it" if before else "")
+        return f"{said}. It begins by fetching its teachers from the hub." if wish.fetches else said
 
     def choose(self, name: str) -> str:
         """Shows a run of the gallery."""
