@@ -29,8 +29,8 @@ class ImageOptions(Drawing):
     teacher: str = "toybox/multiview"
     """Diffusers folder, MVDream's single file, OWNER/REPO on the Hugging Face Hub, toybox/multiview or
     toybox/singleview."""
-    cfg: float = 4.0
-    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg)."""
+    cfg: float | None = None
+    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg). Unset: 2 for the toybox, otherwise 7.5."""
     cfg_rescale: float = 0.5
     """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]."""
     negative_prompt: str | None = None
@@ -87,7 +87,7 @@ def make(options: ImageOptions) -> None:
         Prompt(
             text=options.prompt,
             negative=options.negative_prompt,
-            cfg=options.cfg,
+            cfg=teacher.sampling_cfg if options.cfg is None else options.cfg,
             cfg_rescale=options.cfg_rescale,
         )
     )

@@ -59,17 +59,13 @@ def check_settings(options: PreviewOptions) -> None:
 
 
 def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, TeacherStage]:
-    """Returns the stage's name and its settings, with cfg limited to a sampler's range.
-
-    Raises UserError for words that a toybox teacher does not know.
-    """
-    from gscfd.distil.sampling import MOST_CFG
+    """Returns the stage's name and its settings. Raises UserError for words that a toybox teacher does not know."""
     from gscfd.teachers.load import known_words
     from gscfd.toybox.words import check_words
 
     name = next(iter(config.stages())) if options.stage is None else options.stage
     stage = config.stage(name)
-    stage = replace(stage, teacher=options.teacher or stage.teacher, cfg=min(stage.scale, MOST_CFG))
+    stage = replace(stage, teacher=options.teacher or stage.teacher)
     if known_words(stage.teacher):
         check_words("prompt", options.prompt)
     return name, stage
@@ -81,7 +77,7 @@ def preview(options: PreviewOptions) -> None:
 
     from gscfd.cameras import turntable
     from gscfd.devices import choose_device, choose_dtype
-    from gscfd.distil.sampling import sample
+    from gscfd.distil.sampling import for_sampling, sample
     from gscfd.pictures import as_bytes, write_contact_sheet
     from gscfd.runs.names import default_folder
     from gscfd.runs.options import default_preset
@@ -96,7 +92,7 @@ def preview(options: PreviewOptions) -> None:
     check_out(out, ".png", options.overwrite, make_folder=options.out is None)
     device = choose_device(options.device)
     teacher = load_teacher(stage.teacher, device=device, dtype=choose_dtype(options.dtype, device))
-    teacher.set_prompt(stage_prompt(options.prompt, stage))
+    teacher.set_prompt(stage_prompt(options.prompt, for_sampling(stage, teacher)))
     views = stage.views if teacher.multiview else VIEWS
     cameras = turntable(views, size=teacher.image_size).to(device)
     generator = torch.Generator().manual_seed(options.seed)

@@ -1,6 +1,7 @@
 """The command for two dimensions, on the shipped teachers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from gscfd import image
 from gscfd.cameras import turntable
-from gscfd.distil.sampling import clean_flow
+from gscfd.config import Config
+from gscfd.distil.sampling import clean_flow, for_sampling
 from gscfd.teachers import Prompt, load_teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.toybox.models import build_scheduler
@@ -47,7 +49,7 @@ def make(teachers: dict[str, GuidedTeacher], monkeypatch: pytest.MonkeyPatch, tm
 def test_every_method_makes_its_own_picture_but_fsd_which_is_ddim(make: Make) -> None:
     pictures = {}
     for method in ("cfd", "fsd", "sds", "vsd", "ddim", "edm"):
-        code, pictures[method] = make(method, "--method", method)
+        code, pictures[method] = make(method, "--method", method, "--dtype", "float32")
         assert code == 0 and pictures[method].shape == (64, 256, 3), "four views side by side"
     assert np.abs(pictures["fsd"] - pictures["ddim"]).max() <= 1
     for method in ("sds", "vsd", "edm"):
@@ -74,6 +76,18 @@ def test_the_lora_of_vsd_makes_a_difference(make: Make) -> None:
 def test_a_multi_view_teacher_draws_four_sides(make: Make) -> None:
     code, picture = make("mug", "--teacher", "toybox/multiview", "--steps", "1")
     assert code == 0 and picture.shape == (64, 256, 3)
+
+
+def test_unset_guidance_is_the_teachers_own(make: Make, teachers: dict[str, GuidedTeacher]) -> None:
+    own = str(teachers["toybox/multiview"].sampling_cfg)
+    assert np.array_equal(make("a")[1], make("b", "--cfg", own)[1])
+    assert not np.array_equal(make("a")[1], make("c", "--cfg", "4")[1]), "control"
+
+
+def test_samples_never_have_more_guidance_than_the_stage(teachers: dict[str, GuidedTeacher]) -> None:
+    teacher, stage = teachers["toybox/multiview"], Config().stage("coarse")
+    assert for_sampling(replace(stage, cfg=50.0), teacher).cfg == teacher.sampling_cfg < 50
+    assert for_sampling(replace(stage, cfg=1.0), teacher).cfg == 1
 
 
 def test_a_networks_clean_flow_is_diffusers_ddim_in_float32(teachers: dict[str, GuidedTeacher]) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gscfd.config import TeacherStage
 from gscfd.distil.guidance import cfd, ddim_steps, vsd
 from gscfd.distil.protocols import Learner
 from gscfd.distil.schedule import anneal, time_index
@@ -147,8 +149,6 @@ def nearest_time(teacher: Teacher, level: float) -> int:
     return min(near, key=lambda t: abs(noise_level(teacher, t) - level))
 
 
-MOST_CFG = 7.5
-"""Maximum guidance scale for sampling; distillation's scales of 50 and more would saturate the image."""
 FLOW_SHIFT = 3.0
 """Shift of a flow sampler's times toward noise (Esser et al. 2024, section 5.3.2)."""
 
@@ -158,6 +158,11 @@ def sample(teacher: GuidedTeacher, cameras: Cameras, *, steps: int, generator: t
     x = torch.randn(len(cameras), *teacher.latent_shape, generator=generator).to(cameras.viewmats.device)
     times = shifted_times if isinstance(teacher.schedule, Flow) else trailing_times
     return decoded(teacher, ddim(teacher, x, times(steps, teacher.timesteps), cameras))
+
+
+def for_sampling(stage: TeacherStage, teacher: GuidedTeacher) -> TeacherStage:
+    """Returns the stage with a guidance scale for samples, which distillation's would saturate."""
+    return replace(stage, cfg=min(stage.scale, teacher.sampling_cfg))
 
 
 def decoded(teacher: Teacher, z: Tensor) -> Tensor:

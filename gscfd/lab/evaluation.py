@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from gscfd.config import Config, check
 from gscfd.devices import choose_device, choose_dtype
-from gscfd.distil.sampling import MOST_CFG
 from gscfd.errors import UserError
 from gscfd.files import write_rows, write_text
 from gscfd.lab.catalogue import CLIP_NEEDED, METRICS, NAMES
@@ -102,7 +101,7 @@ def judged_by(
     """Returns sentences on the networks and reference pictures behind the figures."""
     if not judges.scorers:
         return ["No CLIP model was given and the prompts are outside the toybox: the pictures were not judged."]
-    sampled = f"samples of {options.teacher} ({SAMPLER_STEPS} steps, guidance up to {MOST_CFG})"
+    sampled = f"samples of {options.teacher} ({SAMPLER_STEPS} steps)"
     source = sampled if options.teacher else "true objects of the toybox"
     return [
         f"3D-CLIP: {', '.join(scorer.name for scorer in judges.scorers)}. R-precision, similarity, diversity and Janus "

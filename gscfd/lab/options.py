@@ -159,11 +159,12 @@ class MeasureOptions:
     """Over which denoising is measured."""
     prompts: tuple[str, ...] | None = None
     """Prompts of the samples; R-precision is among them. Unset: the twenty of the results. Empty: no samples."""
-    groups: int = 2
+    groups: int = 4
     """Samples of each prompt, of four views each."""
     nearest: int = 100
     """True objects of a prompt that each sample is compared with."""
-    cfg: float = 4.0
+    cfg: float | None = None
+    """Guidance scale of the samples. Unset: 2 for the toybox, otherwise 7.5."""
     cfg_rescale: float = 0.5
     steps: int = 30
     """Of the sampler."""

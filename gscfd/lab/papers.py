@@ -13,7 +13,7 @@ import torch
 from gscfd.config import CFD_GAMMA, Config, Drawing, TeacherStage, merged, rescaled_gamma
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.distil.picture import GROUP, draw_picture
-from gscfd.distil.sampling import decoded
+from gscfd.distil.sampling import decoded, for_sampling
 from gscfd.files import write_rows, write_text
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.claims import (
@@ -85,7 +85,7 @@ def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges)
     """Draws and judges the pictures of every gamma."""
     found: dict[str, list[Examined]] = {}
     for prompt in size.picture_prompts:
-        teacher.set_prompt(stage_prompt(prompt, coarse(size)))
+        teacher.set_prompt(stage_prompt(prompt, for_sampling(coarse(size), teacher)))
         for name, gamma in GAMMAS.items():
             for seed in range(size.picture_seeds):
                 file = f"{default_folder(prompt, seed).name}-{size.picture_steps}-steps.png"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gscfd.cameras import azimuth_elevation, sample_group, turntable
 from gscfd.config import TeacherStage
-from gscfd.distil.sampling import MOST_CFG, sample
+from gscfd.distil.sampling import for_sampling, sample
 from gscfd.lab.judges import Judges
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
@@ -68,12 +68,12 @@ def teacher_reference(
     prompt: str, count: int, teacher: GuidedTeacher, stage: TeacherStage, device: torch.device, judges: Judges
 ) -> Reference:
     """Returns at least `count` pictures sampled by the teacher for the prompt (CFD App. B), with DDIM or along the flow
-    and the stage's guidance up to a sampler's maximum: four views 90 degrees apart from a random azimuth, at the runs'
+    and guidance for sampling: four views 90 degrees apart from a random azimuth, at the runs'
     elevation.
 
     device: the teacher's.
     """
-    teacher.set_prompt(stage_prompt(prompt, replace(stage, cfg=min(stage.scale, MOST_CFG), perp_neg=False)))
+    teacher.set_prompt(stage_prompt(prompt, replace(for_sampling(stage, teacher), perp_neg=False)))
     generator = torch.Generator().manual_seed(0)
     images, azimuths = [], []
     for _ in range(-(-count // VIEWS)):

@@ -198,9 +198,10 @@ def measure_samples(
 ) -> tuple[list[Sampled], float, Tensor]:
     """Of each prompt; the Frechet distance of the scorer's features to those of true views; and all views."""
     scorer, generator = Scorer(SCORER), torch.Generator().manual_seed(settings.seed)
+    cfg = teacher.sampling_cfg if settings.cfg is None else settings.cfg
     rows, views, features, truths = [], [], [], []
     for truth, prompt in enumerate(prompts):
-        teacher.set_prompt(Prompt(text=prompt, cfg=settings.cfg, cfg_rescale=settings.cfg_rescale))
+        teacher.set_prompt(Prompt(text=prompt, cfg=cfg, cfg_rescale=settings.cfg_rescale))
         two = (said := parse_caption(prompt)) is not None and said.on_kind is not None
         things = [] if two else objects_of(prompt, settings.nearest, teacher.image_size)
         near, seen = [], []

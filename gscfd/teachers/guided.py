@@ -18,6 +18,9 @@ from gscfd.teachers.spaces import Space
 from gscfd.teachers.texts import TextFeatures, mixed, repaired, stacked
 from gscfd.types import Cameras
 
+MOST_CFG = 7.5
+"""Maximum guidance scale for sampling; distillation's scales of 50 and more would saturate the image."""
+
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     """Returns the component of x perpendicular to y per sample: x - <x, y> / max(<y, y>, 1e-6) y. x, y: [V, C, h,
@@ -61,11 +64,13 @@ class GuidedTeacher:
         encode_texts: Callable[[list[str]], list[TextFeatures]],
         wording: Wording,
         multiview: bool,
+        sampling_cfg: float = MOST_CFG,
     ):
+        """sampling_cfg: guidance scale at which its samples are best."""
         self.space, self.denoiser, self.schedule = space, denoiser, schedule
         self.encode_texts, self.wording, self.multiview = encode_texts, wording, multiview
         self.image_size, self.latent_shape = space.image_size, space.latent_shape
-        self.timesteps = schedule.timesteps
+        self.timesteps, self.sampling_cfg = schedule.timesteps, sampling_cfg
         self.prompt: Prompt | None = None
         self.known: dict[str, TextFeatures] = {}
 
