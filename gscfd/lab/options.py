@@ -164,7 +164,7 @@ class MeasureOptions:
     nearest: int = 100
     """True objects of a prompt that each sample is compared with."""
     cfg: float | None = None
-    """Guidance scale of the samples. Unset: 2 for the toybox, otherwise 7.5."""
+    """Guidance scale of the samples. Unset: 2 and 4 for the multi-view and the single-view teacher."""
     cfg_rescale: float = 0.5
     steps: int = 30
     """Of the sampler."""

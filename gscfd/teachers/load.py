@@ -36,8 +36,8 @@ SUPPORTED = (
     "Stable Diffusion 1.x and 2.x, MVDream (a diffusers folder, or the single file), SDXL, Stable Diffusion 3 and 3.5, "
     "FLUX.1, DeepFloyd IF stage I, MV-Adapter on Stable Diffusion 2.1 or SDXL"
 )
-TOYBOX_CFG = 2.0
-"""At 4 and more, halos surround the toybox teachers' objects; weights/README.md has the figures."""
+TOYBOX_CFG = {True: 2.0, False: 4.0}
+"""Guidance scale of samples of the toybox's multi-view and single-view teacher; weights/README.md has the figures."""
 FLUX_LATENT_SIZE = 64
 """FLUX supports any size; 512 pixels cost a quarter of 1024."""
 
@@ -310,7 +310,7 @@ def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) ->
     multiview = read_json(source / "unet" / "config.json").get("class_embed_type") is not None
     wording = prompts.TOYBOX_MULTIVIEW if multiview else prompts.TOYBOX_SINGLEVIEW
     teacher = load_latent_unet(source, device, dtype, multiview=multiview, wording=wording)
-    teacher.sampling_cfg = TOYBOX_CFG
+    teacher.sampling_cfg = TOYBOX_CFG[multiview]
     return teacher
 
 
