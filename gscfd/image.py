@@ -30,8 +30,8 @@ class ImageOptions(Drawing):
     """Diffusers folder, MVDream's single file, OWNER/REPO on the Hugging Face Hub, toybox/multiview or
     toybox/singleview."""
     cfg: float | None = None
-    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg). Unset: 2 and 4 for the toybox's multi-view and
-    single-view teacher, otherwise 7.5."""
+    """Classifier-free guidance scale: eps_neg + cfg (eps_text - eps_neg). Unset: 2 and 4 for the toybox's multi-view
+    and single-view teacher, otherwise 7.5."""
     cfg_rescale: float = 0.5
     """Share of the guided prediction that is rescaled to the unguided standard deviation, in [0, 1]."""
     negative_prompt: str | None = None

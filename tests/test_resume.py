@@ -42,7 +42,7 @@ PLACES = [
     ("gscfd.files:os.fsync", 1),  # the tensors of a checkpoint are written, but not safe
     ("gscfd.files:os.replace", 2),  # its tensors have their name, its .json has not
     ("gscfd.runs.checkpoint:Path.unlink", 1),  # the oldest one is about to go
-    ("gscfd.distil.pipeline:remove_islands", 1),  # the end of a stage
+    ("gscfd.distil.pipeline:remove_floaters", 1),  # the end of a stage
     ("gscfd.distil.state:StageState.advance", 1),
     ("gscfd.distil.stage:regularizers", 2),
     ("gscfd.distil.polish:Album.add", 1),

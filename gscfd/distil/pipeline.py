@@ -16,7 +16,7 @@ from gscfd.config import Config, StageConfig, StageName, check, load_preset, mer
 from gscfd.devices import run_device
 from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import STAGES, LiveSettings, place
-from gscfd.distil.islands import remove_islands
+from gscfd.distil.floaters import remove_floaters
 from gscfd.distil.methods import make_learner
 from gscfd.distil.polish import run_polish
 from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
@@ -167,7 +167,7 @@ def distil(
                 run_stage(gaussians, stage, method=live.method(name, learner), learner=learner, **parts)
             else:
                 run_polish(gaussians, stage, time=live.time(name), **parts)
-            removed = remove_islands(gaussians, stage, rasterize, size=teacher.image_size, seed=seed)
+            removed = remove_floaters(gaussians, stage, rasterize, size=teacher.image_size, seed=seed)
             if removed:
                 log.info("%s: removed %d Gaussians that hung in the air", name, removed)
         except torch.OutOfMemoryError as error:

@@ -1,7 +1,9 @@
-"""Removes floaters: small groups of Gaussians that the views of a stage hardly see.
+"""Removes floaters at the end of a stage: islands, and films.
 
-They come from corners that few views show, where no gradient moves or fades them. Hidden Gaussians inside the object
-stay: they are part of it, and close the holes of the surface.
+Islands are small groups of Gaussians that the views of the stage hardly see. They come from corners that few views
+show, where no gradient moves or fades them. Hidden Gaussians inside the object stay: they are part of it, and close the
+holes of the surface. Films are faint Gaussians in the air and in openings, which the steps have not finished fading.
+Faint Gaussians before the object stay.
 """
 
 from __future__ import annotations
@@ -29,17 +31,22 @@ NEIGHBORS = 8
 """Nearest neighbors that a Gaussian can hang together with."""
 LEAST_SHARE = 0.002
 """Share of all that the views see below which an island goes."""
+FAINT = 0.05
+"""Opacity below which a Gaussian can be part of a film."""
+THIN, THIN_SHARE = 0.25, 0.1
+"""Opacity below which a pixel shows nothing solid, and share of what is seen of a Gaussian that such pixels show, above
+which it hangs before nothing."""
 GROUPS = 12
 """Groups of views in which the stage's views are looked at."""
 
 
-def remove_islands(gaussians: Gaussians, stage: TeacherStage, rasterize: Rasterize, *, size: int, seed: int) -> int:
-    """Removes the islands that the stage's views hardly see, in place. Returns the number of Gaussians removed.
+def remove_floaters(gaussians: Gaussians, stage: TeacherStage, rasterize: Rasterize, *, size: int, seed: int) -> int:
+    """Removes islands and films from what the stage's views see, in place. Returns the number of Gaussians removed.
 
     size: pixels of the views, both ways. seed: of the views.
     """
     generator = torch.Generator().manual_seed(seed)
-    seen = torch.zeros(len(gaussians), device=gaussians.device)
+    seen = torch.zeros(2, len(gaussians), device=gaussians.device)
     for _ in range(GROUPS):
         group = sample_group(
             stage.views,
@@ -50,7 +57,10 @@ def remove_islands(gaussians: Gaussians, stage: TeacherStage, rasterize: Rasteri
             generator=generator,
         )
         seen += contributions(gaussians, group.to(gaussians.device), rasterize)
-    kept = supported(islands(gaussians.means.detach()), seen.cpu())
+    total, thin = seen.cpu()
+    solid = supported(islands(gaussians.means.detach()), total)
+    kept = solid & ~films(gaussians.opacities.detach().cpu().sigmoid(), total, thin)
+    kept = kept if kept.any() else solid
     if not kept.all():
         keep = kept.to(gaussians.device)
         for name, value in gaussians.params.items():
@@ -59,13 +69,24 @@ def remove_islands(gaussians: Gaussians, stage: TeacherStage, rasterize: Rasteri
 
 
 def contributions(gaussians: Gaussians, cameras: Cameras, rasterize: Rasterize) -> Tensor:
-    """Returns [N], the sum of each Gaussian's compositing weights over all pixels of the views.
+    """Returns [2, N], the sums of each Gaussian's compositing weights over all pixels of the views, and over those
+    whose opacity is below THIN.
 
-    A pixel's color is the weighted sum of the colors: its derivative by a color is the weight.
+    A pixel's color is the weighted sum of the colors: its derivative by a color is the weight. All colors are gray
+    here, since black ones, where they are clipped, have no derivative.
     """
-    render = rasterize(gaussians, cameras)
-    (gradient,) = torch.autograd.grad(render.rgb.sum(), gaussians.sh0)
-    return gradient.detach()[:, 0].mean(-1) / SH_C0
+    none = torch.zeros(len(gaussians), 1, 3, device=gaussians.device)
+    gray = Gaussians(**{**gaussians.tensors(), "sh0": none, "shN": none[:, :0]})
+    render = rasterize(gray, cameras)
+    thin = render.opacity.detach() < THIN
+    (gradient,) = torch.autograd.grad(render.rgb[..., 0].sum() + (render.rgb[..., 1:2] * thin).sum(), gray.sh0)
+    return gradient[:, 0, :2].T / SH_C0
+
+
+def films(opacities: Tensor, total: Tensor, thin: Tensor) -> Tensor:
+    """Returns [N], whether a Gaussian is part of a film. opacities: [N] in (0, 1). total, thin: [N] of
+    `contributions`."""
+    return (opacities < FAINT) & (thin > THIN_SHARE * total)
 
 
 def islands(means: Tensor) -> np.ndarray:
