@@ -82,7 +82,8 @@ def test_every_cell_has_one_owner(name: str) -> None:
     itself = shared(a, a).tocoo()
     assert np.array_equal(itself.row, itself.col), "no cell is shared within a view"
     assert np.allclose(itself.data, 1)
-    norm = float(np.max(scipy.sparse.linalg.svds(shared(a, b), k=1)[1]))
+    ratios = shared(a, b)  # many singular values are close to 1: to more digits, the iteration may not converge
+    norm = float(np.max(scipy.sparse.linalg.svds(ratios, k=1, tol=1e-8, v0=np.ones(min(ratios.shape)))[1]))
     print(f"norm of R, {name}: {norm:.6f}")
     assert norm <= 1 + 1e-6
 
