@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from gscfd.cli import check_out, exit_code, with_prompt
-from gscfd.config import Drawing, Dtype, VsdConfig, check
+from gscfd.config import Drawing, Dtype, VsdConfig, check, first
 from gscfd.errors import UserError
 from gscfd.prompts import as_text
 
@@ -88,7 +88,7 @@ def make(options: ImageOptions) -> None:
         Prompt(
             text=options.prompt,
             negative=options.negative_prompt,
-            cfg=teacher.sampling_cfg if options.cfg is None else options.cfg,
+            cfg=first(options.cfg, teacher.sampling_cfg),
             cfg_rescale=options.cfg_rescale,
         )
     )

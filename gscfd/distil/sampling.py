@@ -68,14 +68,13 @@ def clean_flow(
     which raises nothing.
     """
     z, levels = torch.zeros_like(noise), noise_levels(teacher, times)
-    raised = 1 / math.sqrt(1 - gamma) if gamma < 1 else 1.0
     last = noise_level(teacher, teacher.timesteps - 1)
     for step, (t, target) in enumerate(zip(times, levels[1:], strict=True)):
         level = levels[step]
         if gamma == 1 and step > 0:
             noise = fresh(step)
         elif gamma > 0 and step > 0:
-            level = min(raised * level, last)
+            level = min(level / math.sqrt(1 - gamma), last)
             noise, t = refreshed(noise, fresh(step), 1 - (levels[step] / level) ** 2), nearest_time(teacher, level)
         slope = cfd(teacher, z, noise, t, cameras) / noise_level(teacher, t)
         z = z + (target - level) * slope

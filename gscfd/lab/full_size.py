@@ -41,9 +41,9 @@ from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, PLUS, SD21_MIRROR
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
-from gscfd.teachers.load import latents, read_vae, reading
+from gscfd.teachers.load import Vae, placed_vae, read_vae, reading
 from gscfd.teachers.schedules import Flow, Schedule, diffusion, shifted
-from gscfd.teachers.spaces import Space
+from gscfd.teachers.spaces import Latents, Space
 
 SIZE = 512
 """Pixels of the views that are measured, both ways."""
@@ -122,20 +122,23 @@ def config_of(preset: str, asset: str, options: FullSizeOptions) -> Config:
     return merged(config, {"coarse": changes, "refine": changes, "polish": {"perp_neg": False}})
 
 
-def read_space(model: Model, folder: Path | None, config: Config) -> Space:
-    """Returns the space of a model: of the VAE in the folder, in the precision of the config, or else `Cosines`. Raises
-    UserError if the VAE has other sizes."""
+def space_of(model: Model, vae: Vae | None) -> Space:
+    """Returns the space of a model: of the VAE, or else `Cosines`. Raises UserError if the VAE has other sizes."""
     patch = model.size // model.cells
-    if folder is None:
+    if vae is None:
         return Cosines(model.size, patch=patch, channels=model.channels)
-    check((folder / "config.json").is_file(), "vae", "a folder of a VAE in diffusers' layout", folder)
-    device = run_device(config)
-    with reading(folder):
-        vae = read_vae(folder)
-    own = vae.config["latent_channels"], 2 ** (len(vae.config["block_out_channels"]) - 1)
+    space = Latents(vae, model.cells)
+    own = space.latent_shape[0], space.image_size // model.cells
     wanted = f"{model.channels} channels and patches of {patch} pixels, as the preset's model has"
     check(own == (model.channels, patch), "vae", wanted, f"{own[0]} and {own[1]}")
-    return latents(vae, model.cells, model.channels, device, choose_dtype(config.dtype, device))
+    return space
+
+
+def given_vae(folder: Path, config: Config) -> Vae:
+    """Returns the VAE in the folder, in the precision of the config."""
+    device = run_device(config)
+    with reading(folder):
+        return placed_vae(read_vae(folder), device, choose_dtype(config.dtype, device))
 
 
 def teachers_of(config: Config, assets: Sequence[Asset], vae: Path | None = None) -> dict[StageName, GuidedTeacher]:
@@ -145,10 +148,11 @@ def teachers_of(config: Config, assets: Sequence[Asset], vae: Path | None = None
     known = [
         Gaussians(**{name: value.to(device) for name, value in asset.gaussians.tensors().items()}) for asset in assets
     ]
+    network = None if vae is None else given_vae(vae, config)
     teachers = {}
     for name, stage in config.stages().items():
         model = MODELS[stage.teacher]
-        space = read_space(model, vae, config)
+        space = space_of(model, network)
         teachers[name] = ideal_teacher(known, space=space, schedule=model.schedule, multiview=model.multiview)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
@@ -401,6 +405,8 @@ def check_options(options: FullSizeOptions) -> None:
     )
     check(0 <= options.seed < 2**63, "seed", "a value in [0, 2^63)", options.seed)
     check(options.spacing > 0, "spacing", "a positive distance", options.spacing)
+    there = options.vae is None or (options.vae / "config.json").is_file()
+    check(there, "vae", "a folder of a VAE in diffusers' layout", options.vae)
 
 
 def full_size(options: FullSizeOptions) -> Report:

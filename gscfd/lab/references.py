@@ -68,8 +68,7 @@ def teacher_reference(
     prompt: str, count: int, teacher: GuidedTeacher, stage: TeacherStage, device: torch.device, judges: Judges
 ) -> Reference:
     """Returns at least `count` pictures sampled by the teacher for the prompt (CFD App. B), with DDIM or along the flow
-    and guidance for sampling: four views 90 degrees apart from a random azimuth, at the runs'
-    elevation.
+    and guidance for sampling: four views 90 degrees apart from a random azimuth, at the runs' elevation.
 
     device: the teacher's.
     """

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gscfd.cameras import sample_group
+from gscfd.config import first
 from gscfd.distil.sampling import sample
 from gscfd.errors import UserError
 from gscfd.lab.ideal import border_color, posterior_mean
@@ -198,7 +199,7 @@ def measure_samples(
 ) -> tuple[list[Sampled], float, Tensor]:
     """Of each prompt; the Frechet distance of the scorer's features to those of true views; and all views."""
     scorer, generator = Scorer(SCORER), torch.Generator().manual_seed(settings.seed)
-    cfg = teacher.sampling_cfg if settings.cfg is None else settings.cfg
+    cfg = first(settings.cfg, teacher.sampling_cfg)
     rows, views, features, truths = [], [], [], []
     for truth, prompt in enumerate(prompts):
         teacher.set_prompt(Prompt(text=prompt, cfg=cfg, cfg_rescale=settings.cfg_rescale))

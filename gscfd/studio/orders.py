@@ -63,19 +63,23 @@ class Wish:
         check(bool(self.prompt), "prompt", "a description such as: a yellow duck", self.prompt)
         check(self.preset in presets(), "preset", " or ".join(presets()), self.preset)
         check(self.guidance in NOISE_OF, "guidance", " or ".join(NOISE_OF), self.guidance)
-        config = load_preset(self.preset)
-        coarse = replace(config.coarse, steps=0) if self.refine else config.coarse
-        init = replace(config.init, ply=self.start)
-        config = replace(config, prompt=self.prompt, seed=self.seed, guidance=self.guidance, init=init, coarse=coarse)
+        config = self.settings()
         check_settings(replace(config, device=device), WORDS)
         if not config.stages():
             raise UserError(f"refine: expected a preset with a refine or polish stage, got {self.preset}")
         return config
 
+    def settings(self) -> Config:
+        """Returns the settings of the run, not yet checked."""
+        config = load_preset(self.preset)
+        coarse = replace(config.coarse, steps=0) if self.refine else config.coarse
+        init = replace(config.init, ply=self.start)
+        return replace(config, prompt=self.prompt, seed=self.seed, guidance=self.guidance, init=init, coarse=coarse)
+
     @property
     def fetches(self) -> bool:
         """Whether the run begins by fetching its teachers from the hub."""
-        return not all(is_here(stage.teacher) for stage in load_preset(self.preset).stages().values())
+        return not all(is_here(stage.teacher) for stage in self.settings().stages().values())
 
     def arguments(self, device: Literal["auto", "cpu", "cuda"]) -> tuple[str, ...]:
         """Returns the options of gscfd.train, without --out. Raises UserError for what cannot be made."""

@@ -26,7 +26,7 @@ from gscfd.errors import UserError
 from gscfd.teachers import adapters, ldm, texts
 from gscfd.teachers.denoisers import AdaptedDenoiser, FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
 from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, WEIGHT, Source, find_source, find_teacher, halves, wanted
-from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.guided import MOST_CFG, GuidedTeacher
 from gscfd.teachers.schedules import diffusion, flow, shifted
 from gscfd.teachers.spaces import Latents, Pixels
 from gscfd.teachers.weights import first_line, read_json, read_network
@@ -283,7 +283,13 @@ def parts(source: Path) -> StableDiffusion:
 
 
 def load_latent_unet(
-    source: Path, device: torch.device | str, dtype: torch.dtype, *, multiview: bool, wording: prompts.Wording
+    source: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    multiview: bool,
+    wording: prompts.Wording,
+    sampling_cfg: float = MOST_CFG,
 ) -> GuidedTeacher:
     found = parts(source)
     unet = placed(found.unet(), device, dtype)
@@ -294,6 +300,7 @@ def load_latent_unet(
         encode_texts=partial(texts.encode_clip, found.text, device=device, dtype=dtype),
         wording=wording,
         multiview=multiview,
+        sampling_cfg=sampling_cfg,
     )
 
 
@@ -309,9 +316,8 @@ def load_toybox(source: Path, device: torch.device | str, dtype: torch.dtype) ->
     """Loads a toybox teacher, which also reads the pooled text and only knows the toybox's words."""
     multiview = read_json(source / "unet" / "config.json").get("class_embed_type") is not None
     wording = prompts.TOYBOX_MULTIVIEW if multiview else prompts.TOYBOX_SINGLEVIEW
-    teacher = load_latent_unet(source, device, dtype, multiview=multiview, wording=wording)
-    teacher.sampling_cfg = TOYBOX_CFG[multiview]
-    return teacher
+    scale = TOYBOX_CFG[multiview]
+    return load_latent_unet(source, device, dtype, multiview=multiview, wording=wording, sampling_cfg=scale)
 
 
 # --------------------------------------------------------------------------------------------------- larger families
