@@ -10,6 +10,7 @@ namespace gscfd {
 namespace {
 
 constexpr int64_t kChunk = 512;
+constexpr int64_t kFar = 32, kNear = 12;  // how many splats ahead of its use memory is asked for
 
 // First pixel whose center is at or to the right of x, and last pixel whose center is at or to its left.
 int first_pixel(float x, int size) {
@@ -168,8 +169,22 @@ void finish_tiling(const Tiling& t, int threads, int32_t* offsets, Entry* entrie
             const int last_row = int((band + 1) * grid.tiles_y / bands);
             std::vector<int32_t> next(offsets + view * tiles + first_row * grid.tiles_x,
                                       offsets + view * tiles + last_row * grid.tiles_x);
-            for (int64_t i = 0; i < t.visible[view]; ++i) {
-                const int64_t id = view * in.count + t.order[view * in.count + i];
+            const int64_t base = view * in.count, visible = t.visible[view];
+            const int32_t* order = t.order.data() + base;
+            for (int64_t i = 0; i < visible; ++i) {
+                // Splats sorted by depth are scattered over memory; most of the time would go into waiting for it.
+                if (i + kFar < visible) {
+                    const int64_t far = base + order[i + kFar];
+                    __builtin_prefetch(t.first_span.data() + far);
+                    __builtin_prefetch(in.tiles_per_splat + far);
+                    __builtin_prefetch(in.first_slot + far);
+                    __builtin_prefetch(in.depths + far);
+                }
+                if (i + kNear < visible) {
+                    const int64_t near = base + order[i + kNear];
+                    __builtin_prefetch(t.spans[near / kChunk].data() + t.first_span[near]);
+                }
+                const int64_t id = base + order[i];
                 uint32_t depth;
                 std::memcpy(&depth, in.depths + id, sizeof depth);
                 for_spans(id, [&](const Span& s) {
