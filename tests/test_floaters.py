@@ -73,6 +73,15 @@ def test_contributions_add_up_to_the_opacity_of_the_views() -> None:
     assert total == pytest.approx(rasterize(gaussians, cameras).opacity.sum().item(), rel=1e-3)
 
 
+def test_clones_of_a_gaussian_are_no_island_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chain = torch.tensor([[0.06 * i, 0.0, 0.0] for i in range(10)]).repeat_interleave(20, dim=0)
+    clones = chain + 1e-4 * torch.randn(chain.shape, generator=generator)
+    assert set(islands(clones)) == {0}
+    apart = clones + torch.tensor([0.0, 0.5, 0.0]) * (torch.arange(len(clones)) < 20)[:, None]
+    assert len(set(islands(apart))) == 2, "control: the first clones, moved away"
+
+
 def test_points_within_the_gap_hang_together() -> None:
     line = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [0.2, 0.0, 0.0], [0.7, 0.0, 0.0]])
     labels = islands(line)

@@ -27,8 +27,8 @@ GAP = 0.12
 """World units between the centers of Gaussians that hang together, at most; of a sparse splat, as many times the median
 distance to the nearest neighbor as SPARSE."""
 SPARSE = 4
-NEIGHBORS = 8
-"""Nearest neighbors that a Gaussian can hang together with."""
+CELLS = 4
+"""Cells of the gap, each way: Gaussians in one cell count as one."""
 LEAST_SHARE = 0.002
 """Share of all that the views see below which an island goes."""
 FAINT = 0.05
@@ -92,12 +92,15 @@ def films(opacities: Tensor, total: Tensor, thin: Tensor) -> Tensor:
 def islands(means: Tensor) -> np.ndarray:
     """Returns [N], the number of the island that each point [N, 3] is part of."""
     points = means.cpu().numpy()
-    count = min(NEIGHBORS + 1, len(points))
-    distances, others = (found.reshape(len(points), -1) for found in cKDTree(points).query(points, k=count))
-    spacing = float(np.median(distances[:, 1])) if count > 1 else 0.0
-    ones, near = np.nonzero(distances <= max(GAP, SPARSE * spacing))
-    links = coo_matrix((np.ones(len(ones)), (ones, others[ones, near])), shape=(len(points), len(points)))
-    labels: np.ndarray = connected_components(links, directed=False)[1]
+    distances = cKDTree(points).query(points, k=2)[0][:, 1]  # of one alone: infinite
+    gap = max(GAP, SPARSE * float(np.median(distances))) if len(points) > 1 else GAP
+    # By cells and not by nearest neighbors: those of a Gaussian that was cloned often are its clones.
+    places = np.unique(np.floor(points / (gap / CELLS)), axis=0, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(places)
+    centers = np.stack([np.bincount(places, weights=axis) / sizes for axis in points.T], axis=1)
+    ones, others = cKDTree(centers).query_pairs(gap, output_type="ndarray").T
+    links = coo_matrix((np.ones(len(ones)), (ones, others)), shape=(len(sizes), len(sizes)))
+    labels: np.ndarray = connected_components(links, directed=False)[1][places]
     return labels
 
 
