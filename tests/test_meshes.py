@@ -40,7 +40,8 @@ def square(**visual: Any) -> Any:
     vertices = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], float)
     shape = trimesh.Trimesh(vertices, [[0, 1, 2], [0, 2, 3]], process=False)
     if "image" in visual:
-        shape.visual = trimesh.visual.TextureVisuals(uv=vertices[:, :2] / 2 + 0.5, **visual)
+        white = trimesh.visual.material.SimpleMaterial(image=visual["image"], diffuse=[255] * 4)
+        shape.visual = trimesh.visual.TextureVisuals(uv=vertices[:, :2] / 2 + 0.5, material=white)
     return shape
 
 
@@ -119,12 +120,38 @@ def test_vertices_faces_and_materials_have_colors_too(tmp_path: Path) -> None:
     torch.testing.assert_close(seen, torch.tensor([0.2, 0.4, 0.6]), atol=0.01, rtol=0)
 
 
-def test_what_the_texture_leaves_out_is_left_out(tmp_path: Path) -> None:
+def half_clear(tmp_path: Path, alpha: int, **settings: Any) -> Gaussians:
+    """The square from a .glb whose texture has this alpha on the right, by a material with the settings."""
     texture = np.array(quadrants().convert("RGBA"))
-    texture[:, 32:, 3] = 0
-    square(image=Image.fromarray(texture)).export(tmp_path / "x.glb")
-    found = mesh_gaussians(tmp_path / "x.glb", 1000)
-    assert found.means[:, 0].max() < 0.1 and 400 < len(found) < 600
+    texture[:, 32:, 3] = alpha
+    shape = square(image=Image.fromarray(texture))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(texture), **settings)
+    shape.visual = trimesh.visual.TextureVisuals(uv=shape.visual.uv, material=material)
+    shape.export(tmp_path / "x.glb")
+    return mesh_gaussians(tmp_path / "x.glb", 1000)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "settings"),
+    [(0, {"alphaMode": "BLEND"}), (0, {"alphaMode": "MASK"}), (150, {"alphaMode": "MASK", "alphaCutoff": 0.7})],
+)
+def test_what_the_texture_leaves_out_is_left_out(alpha: int, settings: dict[str, Any], tmp_path: Path) -> None:
+    found = half_clear(tmp_path, alpha, **settings)
+    assert 400 < len(found) < 600 and (found.means[:, 0] > 0.1).sum() < 10, "but where the texture repeats"
+
+
+@pytest.mark.parametrize("settings", [{}, {"alphaMode": "OPAQUE"}, {"alphaMode": "MASK", "alphaCutoff": 0.0}])
+def test_the_alpha_of_an_opaque_material_means_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    found = half_clear(tmp_path, 0, **settings)
+    assert found.means[:, 0].max() > 0.9 and len(found) == 1000
+
+
+def test_the_factor_of_a_material_tints_its_texture_in_linear_light(tmp_path: Path) -> None:
+    found = half_clear(tmp_path, 255, baseColorFactor=[0.5, 1.0, 0.0, 1.0])
+    # Half of the light is displayed as 188 of 255.
+    torch.testing.assert_close(at_quadrant(found, "upper left"), torch.tensor([188 / 255, 0, 0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(at_quadrant(found, "upper right"), torch.tensor([0.0, 1, 0]), atol=0.01, rtol=0)
+    torch.testing.assert_close(at_quadrant(found, "lower left"), torch.zeros(3), atol=0.01, rtol=0)
 
 
 def test_parts_are_placed_as_the_scene_has_them(tmp_path: Path) -> None:

@@ -258,6 +258,21 @@ def test_the_watchdog_takes_a_poisoned_picture_back() -> None:
     assert reports[-1].step == 5, "it goes on to its end"
 
 
+def test_the_watchdog_sees_the_splat_that_is_fitted_vanish() -> None:
+    """Its subject, which the teacher paints over, stays as it came."""
+    reports: list[StepReport] = []
+
+    def faded(report: StepReport) -> None:
+        reports.append(report)
+        if report.step == 2 and len(reports) == 3:
+            report.gaussians.params["opacities"].data.fill_(-20.0)
+
+    polished(splat(), Painter(splat()), on_step=faded)
+    troubles = [report.trouble for report in reports]
+    assert "empty" in str(troubles[3]) and [bool(trouble) for trouble in troubles].count(True) == 1
+    assert reports[-1].gaussians.opacities.max() > -10, "it is taken back"
+
+
 def test_stages_with_one_teacher_share_its_networks_and_are_told_prompts_of_their_own() -> None:
     stage = {"teacher": "toybox/multiview", "cfg": 3.0}
     config = merged(Config(), {"prompt": "a mug", "refine": {"steps": 0}, "polish": stage})

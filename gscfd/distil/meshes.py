@@ -129,7 +129,7 @@ def colors_at(part: trimesh.Trimesh, face: NDArray[np.int64], weights: Array, pa
     material = getattr(visual, "material", None)
     image = texture_of(material)
     if image is not None and visual.uv is not None:
-        return looked_up(image, mixed(visual.uv, corners, weights))
+        return by_material(looked_up(image, mixed(visual.uv, corners, weights)), material)
     if material is None and visual.kind == "vertex":
         return mixed(visual.vertex_colors / 255, corners, weights)
     if material is None and visual.kind == "face":
@@ -140,7 +140,7 @@ def colors_at(part: trimesh.Trimesh, face: NDArray[np.int64], weights: Array, pa
             f"init: expected a mesh with colors, got {path}, which has no texture (or it is missing beside the file), "
             "no vertex colors and no color in its material; export it with its texture"
         )
-    return np.broadcast_to(plain, (len(face), 4)).astype(np.float64)
+    return by_alpha(np.broadcast_to(plain, (len(face), 4)).astype(np.float64), material)
 
 
 def texture_of(material: Any) -> Image.Image | None:
@@ -157,15 +157,45 @@ def plain_color(material: Any) -> Array | None:
     """Returns RGBA in [0, 1], [4], of a material without a texture, or None. glTF's factor is linear light (its
     specification, section 3.9.2), .obj's Kd a displayed color."""
     if isinstance(material, trimesh.visual.material.PBRMaterial):
-        factor = material.baseColorFactor
-        if factor is None or material.baseColorTexture is not None:
+        if material.baseColorFactor is None or material.baseColorTexture is not None:
             return None
-        linear = np.asarray(factor, np.float64) / 255
-        bright = 1.055 * linear[:3] ** (1 / 2.4) - 0.055
-        return np.append(np.where(linear[:3] <= 0.0031308, 12.92 * linear[:3], bright), linear[3])
+        factor = np.asarray(material.baseColorFactor, np.float64) / 255
+        return np.append(displayed(factor[:3]), factor[3])
     if material is None or material.image is not None:
         return None
     return np.asarray(material.diffuse, np.float64) / 255
+
+
+def by_material(colors: Array, material: Any) -> Array:
+    """Returns RGBA in [0, 1] of a texture, [N, 4], times glTF's factor, in linear light (section 3.9.2), with the alpha
+    of the material's mode."""
+    factor = getattr(material, "baseColorFactor", None)
+    if factor is not None:
+        share = np.asarray(factor, np.float64) / 255
+        colors = np.concatenate([displayed(linear(colors[:, :3]) * share[:3]), colors[:, 3:] * share[3]], 1)
+    return by_alpha(colors, material)
+
+
+def by_alpha(colors: Array, material: Any) -> Array:
+    """Returns RGBA in [0, 1], [N, 4], with alpha as glTF's alphaMode has it, by default opaque (section 3.9.4)."""
+    if not isinstance(material, trimesh.visual.material.PBRMaterial) or material.alphaMode == "BLEND":
+        return colors
+    alpha = np.ones(len(colors))
+    if material.alphaMode == "MASK":
+        alpha = (colors[:, 3] >= (0.5 if material.alphaCutoff is None else material.alphaCutoff)).astype(np.float64)
+    return np.column_stack([colors[:, :3], alpha])
+
+
+def displayed(light: Array) -> Array:
+    """Returns sRGB values of linear light, both in [0, 1] (IEC 61966-2-1)."""
+    found: Array = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return found
+
+
+def linear(color: Array) -> Array:
+    """Returns the linear light of sRGB values: the inverse of `displayed`."""
+    found: Array = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return found
 
 
 def looked_up(image: Image.Image, uv: Array) -> Array:

@@ -154,10 +154,10 @@ def run_polish(
 
         # Fit the splat to the album.
         for _ in range(config.fits):
-            loss = fit(state, album.draw(state.generator), rasterize, config)
+            loss, opacity = fit(state, album.draw(state.generator), rasterize, config)
         clock.lap("optimise")
 
-        trouble = find_trouble(state, render.opacity, loss, name=name, limits=watchdog)
+        trouble = find_trouble(state, opacity, loss, name=name, limits=watchdog)
         report = StepReport(
             stage=name,
             step=step,
@@ -223,8 +223,8 @@ def smoothed(images: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, rows, groups=channels), rows.transpose(2, 3), groups=channels)
 
 
-def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: PolishConfig) -> Tensor:
-    """One step of Adam on the pictures of one group. Returns the loss.
+def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: PolishConfig) -> tuple[Tensor, Tensor]:
+    """One step of Adam on the pictures of one group. Returns the loss and the opacity [V, H, W, 1] of the views.
 
     Splats are widened as in the views that the teacher painted over, by as much of a picture's pixel; otherwise the
     object would grow until its finer render, averaged down, is as wide as they are.
@@ -240,7 +240,7 @@ def fit(state: StageState, pictures: Pictures, rasterize: Rasterize, config: Pol
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     state.gaussians.clip_colors()
-    return loss.detach()
+    return loss.detach(), render.opacity.detach()
 
 
 def fineness(side: int) -> int:
