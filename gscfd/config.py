@@ -485,7 +485,7 @@ class ViewerConfig(ServerConfig):
 
     prefix: ClassVar[str] = "viewer."
     on: Annotated[bool, tyro.conf.arg(name="")] = False
-    """Serve the page. On by default if the output is a terminal."""
+    """Serve the page. By default, and with a preset, if the output is a terminal."""
 
 
 @dataclass(kw_only=True)

@@ -33,6 +33,7 @@ from gscfd.lab.compare import difference, difference_p, estimate, wins
 from gscfd.lab.examine import Examined, examine, labels_of
 from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
 from gscfd.lab.report import figure
+from gscfd.lab.tables import run_table
 from gscfd.runs.names import read_run
 from gscfd.toybox.words import Caption
 
@@ -175,6 +176,31 @@ def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(
     assert evaluate.main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "3D-CLIP (clip) is skipped" in out and "openai/clip-vit-base-patch32" in out and "| reprojection" in out
+
+
+def test_a_prompt_beyond_the_toybox_leaves_the_others_judged(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lab_examine, "VIEWS", 12)
+    monkeypatch.setattr(lab_truths, "OBJECTS", 12)
+    owl = write_run(tmp_path / "owl", prompt="a steampunk owl", seed=0, kind="duck", color="brown")
+    chosen = ["--metrics", "similarity", "holes"]
+    assert evaluate.main([str(runs[0]), str(owl), *chosen, "--report", str(tmp_path / "page")]) == 0
+    duck, other = (tmp_path / "page" / "scores.md").read_text().splitlines()[2:4]
+    assert duck.count("n/a") == 0 and other.split("|")[4].strip() == "n/a" and other.count("n/a") == 1
+    notes = json.loads((tmp_path / "page" / "report.json").read_text())["notes"]
+    assert any("does not know 'a steampunk owl'" in note for note in notes)
+
+
+def test_a_value_that_is_none_is_left_out_of_the_mean() -> None:
+    def run(value: float) -> Examined:
+        return Examined(
+            run="", prompt="a mug", seed=0, values={"holes": value}, frames=np.zeros((1, 2, 2, 3), np.uint8)
+        )
+
+    rows = run_table([run(0.1), run(math.nan), run(0.3)], ["holes"], Judges()).rows
+    assert [row[3] for row in rows] == ["10.00%", "n/a", "30.00%", "20.00%"]
+    assert run_table([run(math.nan)], ["holes"], Judges()).rows[-1][3] == "n/a"
 
 
 # Networks

@@ -816,6 +816,17 @@ def test_a_file_is_replaced_only_on_request(source: Path, capsys: pytest.Capture
     assert source.with_suffix(".spz").read_bytes() != b"mine"
 
 
+@degree_0
+@pytest.mark.parametrize("side", [".mtl", ".texture.png"])
+def test_a_file_beside_a_mesh_is_replaced_only_on_request(
+    source: Path, side: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.with_suffix(side).write_bytes(b"mine")
+    assert main([str(source), "--to", "obj"]) == 2
+    assert f"{source.with_suffix(side).name} exists" in capsys.readouterr().err
+    assert source.with_suffix(side).read_bytes() == b"mine" and not source.with_suffix(".obj").exists()
+
+
 def test_what_is_left_out_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     degree = Gaussians.load_ply(source).sh_degree
     assert main([str(source), "--to", "splat"]) == 0

@@ -123,11 +123,29 @@ def test_a_file_that_is_no_splat_is_one_clear_line_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (["--preset", "refine-splat-toybox"], True),
+        (["--coarse.steps", "0", "--refine.steps", "2"], True),
+        (["--coarse.steps", "0", "--refine.t-schedule", "uniform", "--refine.steps", "2"], False),
+        ([], False),
+    ],
+)
+def test_a_run_that_only_refines_needs_something_to_refine(
+    options: list[str], wrong: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--prompt", "a mug", "--out", str(tmp_path / "run"), "--no-viewer", "--dry-run", *options]
+    assert train.main(arguments) == (2 if wrong else 0)
+    assert ("error: init: expected a splat or a mesh" in capsys.readouterr().err) == wrong
+
+
 def test_a_run_without_steps_gives_the_splat_it_started_from(tmp_path: Path) -> None:
     splat().save_ply(tmp_path / "x.ply")
     config = runs_options.parse([*RUN, "--coarse.steps", "0"])
     assert same(gscfd.generate("a mug", config=config, init=tmp_path / "x.ply"), splat())
-    assert not len(gscfd.generate("a mug", config=config)) == len(splat()), "the control: the ball"
+    with pytest.raises(UserError, match="init: expected a splat or a mesh to start from"):
+        gscfd.generate("a mug", config=config)
     with pytest.raises(UserError, match="init: expected a 3DGS"):
         gscfd.generate("a mug", config=config, init=tmp_path / "y.ply")
 

@@ -22,9 +22,9 @@ from gscfd.runs.names import next_config
 from gscfd.sweeps import make as sweeps_make
 from gscfd.sweeps import matrix as sweeps_matrix
 from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
-from gscfd.sweeps.make import Progress, Run, carry_out, state_of
+from gscfd.sweeps.make import Progress, Run, carry_out, make_runs, state_of
 from gscfd.sweeps.options import SweepOptions
-from gscfd.sweeps.plan import plan_runs
+from gscfd.sweeps.plan import list_runs, plan_runs
 from gscfd.sweeps.table import one_type, table_rows, write_table
 from gscfd.sweeps.workers import Outcome, Place
 
@@ -358,6 +358,24 @@ def test_a_matrix_makes_a_run_for_every_combination(matrix: Callable[..., list[R
     assert {(r.setting, r.config.coarse.cfg) for r in runs} == {("plain", 6.0), ("weak guidance", 2.0)}
     assert all(r.config.coarse.steps == 2 for r in runs), "options apply to every run"
     assert [r.config.prompt for r in runs] == ["a yellow duck"] * 8 + ["a mug"] * 8
+
+
+@pytest.mark.parametrize("seeds", ["4:8", "[4:6, 6, 7]", "'4:8'"])
+def test_a_range_of_seeds_needs_no_quotes(matrix: Callable[..., list[Run]], seeds: str) -> None:
+    assert [r.config.seed for r in matrix(f"prompts: [a mug]\nseeds: {seeds}")] == [4, 5, 6, 7]
+
+
+def test_a_setting_that_starts_from_a_missing_file_is_refused_before_anything_starts(
+    matrix: Callable[..., list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"prompts: [a mug]\nsettings: {{a: {{init: {{ply: {tmp_path / 'start.ply'}}}}}}}"
+    runs = matrix(text)
+    for use in (lambda: list_runs(tmp_path / "out", runs), lambda: make_runs(tmp_path / "out", runs, SweepOptions())):
+        with pytest.raises(UserError, match=r"settings, 'a': init: expected a splat or a mesh, got .*start\.ply"):
+            use()
+    (tmp_path / "start.ply").write_bytes(b"")
+    list_runs(tmp_path / "out", runs)
+    assert "1 new" in capsys.readouterr().out, "control"
 
 
 def test_runs_keep_their_names_when_a_matrix_is_extended(matrix: Callable[..., list[Run]], prompts: Path) -> None:

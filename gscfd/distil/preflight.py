@@ -10,6 +10,7 @@ import torch
 from gscfd.config import Config, StageName
 from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
 from gscfd.distil.methods import check_learner
+from gscfd.distil.schedule import anneal
 from gscfd.errors import UserError, warn
 from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
@@ -36,6 +37,7 @@ def check_settings(config: Config, advice: str = COMMANDS) -> None:
 
     advice: what to do about words of the prompt that the toybox's teachers do not know.
     """
+    check_start(config)
     check_kernels(config)
     check_densify(config)
     check_compile(config)
@@ -43,6 +45,21 @@ def check_settings(config: Config, advice: str = COMMANDS) -> None:
     for name, stage in config.stages().items():
         if stage.negative_prompt is not None and known_words(stage.teacher):
             check_words(f"{name}.negative-prompt", stage_prompt(config.prompt, stage).negative or "")
+
+
+LEAST_START = 0.5
+"""Time, as a fraction of T, below which a stage only refines what is there."""
+
+
+def check_start(config: Config) -> None:
+    """Raises UserError if nothing gives the object its shape: neither a file nor a stage that starts at a high time."""
+    stages = list(config.distillations().values())
+    shaped = any(s.t_schedule == "uniform" or anneal(0, s.t_points, s.t_min, s.t_max) >= LEAST_START for s in stages)
+    if config.init.ply is None and not shaped:
+        raise UserError(
+            f"init: expected a splat or a mesh to start from, since no stage starts at a time of {LEAST_START:g} or "
+            "above, got none; add --init FILE, or --coarse.steps N"
+        )
 
 
 def check_kernels(config: Config) -> None:

@@ -155,6 +155,10 @@ def texture_png(mesh: Mesh) -> bytes:
     return file.getvalue()
 
 
+SIDES = {"obj": (".mtl", ".texture.png"), "mesh.ply": (".texture.png",)}
+"""Endings of the files beside a mesh, by format."""
+
+
 def beside(path: str | Path, ending: str) -> Path:
     """Returns the path of a file that belongs to a mesh file: a.obj has a.mtl, a.mesh.ply has a.mesh.png."""
     return Path(path).with_suffix(ending)

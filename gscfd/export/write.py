@@ -15,7 +15,7 @@ from gscfd.errors import UserError
 from gscfd.export import Axes, Format
 from gscfd.export.glb import write_mesh_glb, write_splat_glb
 from gscfd.export.html import write_html
-from gscfd.export.mesh import extract_mesh, write_mesh_obj, write_mesh_ply
+from gscfd.export.mesh import SIDES, beside, extract_mesh, write_mesh_obj, write_mesh_ply
 from gscfd.export.options import ExportOptions
 from gscfd.export.sog import write_sog
 from gscfd.export.splat import visible, write_compressed_ply, write_splat
@@ -97,6 +97,8 @@ def places(options: ExportOptions) -> tuple[Path, Path]:
     if out.exists() and out.samefile(source):
         raise UserError(f"out: {out} is the source; choose another --out")
     check_out(out, "." + options.to.removeprefix("mesh."), options.overwrite)
+    for ending in SIDES.get(options.to, ()):
+        check_out(beside(out, ending), ending, options.overwrite)
     return source, out
 
 

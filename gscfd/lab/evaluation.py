@@ -55,11 +55,14 @@ def read_runs(folders: tuple[Path, ...]) -> tuple[dict[Path, Config], list[str]]
     return configs, left_out
 
 
+def judged_prompts(options: EvaluateOptions, prompts: list[str]) -> list[str]:
+    """Returns the prompts whose pictures can be judged: all by a CLIP model, else those in the toybox's words."""
+    return [prompt for prompt in prompts if options.clip or not unknown_words(prompt)]
+
+
 def load_judges(options: EvaluateOptions, prompts: list[str], device: torch.device) -> Judges:
-    """Loads the networks whose weights were given. Without a CLIP model, the toybox scorer judges toybox prompts."""
-    folders = options.clip
-    if not folders and not any(unknown_words(prompt) for prompt in prompts):
-        folders = (SCORER,)
+    """Loads the networks whose weights were given. Without a CLIP model, the toybox scorer judges the prompts."""
+    folders = options.clip or ((SCORER,) if prompts else ())
     if options.inception and not folders:
         raise UserError(f"inception: expected {CLIP_NEEDED}, for these prompts, got no --clip; add it")
     if options.teacher is not None and known_words(options.teacher):
@@ -75,12 +78,18 @@ def load_judges(options: EvaluateOptions, prompts: list[str], device: torch.devi
 
 
 def load_references(
-    options: EvaluateOptions, configs: list[Config], judges: Judges, size: int, device: torch.device
+    options: EvaluateOptions,
+    configs: list[Config],
+    prompts: list[str],
+    judges: Judges,
+    size: int,
+    device: torch.device,
 ) -> dict[str, Reference]:
-    """Returns the references of FID and the Janus score by prompt; prompts without one are missing."""
+    """Returns the references of FID and the Janus score by prompt, of those that are judged; prompts without one are
+    missing."""
     if not judges.scorers or not {"fid", "janus"} & set(options.metrics):
         return {}
-    first = {config.prompt: config for config in reversed(configs)}
+    first = {config.prompt: config for config in reversed(configs) if config.prompt in prompts}
     teacher = None
     if options.teacher is not None:
         teacher = load_teacher(options.teacher, device=device, dtype=choose_dtype("auto", device))
@@ -96,11 +105,13 @@ def load_references(
 
 
 def judged_by(
-    options: EvaluateOptions, judges: Judges, references: dict[str, Reference], prompts: list[str]
+    options: EvaluateOptions, judges: Judges, references: dict[str, Reference], prompts: list[str], judged: list[str]
 ) -> list[str]:
     """Returns sentences on the networks and reference pictures behind the figures."""
     if not judges.scorers:
         return ["No CLIP model was given and the prompts are outside the toybox: the pictures were not judged."]
+    others = ", ".join(repr(prompt) for prompt in prompts if prompt not in judged)
+    left = [f"No CLIP model was given, and the toybox scorer does not know {others}: not judged."] if others else []
     sampled = f"samples of {options.teacher} ({SAMPLER_STEPS} steps)"
     source = sampled if options.teacher else "true objects of the toybox"
     return [
@@ -109,6 +120,7 @@ def judged_by(
         f"Reference of 3D-FID and Janus score: {source}, at least {options.samples} pictures for each of "
         f"{len(references)} of {len(prompts)} prompts. Figures of different feature networks or references are "
         "not comparable.",
+        *left,
     ]
 
 
@@ -124,10 +136,11 @@ def make_report(
     summary = summary_table(groups, references, names, judges)
     skipped = [name for name in names if name not in summary.estimates]
     prompts = list(dict.fromkeys(run.prompt for run in runs))
-    notes = judged_by(options, judges, references, prompts)
+    judged = judged_prompts(options, prompts)
+    notes = judged_by(options, judges, references, prompts, judged)
     return Report(
         title="Scores",
-        notes=notes + meanings([name for name in names if name not in skipped], len(prompts)),
+        notes=notes + meanings([name for name in names if name not in skipped], len(judged)),
         warnings=[f"{METRICS[name].title} ({name}) is skipped; it needs {METRICS[name].needs}." for name in skipped]
         + [f"Left out: {reason}." for reason in left_out],
         tables=[summary, *win_tables(groups), run_table(runs, names, judges)],
@@ -142,12 +155,13 @@ def evaluate(options: EvaluateOptions) -> None:
     configs, left_out = read_runs(options.runs)
     prompts, labels = list(dict.fromkeys(c.prompt for c in configs.values())), labels_of(list(configs.values()))
     device = choose_device("auto")
-    judges = load_judges(options, prompts, device)
+    judged = judged_prompts(options, prompts)
+    judges = load_judges(options, judged, device)
     size = 128 if judges.toybox and not judges.inception else 512
-    references = load_references(options, list(configs.values()), judges, size, device)
+    references = load_references(options, list(configs.values()), judged, judges, size, device)
     runs, truths = [], bool({"nearest", "nearest_true", "speckle"} & set(options.metrics))
     for folder, label in zip(tqdm(configs, desc="runs", unit="run", disable=None), labels, strict=True):
-        found = examine(folder, judges, prompts, size=size, references=references, truths=truths)
+        found = examine(folder, judges, judged, size=size, references=references, truths=truths)
         runs.append(replace(found, label=label))
     report = make_report(options, runs, references, judges, left_out)
     for warning in report.warnings:

@@ -69,9 +69,9 @@ def examine(
 ) -> Examined:
     """Scores a finished run from views on all sides, as the papers do (CFD App. B).
 
-    prompts: candidates of the prompt retrieval. size: width and height of the views in pixels. references: by prompt.
-    truths: whether to compare with true objects, which takes seconds per prompt. Raises UserError if the run is not
-    finished.
+    prompts: candidates of the prompt retrieval; a run with another is not judged. size: width and height of the views
+    in pixels. references: by prompt. truths: whether to compare with true objects, which takes seconds per prompt.
+    Raises UserError if the run is not finished.
     """
     config, gaussians = read_run(folder)
     views = turntable_frames(gaussians, VIEWS, size=size, background=BACKGROUND, radius=RADIUS)
@@ -83,7 +83,7 @@ def examine(
         values={"gaussians": len(gaussians), **recorded(folder), **shape_values(gaussians, size)},
         frames=turntable_frames(gaussians, SHEET_VIEWS, size=size, background=BACKGROUND),
     )
-    if judges.scorers:
+    if judges.scorers and config.prompt in prompts:
         judge_pictures(found, images, judges, prompts, (references or {}).get(config.prompt))
     if truths:
         found.values |= truth_values(gaussians, config.prompt, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.compare import estimate, wins
 from gscfd.lab.examine import SHEET_VIEWS, Examined
@@ -66,8 +68,8 @@ def run_table(runs: list[Examined], names: list[str], judges: Judges) -> Table:
         [r.prompt, str(r.seed), r.label, *(format_value(r.values.get(name), METRICS[name].form) for name in shown)]
         for r in runs
     ]
-    known = [[v for r in runs if (v := r.values.get(name)) is not None] for name in shown]
-    means = [format_value(sum(v) / len(v), METRICS[n].form) for v, n in zip(known, shown, strict=True)]
+    known = [[v for r in runs if (v := r.values.get(name)) is not None and not math.isnan(v)] for name in shown]
+    means = [format_value(sum(v) / len(v) if v else None, METRICS[n].form) for v, n in zip(known, shown, strict=True)]
     return Table(
         title="Runs",
         note="",
@@ -77,7 +79,7 @@ def run_table(runs: list[Examined], names: list[str], judges: Judges) -> Table:
 
 
 def format_value(value: float | None, form: str) -> str:
-    return "n/a" if value is None else format(value, form)
+    return "n/a" if value is None or math.isnan(value) else format(value, form)
 
 
 def win_tables(groups: dict[str, list[Examined]]) -> list[Table]:

@@ -182,9 +182,19 @@ def local_threads(settings: Workers) -> int:
     return threads
 
 
+def check_starts(runs: list[Run], states: dict[str, State]) -> None:
+    """Raises UserError if a new run starts from a file that is not there."""
+    for run in runs:
+        file = run.config.init.ply
+        if states[run.name] == "new" and file is not None and not file.is_file():
+            place = f"settings, {run.setting!r}: " if run.setting else ""
+            raise UserError(f"{place}init: expected a splat or a mesh, got {file}, which is not there; check the path")
+
+
 def make_runs(out: Path, runs: list[Run], settings: Workers) -> Progress:
     """Makes the runs that are not finished. out: folder of the journal. Raises UserError."""
     states = states_of(runs, last_failures(out / JOURNAL))
+    check_starts(runs, states)
     todo = [run for run in runs if states[run.name] != "finished"]
     progress = Progress(len(runs), finished=len(runs) - len(todo))
     if todo:

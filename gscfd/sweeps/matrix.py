@@ -57,7 +57,8 @@ def read_axes(options: SweepOptions) -> Axes:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """Loader that refuses a mapping with the same key twice, of which yaml keeps the last."""
+    """Loader that refuses a mapping with the same key twice, of which yaml keeps the last, and reads 4:8 as text, which
+    yaml 1.1 takes for a number to base 60."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -65,6 +66,12 @@ class UniqueKeys(yaml.SafeLoader):
             if key in keys[:i]:
                 raise UserError(f"matrix: expected each key once, got {key!r} twice; remove one")
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+        return str(node.value) if ":" in node.value else super().construct_yaml_int(node)
+
+
+UniqueKeys.add_constructor("tag:yaml.org,2002:int", UniqueKeys.construct_yaml_int)
 
 
 def read_matrix(path: Path) -> Axes:

@@ -15,7 +15,7 @@ from gscfd.errors import UserError
 from gscfd.runs.names import slug
 from gscfd.runs.options import parse
 from gscfd.sweeps.journal import JOURNAL, last_failures
-from gscfd.sweeps.make import Run, State, reached, states_of
+from gscfd.sweeps.make import Run, State, check_starts, reached, states_of
 from gscfd.sweeps.matrix import read_axes
 from gscfd.sweeps.options import SweepOptions
 
@@ -90,9 +90,11 @@ def check_prompts(prompts: dict[str, str], config: Config) -> None:
 
 
 def list_runs(out: Path, runs: list[Run]) -> None:
-    """Prints every run with its state. out: the sweep's folder. Raises UserError for a run with other settings."""
+    """Prints every run with its state. out: the sweep's folder. Raises UserError for a run with other settings, and for
+    a new one that starts from a file that is not there."""
     failures = last_failures(out / JOURNAL)
     states = states_of(runs, failures)
+    check_starts(runs, states)
     for run in runs:
         state = states[run.name]
         more = {"failed": failures.get(run.name, ""), "stopped": reached(run.folder), "running": reached(run.folder)}
