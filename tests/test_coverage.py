@@ -19,7 +19,17 @@ from gscfd.distil.pipeline import stage_noise
 from gscfd.distil.stage import run_stage
 from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.lab import coverage
-from gscfd.lab.coverage import DRAWS, Coverage, Runs, blend_of, chi_square, coverage_config, coverage_p, verdict
+from gscfd.lab.coverage import (
+    DRAWS,
+    Coverage,
+    Runs,
+    blend_of,
+    chi_square,
+    coverage_config,
+    coverage_p,
+    coverage_table,
+    verdict,
+)
 from gscfd.lab.crowd import groups_around, joined, optimized, rasterize_apart, start
 from gscfd.lab.ideal import ideal_teacher
 from gscfd.teachers.base import stage_prompt
@@ -54,7 +64,22 @@ def test_seeds_at_a_blend_count_as_no_mode() -> None:
     found = Coverage(method="m", proportions="equal", blends=[[1.0, 0.0, 0.0, 0.0]] * 3 + [[0.4, 0.3, 0.2, 0.1]])
     assert found.counts == [3, 0, 0, 0] and found.unsettled == 0.25
     lost = replace(found, blends=[[0.25] * 4] * 4)
-    assert lost.counts == [0] * 4 and verdict(lost) == "no mode" and np.isnan(lost.p)
+    assert lost.counts == [0] * 4 and verdict(lost, 0.5) == "no mode" and np.isnan(lost.p)
+
+
+def test_one_small_p_among_many_rows_is_no_verdict() -> None:
+    def row(counts: list[int]) -> Coverage:
+        blends = [list(np.eye(4)[k]) for k, count in enumerate(counts) for _ in range(count)]
+        return Coverage(method="m", proportions="equal", blends=blends)
+
+    odd, even, far = row([16, 7, 6, 5]), row([8, 8, 8, 8]), row([30, 1, 1, 0])
+    assert 0.01 < odd.p < 0.05
+
+    def verdicts(rows: list[Coverage]) -> list[str]:
+        return [line[-1].split(",")[0] for line in coverage_table(rows).rows]
+
+    assert verdicts([odd]) == ["not proportional"], "control: alone"
+    assert verdicts([odd, *[even] * 9, far]) == ["proportional"] * 10 + ["not proportional"]
 
 
 # --------------------------------------------------------------------------------------------------------------- crowd

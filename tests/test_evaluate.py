@@ -29,9 +29,11 @@ from gscfd.errors import UserError
 from gscfd.lab import examine as lab_examine
 from gscfd.lab import truths as lab_truths
 from gscfd.lab.catalogue import METRICS, NAMES
-from gscfd.lab.compare import difference, difference_p, estimate, wins
+from gscfd.lab.compare import difference, difference_p, estimate, statistic, wins
 from gscfd.lab.examine import Examined, examine, labels_of
+from gscfd.lab.intervals import FEWEST, bootstrap
 from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
+from gscfd.lab.references import Reference
 from gscfd.lab.report import figure
 from gscfd.lab.tables import run_table
 from gscfd.runs.names import read_run
@@ -361,6 +363,28 @@ def test_a_prompt_that_loses_its_pairs_is_left_out_of_a_difference_of_spreads() 
     one_pair = difference("diversity", ours + seen("a duck", [0, 1]), theirs + seen("a duck", [1, 2]), {})
     assert one_pair == whole and whole.count == 4
     assert difference("diversity", seen("a duck", [0, 1]), seen("a duck", [1, 2]), {}) is None
+
+
+def test_the_interval_of_fid_is_over_seeds_and_not_over_prompts() -> None:
+    """The reference is of all prompts: runs of some of them alone have another FID, however alike the seeds are."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [f"prompt {i}" for i in range(4)]
+    far = {prompt: 20.0 * torch.randn(3, generator=generator) for prompt in prompts}
+
+    def pictures(prompt: str, shift: float = 0.0) -> Tensor:
+        return far[prompt] + shift + torch.randn(40, 3, generator=generator)
+
+    references = {p: Reference(pictures(p), torch.zeros(1, 3), torch.zeros(1)) for p in prompts}
+
+    def runs(shift: float) -> list[Examined]:
+        return [replace(examined(p, seed), pictures=pictures(p, shift)) for p in prompts for seed in range(3)]
+
+    found = present(difference("fid", runs(1.0), runs(0.0), references))
+    assert 0 < found.low < found.value < found.high < 3 * found.value
+    together = bootstrap(
+        statistic("fid", ones := runs(1.0), references), [run.prompt for run in ones], within=FEWEST, draws=50
+    )
+    assert together.error > 5 * found.error, "control: all runs resampled together"
 
 
 def test_a_metric_without_what_it_needs_has_no_estimate() -> None:

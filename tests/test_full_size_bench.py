@@ -80,6 +80,19 @@ def test_a_stopped_run_goes_on_and_gives_the_same_splat_and_page(
     row = dict(zip(content["tables"][0]["columns"], content["tables"][0]["rows"][0], strict=True))
     assert row["asset"] == "cage" and row["steps"] == "5" and float(row["PSNR, dB ↑"]) > 0
     assert "https:" not in (tmp_path / "whole" / "report.html").read_text()
+    for out in ("whole", "cut"):
+        made = [json.loads(path.read_text()) for path in (tmp_path / out / "runs").glob("*.json")]
+        assert {one["result"]["calls"] for one in made} == {4 + 2}, "the polish asks twice"
+
+
+def test_a_run_of_another_start_does_not_go_on_from_a_stopped_one(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_size, "SAVE_SECONDS", 0.0)
+    stopping(monkeypatch, 2)
+    assert bench.main([*small, "--out", str(tmp_path)]) == 130
+    taken = stopping(monkeypatch, 99)
+    assert bench.main([*small, "--out", str(tmp_path), "--degrade"]) == 0 and taken == [0, 1, 2, 3, 0]
 
 
 def autoencoder(folder: Path, *, channels: int = 16, levels: int = 3) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,9 +12,10 @@ import torch
 from huggingface_hub import constants
 
 from gscfd import train
-from gscfd.config import StageName, load_preset, presets
+from gscfd.config import MethodName, StageName, load_preset, presets
 from gscfd.devices import DTYPES, choose_dtype
 from gscfd.distil import pipeline, preflight
+from gscfd.distil.edits import asked_for, place
 from gscfd.distil.lora import unet_of
 from gscfd.runs import options as runs_options
 from gscfd.runs import plan
@@ -73,6 +75,20 @@ def test_every_preset_runs_to_its_end_with_folders_alone(
     rows = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"]) for row in rows] == [(s, i) for s in stages_of(preset) for i in (0, 1)]
     assert torch.tensor([row["loss"] for row in rows]).isfinite().all()
+
+
+@pytest.mark.parametrize("preset", LARGE)
+@pytest.mark.parametrize("guidance", ["cfd", "sds", "ism"])
+def test_large_teachers_have_the_guidance_of_the_papers_all_the_time(preset: str, guidance: MethodName) -> None:
+    """The toybox's falls."""
+
+    def asked(name: str, stage: StageName, done: float) -> float:
+        config = replace(load_preset(name), guidance=guidance)
+        return asked_for(config, stage, place(stage, 0, int(done * config.stage(stage).steps))).cfg
+
+    for stage in load_preset(preset).distillations():
+        assert {asked(preset, stage, done) for done in (0.0, 0.3, 0.5, 0.9)} == {asked(preset, stage, 0.0)}
+    assert asked("toybox", "coarse", 0.9) < asked("toybox", "coarse", 0.0), "control"
 
 
 # ----------------------------------------------------------------------------------------------------------- --dry-run

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from present import present
 
 from gscfd import sweep
@@ -17,7 +18,7 @@ from gscfd.config import Config
 from gscfd.errors import UserError
 from gscfd.runs import names as runs_names
 from gscfd.runs import options as runs_options
-from gscfd.runs.folder import RunFolder
+from gscfd.runs.folder import RunFolder, peak_memory
 from gscfd.runs.names import next_config
 from gscfd.sweeps import make as sweeps_make
 from gscfd.sweeps import matrix as sweeps_matrix
@@ -180,12 +181,28 @@ def test_the_state_of_a_run_is_read_from_its_folder(planned: Callable[..., list[
     assert state_of(run, {run.name: "no room"}) == "finished" and next_config(run.config) is None
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak cannot be reset here")
+def test_the_memory_of_a_run_is_not_that_of_an_earlier_one_in_the_same_worker(
+    planned: Callable[..., list[Run]],
+) -> None:
+    cpu, large = torch.device("cpu"), torch.ones(2**27)
+    before = peak_memory(cpu)
+    assert before > large.nbytes
+    del large
+    assert peak_memory(cpu) == before, "control"
+    with RunFolder(planned()[0].config):
+        assert peak_memory(cpu) < before - 2**28
+
+
 def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothing_else(
     planned: Callable[..., list[Run]],
 ) -> None:
     run = planned()[0]
     run.folder.mkdir(parents=True)
     (run.folder / ".config.yaml.12.tmp").write_text("prom")
+    assert next_config(run.config) == run.config and not run.folder.exists()
+    run.folder.mkdir()
+    (run.folder / "init.ply").write_bytes(b"ply")
     assert next_config(run.config) == run.config and not run.folder.exists()
     run.folder.mkdir()
     (run.folder / "mine.txt").write_text("years of work")

@@ -87,8 +87,10 @@ def estimate(name: str, runs: list[Examined], references: dict[str, Reference]) 
 
 def bootstrapped(name: str, figure: Statistic, prompts: list[str], bounds: tuple[float, float]) -> Estimate:
     """Returns the figure with its interval over the runs. For the diversity over too few seeds to resample, the
-    interval is over the prompts. bounds: range of the figure."""
-    found = bootstrap(figure, prompts, bounds=bounds, draws=draws_of(name))
+    interval is over the prompts. Two seeds are enough for FID: its reference is of these prompts, so without any of
+    them it would be another figure. bounds: range of the figure."""
+    within = 2 if name == "fid" else FEWEST
+    found = bootstrap(figure, prompts, bounds=bounds, within=within, draws=draws_of(name))
     if not math.isnan(found.low):
         return found
     if name == "diversity":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,7 @@ from gscfd.lab.claims import sqrt_points
 from gscfd.lab.crowd import CrowdTeacher, groups_around, optimized
 from gscfd.lab.flat import FLAT
 from gscfd.lab.ideal import Cosines
+from gscfd.lab.intervals import benjamini_hochberg
 from gscfd.lab.options import CoverageOptions
 from gscfd.lab.report import Report, Table, check_report, write_json, write_page
 from gscfd.lab.trials import images_of, seen
@@ -267,6 +269,8 @@ def keys_of(options: CoverageOptions) -> Iterator[Key]:
 
 
 def coverage_table(found: Sequence[Coverage]) -> Table:
+    counted = [one.p for one in found if not math.isnan(one.p)]
+    adjusted = dict(zip(counted, benjamini_hochberg(counted), strict=True)) if counted else {}
     rows = [
         [
             one.method,
@@ -276,7 +280,7 @@ def coverage_table(found: Sequence[Coverage]) -> Table:
             f"{one.unsettled:.0%}",
             f"{chi_square(one.counts, SHARES[one.proportions]):.1f}" if sum(one.counts) else "n/a",
             f"{one.p:.2g}",
-            verdict(one),
+            verdict(one, adjusted.get(one.p, math.nan)),
         ]
         for one in found
     ]
@@ -284,10 +288,11 @@ def coverage_table(found: Sequence[Coverage]) -> Table:
     return Table(title="Mode coverage", note=" ".join(NOTES), columns=columns, rows=rows)
 
 
-def verdict(one: Coverage) -> str:
+def verdict(one: Coverage, p: float) -> str:
+    """Returns what the counts say. p: adjusted for the number of rows."""
     if one.unsettled > 0.5:
         return "no mode"
-    return "not proportional" if one.p < 0.05 else "proportional, as far as these seeds tell"
+    return "not proportional" if p < 0.05 else "proportional, as far as these seeds tell"
 
 
 NOTES = [
@@ -298,7 +303,8 @@ NOTES = [
     f"rectified flow, from t = {HIGH} to {LOW} with equal steps of log(sigma / alpha), but for hifa and cds, which "
     "have their own times.",
     f"at none: share of the seeds at a blend, less than {MODE:.0%} of any object. p: probability of at least this "
-    "chi-square if the seeds at an object picked in proportion, by simulation.",
+    "chi-square if the seeds at an object picked in proportion, by simulation. Verdicts: at .05 after Benjamini and "
+    "Hochberg's correction for the number of rows.",
     "in 2D: four views without a splat; the flow there is the control that must be proportional.",
 ]
 

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from gscfd.config import Config, StageConfig, StageName, check, load_preset, merged, plain
+from gscfd.config import Config, StageConfig, StageName, check, load_preset, merged
 from gscfd.devices import choose_dtype, run_device
 from gscfd.distil.pipeline import distil
 from gscfd.distil.stage import StepReport
 from gscfd.distil.start import read_start
 from gscfd.distil.state import Checkpoint
+from gscfd.files import write_text
 from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.degraded import degraded
@@ -161,22 +162,33 @@ def teachers_of(config: Config, assets: Sequence[Asset], vae: Path | None = None
 class Progress:
     """State of a run on disk, and what was measured so far."""
 
-    def __init__(self, folder: Path, config: Config, assets: Sequence[Asset]):
-        """folder: of the run's states. config: of the run. assets: that its teacher knows."""
-        self.config = config
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        assets: Sequence[Asset],
+        settings: dict[str, Any],
+        teachers: dict[StageName, GuidedTeacher],
+    ):
+        """folder: of the run's states. config: of the run. assets: that its teachers know. settings: all that the
+        result depends on."""
+        self.config, self.settings, self.teachers = config, json.loads(json.dumps(settings)), teachers
         self.checkpoints, self.file = Checkpoints(folder, 1), folder / "progress.json"
         self.seconds: dict[str, float] = {}
         self.trace: list[tuple[int, float]] = []
+        self.earlier = 0
+        """Questions to the teachers in earlier calls."""
         self.saved = time.monotonic()
         self.truths = [images_of(seen(asset.gaussians, size=TRACED)) for asset in assets]
 
     def newest(self) -> Checkpoint | None:
         """Returns the state of an earlier call with the same settings, and takes over its measurements."""
         found = self.checkpoints.newest()
-        if found is None or found.config != json.loads(json.dumps(plain(self.config))):
+        noted = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        if found is None or noted.get("settings") != self.settings:
             return None
-        noted = json.loads(self.file.read_text()) if self.file.is_file() else {"seconds": {}, "trace": []}
-        self.seconds, self.trace = noted["seconds"], [(step, value) for step, value in noted["trace"]]
+        self.seconds, self.earlier = noted["seconds"], noted["calls"]
+        self.trace = [(step, value) for step, value in noted["trace"]]
         return found
 
     def after_step(self, report: StepReport) -> None:
@@ -194,25 +206,31 @@ class Progress:
         before = list(stages)[: list(stages).index(report.stage)]
         return sum(stages[name].steps for name in before) + report.step + 1
 
+    @property
+    def calls(self) -> int:
+        """Questions to the teachers so far."""
+        return self.earlier + calls_of(self.teachers)[0]
+
     def save(self, report: StepReport) -> None:
-        device, settings = report.gaussians.device.type, json.loads(json.dumps(plain(self.config)))
+        device = report.gaussians.device.type
         self.checkpoints.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.save(Checkpoint(report.stage, report.state.state_dict(), 0, device, settings))
-        self.file.write_text(json.dumps({"seconds": self.seconds, "trace": self.trace}))
+        self.checkpoints.save(Checkpoint(report.stage, report.state.state_dict(), 0, device, self.settings["config"]))
+        noted = {"settings": self.settings, "seconds": self.seconds, "trace": self.trace, "calls": self.calls}
+        write_text(json.dumps(noted), self.file)
         self.saved = time.monotonic()
 
 
 def run(
-    config: Config, assets: Sequence[Asset], folder: Path, *, vae: Path | None, degrade: bool
+    config: Config, assets: Sequence[Asset], folder: Path, settings: dict[str, Any], *, vae: Path | None, degrade: bool
 ) -> tuple[Gaussians, FullFigures]:
     """Makes a splat with ideal teachers and measures it against the nearest of the assets that they know.
 
-    folder: for the states of the run. vae: folder of the teachers' VAE. degrade: start from the first asset, degraded,
-    instead of the ball.
+    folder: for the states of the run. settings: all that the result depends on. vae: folder of the teachers' VAE.
+    degrade: start from the first asset, degraded, instead of the ball.
     """
     teachers, start = teachers_of(config, assets, vae), degraded(assets[0].gaussians) if degrade else None
     before = None if start is None else compared(start, assets, size=SIZE)["psnr"]
-    progress = Progress(folder, config, assets)
+    progress = Progress(folder, config, assets, settings, teachers)
     gaussians = distil(config, teachers, progress.after_step, progress.newest(), start=start)
     made = images_of(seen(gaussians, size=SIZE))
     figures = FullFigures(
@@ -221,7 +239,7 @@ def run(
         ssim=max(similarity(made, images_of(seen(asset.gaussians, size=SIZE))) for asset in assets),
         gaussians=len(gaussians),
         steps=sum(stage.steps for stage in config.stages().values()),
-        calls=calls_of(teachers)[0],
+        calls=progress.calls,
         seconds=progress.seconds,
         memory=peak_memory(run_device(config)),
         trace=progress.trace,
@@ -252,7 +270,7 @@ def measured(preset: str, assets: Sequence[Asset], options: FullSizeOptions) -> 
     parts = [preset, name, *([str(len(assets))] * (len(assets) > 1)), *given.values()]
     stem = options.out / "runs" / "-".join(map(slug, parts))
     settings = settings_of(config, assets, degrade=degrade, **given)
-    return kept_run(stem, settings, FullFigures, lambda: run(config, assets, stem, vae=vae, degrade=degrade))
+    return kept_run(stem, settings, FullFigures, lambda: run(config, assets, stem, settings, vae=vae, degrade=degrade))
 
 
 # --------------------------------------------------------------------------------------------------------------- timing

@@ -45,6 +45,7 @@ def bootstrap(
     groups: Sequence[Hashable],
     *,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    within: int = FEWEST,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
@@ -54,12 +55,12 @@ def bootstrap(
     the figure.
 
     groups: the prompt of each run. Runs are resampled within their group, so that prompts are fixed and seeds are a
-    sample; if any group has fewer than 5 runs, all runs are resampled together. There is no interval if there are fewer
-    than 5 runs or if more than a quarter of the draws are not finite.
+    sample; if any group has fewer than `within` runs, all runs are resampled together. There is no interval if there
+    are fewer than 5 runs or if more than a quarter of the draws are not finite.
     """
     everything = np.arange(len(groups))
     members = [everything[[g == group for g in groups]] for group in dict.fromkeys(groups)]
-    if any(len(member) < FEWEST for member in members):
+    if any(len(member) < within for member in members):
         members = [everything]
     value = statistic(everything)
     unsure = Estimate(value, math.nan, math.nan, len(groups))

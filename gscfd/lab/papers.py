@@ -198,8 +198,8 @@ def budget(size: Size, command: str) -> list[str]:
     return [
         f"{command}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
         f"steps of the coarse stage with {TEACHER}, equal for all variants, other settings at their defaults. Equal "
-        "seeds start with equal Gaussians and see equal cameras, except vsd, cds and random t, which draw more random "
-        "numbers.",
+        "seeds start with equal Gaussians and see equal cameras, except vsd, cds, dsd and random t, which draw more "
+        "random numbers.",
         f"Judge: the toybox scorer. Reference of 3D-FID and Janus score: {size.samples} samples of the teacher per "
         f"prompt, DDIM, {SAMPLER_STEPS} steps.",
         f"cfd has gamma {CFD_GAMMA:g} per step of {PAPER_STEPS} steps, which is "

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ import torch
 
 from gscfd.config import Config, plain, to_yaml
 from gscfd.deferred import DeferredNumbers
+from gscfd.devices import run_device
 from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import changes, place, place_of
 from gscfd.distil.stage import StepReport
@@ -95,6 +97,7 @@ class RunFolder:
         """Splat after the last step."""
         self.good: Checkpoint | None = None
         """Checkpoint of the last good state."""
+        reset_peak_memory(run_device(config))
         self.started = self.saved = time.monotonic()
         self.bar = StepBar()
         self.stats: IO[bytes]
@@ -306,8 +309,18 @@ def variances(report: StepReport) -> dict[str, DeferredNumbers]:
     return {"gradient_variance": DeferredNumbers(found)}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts `peak_memory` anew, since a worker of a sweep makes many runs. Main memory has a peak that can be reset on
+    Linux alone."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak memory of the process so far in bytes: GPU memory on CUDA, main memory on the CPU."""
+    """Returns the peak memory of the process in bytes since `reset_peak_memory`: GPU memory on CUDA, main memory on the
+    CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

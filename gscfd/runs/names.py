@@ -114,6 +114,8 @@ def next_config(config: Config) -> Config | None:
     if folder.is_dir():
         # The run was killed before its settings were written. A folder with other files is kept.
         remove_unfinished(folder)
+        if [path.name for path in folder.iterdir()] == [START_FILE]:
+            (folder / START_FILE).unlink()
         with suppress(OSError):
             folder.rmdir()
     return config
