@@ -271,7 +271,17 @@ def test_a_lora_that_is_not_finite_is_taken_back(tmp_path: Path, monkeypatch: py
 def test_a_transformer_is_refused_before_anything_is_made(
     kind: str, extra: list[str], folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*RUN, "--coarse.steps", "0", "--refine.teacher", str(folders[kind]), "--out", str(tmp_path / "x")]
+    options = [
+        *RUN,
+        "--coarse.steps",
+        "0",
+        "--refine.t-schedule",
+        "uniform",
+        "--refine.teacher",
+        str(folders[kind]),
+        "--out",
+        str(tmp_path / "x"),
+    ]
     options += extra
     assert train.main(options) == 2 and not (tmp_path / "x").exists()
     error = capsys.readouterr().err
@@ -280,7 +290,18 @@ def test_a_transformer_is_refused_before_anything_is_made(
 
 def test_other_methods_take_a_transformer(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """The control of the test above."""
-    options = [*RUN, "--coarse.steps", "0", "--refine.teacher", str(folders["flux"]), "--guidance", "sds", "--dry-run"]
+    options = [
+        *RUN,
+        "--coarse.steps",
+        "0",
+        "--refine.t-schedule",
+        "uniform",
+        "--refine.teacher",
+        str(folders["flux"]),
+        "--guidance",
+        "sds",
+        "--dry-run",
+    ]
     assert train.main(options) == 0
 
 
@@ -299,7 +320,7 @@ def test_the_plan_counts_the_lora(folders: dict[str, Path]) -> None:
     settings = runs_options.parse(["--preset", "sd21"]).stage("refine")
     assert isinstance(settings, StageConfig)
     _, teacher = found = plan.meta_teacher(str(folders["sd"]), torch.float32)
-    plain = plan.teacher_plan(found, settings, "a mug")
+    plain = plan.teacher_plan(found, settings, "a mug", "vsd")
     cost, count = plan.learner_costs(Lora(teacher, settings.vsd, seed=0), teacher, settings)
     # One question of the four that Perp-Neg asks, the same again, and its way back, without the frozen weights' part.
     assert 2.3 < 4 * cost.flops / plain.denoise.flops < 3.3

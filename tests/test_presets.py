@@ -17,6 +17,7 @@ from gscfd.devices import DTYPES, choose_dtype
 from gscfd.distil import pipeline, preflight
 from gscfd.distil.edits import asked_for, place
 from gscfd.distil.lora import unet_of
+from gscfd.gaussians import ball
 from gscfd.runs import options as runs_options
 from gscfd.runs import plan
 from gscfd.runs.cost import Cost
@@ -40,7 +41,9 @@ ONE_STAGE = {"mvdream-only": ["coarse"], "sd21": ["refine"], "refine-splat": ["r
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kinds = {"mvdream": tiny.mvdream, "sd": tiny.stable_diffusion, "sdxl": tiny.sdxl, "flux": tiny.flux}
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in kinds.items()}
+    start = tmp_path_factory.mktemp("start") / "splat.ply"
+    ball(60, radius=0.9, opacity=0.6, generator=torch.Generator().manual_seed(0)).save_ply(start)
+    return {"start": start} | {name: make(tmp_path_factory.mktemp(name)) for name, make in kinds.items()}
 
 
 def adapted(folders: dict[str, Path]) -> str:
@@ -62,7 +65,8 @@ def options(preset: str, folders: dict[str, Path]) -> list[str]:
     if preset == "mvadapter-sdxl":
         chosen = {"coarse": adapted(folders), "refine": folders["sdxl"]}
     teachers = [word for stage in stages_of(preset) for word in (f"--{stage}.teacher", str(chosen[stage]))]
-    return ["--preset", preset, *SMALL, *teachers]
+    start = ["--init", str(folders["start"])] if preset == "refine-splat" else []
+    return ["--preset", preset, *SMALL, *teachers, *start]
 
 
 @pytest.mark.parametrize("preset", LARGE)
@@ -171,7 +175,7 @@ def test_a_dry_run_of_bad_settings_is_refused(
 def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(folders: dict[str, Path]) -> None:
     def planned(dtype: torch.dtype, views: int) -> plan.TeacherPlan:
         stage = runs_options.parse(["--preset", "sd21", "--refine.views", str(views)]).stage("refine")
-        return plan.teacher_plan(plan.meta_teacher(str(folders["sd"]), dtype), stage, "a corgi")
+        return plan.teacher_plan(plan.meta_teacher(str(folders["sd"]), dtype), stage, "a corgi", "cfd")
 
     one, two, half = planned(torch.float32, 1), planned(torch.float32, 2), planned(torch.bfloat16, 1)
     assert two.flops == 2 * one.flops and two.denoise.peak > 1.5 * one.denoise.peak
@@ -179,11 +183,23 @@ def test_a_plan_of_twice_the_views_needs_more_and_one_in_half_precision_less(fol
     assert half.flops == one.flops and half.denoise.peak < one.denoise.peak
 
 
+def test_a_plan_counts_every_question_of_a_method() -> None:
+    stage = load_preset("toybox").stage("coarse")
+    found = plan.meta_teacher("toybox/multiview", torch.float32)
+
+    def questions(guidance: MethodName) -> float:
+        planned = plan.teacher_plan(found, stage, "a mug", guidance)
+        return planned.asked / planned.denoise.flops
+
+    assert questions("cfd") == questions("sds") == questions("vsd") == 1, "control"
+    assert questions("cds") == 2 and 2 < questions("ism") == questions("sdi") <= 7 and 4 < questions("dsd") <= 13
+
+
 @pytest.mark.parametrize("name", ["multiview", "singleview"])
 def test_the_toybox_teachers_can_be_planned_in_any_precision(name: str) -> None:
     stage = runs_options.parse(["--prompt", "a mug"]).coarse
     full, half = (
-        plan.teacher_plan(plan.meta_teacher(f"toybox/{name}", dtype), stage, "a mug")
+        plan.teacher_plan(plan.meta_teacher(f"toybox/{name}", dtype), stage, "a mug", "cfd")
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert half.denoise.flops == full.denoise.flops and half.denoise.peak < 0.6 * full.denoise.peak

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gscfd.cameras import turntable
-from gscfd.config import Config, PolishConfig, StageConfig, StageName, TeacherStage
+from gscfd.config import Config, MethodName, PolishConfig, StageConfig, StageName, TeacherStage
 from gscfd.distil.lora import Lora
-from gscfd.distil.methods import check_learner, make_learner
+from gscfd.distil.methods import LEARNERS, check_learner, make_learner, method
+from gscfd.distil.schedule import time_index
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
@@ -51,8 +52,8 @@ class TeacherPlan:
     """Cost of one prediction: all views, all branches of guidance."""
     encode: Cost
     """Cost of encoding the images and of the backward pass to the pixels; in the polish, of encoding and decoding."""
-    asks: int = 1
-    """Number of predictions per step."""
+    asked: int
+    """FLOP of all predictions of a step, in the middle of the stage."""
     learn: Cost = Cost(0, 0, 0)
     """Cost of evaluating and training the LoRA, with vsd."""
     trained: int = 0
@@ -61,7 +62,7 @@ class TeacherPlan:
     @property
     def flops(self) -> int:
         """FLOP per step."""
-        return self.asks * self.denoise.flops + self.encode.flops + self.learn.flops
+        return self.asked + self.encode.flops + self.learn.flops
 
     @property
     def passing(self) -> int:
@@ -94,7 +95,7 @@ def plan(
             continue
         if config.vae_checkpointing:
             checkpoint_encoder(teacher[1])
-        teachers[name] = teacher_plan(teacher, stage, config.prompt)
+        teachers[name] = teacher_plan(teacher, stage, config.prompt, config.guidance)
         if isinstance(stage, StageConfig):
             check_learner(config.guidance, teacher[1], f"{name}.teacher")
             if learner := make_learner(config.guidance, teacher[1], stage, seed=0):
@@ -153,7 +154,9 @@ def meta_teacher(name: str, dtype: torch.dtype) -> tuple[Source, GuidedTeacher]:
     return source, load_teacher(str(source), device="meta", dtype=dtype)
 
 
-def teacher_plan(found: tuple[Source, GuidedTeacher], stage: TeacherStage, prompt: str) -> TeacherPlan:
+def teacher_plan(
+    found: tuple[Source, GuidedTeacher], stage: TeacherStage, prompt: str, guidance: MethodName
+) -> TeacherPlan:
     """Returns the plan of a teacher. found: result of `meta_teacher`."""
     source, teacher = found
     denoise, encode = step_costs(teacher, stage, prompt)
@@ -163,7 +166,7 @@ def teacher_plan(found: tuple[Source, GuidedTeacher], stage: TeacherStage, promp
         weights={"denoiser": network_bytes(teacher.denoiser), "VAE": network_bytes(teacher.space)},
         denoise=denoise,
         encode=encode,
-        asks=stage.asks if isinstance(stage, PolishConfig) else 1,
+        asked=stage.asks * denoise.flops if isinstance(stage, PolishConfig) else asked(teacher, stage, guidance),
     )
 
 
@@ -197,6 +200,18 @@ def step_costs(teacher: GuidedTeacher, stage: TeacherStage, prompt: str) -> tupl
     teacher.encode_texts = blank
     teacher.set_prompt(replace(stage_prompt(prompt, stage), negative=None))
     return cost_of(ask), cost_of(there_and_back if isinstance(stage, PolishConfig) else look)
+
+
+def asked(teacher: GuidedTeacher, stage: StageConfig, guidance: MethodName) -> int:
+    """Returns the FLOP of a method's predictions in the middle of a stage, without those of its learner.
+
+    teacher: on the meta device, with a prompt set.
+    """
+    cameras, generator = turntable(stage.views, size=teacher.image_size), torch.Generator().manual_seed(0)
+    z = torch.empty(stage.views, *teacher.latent_shape, device="meta")
+    own: MethodName = "sds" if guidance in LEARNERS else guidance
+    t, way = method(own, stage, teacher.timesteps)(0.5, generator)
+    return cost_of(lambda: way(teacher, z, z, time_index(t, teacher.timesteps), cameras)).flops
 
 
 def learner_costs(learner: Lora, teacher: GuidedTeacher, stage: StageConfig) -> tuple[Cost, int]:
