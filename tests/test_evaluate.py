@@ -34,7 +34,7 @@ from gscfd.lab.examine import Examined, examine, labels_of
 from gscfd.lab.intervals import FEWEST, bootstrap
 from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
 from gscfd.lab.references import Reference
-from gscfd.lab.report import figure
+from gscfd.lab.report import Table, figure
 from gscfd.lab.tables import run_table
 from gscfd.runs.names import read_run
 from gscfd.toybox.words import Caption
@@ -394,7 +394,7 @@ def test_a_metric_without_what_it_needs_has_no_estimate() -> None:
 
 
 def test_runs_are_named_by_what_differs_between_them() -> None:
-    from gscfd.config import Config, merged
+    from gscfd.config import Config, Edit, merged
 
     changes: list[dict[str, object]] = [
         {"guidance": "cfd"},
@@ -406,6 +406,13 @@ def test_runs_are_named_by_what_differs_between_them() -> None:
     named = labels_of([merged(unset, {**change, "seed": i}) for i, change in enumerate(changes)])
     assert named == ["cfd", "cfd, gamma 0.01", "sds", "cfd"]
     assert labels_of([Config(seed=1), Config(seed=2, prompt="a mug")]) == ["cfd", "cfd"]
+    edits = (Edit(step=2, prompt="a blue mug"), Edit(step=5, cfg=2.0))
+    assert labels_of([Config(), replace(Config(), edits=edits)]) == ["cfd", "cfd, edits 2"]
+
+
+def test_a_cell_of_a_table_is_one_line() -> None:
+    table = Table(title="", note="", columns=["prompt"], rows=[["a | red\nduck"]])
+    assert table.markdown().splitlines()[-1] == "| a / red duck |" and len(table.markdown().splitlines()) == 3
 
 
 def test_a_single_prompt_has_no_r_precision(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -495,7 +495,8 @@ def test_the_page_of_a_run_has_its_prompt_as_title(source: Path) -> None:
     run = source.parent / "a-mug-0"
     run.mkdir()
     shutil.copy(source, run / "splat.ply")
-    (run / "config.yaml").write_text("prompt: a <red> mug\n")
+    steered = "edits: [{stage: coarse, step: 3, prompt: a <red> mug}, {stage: refine, step: 1, cfg: 2.0}]\n"
+    (run / "config.yaml").write_text(f"prompt: a mug\n{steered}")
     for given, title in ((run, "a &lt;red&gt; mug"), (run / "splat.ply", "a &lt;red&gt; mug"), (source, source.stem)):
         out = source.with_name("page.html")
         assert main([str(given), "--to", "html", "--out", str(out), "--overwrite"]) == 0

@@ -21,7 +21,7 @@ from viewing import until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from gscfd.config import Config, to_yaml
+from gscfd.config import Config, Edit, to_yaml
 from gscfd.distil.preflight import preflight
 from gscfd.errors import UserError
 from gscfd.export.turntable import turntable_frames
@@ -372,6 +372,13 @@ def test_the_gallery_has_the_runs_of_the_folder_and_nothing_else(gallery: Galler
     gallery.orders.add(wish(), "auto")
     states = {entry.name: entry.state for entry in gallery.entries()}
     assert states == {"a-red-car-0": "queued", "mug": "finished", "lamp": "stopped", "broken": "finished"}
+
+
+def test_a_card_has_the_prompt_that_was_given_last(gallery: Gallery, tmp_path: Path) -> None:
+    edits = (Edit(step=2, prompt="a blue mug"), Edit(step=5, prompt="a red mug"), Edit(step=6, cfg=2.0))
+    for name, config in (("plain", Config(prompt="a mug")), ("steered", Config(prompt="a mug", edits=edits))):
+        (saved_run(tmp_path, name) / "config.yaml").write_text(to_yaml(config))
+    assert {entry.name: entry.prompt for entry in gallery.entries()} == {"plain": "a mug", "steered": "a red mug"}
 
 
 def test_a_run_started_elsewhere_is_shown_and_left_alone(gallery: Gallery, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from viewing import browsing, paint, until
 from gscfd import view
 from gscfd.config import Config, ServerConfig, plain, to_yaml
 from gscfd.distil.state import Checkpoint, StageState
+from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.checkpoint import Checkpoints
 from gscfd.viewer.display import Display
@@ -73,6 +74,25 @@ def test_a_ply_is_shown_as_it_is(tmp_path: Path, show: Show) -> None:
         not viewer.showcase.sources[0].slider.visible
         and "duck.ply: 30 Gaussians" in viewer.showcase.sources[0].text.content
     )
+
+
+def test_a_ply_that_is_cut_while_it_is_watched_leaves_what_was_shown(tmp_path: Path, show: Show) -> None:
+    path = tmp_path / "duck.ply"
+    splat().save_ply(path)
+    viewer, whole = show(path), path.read_bytes()
+
+    def written(content: bytes) -> int:
+        path.write_bytes(content)
+        viewer.showcase.sources[0].look()
+        viewer.showcase.update()
+        return len(present(viewer.display.gaussians))
+
+    assert written(whole[:-300]) == 30 and "bytes" in viewer.showcase.sources[0].text.content
+    splat(count=50).save_ply(path)
+    assert written(path.read_bytes()) == 50, "the next one is shown"
+    path.write_bytes(whole[:-300])
+    with pytest.raises(UserError):
+        show(path)  # the control: nothing was shown yet
 
 
 def test_a_run_has_its_checkpoints_and_then_its_splat(run: Path, show: Show) -> None:

@@ -389,7 +389,7 @@ def test_an_edit_counts_from_the_next_step_on_and_is_recorded() -> None:
         viewer.controls.pause(True)
         run = Run(viewer)
         until(lambda: run.steps)
-        change(viewer, prompt="a red mug", cfg=7.5, times=(0.1, 0.5))
+        change(viewer, prompt="a red\nmug ", cfg=7.5, times=(0.1, 0.5))
         until(lambda: "From step 2" in viewer.controls.answer)
         edit = Edit(stage="coarse", step=1, prompt="a red mug", cfg=7.5, t_range=(0.1, 0.5))
         assert run.recorded[-1].edits == (edit,)

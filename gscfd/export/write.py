@@ -152,14 +152,15 @@ def download(gaussians: Gaussians, to: Format, name: str, title: str = "") -> tu
 
 
 def title_of(source: Path) -> str:
-    """Returns the prompt of the run that a run folder or its splat.ply belongs to; "" if there is none."""
+    """Returns the last prompt of the run that a run folder or its splat.ply belongs to; "" if there is none."""
     folder = source if source.is_dir() else source.parent
     if source != folder and source.name != "splat.ply":
         return ""
     try:
-        return load_run(folder).prompt
+        config = load_run(folder)
     except UserError:
         return ""
+    return [config.prompt, *(edit.prompt for edit in config.edits if edit.prompt)][-1]
 
 
 def check_range(gaussians: Gaussians, scale: float) -> None:

@@ -181,9 +181,10 @@ def labels_of(configs: list[Config]) -> list[str]:
 
 
 def chosen_settings(config: Config) -> dict[str, object]:
-    """Returns all settings that affect the result, flat; noise.kind is None for the guidance's default kind."""
+    """Returns all settings that affect the result, flat; noise.kind is None for the guidance's default kind, and edits
+    are their number or None."""
     ignored = FREE_SETTINGS | {"prompt", "seed", "preset"}
     settings = {k: v for k, v in flat(plain(config)).items() if k.split(".")[0] not in ignored}
     default = Config(guidance=config.guidance)
     same = all(config.noise_kind_for(views) == default.noise_kind_for(views) for views in (False, True))
-    return settings | {"noise.kind": None if same else config.noise.kind}
+    return settings | {"noise.kind": None if same else config.noise.kind, "edits": len(config.edits) or None}

@@ -38,7 +38,9 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |\n" for line in lines)
+        return "".join(
+            "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in line) + " |\n" for line in lines
+        )
 
 
 @dataclass(kw_only=True)

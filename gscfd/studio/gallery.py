@@ -94,7 +94,7 @@ class Gallery:
             changed = path.stat().st_mtime_ns
             if self.facts.get(name, (0, {}))[0] != changed:
                 read = yaml.load(path.read_text(encoding="utf-8", errors="replace"), LOADER)
-                self.facts[name] = changed, read if isinstance(read, dict) else {}
+                self.facts[name] = changed, steered(read) if isinstance(read, dict) else {}
         except (OSError, yaml.YAMLError):
             return {}
         return self.facts[name][1]
@@ -132,6 +132,14 @@ class Gallery:
 
 
 KEYS = ("prompt", "seed", "preset", "guidance")
+
+
+def steered(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings with the last prompt that was given in the viewer."""
+    edits = settings.get("edits")
+    given = [edit for edit in edits if isinstance(edit, dict)] if isinstance(edits, list) else []
+    prompts = [edit["prompt"] for edit in given if edit.get("prompt")]
+    return settings | {"prompt": prompts[-1]} if prompts else settings
 
 
 def source_of(run: Path) -> Path | None:

@@ -54,13 +54,13 @@ class LiveViewer:
         door = Door(config.viewer.host, f"{config.prompt} · gscfd")
         self.server = server.serve(config.viewer, door)
         self.address = server.address(self.server)
-        self.controls, self.history = Controls(), History()
+        self.config, self.controls, self.history = config, Controls(), History()
         self.pace = Pace(SHARE, config.viewer.bandwidth)
         self.panel = Panel(self.server, self.controls, config)
         self.display = Display(self.server, door, paint)
         folder = folder_of(config)
         self.download = self.display.add_download(lambda: folder.name, self.newest, str, ["ply"])
-        self.downloads = self.display.add_download(lambda: folder.name, self.newest, lambda: config.prompt)
+        self.downloads = self.display.add_download(lambda: folder.name, self.newest, self.prompt)
         self.downloads.visible = False
         self.ending: Ending | None = None
         self.wanted = threading.Event()
@@ -117,6 +117,10 @@ class LiveViewer:
         if self.ending is not None:
             return self.ending.splat
         return None if self.snapshot is None else self.snapshot.gaussians
+
+    def prompt(self) -> str:
+        """Returns the prompt of the latest step."""
+        return (self.panel.settings or self.config).prompt
 
     def work(self) -> None:
         # With a second team of OpenMP threads, the process has more threads than the machine has cores, and the run's

@@ -10,8 +10,11 @@ from pathlib import Path
 import viser
 
 MENDED = {
-    # Two coordinates per corner: three.js reads a third one that is not there, and says that the radius is NaN.
-    "new Float32Array([-2,-2,2,-2,2,2,-2,2]),2)": "new Float32Array([-2,-2,0,2,-2,0,2,2,0,-2,2,0]),3)",
+    # Two coordinates per corner of every Gaussian: three.js reads a third one that is not there, and says that the
+    # radius of the splat is NaN. That of the corners would be wrong, too: a splat elsewhere would be out of view.
+    (corners := "i.setAttribute(`position`,new Hr(new Float32Array([-2,-2,2,-2,2,2,-2,2]),2))"): (
+        f"{corners},i.boundingSphere={{center:{{x:0,y:0,z:0}},radius:1/0}}"
+    ),
 }
 """Replacements in the code of viser's client, which the document unpacks in the browser."""
 UNPACKED = "const code=td.decode(heap.subarray(up+ss,up+sz));"

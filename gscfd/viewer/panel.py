@@ -103,7 +103,11 @@ class Panel:
     def ask(self) -> None:
         """Requests the changes between the fields and the current settings."""
         assert self.settings is not None
-        asked = {"prompt": self.prompt.value.strip(), "cfg": self.cfg.value, "t_range": tuple(self.times.value)}
+        asked = {
+            "prompt": " ".join(self.prompt.value.split()),
+            "cfg": self.cfg.value,
+            "t_range": tuple(self.times.value),
+        }
         now = self.values(self.settings, self.stage)
         changed: dict[str, Any] = {name: value for name, value in asked.items() if value != now[name]}
         if not changed:

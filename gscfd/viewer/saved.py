@@ -93,7 +93,7 @@ class Source:
     def read(self) -> bool:
         """Reads the splat at the slider's position; returns whether it differs from the previous one.
 
-        Raises UserError for a .ply that cannot be read.
+        Raises UserError for a .ply that cannot be read, if it is the first; a later one is waited for.
         """
         if not self.states:
             self.say("nothing is saved yet")
@@ -104,6 +104,12 @@ class Source:
         try:
             name, self.splat = state.read()
         except (DamagedError, FileNotFoundError):  # replaced by a newer one, or removed, during the read
+            return False
+        except UserError as error:  # in the middle of being written
+            if self.splat is None:
+                raise
+            self.shown = state.key
+            self.say(str(error))
             return False
         self.shown = state.key
         self.say(f"{name}: {len(self.splat):,} Gaussians")
