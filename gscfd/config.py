@@ -208,7 +208,7 @@ class DensifyConfig:
     prune_opacity: float = 0.05
     """Opacity below which Gaussians are removed (default) or moved (mcmc)."""
     max_count: int = 8000
-    """Number of Gaussians from which no round adds more (default), or that no round exceeds (mcmc)."""
+    """Number of Gaussians that no round exceeds."""
     noise_lr: float = 5e5
     """Noise on the positions, in multiples of their step size and covariance (mcmc)."""
 

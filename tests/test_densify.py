@@ -1,5 +1,6 @@
 from typing import Any
 
+import pytest
 import torch
 from gsplat.strategy import DefaultStrategy
 
@@ -45,6 +46,20 @@ def test_no_growth_above_an_unreachable_threshold() -> None:
 
 def test_growth_stops_at_the_cap() -> None:
     assert len(densified(settings(max_count=100, prune_opacity=0.0))) == 100
+
+
+@pytest.mark.parametrize(("most", "added"), [(100, 0), (105, 5), (10_000, 60)])
+def test_a_round_adds_what_there_is_room_for_at_the_largest_gradients(most: int, added: int) -> None:
+    gaussians = ball(100, radius=0.5, opacity=0.3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        gaussians.scales.fill_(-6.0)  # small ones are doubled, large ones are split
+    gradients = torch.randperm(100, generator=torch.Generator().manual_seed(1)).float()
+    densifier = Densifier(settings(max_count=most, grad_threshold=39.5), steps=12)
+    densifier.load_statistics({"grad2d": 2 * gradients, "count": torch.full((100,), 2.0)})
+    largest = gaussians.means.detach()[gradients.argsort(descending=True)[:added]].tolist()
+    with torch.no_grad():
+        densifier.strategy._grow_gs(gaussians.params, make_optimizers(gaussians, RATES), densifier.state, 4)
+    assert sorted(gaussians.means.tolist()[100:]) == sorted(largest) and len(largest) == added
 
 
 def test_faint_gaussians_are_removed() -> None:

@@ -30,7 +30,10 @@ Optimizers = dict[str, torch.optim.Adam]
 class WithoutWaits(DefaultStrategy):  # type: ignore[misc]  # gsplat has no types
     """gsplat's DefaultStrategy, whose statistics of a step are gathered without a wait for the device, and in a fixed
     order: gsplat selects the visible Gaussians by their indices, which the host must know, and adds them up atomically.
+    A round adds no more Gaussians than there is room for, at the largest gradients.
     """
+
+    max_count = 2**31
 
     def _update_state(
         self, params: dict[str, Tensor], state: dict[str, Any], info: dict[str, Any], packed: bool = False
@@ -46,12 +49,24 @@ class WithoutWaits(DefaultStrategy):  # type: ignore[misc]  # gsplat has no type
             state["grad2d"] += torch.where(visible, norm, 0.0)
             state["count"] += visible
 
+    def _grow_gs(
+        self, params: dict[str, Tensor], optimizers: Optimizers, state: dict[str, Any], step: int
+    ) -> tuple[int, int]:
+        gradients, threshold = state["grad2d"] / state["count"].clamp_min(1), self.grow_grad2d
+        room = max(self.max_count - len(gradients), 0)
+        if int((gradients > threshold).sum()) > room:
+            self.grow_grad2d = gradients.topk(room + 1).values[-1].item()
+        try:
+            grown: tuple[int, int] = super()._grow_gs(params, optimizers, state, step)
+        finally:
+            self.grow_grad2d = threshold
+        return grown
+
 
 class Densifier:
     """gsplat's DefaultStrategy (Kerbl et al. 2023, section 5), with the gradients of all views of the batch."""
 
     def __init__(self, config: DensifyConfig, steps: int):
-        self.max_count = config.max_count
         self.strategy = WithoutWaits(
             prune_opa=config.prune_opacity,
             grow_grad2d=config.grad_threshold,
@@ -65,6 +80,7 @@ class Densifier:
             key_for_gradient="means2d",
             verbose=False,
         )
+        self.strategy.max_count = config.max_count
         self.state: dict[str, Any] = self.strategy.initialize_state(scene_scale=1.0)
 
     def statistics(self) -> dict[str, Tensor]:
@@ -83,13 +99,10 @@ class Densifier:
     ) -> None:
         """Runs a round if one is due; call it after the optimizers' step. seed: for the positions of split
         Gaussians."""
-        strategy, grow = self.strategy, self.strategy.grow_grad2d
-        if len(gaussians) >= self.max_count:
-            strategy.grow_grad2d = float("inf")
+        strategy = self.strategy
         due = strategy.refine_start_iter < step < strategy.refine_stop_iter and step % strategy.refine_every == 0
         with seeded(gaussians.device, seed) if due else nullcontext():
             strategy.step_post_backward(gaussians.params, optimizers, self.state, step, info, packed=False)
-        strategy.grow_grad2d = grow
 
 
 class MCMCDensifier:

@@ -67,11 +67,12 @@ class UniqueKeys(yaml.SafeLoader):
                 raise UserError(f"matrix: expected each key once, got {key!r} twice; remove one")
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
-        return str(node.value) if ":" in node.value else super().construct_yaml_int(node)
+
+def read_int(loader: UniqueKeys, node: yaml.ScalarNode) -> int | str:
+    return str(node.value) if ":" in node.value else loader.construct_yaml_int(node)
 
 
-UniqueKeys.add_constructor("tag:yaml.org,2002:int", UniqueKeys.construct_yaml_int)
+UniqueKeys.add_constructor("tag:yaml.org,2002:int", read_int)
 
 
 def read_matrix(path: Path) -> Axes:
