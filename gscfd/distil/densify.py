@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from gsplat.strategy import DefaultStrategy, MCMCStrategy
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from gscfd.config import DensifyConfig
 from gscfd.deferred import moved
@@ -34,6 +35,7 @@ class WithoutWaits(DefaultStrategy):  # type: ignore[misc]  # gsplat has no type
     """
 
     max_count = 2**31
+    grow_grad2d: float
 
     def _update_state(
         self, params: dict[str, Tensor], state: dict[str, Any], info: dict[str, Any], packed: bool = False
@@ -50,7 +52,7 @@ class WithoutWaits(DefaultStrategy):  # type: ignore[misc]  # gsplat has no type
             state["count"] += visible
 
     def _grow_gs(
-        self, params: dict[str, Tensor], optimizers: Optimizers, state: dict[str, Any], step: int
+        self, params: ParameterDict, optimizers: Optimizers, state: dict[str, Any], step: int
     ) -> tuple[int, int]:
         gradients, threshold = state["grad2d"] / state["count"].clamp_min(1), self.grow_grad2d
         room = max(self.max_count - len(gradients), 0)

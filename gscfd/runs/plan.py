@@ -166,7 +166,7 @@ def teacher_plan(
         weights={"denoiser": network_bytes(teacher.denoiser), "VAE": network_bytes(teacher.space)},
         denoise=denoise,
         encode=encode,
-        asked=stage.asks * denoise.flops if isinstance(stage, PolishConfig) else asked(teacher, stage, guidance),
+        asked=asked(teacher, stage, guidance, denoise.flops),
     )
 
 
@@ -202,11 +202,14 @@ def step_costs(teacher: GuidedTeacher, stage: TeacherStage, prompt: str) -> tupl
     return cost_of(ask), cost_of(there_and_back if isinstance(stage, PolishConfig) else look)
 
 
-def asked(teacher: GuidedTeacher, stage: StageConfig, guidance: MethodName) -> int:
-    """Returns the FLOP of a method's predictions in the middle of a stage, without those of its learner.
+def asked(teacher: GuidedTeacher, stage: TeacherStage, guidance: MethodName, each: int) -> int:
+    """Returns the FLOP of all predictions of a step in the middle of a stage, without those of a method's learner.
 
-    teacher: on the meta device, with a prompt set.
+    teacher: on the meta device, with a prompt set. each: FLOP of one prediction.
     """
+    if isinstance(stage, PolishConfig):
+        return stage.asks * each
+    assert isinstance(stage, StageConfig)
     cameras, generator = turntable(stage.views, size=teacher.image_size), torch.Generator().manual_seed(0)
     z = torch.empty(stage.views, *teacher.latent_shape, device="meta")
     own: MethodName = "sds" if guidance in LEARNERS else guidance
