@@ -189,7 +189,7 @@ def speckle(images: Tensor, *, background: float) -> float:
     """Median over the object's inner pixels of the distance, in [0, 1], between a pixel and the mean of the 5 x 5
     around it.
 
-    images: [V, 3, H, W] in [0, 1] over a gray. Inner pixels have the object on all of the 9 x 9 around them. True
+    images: [V, 3, H, W] in [0, 1] over a gray. Inner pixels have the object on all of the 11 x 11 around them. True
     objects have some, too: compare with theirs. NaN: no inner pixel.
     """
     shown = ((images - background).abs().amax(1, keepdim=True) > 0.04).to(images.dtype)
