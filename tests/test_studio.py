@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -218,6 +219,40 @@ def test_a_run_that_finished_without_a_studio_is_finished(opened: Callable[[], O
     queue.making.process.wait(120)
     again = opened()
     assert again.making is None and not again.waiting and again.is_finished(name)
+
+
+def test_a_run_made_elsewhere_that_is_gone_at_its_turn_leaves_the_queue(
+    opened: Callable[[], Orders], tmp_path: Path
+) -> None:
+    queue = opened()
+    first = queue.add(wish(), "auto").name
+    started(queue, first)
+    for name in ("lamp", "mug"):
+        saved_run(tmp_path, name, finished=False)
+        queue.resume(name)
+    own = queue.add(wish("a blue mug"), "auto").name
+    shutil.rmtree(tmp_path / "lamp")
+    (tmp_path / "go").write_text("")
+    ticked_until(queue, lambda: queue.making is None and not queue.waiting)
+    assert queue.is_finished("mug") and queue.is_finished(own), "control: those on disk or ordered here are made"
+    assert not (tmp_path / "lamp").exists()
+    killed(queue)
+    assert opened().waiting == []
+
+
+def test_a_run_made_elsewhere_outlives_a_killed_studio_too(opened: Callable[[], Orders], tmp_path: Path) -> None:
+    saved_run(tmp_path, "lamp", finished=False)
+    queue = opened()
+    queue.resume("lamp")
+    started(queue, "lamp")
+    killed(queue)
+    again = opened()
+    assert again.making is not None and again.making.order == Order("lamp", ())
+    (tmp_path / "go").write_text("")
+    assert queue.making is not None and queue.making.process is not None
+    queue.making.process.wait(120)
+    ticked_until(again, lambda: again.making is None)
+    assert again.is_finished("lamp") and not again.waiting
 
 
 def test_a_failure_is_named_kept_and_can_be_tried_again(opened: Callable[[], Orders], tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ class Orders:
     def adopt(self, name: str, pid: int) -> None:
         """Goes on with a run that an earlier studio started."""
         if is_run(pid, self.folder / name):
-            self.making = Making(self.known[name], pid, None)
+            self.making = Making(self.known.get(name) or Order(name, ()), pid, None)
         elif self.is_finished(name):
             self.write(name, "finished")
         else:
@@ -265,17 +265,17 @@ class Orders:
         self.making = None
 
     def start(self, name: str) -> None:
-        """Starts or resumes the first run of the queue."""
+        """Starts or resumes the first run of the queue. Drops one that is finished, and one that was started elsewhere
+        and is no longer on disk: nothing says how to make it."""
         path = self.folder / name
-        if self.is_finished(name):
-            self.write(name, "finished")
+        on_disk, order = (path / "config.yaml").is_file(), self.known.get(name)
+        if self.is_finished(name) or (order is None and not on_disk):
+            self.write(name, "finished" if self.is_finished(name) else "removed")
             self.waiting.remove(name)
             return
-        if (path / "config.yaml").is_file():
-            order = self.known.get(name) or Order(name, ())
-            arguments: tuple[str, ...] = (f"--resume={path}",)
-        else:
-            order, arguments = self.known[name], (*self.known[name].arguments, f"--out={path}")
+        order = order or Order(name, ())
+        arguments = (f"--resume={path}",) if on_disk else (*order.arguments, f"--out={path}")
+        if not on_disk:
             clear(path)
         self.write(name, "starting")  # a full disk is found out before the run begins
         process = launch(arguments, self.folder / OUTPUT)
