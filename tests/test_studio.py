@@ -584,6 +584,16 @@ def test_a_prompt_is_queued_made_shown_and_deleted(studio: Studio) -> None:
     assert not (studio.folder / "a-red-car-0").exists()
 
 
+def test_a_run_made_elsewhere_is_continued_on_the_page(studio: Studio) -> None:
+    saved_run(studio.folder, "lamp", finished=False)
+    studio.choose("lamp")
+    assert "Put in the queue: lamp" in answered(studio, studio.resume)
+    soon(studio, lambda: log_of(studio.folder / "lamp") == "resumed")
+    assert studio.orders.making is not None and studio.summary().startswith("<b>lamp</b>")
+    order = Order("a-mug-0", ("--prompt=a mug", "--seed", "7"))
+    assert [order.value(f"--{name}") for name in ("prompt", "seed", "preset")] == ["a mug", "7", ""], "control"
+
+
 def test_a_run_that_begins_does_not_show_the_steps_of_the_one_before(studio: Studio) -> None:
     row = {"stage": "coarse", "step": 150, "loss": 1.0, "gaussians": 100, "seconds": {"render": 0.1}}
     (saved_run(studio.folder, "mug", finished=False) / "stats.jsonl").write_text(json.dumps(row) + "\n")

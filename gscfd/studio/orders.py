@@ -104,7 +104,7 @@ class Order:
 
     def value(self, option: str) -> str:
         """Returns the value of an option, such as "--seed", or "" if it is not given."""
-        for argument, after in zip(self.arguments, (*self.arguments[1:], ""), strict=True):
+        for argument, after in itertools.pairwise((*self.arguments, "")):
             if argument == option:
                 return after
             if argument.startswith(f"{option}="):
