@@ -650,6 +650,41 @@ def test_two_are_compared_with_labels_that_differ(studio: Studio) -> None:
     assert studio.display.gaussians is not None and len(studio.display.gaussians) == 60
 
 
+def test_the_download_is_never_the_run_to_compare_with(studio: Studio) -> None:
+    for name in ("mug", "lamp"):
+        saved_run(studio.folder, name)
+    studio.orders.making = Making(Order("busy", ()), os.getpid(), None)  # the queue waits
+    queued = studio.orders.add(wish(), "auto").name
+
+    def compare() -> None:
+        studio.choose("mug")
+        studio.show_state()
+        studio.chosen.beside.value = "lamp"
+        studio.show()
+        studio.show_state()
+
+    def nothing() -> bool:
+        return studio.splat() is None and not studio.download.visible and studio.display.gaussians is None
+
+    compare()
+    assert len(studio.shown) == 2 and studio.splat() is not None and studio.download.visible, "control"
+    studio.choose(queued)
+    studio.show_state()
+    assert nothing() and studio.name == queued
+    compare()
+    shutil.rmtree(studio.folder / "mug")
+    studio.look_at_folder()
+    studio.show()
+    studio.show_state()
+    assert nothing()
+    studio.choose("lamp")
+    studio.show_state()
+    assert studio.download.visible, "control"
+    studio.name = queued  # between a press and the next look
+    assert studio.splat() is None
+    studio.orders.making = None
+
+
 def test_a_changed_prompt_starts_from_the_chosen_splat(studio: Studio) -> None:
     saved_run(studio.folder, "mug")
     studio.choose("mug")
