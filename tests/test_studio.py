@@ -255,6 +255,53 @@ def test_a_run_made_elsewhere_outlives_a_killed_studio_too(opened: Callable[[], 
     assert again.is_finished("lamp") and not again.waiting
 
 
+@pytest.mark.parametrize("kill", ["", "before the end", "after the end"])
+def test_a_run_stopped_while_it_loads_keeps_its_card_and_can_be_continued(
+    opened: Callable[[], Orders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+) -> None:
+    queue = opened()
+    loading = [sys.executable, "-S", "-c", "import time; time.sleep(600)", "gscfd.train"]
+    with monkeypatch.context() as slow:
+        slow.setattr(orders, "launch", lambda arguments, output: subprocess.Popen([*loading, *arguments]))
+        name = queue.add(wish(), "auto").name
+        queue.tick()
+    queue.stop()
+    assert queue.making is not None and queue.making.process is not None
+    queue.making.process.wait(120)
+    if kill != "before the end":
+        queue.tick()
+    if kill:
+        killed(queue)
+        queue = opened()
+    entry = next(iter(Gallery(queue).entries()))
+    assert (entry.name, entry.state, entry.prompt) == (name, "stopped", "a red car") and not queue.waiting
+    assert "nothing is saved yet" in cards.facts(entry, "x", "") and "saved in" not in cards.facts(entry, "x", "")
+    other = queue.add(wish("a blue mug"), "auto").name
+    queue.remove(other)
+    assert [entry.name for entry in Gallery(queue).entries()] == [name], "control: one taken out of the queue has none"
+    queue.resume(name)
+    started(queue, name)
+    until(lambda: log_of(tmp_path / name) == "started")
+    (tmp_path / "go").write_text("")
+    ticked_until(queue, lambda: queue.making is None)
+    shutil.rmtree(tmp_path / name)
+    assert not Gallery(queue).entries(), "control: a finished run whose folder was removed has none"
+
+
+def test_a_run_stopped_while_it_loads_can_be_forgotten(opened: Callable[[], Orders]) -> None:
+    queue = opened()
+    names = [queue.add(wish(prompt), "auto").name for prompt in ("a red car", "a blue mug")]
+    for name in names:
+        queue.write(name, "stopped")
+    killed(queue)
+    again = opened()
+    assert [entry.name for entry in Gallery(again).entries()] == names
+    again.remove(names[0])
+    assert [entry.name for entry in Gallery(again).entries()] == names[1:]
+    killed(again)
+    assert [entry.name for entry in Gallery(opened()).entries()] == names[1:]
+
+
 def test_a_failure_is_named_kept_and_can_be_tried_again(opened: Callable[[], Orders], tmp_path: Path) -> None:
     queue = opened()
     name = queue.add(wish(), "auto").name

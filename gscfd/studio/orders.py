@@ -143,6 +143,8 @@ class Orders:
         self.waiting: list[str] = []
         self.failures: dict[str, str] = {}
         """Why a run failed, by name."""
+        self.stopped: set[str] = set()
+        """Orders that were stopped, also those of which nothing is on disk yet."""
         self.making: Making | None = None
         self.trouble = ""
         """Why the journal cannot be written at the moment."""
@@ -155,6 +157,7 @@ class Orders:
             name, event = row["run"], row.get("event")
             self.waiting = [other for other in self.waiting if other != name]
             started.pop(name, None)
+            self.stopped.discard(name)
             if event == "queued":
                 if isinstance(row.get("arguments"), list):
                     self.known[name] = Order(name, tuple(map(str, row["arguments"])))
@@ -166,6 +169,8 @@ class Orders:
                 started[name] = row["pid"] if isinstance(row.get("pid"), int) else 0
             elif event == "failed":
                 self.failures[name] = str(row.get("error", ""))
+            elif event in ("stopping", "stopped") and name in self.known:
+                self.stopped.add(name)
             elif event == "removed":
                 self.known.pop(name, None)
                 self.failures.pop(name, None)
@@ -213,6 +218,7 @@ class Orders:
             raise UserError(f"continue: {name} is in the queue already")
         self.write(name, "queued")
         self.failures.pop(name, None)
+        self.stopped.discard(name)
         self.waiting.append(name)
 
     def remove(self, name: str) -> None:
@@ -221,6 +227,7 @@ class Orders:
         self.write(name, "stopped" if on_disk else "removed")
         self.waiting = [other for other in self.waiting if other != name]
         self.failures.pop(name, None)
+        self.stopped.discard(name)
         if not on_disk:
             self.known.pop(name, None)
 
@@ -258,6 +265,8 @@ class Orders:
             self.write(name, "finished")
         elif making.stopping or code in STOPPED:
             self.write(name, "stopped")
+            if name in self.known:
+                self.stopped.add(name)
         else:
             reason = why(self.folder / OUTPUT, code)
             self.write(name, "failed", error=reason)
