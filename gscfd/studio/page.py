@@ -191,9 +191,7 @@ class Studio:
         self.chosen = Chosen(gui)
         self.display = Display(self.server, door, self.paint)
         with self.chosen.folder:
-            self.download = self.display.add_download(
-                lambda: self.name or "splat", self.splat, lambda: self.prompt
-            )
+            self.download = self.display.add_download(lambda: self.name or "splat", self.splat, lambda: self.prompt)
         self.showcase = Showcase(self.server, self.display, self.chosen.folder)
         column = gui.add_panel()
         with column.add_tab("Runs", icon=viser.Icon.PHOTO):
