@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -218,6 +219,87 @@ def test_a_run_that_finished_without_a_studio_is_finished(opened: Callable[[], O
     queue.making.process.wait(120)
     again = opened()
     assert again.making is None and not again.waiting and again.is_finished(name)
+
+
+def test_a_run_made_elsewhere_that_is_gone_at_its_turn_leaves_the_queue(
+    opened: Callable[[], Orders], tmp_path: Path
+) -> None:
+    queue = opened()
+    first = queue.add(wish(), "auto").name
+    started(queue, first)
+    for name in ("lamp", "mug"):
+        saved_run(tmp_path, name, finished=False)
+        queue.resume(name)
+    own = queue.add(wish("a blue mug"), "auto").name
+    shutil.rmtree(tmp_path / "lamp")
+    (tmp_path / "go").write_text("")
+    ticked_until(queue, lambda: queue.making is None and not queue.waiting)
+    assert queue.is_finished("mug") and queue.is_finished(own), "control: those on disk or ordered here are made"
+    assert not (tmp_path / "lamp").exists()
+    killed(queue)
+    assert opened().waiting == []
+
+
+def test_a_run_made_elsewhere_outlives_a_killed_studio_too(opened: Callable[[], Orders], tmp_path: Path) -> None:
+    saved_run(tmp_path, "lamp", finished=False)
+    queue = opened()
+    queue.resume("lamp")
+    started(queue, "lamp")
+    killed(queue)
+    again = opened()
+    assert again.making is not None and again.making.order == Order("lamp", ())
+    (tmp_path / "go").write_text("")
+    assert queue.making is not None and queue.making.process is not None
+    queue.making.process.wait(120)
+    ticked_until(again, lambda: again.making is None)
+    assert again.is_finished("lamp") and not again.waiting
+
+
+@pytest.mark.parametrize("kill", ["", "before the end", "after the end"])
+def test_a_run_stopped_while_it_loads_keeps_its_card_and_can_be_continued(
+    opened: Callable[[], Orders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+) -> None:
+    queue = opened()
+    loading = [sys.executable, "-S", "-c", "import time; time.sleep(600)", "gscfd.train"]
+    with monkeypatch.context() as slow:
+        slow.setattr(orders, "launch", lambda arguments, output: subprocess.Popen([*loading, *arguments]))
+        name = queue.add(wish(), "auto").name
+        queue.tick()
+    queue.stop()
+    assert queue.making is not None and queue.making.process is not None
+    queue.making.process.wait(120)
+    if kill != "before the end":
+        queue.tick()
+    if kill:
+        killed(queue)
+        queue = opened()
+    entry = next(iter(Gallery(queue).entries()))
+    assert (entry.name, entry.state, entry.prompt) == (name, "stopped", "a red car") and not queue.waiting
+    assert "nothing is saved yet" in cards.facts(entry, "x", "") and "saved in" not in cards.facts(entry, "x", "")
+    other = queue.add(wish("a blue mug"), "auto").name
+    queue.remove(other)
+    assert [entry.name for entry in Gallery(queue).entries()] == [name], "control: one taken out of the queue has none"
+    queue.resume(name)
+    started(queue, name)
+    until(lambda: log_of(tmp_path / name) == "started")
+    (tmp_path / "go").write_text("")
+    ticked_until(queue, lambda: queue.making is None)
+    shutil.rmtree(tmp_path / name)
+    assert not Gallery(queue).entries(), "control: a finished run whose folder was removed has none"
+
+
+def test_a_run_stopped_while_it_loads_can_be_forgotten(opened: Callable[[], Orders]) -> None:
+    queue = opened()
+    names = [queue.add(wish(prompt), "auto").name for prompt in ("a red car", "a blue mug")]
+    for name in names:
+        queue.write(name, "stopped")
+    killed(queue)
+    again = opened()
+    assert [entry.name for entry in Gallery(again).entries()] == names
+    again.remove(names[0])
+    assert [entry.name for entry in Gallery(again).entries()] == names[1:]
+    killed(again)
+    assert [entry.name for entry in Gallery(opened()).entries()] == names[1:]
 
 
 def test_a_failure_is_named_kept_and_can_be_tried_again(opened: Callable[[], Orders], tmp_path: Path) -> None:
@@ -556,6 +638,16 @@ def test_a_prompt_is_queued_made_shown_and_deleted(studio: Studio) -> None:
     assert not (studio.folder / "a-red-car-0").exists()
 
 
+def test_a_run_made_elsewhere_is_continued_on_the_page(studio: Studio) -> None:
+    saved_run(studio.folder, "lamp", finished=False)
+    studio.choose("lamp")
+    assert "Put in the queue: lamp" in answered(studio, studio.resume)
+    soon(studio, lambda: log_of(studio.folder / "lamp") == "resumed")
+    assert studio.orders.making is not None and studio.summary().startswith("<b>lamp</b>")
+    order = Order("a-mug-0", ("--prompt=a mug", "--seed", "7"))
+    assert [order.value(f"--{name}") for name in ("prompt", "seed", "preset")] == ["a mug", "7", ""], "control"
+
+
 def test_a_run_that_begins_does_not_show_the_steps_of_the_one_before(studio: Studio) -> None:
     row = {"stage": "coarse", "step": 150, "loss": 1.0, "gaussians": 100, "seconds": {"render": 0.1}}
     (saved_run(studio.folder, "mug", finished=False) / "stats.jsonl").write_text(json.dumps(row) + "\n")
@@ -610,6 +702,41 @@ def test_two_are_compared_with_labels_that_differ(studio: Studio) -> None:
     studio.show()
     assert [source.label for source in studio.showcase.sources] == ["mug", "lamp"]
     assert studio.display.gaussians is not None and len(studio.display.gaussians) == 60
+
+
+def test_the_download_is_never_the_run_to_compare_with(studio: Studio) -> None:
+    for name in ("mug", "lamp"):
+        saved_run(studio.folder, name)
+    studio.orders.making = Making(Order("busy", ()), os.getpid(), None)  # the queue waits
+    queued = studio.orders.add(wish(), "auto").name
+
+    def compare() -> None:
+        studio.choose("mug")
+        studio.show_state()
+        studio.chosen.beside.value = "lamp"
+        studio.show()
+        studio.show_state()
+
+    def nothing() -> bool:
+        return studio.splat() is None and not studio.download.visible and studio.display.gaussians is None
+
+    compare()
+    assert len(studio.shown) == 2 and studio.splat() is not None and studio.download.visible, "control"
+    studio.choose(queued)
+    studio.show_state()
+    assert nothing() and studio.name == queued
+    compare()
+    shutil.rmtree(studio.folder / "mug")
+    studio.look_at_folder()
+    studio.show()
+    studio.show_state()
+    assert nothing()
+    studio.choose("lamp")
+    studio.show_state()
+    assert studio.download.visible, "control"
+    studio.name = queued  # between a press and the next look
+    assert studio.splat() is None
+    studio.orders.making = None
 
 
 def test_a_changed_prompt_starts_from_the_chosen_splat(studio: Studio) -> None:

@@ -155,6 +155,18 @@ def test_a_card_that_is_written_anew_keeps_the_focus_and_the_press(page: Page, s
     page.locator('.gs-card[data-value="lamp"][aria-pressed="true"]').wait_for()
 
 
+def test_a_long_prompt_takes_three_lines_of_its_card(page: Page) -> None:
+    lines = """count => {
+        const words = document.querySelector('.gs-card[data-value="mug"] .gs-words b'), old = words.textContent;
+        words.textContent = Array(count).fill('porcelain').join(' ');
+        const lines = words.clientHeight / parseFloat(getComputedStyle(words).lineHeight);
+        words.textContent = old;
+        return Math.round(lines);
+    }"""
+    assert page.evaluate(lines, 200) == 3
+    assert page.evaluate(lines, 1) == 1, "control"
+
+
 def test_the_settings_open_by_the_keyboard(page: Page) -> None:
     seed = page.get_by_label("Seed", exact=True)
     heading = page.get_by_role("button", name="Settings", exact=True)

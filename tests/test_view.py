@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
 from present import present
@@ -157,6 +158,36 @@ def test_two_are_side_by_side_each_with_its_own_slider(run: Path, tmp_path: Path
     viewer.showcase.sources[0].slider.value = 0
     viewer.showcase.update()
     assert len(present(viewer.display.gaussians)) == 37
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_splat_that_appears_later_moves_no_other_and_is_in_view(tmp_path: Path, show: Show, late: int) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.mkdir()
+    save_checkpoint(paths[1 - late], 10)
+    viewer = show(*paths)
+    display = viewer.display
+    aimed: list[tuple[np.ndarray, np.ndarray]] = []
+    first = present(display.gaussians)
+    display.aim = lambda *where: aimed.append(where)  # type: ignore[method-assign]
+
+    def look() -> None:
+        for source in viewer.showcase.sources:
+            source.look()
+        viewer.showcase.update()
+
+    save_checkpoint(paths[1 - late], 20)
+    look()
+    assert len(present(display.gaussians)) == 40 and not aimed, "control: another step of the same leaves the camera"
+    save_checkpoint(paths[late], 10)
+    look()
+    both = present(display.gaussians)
+    ys = both.means[:, 1].split([30, 40] if late == 0 else [40, 30])
+    assert (ys[0] < 0).all() and (ys[1] > 0).all() and len(aimed) == 1
+    assert bool((first.means[:, 1] > 0).all()) is (late == 0)
+    center, position = aimed[0]
+    assert abs(center[1]) < 1e-6 and position[1] == 0.0 and position[0] > 4.0
 
 
 def test_a_browser_is_shown_the_splat_and_the_views(run: Path, show: Show) -> None:

@@ -143,6 +143,14 @@ def test_two_splats_stand_side_by_side_as_the_front_camera_sees_them() -> None:
     assert torch.allclose(both.means[10:] - right.means, torch.tensor([0.0, 1.1, 0.0]))
 
 
+@pytest.mark.parametrize("missing, place", [(0, 1.1), (1, -1.1), (None, 0.0)])
+def test_a_splat_keeps_its_place_beside_one_that_is_not_there_yet(missing: int | None, place: float) -> None:
+    splats: list[Gaussians | None] = [gray(10)] if missing is None else [gray(10), gray(10)]
+    if missing is not None:
+        splats[missing] = None
+    assert torch.allclose(content.side_by_side(splats).means - gray(10).means, torch.tensor([0.0, place, 0.0]))
+
+
 def test_the_middle_of_two_splats_does_not_depend_on_their_numbers_of_gaussians() -> None:
     both = content.side_by_side([gray(10), gray(200)])
     assert abs(content.extent(both, 2)[0][1]) < 1e-6

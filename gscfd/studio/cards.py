@@ -54,7 +54,9 @@ def card(entry: Entry, pressed: bool, version: int | None, shares: Mapping[str, 
 
 def facts(entry: Entry, where: str, command: str) -> str:
     """Returns what is known of the chosen run. where: its folder. command: that makes it, or ""."""
-    state = STATES[entry.state] + (f", saved in {where}" if entry.state in ("finished", "stopped") else "")
+    state = STATES[entry.state]
+    if entry.state in ("finished", "stopped"):
+        state += f", {entry.note or f'saved in {where}'}"
     lines = [
         f"<b>{html.escape(entry.prompt or entry.name)}</b>",
         html.escape(f"seed {entry.seed} · {entry.preset} · {entry.guidance}"),

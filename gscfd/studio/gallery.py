@@ -43,7 +43,7 @@ class Entry:
     preset: str
     guidance: str
     note: str = ""
-    """Why it failed, or its place in the queue."""
+    """Why it failed, its place in the queue, or that a stopped run is not on disk."""
 
     @property
     def has_splat(self) -> bool:
@@ -66,7 +66,8 @@ class Gallery:
         on_disk = self.on_disk()
         making = self.orders.making.order.name if self.orders.making is not None else None
         first = [name for name in (making, *self.orders.waiting) if name is not None]
-        gone = [name for name in self.orders.failures if name not in on_disk and name not in first]
+        ended = [*self.orders.failures, *(name for name in self.orders.known if name in self.orders.stopped)]
+        gone = [name for name in ended if name not in on_disk and name not in first]
         rest = sorted(set(on_disk) - set(first), key=lambda name: on_disk[name], reverse=True)
         return [self.entry(name, name in on_disk) for name in (*first, *gone, *rest)]
 
@@ -112,7 +113,7 @@ class Gallery:
             return "elsewhere", "started by another program"
         if name in self.orders.failures:
             return "failed", self.orders.failures[name]
-        return "stopped", ""
+        return "stopped", "" if (self.folder / name / "config.yaml").is_file() else "nothing is saved yet"
 
     def picture(self, path: str) -> Answer | None:
         """Returns the strip at "picture/NAME", of those that are made already."""

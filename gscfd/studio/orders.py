@@ -104,7 +104,7 @@ class Order:
 
     def value(self, option: str) -> str:
         """Returns the value of an option, such as "--seed", or "" if it is not given."""
-        for argument, after in zip(self.arguments, (*self.arguments[1:], ""), strict=True):
+        for argument, after in itertools.pairwise((*self.arguments, "")):
             if argument == option:
                 return after
             if argument.startswith(f"{option}="):
@@ -143,6 +143,8 @@ class Orders:
         self.waiting: list[str] = []
         self.failures: dict[str, str] = {}
         """Why a run failed, by name."""
+        self.stopped: set[str] = set()
+        """Orders that were stopped, also those of which nothing is on disk yet."""
         self.making: Making | None = None
         self.trouble = ""
         """Why the journal cannot be written at the moment."""
@@ -155,6 +157,7 @@ class Orders:
             name, event = row["run"], row.get("event")
             self.waiting = [other for other in self.waiting if other != name]
             started.pop(name, None)
+            self.stopped.discard(name)
             if event == "queued":
                 if isinstance(row.get("arguments"), list):
                     self.known[name] = Order(name, tuple(map(str, row["arguments"])))
@@ -166,6 +169,8 @@ class Orders:
                 started[name] = row["pid"] if isinstance(row.get("pid"), int) else 0
             elif event == "failed":
                 self.failures[name] = str(row.get("error", ""))
+            elif event in ("stopping", "stopped") and name in self.known:
+                self.stopped.add(name)
             elif event == "removed":
                 self.known.pop(name, None)
                 self.failures.pop(name, None)
@@ -175,7 +180,7 @@ class Orders:
     def adopt(self, name: str, pid: int) -> None:
         """Goes on with a run that an earlier studio started."""
         if is_run(pid, self.folder / name):
-            self.making = Making(self.known[name], pid, None)
+            self.making = Making(self.known.get(name) or Order(name, ()), pid, None)
         elif self.is_finished(name):
             self.write(name, "finished")
         else:
@@ -213,6 +218,7 @@ class Orders:
             raise UserError(f"continue: {name} is in the queue already")
         self.write(name, "queued")
         self.failures.pop(name, None)
+        self.stopped.discard(name)
         self.waiting.append(name)
 
     def remove(self, name: str) -> None:
@@ -221,6 +227,7 @@ class Orders:
         self.write(name, "stopped" if on_disk else "removed")
         self.waiting = [other for other in self.waiting if other != name]
         self.failures.pop(name, None)
+        self.stopped.discard(name)
         if not on_disk:
             self.known.pop(name, None)
 
@@ -258,6 +265,8 @@ class Orders:
             self.write(name, "finished")
         elif making.stopping or code in STOPPED:
             self.write(name, "stopped")
+            if name in self.known:
+                self.stopped.add(name)
         else:
             reason = why(self.folder / OUTPUT, code)
             self.write(name, "failed", error=reason)
@@ -265,17 +274,17 @@ class Orders:
         self.making = None
 
     def start(self, name: str) -> None:
-        """Starts or resumes the first run of the queue."""
+        """Starts or resumes the first run of the queue. Drops one that is finished, and one that was started elsewhere
+        and is no longer on disk: nothing says how to make it."""
         path = self.folder / name
-        if self.is_finished(name):
-            self.write(name, "finished")
+        on_disk, order = (path / "config.yaml").is_file(), self.known.get(name)
+        if self.is_finished(name) or (order is None and not on_disk):
+            self.write(name, "finished" if self.is_finished(name) else "removed")
             self.waiting.remove(name)
             return
-        if (path / "config.yaml").is_file():
-            order = self.known.get(name) or Order(name, ())
-            arguments: tuple[str, ...] = (f"--resume={path}",)
-        else:
-            order, arguments = self.known[name], (*self.known[name].arguments, f"--out={path}")
+        order = order or Order(name, ())
+        arguments = (f"--resume={path}",) if on_disk else (*order.arguments, f"--out={path}")
+        if not on_disk:
             clear(path)
         self.write(name, "starting")  # a full disk is found out before the run begins
         process = launch(arguments, self.folder / OUTPUT)

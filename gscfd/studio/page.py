@@ -16,6 +16,7 @@ from torch import Tensor
 from gscfd.config import Config, MethodName, check, load_run, presets
 from gscfd.distil.pipeline import painted_noise
 from gscfd.errors import UserError
+from gscfd.gaussians import Gaussians
 from gscfd.runs.options import default_preset
 from gscfd.studio import cards
 from gscfd.studio.gallery import Entry, Gallery, command, delete
@@ -190,9 +191,7 @@ class Studio:
         self.chosen = Chosen(gui)
         self.display = Display(self.server, door, self.paint)
         with self.chosen.folder:
-            self.download = self.display.add_download(
-                lambda: self.name or "splat", lambda: self.showcase.splat(0), lambda: self.prompt
-            )
+            self.download = self.display.add_download(lambda: self.name or "splat", self.splat, lambda: self.prompt)
         self.showcase = Showcase(self.server, self.display, self.chosen.folder)
         column = gui.add_panel()
         with column.add_tab("Runs", icon=viser.Icon.PHOTO):
@@ -278,6 +277,11 @@ class Studio:
         """Prompt of the chosen run, or ""."""
         return next((entry.prompt for entry in self.entries if entry.name == self.name), "")
 
+    def splat(self) -> Gaussians | None:
+        """Returns the splat of the chosen run as it is shown, or None if another run is shown or none."""
+        shown = bool(self.shown) and self.name is not None and self.shown[0] == self.folder / self.name
+        return self.showcase.splat(0) if shown else None
+
     def settings(self) -> Config | None:
         """Returns the settings of the chosen run, or None if it has none yet, or damaged ones."""
         try:
@@ -286,10 +290,11 @@ class Studio:
             return None
 
     def show(self) -> str:
-        """Shows the chosen run, and the one to compare it with, in the scene."""
-        names = [self.name, self.chosen.beside.value]
+        """Shows the chosen run, and the one to compare it with, in the scene; nothing if the chosen one has no splat
+        or is gone."""
         there = {entry.name for entry in self.entries if entry.has_splat}
-        paths = [self.folder / name for name in dict.fromkeys(names) if name is not None and name in there]
+        names = dict.fromkeys([self.name, self.chosen.beside.value]) if self.name in there else ()
+        paths = [self.folder / name for name in names if name in there]
         if paths != self.shown:
             self.shown = paths
             self.showcase.show(paths)
@@ -431,7 +436,7 @@ class Studio:
         self.form.offer(names)
         entry = next((entry for entry in self.entries if entry.name == self.name), None)
         set_options(self.chosen.beside, (NOTHING, *(name for name in names if name != self.name)))
-        self.download.visible = entry is not None and self.showcase.splat(0) is not None
+        self.download.visible = entry is not None and self.splat() is not None
         if entry is None:
             self.chosen.show(None, cards.said("Nothing is chosen."), set())
             return

@@ -67,12 +67,13 @@ def splat_arrays(gaussians: Gaussians) -> dict[str, np.ndarray]:
     return {name: value.float().cpu().numpy() for name, value in tensors.items()}
 
 
-def side_by_side(splats: Sequence[Gaussians]) -> Gaussians:
+def side_by_side(splats: Sequence[Gaussians | None]) -> Gaussians:
     """Merges splats into one, arranged left to right as the front camera sees them, with gaps between their unit
-    balls."""
-    degree = max(splat.sh_degree for splat in splats)
-    values = [with_degree(splat, degree).tensors() for splat in splats]
-    for place, value in zip(places(len(splats)), values, strict=True):
+    balls. The place of None stays empty; at least one is a splat."""
+    there = [(splat, place) for splat, place in zip(splats, places(len(splats)), strict=True) if splat is not None]
+    degree = max(splat.sh_degree for splat, _ in there)
+    values = [with_degree(splat, degree).tensors() for splat, _ in there]
+    for value, (_, place) in zip(values, there, strict=True):
         value["means"][:, 1] += place
     return Gaussians(**{name: torch.cat([value[name] for value in values]) for name in values[0]})
 

@@ -154,7 +154,6 @@ class Showcase:
             self.display.stand()  # about a common axis they would hide each other
         self.display.gaussians = None
         self.update()
-        self.aim()
 
     def aim(self) -> None:
         """Points every camera at what is shown."""
@@ -165,10 +164,13 @@ class Showcase:
         self.display.aim(center, position)
 
     def update(self) -> None:
-        """Reads the splats to show."""
+        """Reads the splats to show. Points the cameras at them when there are more than before."""
+        before = sum(source.splat is not None for source in self.sources)
         if any([source.read() for source in self.sources]):
             splats = [source.splat for source in self.sources]
-            self.display.gaussians = content.side_by_side([splat for splat in splats if splat is not None])
+            self.display.gaussians = content.side_by_side(splats)
+            if sum(splat is not None for splat in splats) > before:
+                self.aim()
 
     def look(self, now: float) -> None:
         """Looks for newly saved splats, every LOOK_SECONDS."""
