@@ -260,7 +260,7 @@ def test_gamma_follows_its_curve_and_leaves_as_much_noise_however_many_steps_the
         shares = gammas(config, "refine")
         assert isinstance(shares, list) and len(shares) == steps
         left.append(sum(math.log1p(-share) for share in shares))
-        of_the_paper = [1 - (1 - share) ** (steps / 20_000) for share in shares]
+        of_the_paper = [1 - (1 - share) ** (steps / 25_000) for share in shares]
         at = [of_the_paper[round(place * steps) - 1] for place in (0.1, 0.2, 0.3, 0.4, 1.0)]
         assert at == pytest.approx([0.01, 0.01, 0.00505, 1e-4, 1e-4], rel=0.02)
     assert left[0] == pytest.approx(left[1], rel=0.01)
