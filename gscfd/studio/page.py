@@ -35,8 +35,8 @@ from gscfd.viewer.saved import Showcase
 
 LOOK_SECONDS = 1.0
 """Interval at which the folder and the run in progress are looked at."""
-TYPING_SECONDS = 0.3
-"""Time in which letters arrive that were typed just before Enter: browsers send them after the submit."""
+TYPING_SECONDS = 0.6
+"""Time between letters that were typed just before Enter: browsers send them after the submit."""
 GALLERY_WIDTH = 360
 BALL, NOTHING = "a gray ball", "nothing"
 """First options of the splat to start from, and of the run to show beside the chosen one."""
@@ -66,7 +66,10 @@ class Form:
         button.on_click(lambda _: form.submit())
 
         def submit(_: object) -> None:
-            time.sleep(TYPING_SECONDS)
+            typed = None
+            while typed != self.prompt.value:
+                typed = self.prompt.value
+                time.sleep(TYPING_SECONDS)
             make()
 
         form.on_submit(submit)
