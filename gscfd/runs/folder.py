@@ -311,10 +311,11 @@ def variances(report: StepReport) -> dict[str, DeferredNumbers]:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Starts `peak_memory` anew, since a worker of a sweep makes many runs. Main memory has a peak that can be reset on
-    Linux alone."""
+    Linux alone, where /proc may be read-only; elsewhere it stays that of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif Path("/proc/self/clear_refs").exists():
+        return
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
