@@ -1,4 +1,4 @@
-"""Random backgrounds, image and video files."""
+"""Random backgrounds, image and video files, and sRGB."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -63,3 +64,15 @@ def write_video(frames: np.ndarray, path: str | Path, fps: int = 20) -> None:
 def as_bytes(image: Tensor) -> np.ndarray:
     """Converts an image of any shape from [0, 1] to uint8."""
     return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def displayed(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns sRGB values of linear light, both in [0, 1] (IEC 61966-2-1)."""
+    found: NDArray[np.float64] = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return found
+
+
+def linear(color: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the linear light of sRGB values: the inverse of `displayed`."""
+    found: NDArray[np.float64] = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return found

@@ -35,6 +35,7 @@ RUN = ["--preset", "toybox", "--prompt", "a mug", "--guidance", "vsd", "--no-vie
 RUN += ["--coarse.steps", "4", "--refine.steps", "2", "--refine.views", "1", "--checkpoint.every", "2"]
 RUN += ["--polish.steps", "0"]
 RUN += ["--coarse.vsd.lr", "0.01", "--refine.vsd.lr", "0.01", "--dtype", "float32"]
+REFINED_ALONE = [*RUN, "--coarse.steps", "0", "--refine.t-schedule", "uniform"]
 
 
 @pytest.fixture(scope="module")
@@ -271,18 +272,7 @@ def test_a_lora_that_is_not_finite_is_taken_back(tmp_path: Path, monkeypatch: py
 def test_a_transformer_is_refused_before_anything_is_made(
     kind: str, extra: list[str], folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [
-        *RUN,
-        "--coarse.steps",
-        "0",
-        "--refine.t-schedule",
-        "uniform",
-        "--refine.teacher",
-        str(folders[kind]),
-        "--out",
-        str(tmp_path / "x"),
-    ]
-    options += extra
+    options = [*REFINED_ALONE, "--refine.teacher", str(folders[kind]), "--out", str(tmp_path / "x"), *extra]
     assert train.main(options) == 2 and not (tmp_path / "x").exists()
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "refine.teacher: expected a teacher with a UNet" in error
@@ -290,18 +280,7 @@ def test_a_transformer_is_refused_before_anything_is_made(
 
 def test_other_methods_take_a_transformer(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """The control of the test above."""
-    options = [
-        *RUN,
-        "--coarse.steps",
-        "0",
-        "--refine.t-schedule",
-        "uniform",
-        "--refine.teacher",
-        str(folders["flux"]),
-        "--guidance",
-        "sds",
-        "--dry-run",
-    ]
+    options = [*REFINED_ALONE, "--refine.teacher", str(folders["flux"]), "--guidance", "sds", "--dry-run"]
     assert train.main(options) == 0
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import rgb_to_sh0
+from gscfd.pictures import displayed, linear
 
 Array = NDArray[np.float64]
 
@@ -140,7 +141,7 @@ def colors_at(part: trimesh.Trimesh, face: NDArray[np.int64], weights: Array, pa
             f"init: expected a mesh with colors, got {path}, which has no texture (or it is missing beside the file), "
             "no vertex colors and no color in its material; export it with its texture"
         )
-    return by_alpha(np.broadcast_to(plain, (len(face), 4)).astype(np.float64), material)
+    return by_material(np.broadcast_to(plain, (len(face), 4)).astype(np.float64), material)
 
 
 def texture_of(material: Any) -> Image.Image | None:
@@ -154,21 +155,18 @@ def texture_of(material: Any) -> Image.Image | None:
 
 
 def plain_color(material: Any) -> Array | None:
-    """Returns RGBA in [0, 1], [4], of a material without a texture, or None. glTF's factor is linear light (its
-    specification, section 3.9.2), .obj's Kd a displayed color."""
+    """Returns RGBA in [0, 1], [4], of a material without a texture, before `by_material`, or None: white with glTF's
+    factor, .obj's Kd, which is a displayed color."""
     if isinstance(material, trimesh.visual.material.PBRMaterial):
-        if material.baseColorFactor is None or material.baseColorTexture is not None:
-            return None
-        factor = np.asarray(material.baseColorFactor, np.float64) / 255
-        return np.append(displayed(factor[:3]), factor[3])
+        return None if material.baseColorFactor is None or material.baseColorTexture is not None else np.ones(4)
     if material is None or material.image is not None:
         return None
     return np.asarray(material.diffuse, np.float64) / 255
 
 
 def by_material(colors: Array, material: Any) -> Array:
-    """Returns RGBA in [0, 1] of a texture, [N, 4], times glTF's factor, in linear light (section 3.9.2), with the alpha
-    of the material's mode."""
+    """Returns RGBA in [0, 1], [N, 4], times glTF's factor, in linear light (its specification, section 3.9.2), with the
+    alpha of the material's mode."""
     factor = getattr(material, "baseColorFactor", None)
     if factor is not None:
         share = np.asarray(factor, np.float64) / 255
@@ -184,18 +182,6 @@ def by_alpha(colors: Array, material: Any) -> Array:
     if material.alphaMode == "MASK":
         alpha = (colors[:, 3] >= (0.5 if material.alphaCutoff is None else material.alphaCutoff)).astype(np.float64)
     return np.column_stack([colors[:, :3], alpha])
-
-
-def displayed(light: Array) -> Array:
-    """Returns sRGB values of linear light, both in [0, 1] (IEC 61966-2-1)."""
-    found: Array = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return found
-
-
-def linear(color: Array) -> Array:
-    """Returns the linear light of sRGB values: the inverse of `displayed`."""
-    found: Array = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-    return found
 
 
 def looked_up(image: Image.Image, uv: Array) -> Array:

@@ -21,7 +21,7 @@ from gscfd.export.transform import smallest_three
 from gscfd.files import atomic_write
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import SH_C0
-from gscfd.pictures import as_bytes
+from gscfd.pictures import as_bytes, linear
 
 LEVELS = 65535
 OPACITIES = 16383
@@ -78,6 +78,5 @@ def poster(gaussians: Gaussians, background: Sequence[float]) -> bytes:
 
 def ink(background: Sequence[float]) -> str:
     """Returns black or white, whichever has the greater contrast to the sRGB background by WCAG 2: 4.5 or more."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background]
-    luminance = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    luminance = np.dot((0.2126, 0.7152, 0.0722), linear(np.asarray(background, np.float64)))
     return "#000" if luminance > 0.179 else "#fff"

@@ -160,13 +160,13 @@ SIDES = {"obj": (".mtl", ".texture.png"), "mesh.ply": (".texture.png",)}
 
 
 def beside(path: str | Path, ending: str) -> Path:
-    """Returns the path of a file that belongs to a mesh file: a.obj has a.mtl, a.mesh.ply has a.mesh.png."""
+    """Returns the path of a file that belongs to a mesh file: a.obj has a.mtl, a.mesh.ply has a.mesh.texture.png."""
     return Path(path).with_suffix(ending)
 
 
 def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:
     """Writes .obj with .mtl and .texture.png beside it."""
-    texture, material = beside(path, ".texture.png"), beside(path, ".mtl")
+    material, texture = (beside(path, ending) for ending in SIDES["obj"])
     with atomic_writes(path, material, texture) as (file, words, picture):
         picture.write(texture_png(mesh))
         words.write(f"newmtl splat\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {texture.name}\n".encode())
@@ -181,7 +181,7 @@ def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:
 def write_mesh_ply(mesh: Mesh, path: str | Path) -> None:
     """Writes a binary little-endian .ply with colors as bytes and texture coordinates s, t, and .texture.png beside it.
     A vertex on a seam is written once for each of its wedges."""
-    texture = beside(path, ".texture.png")
+    (texture,) = (beside(path, ending) for ending in SIDES["mesh.ply"])
     floats, places = ("x", "y", "z", "nx", "ny", "nz", "s", "t"), mesh.wedges
     vertices = np.empty(len(places), [(n, "<f4") for n in floats] + [(n, "u1") for n in ("red", "green", "blue")])
     values = np.column_stack([mesh.vertices[places], mesh.normals[places], mesh.uvs, mesh.colors[places]])

@@ -8,7 +8,6 @@ CPU; it saves its state, and the same command goes on. `--timing` measures singl
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from gscfd.lab.textured import TEXTURED, VARIANTS, textured_asset
 from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.checkpoint import Checkpoints
+from gscfd.runs.folder import peak_memory
 from gscfd.runs.names import slug
 from gscfd.teachers.adapters import SHIFT
 from gscfd.teachers.base import stage_prompt
@@ -241,7 +241,7 @@ def run(
         steps=sum(stage.steps for stage in config.stages().values()),
         calls=progress.calls,
         seconds=progress.seconds,
-        memory=peak_memory(run_device(config)),
+        memory=peak_memory(run_device(config)) / 1e9,
         trace=progress.trace,
     )
     progress.checkpoints.clear()
@@ -252,13 +252,6 @@ def similarity(made: torch.Tensor, true: torch.Tensor) -> float:
     """Returns the SSIM of images [V, 3, H, W] in [0, 1] (torchmetrics)."""
     value = structural_similarity_index_measure(made, true, data_range=1.0)
     return float(value if isinstance(value, torch.Tensor) else value[0])
-
-
-def peak_memory(device: torch.device) -> float:
-    """Returns the largest memory so far in GB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def measured(preset: str, assets: Sequence[Asset], options: FullSizeOptions) -> tuple[Gaussians, FullFigures]:
