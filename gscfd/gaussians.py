@@ -14,7 +14,7 @@ from torch.nn import Parameter, ParameterDict
 from gscfd import outlets
 from gscfd.harmonics import SH_C0
 from gscfd.ply import read_tensors, write_tensors
-from gscfd.rasterize import EPS2D, rasterization
+from gscfd.rasterize import EPS2D, rasterization, view_colors
 from gscfd.types import Cameras, Render
 
 
@@ -169,30 +169,32 @@ def ball(count: int, *, radius: float, opacity: float, sh_degree: int = 0, gener
     )
 
 
-def rasterize(gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D, absgrad: bool = False) -> Render:
+def rasterize(
+    gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D, absgrad: bool = False, depth_variance: bool = False
+) -> Render:
     """Renders a splat: color over black, depth divided by opacity, opacity, and median depth if the device's rasterizer
     computes it.
 
-    gaussians, cameras: on the same device. eps2d, absgrad: as in `rasterization`.
+    gaussians, cameras: on the same device. eps2d, absgrad: as in `rasterization`. depth_variance: render it too.
     """
-    colors, alphas, info = rasterization(
-        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
-        torch.cat([gaussians.sh0, gaussians.shN], 1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
-        sh_degree=gaussians.sh_degree, eps2d=eps2d, absgrad=absgrad,
+    colors, degree = torch.cat([gaussians.sh0, gaussians.shN], 1), gaussians.sh_degree
+    moments = _relative_depth_moments(gaussians, cameras) if depth_variance else None
+    if moments is not None:
+        colors = torch.cat([view_colors(gaussians.means, colors, cameras.viewmats, degree), moments], -1)
+    images, alphas, info = rasterization(
+        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(), colors,
+        cameras.viewmats, cameras.Ks, cameras.width, cameras.height, sh_degree=None if depth_variance else degree,
+        eps2d=eps2d, absgrad=absgrad,
     )  # fmt: skip
-    return Render(colors[..., :3], colors[..., 3:], alphas, info.get("median_depth"), info)
+    variance = None
+    if moments is not None:
+        first, second = (images[..., 3:5] / alphas.clamp(min=1e-6)).split(1, dim=-1)
+        variance = (second - first.square()).clamp(min=0)
+    return Render(images[..., :3], images[..., -1:], alphas, info.get("median_depth"), variance, info)
 
 
-def depth_variance(gaussians: Gaussians, cameras: Cameras) -> Tensor:
-    """Returns the variance [V, H, W, 1] of the depths of the Gaussians that a pixel shows, in square world units, with
-    the compositing weights divided by opacity; 0 where opacity is 0. Differentiable."""
-    # Depth less that of the world's origin, which changes no variance: squares stay small, and so do rounding errors.
-    depth = (cameras.viewmats[:, 2, :3] @ gaussians.means.T)[..., None]
-    moments, alphas, _ = rasterization(
-        gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(),
-        torch.cat([depth, depth.square()], -1), cameras.viewmats, cameras.Ks, cameras.width, cameras.height,
-        render_mode="RGB",
-    )  # fmt: skip
-    first, second = (moments / alphas.clamp(min=1e-6)).split(1, dim=-1)
-    variance: Tensor = second - first.square()
-    return variance.clamp(min=0)
+def _relative_depth_moments(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """Returns each Gaussian's depth less that of the world's origin, and its square, [V, N, 2]. The difference changes
+    no variance; squares stay small with it, and so do rounding errors."""
+    depth = cameras.viewmats[:, 2, :3] @ gaussians.means.T
+    return torch.stack([depth, depth.square()], -1)

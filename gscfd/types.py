@@ -69,13 +69,17 @@ class Render:
     """[V, H, W, 1] opacity in [0, 1]."""
     median_depth: Tensor | None = None
     """[V, H, W, 1] depth at which transmittance falls below one half, without gradient; 0 where it never does."""
+    depth_variance: Tensor | None = None
+    """[V, H, W, 1] variance of the depths of the Gaussians that a pixel shows, in square world units, with the
+    compositing weights divided by opacity; 0 where opacity is 0. None unless asked for."""
     info: dict[str, Any] = field(default_factory=dict)
     """gsplat's dictionary of intermediate results: means2d, radii, conics, width, height, n_cameras, ..."""
 
     def to(self, device: torch.device | str) -> Render:
         """Returns the images on another device, without `info`."""
         median = None if self.median_depth is None else self.median_depth.to(device)
-        return Render(self.rgb.to(device), self.depth.to(device), self.opacity.to(device), median)
+        variance = None if self.depth_variance is None else self.depth_variance.to(device)
+        return Render(self.rgb.to(device), self.depth.to(device), self.opacity.to(device), median, variance)
 
     def over(self, background: Tensor) -> Tensor:
         """Returns the render [V, H, W, 3] composited over a background of colors in [0, 1] that broadcasts to its

@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gscfd import deferred
 from gscfd.config import StageConfig, StageName, load_preset, merged
-from gscfd.distil import regularizers
 from gscfd.distil import stage as stages
 from gscfd.distil import state as states
 from gscfd.distil.densify import NoDensifier
@@ -81,12 +80,6 @@ def same(a: Tensor, b: Tensor) -> None:
     assert (a.device, a.dtype, a.shape) == (b.device, b.dtype, b.shape)
 
 
-def depths(gaussians: Gaussians, cameras: Cameras) -> Tensor:
-    """The variance of the depths, which is rendered."""
-    assert cameras.viewmats.device.type == gaussians.device.type == "cuda"
-    return gaussians.means.sum() * torch.ones(len(cameras), cameras.height, cameras.width, 1, device=gaussians.device)
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = diffusion(SCHEDULER)
@@ -96,7 +89,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (deferred, states):
         monkeypatch.setattr(module, "event", Event)
     monkeypatch.setattr(stages, "find_trouble", lambda *a, **k: None)
-    monkeypatch.setattr(regularizers, "depth_variance", depths)
     monkeypatch.setattr(states, "make_densifier", lambda *a: NoDensifier())
     monkeypatch.setattr(GuidedTeacher, "view_mixes", mixes)
     monkeypatch.setattr(torch.autograd, "grad", fake_grad)
@@ -130,7 +122,7 @@ def run_steps(
             assert cameras.viewmats.device.type == gaussians.device.type == "cuda"
             x = torch.ones(len(cameras), cameras.height, cameras.width, 4, device=gaussians.device)
             x = x * torch.stack([value.sum() for value in gaussians.params.values()]).sum()
-            return Render(x[..., :3], x[..., 3:], x[..., :1].sigmoid(), None, {})
+            return Render(x[..., :3], x[..., 3:], x[..., :1].sigmoid(), None, x[..., 3:])
 
         def noise(cameras: Cameras, render: Render, step: int) -> Tensor:
             assert {t.device.type for t in (cameras.viewmats, render.depth, render.opacity)} == {"cuda"}

@@ -16,7 +16,7 @@ from gscfd import gaussians as splats
 from gscfd.cameras import camera_to_world, turntable
 from gscfd.config import DensifyConfig
 from gscfd.distil.regularizers import layer_variance, normal_roughness, regularizers
-from gscfd.gaussians import Gaussians, ball, depth_variance, rasterize
+from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.rasterize import rasterization, reference
 from gscfd.types import Cameras, Render
 
@@ -169,34 +169,57 @@ def layers(*placed: tuple[float, float]) -> Gaussians:
     )
 
 
+def depth_variance(gaussians: Gaussians, cameras: Cameras = CAMERA) -> Tensor:
+    found = rasterize(gaussians, cameras, depth_variance=True).depth_variance
+    assert found is not None
+    return found
+
+
 def test_one_layer_has_no_variance_however_faint_it_is() -> None:
     for opacity in (0.999, 0.6):
         gaussians = layers((0.2, opacity))
-        render = rasterize(gaussians, CAMERA)
+        render = rasterize(gaussians, CAMERA, depth_variance=True)
         assert render.opacity.max().item() == pytest.approx(opacity, abs=1e-3)
-        assert layer_variance(gaussians, render, CAMERA).item() < 1e-6
+        assert layer_variance(render).item() < 1e-6
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("distance", [0.1, 0.8])
 def test_two_layers_have_the_variance_of_a_coin(p: float, distance: float) -> None:
     gaussians = layers((-distance / 2, p), (distance / 2, 0.999))
-    middle = depth_variance(gaussians, CAMERA)[0, 8, 8, 0].item()
+    middle = depth_variance(gaussians)[0, 8, 8, 0].item()
     assert middle == pytest.approx(p * (1 - p) * distance**2, rel=0.02)
     assert p * (1 - p) * distance != pytest.approx(p * (1 - p) * distance**2, rel=0.02), "the control"
 
 
 def test_the_variance_does_not_depend_on_where_the_object_is() -> None:
     near, far = layers((-0.2, 0.5), (0.2, 0.999)), layers((0.6, 0.5), (1.0, 0.999))
-    found = [depth_variance(gaussians, CAMERA)[0, 8, 8, 0].item() for gaussians in (near, far)]
+    found = [depth_variance(gaussians)[0, 8, 8, 0].item() for gaussians in (near, far)]
     assert found[1] == pytest.approx(found[0], rel=0.01)
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_a_render_with_the_variance_shows_what_one_without_it_shows(degree: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    gaussians = ball(50, radius=0.5, opacity=0.6, sh_degree=degree, generator=generator)
+    gaussians.shN.data.normal_(generator=generator)
+    with_it, without = (rasterize(gaussians, turntable(3, size=16), depth_variance=wanted) for wanted in (True, False))
+    for name in ("rgb", "depth", "opacity", "median_depth"):
+        assert torch.equal(getattr(with_it, name), getattr(without, name)), name
+    assert with_it.depth_variance is not None and with_it.depth_variance.shape == without.depth.shape
+    assert without.depth_variance is None
+    assert not torch.allclose(with_it.depth_variance, without.depth), "the control"
 
 
 def test_what_shows_no_surface_has_no_variance() -> None:
     gaussians = layers((-0.4, 0.2), (0.4, 0.2))
-    render = rasterize(gaussians, CAMERA)
-    assert depth_variance(gaussians, CAMERA).max() > 0.1
-    assert layer_variance(gaussians, render, CAMERA).item() == 0
+    render = rasterize(gaussians, CAMERA, depth_variance=True)
+    assert render.depth_variance is not None and render.depth_variance.max() > 0.1
+    assert layer_variance(render).item() == 0
+
+
+def reference_rasterization(*inputs: Any, absgrad: bool, **options: Any) -> Any:
+    return reference.rasterization(*inputs, **options)
 
 
 def variance(drawn_by: Callable[..., Any], inputs: dict[str, Tensor], cameras: Cameras) -> Tensor:
@@ -205,6 +228,7 @@ def variance(drawn_by: Callable[..., Any], inputs: dict[str, Tensor], cameras: C
     splat.params = inputs  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splats, "rasterization", drawn_by)
+        patch.setattr(splats, "view_colors", lambda means, *rest: torch.zeros_like(means)[None])  # float64 too
         found = depth_variance(splat, cameras)
     weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return (found * weights.to(found)).sum()
@@ -214,15 +238,15 @@ def test_the_gradient_of_the_variance_is_that_of_finite_differences() -> None:
     """The reference rasterizer in float64 against finite differences, then the one that runs use against it."""
     splat = ball(8, radius=0.4, opacity=0.85, generator=torch.Generator().manual_seed(1))
     inputs = {name: splat.params[name].detach().double().requires_grad_() for name in ("means", "scales", "opacities")}
-    fixed = {name: splat.params[name].detach().double() for name in ("quats",)}
-    gradients = torch.autograd.grad(variance(reference.rasterization, {**inputs, **fixed}, EXACT), [*inputs.values()])
+    fixed = {name: splat.params[name].detach().double() for name in ("quats", "sh0", "shN")}
+    gradients = torch.autograd.grad(variance(reference_rasterization, {**inputs, **fixed}, EXACT), [*inputs.values()])
     step = 1e-6
     for name, gradient in zip(inputs, gradients, strict=True):
         direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         ends = []
         for sign in (1, -1):
             moved = {**inputs, **fixed, name: inputs[name] + sign * step * direction}
-            ends.append(variance(reference.rasterization, moved, EXACT).item())
+            ends.append(variance(reference_rasterization, moved, EXACT).item())
         assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4), name
     single = {name: value.detach().float().requires_grad_() for name, value in {**inputs, **fixed}.items()}
     native = variance(rasterization, single, CAMERA)
@@ -238,8 +262,8 @@ def test_cuda_gives_the_variance_and_the_roughness_of_the_cpu() -> None:
         gaussians = ball(200, radius=0.5, opacity=0.6, generator=torch.Generator().manual_seed(0))
         gaussians.params.to(device)
         cameras = CAMERA.to(device)
-        render = rasterize(gaussians, cameras)
-        layered, rough = layer_variance(gaussians, render, cameras), normal_roughness(render, cameras)
+        render = rasterize(gaussians, cameras, depth_variance=True)
+        layered, rough = layer_variance(render), normal_roughness(render, cameras)
         (gradient,) = torch.autograd.grad(layered + rough, gaussians.params["means"])
         found.append((layered.item(), rough.item(), gradient.cpu()))
     (layers_here, rough_here, gradient), (layers_there, rough_there, gradient_there) = found

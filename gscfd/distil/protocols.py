@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 class Rasterize(Protocol):
-    """Renders the Gaussians from V cameras, differentiably. eps2d: as in `gscfd.rasterize.rasterization`."""
+    """Renders the Gaussians from V cameras, differentiably. eps2d, depth_variance: as in
+    `gscfd.gaussians.rasterize`."""
 
-    def __call__(self, gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D) -> Render: ...
+    def __call__(
+        self, gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D, depth_variance: bool = False
+    ) -> Render: ...
 
 
 class Noise(Protocol):

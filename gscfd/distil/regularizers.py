@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gscfd.config import StageConfig
-from gscfd.gaussians import Gaussians, depth_variance
+from gscfd.gaussians import Gaussians
 from gscfd.geometry import SURFACE_OPACITY, normals
 from gscfd.types import Cameras, Render
 
@@ -18,7 +18,7 @@ from gscfd.types import Cameras, Render
 def regularizers(gaussians: Gaussians, render: Render, cameras: Cameras, config: StageConfig) -> Tensor:
     """Returns the weighted sum of the stage's regularizers, a scalar, to be multiplied by the distillation loss.
 
-    render: of the cameras.
+    render: of the cameras, with the depth's variance if depth_reg is not 0.
     """
     opacity = render.opacity
     total = config.opacity_reg * (opacity * (1 - opacity)).mean()
@@ -29,7 +29,7 @@ def regularizers(gaussians: Gaussians, render: Render, cameras: Cameras, config:
     if config.normal_reg:
         total = total + config.normal_reg * normal_roughness(render, cameras)
     if config.depth_reg:
-        total = total + config.depth_reg * layer_variance(gaussians, render, cameras)
+        total = total + config.depth_reg * layer_variance(render)
     return total
 
 
@@ -49,9 +49,9 @@ def normal_roughness(render: Render, cameras: Cameras) -> Tensor:
     return roughness
 
 
-def layer_variance(gaussians: Gaussians, render: Render, cameras: Cameras) -> Tensor:
+def layer_variance(render: Render) -> Tensor:
     """Returns the mean over the surface of the variance of the depths that a pixel shows, a scalar in square world
     units (HiFA, Zhu & Zhuang 2023; CFD's code): 0 for one layer, p (1 - p) d^2 for two at a distance d."""
+    assert render.depth_variance is not None
     surface = render.opacity.detach() > SURFACE_OPACITY
-    variance = depth_variance(gaussians, cameras)
-    return (variance * surface).sum() / surface.sum().clamp(min=1)
+    return (render.depth_variance * surface).sum() / surface.sum().clamp(min=1)

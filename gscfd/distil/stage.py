@@ -117,7 +117,7 @@ def run_stage(
             generator=generator,
         )
         cameras = group.to(gaussians.device)
-        render = rasterize(gaussians, cameras)
+        render = rasterize(gaussians, cameras, depth_variance=config.depth_reg > 0)
         images = pictures(render, cameras, config, generator)
         clock.lap("render")
 

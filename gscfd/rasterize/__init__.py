@@ -109,7 +109,7 @@ def rasterization(
     if not wants_color:
         colors = means.new_empty(means.shape[0], 0)
     elif sh_degree is not None:
-        colors = cpu.harmonics(means, colors, viewmats, sh_degree)
+        colors = view_colors(means, colors, viewmats, sh_degree)
     rendered, alphas, info = cpu.rasterize_splats(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
         far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, tile_size=tile_size,
@@ -120,6 +120,21 @@ def rasterization(
         behind = (1.0 - alphas) * backgrounds[:, None, None, :]
         rendered = torch.cat([rendered[..., :channels] + behind, rendered[..., channels:]], dim=-1)
     return rendered, alphas, info
+
+
+def view_colors(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
+    """Returns colors max(0, SH + 1/2) [V, N, 3] of SH coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras.
+
+    means: [N, 3]. viewmats: [V, 4, 4], rigid. degree: 0 to 3.
+    """
+    if not means.is_cuda:
+        return cpu.harmonics(means, coefficients, viewmats, degree)
+    if degree == 0:
+        return degree_zero(coefficients).expand(viewmats.shape[0], -1, -1)
+    centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+    shape = (viewmats.shape[0], *coefficients.shape[-3:])
+    seen: Tensor = cuda_renderer().spherical_harmonics(degree, means - centers[:, None], coefficients.expand(shape))
+    return (seen + 0.5).clamp_min(0.0)
 
 
 def degree_zero(coefficients: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ namespace GSCFD_ISA {
 namespace {
 
 constexpr int kWidth = Float::width;
-constexpr int kMaxGroup = 4;  // channels composited together
+constexpr int kMaxGroup = 6;  // channels composited together: color, two moments of depth, depth
 
 // The pixels of a tile as vectors, row-major. Lanes outside the image are computed and discarded.
 template <int kTile>
@@ -169,9 +169,9 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
             dx[k] = pixels.x[k] - Float(r[kMeanX]);
             u_of_x[k] = f0 * dx[k];
         }
-        Float shape[8], weights[4];
+        Float shape[8], weights[8];
         for (int j = 0; j < 8; ++j) shape[j] = Float(0.0f);
-        for (int d = 0; d < 4; ++d) weights[d] = Float(0.0f);
+        for (int d = 0; d < 8; ++d) weights[d] = Float(0.0f);
         bool touched = false;
         for (int k = 0; k < P::kVectors; ++k) {
             const Float dy = pixels.y[k] - my;
@@ -210,7 +210,8 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
         sum_lanes8(shape, lanes);
         for (int j = 0; j < 8; ++j) sums[j] = channel == 0 ? lanes[j] : sums[j] + lanes[j];
         g.used[c.entries[i].slot] = 1;
-        sum_lanes4(weights, lanes);
+        if (kGroup <= 4) sum_lanes4(weights, lanes);
+        else sum_lanes8(weights, lanes);
         for (int d = 0; d < kGroup; ++d) sums[kSumChannels + channel + d] = lanes[d];
     }
 }
@@ -218,7 +219,9 @@ void composite_tile_backward(const Composite& c, const CompositeGradient& g, int
 template <int kTile>
 void composite_group(const Composite& c, int64_t tile, int channel) {
     const int left = c.channels - channel;
-    if (left >= 4) return composite_tile<kTile, 4>(c, tile, channel);
+    if (left >= 6) return composite_tile<kTile, 6>(c, tile, channel);
+    if (left == 5) return composite_tile<kTile, 5>(c, tile, channel);
+    if (left == 4) return composite_tile<kTile, 4>(c, tile, channel);
     if (left == 3) return composite_tile<kTile, 3>(c, tile, channel);
     if (left == 2) return composite_tile<kTile, 2>(c, tile, channel);
     composite_tile<kTile, 1>(c, tile, channel);
@@ -227,7 +230,9 @@ void composite_group(const Composite& c, int64_t tile, int channel) {
 template <int kTile, bool kAbsolute>
 void composite_group_backward(const Composite& c, const CompositeGradient& g, int64_t tile, int channel) {
     const int left = c.channels - channel;
-    if (left >= 4) return composite_tile_backward<kTile, 4, kAbsolute>(c, g, tile, channel);
+    if (left >= 6) return composite_tile_backward<kTile, 6, kAbsolute>(c, g, tile, channel);
+    if (left == 5) return composite_tile_backward<kTile, 5, kAbsolute>(c, g, tile, channel);
+    if (left == 4) return composite_tile_backward<kTile, 4, kAbsolute>(c, g, tile, channel);
     if (left == 3) return composite_tile_backward<kTile, 3, kAbsolute>(c, g, tile, channel);
     if (left == 2) return composite_tile_backward<kTile, 2, kAbsolute>(c, g, tile, channel);
     composite_tile_backward<kTile, 1, kAbsolute>(c, g, tile, channel);
@@ -269,7 +274,8 @@ void reduce_sums(const Reduction& r, int64_t begin, int64_t end) {
             const float *first = r.sums + slot * stride, *f = r.factors + 3 * id;
             // total[j]: sum of column + j over the splat's tiles, in order.
             float total[kSumChannels + kMaxGroup];
-            const auto sum_columns = [&](int column, int width) {
+            const auto sum_columns = [&](int column, int wanted) {
+                const int width = wanted < stride - column ? wanted : stride - column;
                 for (int j = 0; j < width; ++j) total[j] = 0.0f;
                 for (int i = 0; i < r.tiles_per_splat[id]; ++i)
                     if (r.used[slot + i])
