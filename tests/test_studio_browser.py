@@ -120,6 +120,10 @@ def test_a_wrong_prompt_is_answered_and_a_right_one_is_made(page: Page, studio: 
     page.keyboard.type("a blu duck")
     page.keyboard.press("Enter")
     page.get_by_text("do not know 'blu' (nearest: 'blue');").wait_for()  # without the last letters: 'du', too
+    prompt.fill("")
+    page.keyboard.type("a bleu duck")
+    page.get_by_role("button", name="Make", exact=True).dispatch_event("click")
+    page.get_by_text("do not know 'bleu' (nearest: 'blue');").wait_for()
     prompt.fill("a yellow duck")
     prompt.press("Enter")
     page.get_by_text("In the queue: a-yellow-duck-0").wait_for()

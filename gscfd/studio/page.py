@@ -35,8 +35,6 @@ from gscfd.viewer.saved import Showcase
 
 LOOK_SECONDS = 1.0
 """Interval at which the folder and the run in progress are looked at."""
-TYPING_SECONDS = 0.6
-"""Time between letters that were typed just before Enter: browsers send them after the submit."""
 GALLERY_WIDTH = 360
 BALL, NOTHING = "a gray ball", "nothing"
 """First options of the splat to start from, and of the run to show beside the chosen one."""
@@ -64,15 +62,7 @@ class Form:
         for words in (self.color, self.kind):
             words.on_update(lambda _: self.write())
         button.on_click(lambda _: form.submit())
-
-        def submit(_: object) -> None:
-            typed = None
-            while typed != self.prompt.value:
-                typed = self.prompt.value
-                time.sleep(TYPING_SECONDS)
-            make()
-
-        form.on_submit(submit)
+        form.on_submit(lambda _: make())
 
     def write(self) -> None:
         """Writes the picked words into the prompt."""

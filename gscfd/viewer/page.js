@@ -66,6 +66,23 @@
     event.preventDefault();
     event.target.click();
   });
+  // viser sends at most one message in 50 ms, the newest: a submit or a press would take the place of the letters typed
+  // just before it. Timers end in the order of their times, so after this one the letters are sent.
+  const SENT = 60;
+  let typing = 0;
+  addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => (typing = 0), SENT);
+  }, true);
+  const afterTyping = (kind, selector, repeat) => addEventListener(kind, (event) => {
+    const element = event.target.closest?.(selector);
+    if (!typing || !element) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    setTimeout(() => element.isConnected && repeat(element), SENT);
+  }, true);
+  afterTyping("submit", "form", (form) => form.requestSubmit());
+  afterTyping("click", "button", (button) => button.click());
   const mend = () => (name(), link(), unfold(), refocus());
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
   let touched = false;
