@@ -77,7 +77,8 @@ def make(options: ImageOptions) -> None:
     from gscfd.distil.picture import draw_picture
     from gscfd.distil.sampling import decoded
     from gscfd.pictures import as_bytes, write_contact_sheet
-    from gscfd.teachers import Prompt, load_teacher
+    from gscfd.teachers.base import Prompt
+    from gscfd.teachers.load import load_teacher
 
     check_settings(options)
     check_out(options.out, ".png", options.overwrite)

@@ -81,8 +81,8 @@ def preview(options: PreviewOptions) -> None:
     from gscfd.pictures import as_bytes, write_contact_sheet
     from gscfd.runs.names import default_folder
     from gscfd.runs.options import default_preset
-    from gscfd.teachers import load_teacher
     from gscfd.teachers.base import stage_prompt
+    from gscfd.teachers.load import load_teacher
 
     check_settings(options)
     config = load_preset(options.preset or default_preset(options.device)[0])

@@ -103,7 +103,7 @@ def watched(config: Config) -> Iterator[LiveViewer | None]:
     if not config.viewer.on:
         yield None
         return
-    from gscfd.distil.pipeline import painted_noise
+    from gscfd.distil.noises import painted_noise
     from gscfd.viewer.live import LiveViewer
 
     viewer = LiveViewer(config, partial(painted_noise, config))

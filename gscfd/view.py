@@ -42,7 +42,7 @@ def settings_of(path: Path) -> Config | None:
 
 def view(options: ViewOptions) -> None:
     """Serves the viewer until Ctrl-C. Raises UserError for bad input."""
-    from gscfd.distil.pipeline import painted_noise
+    from gscfd.distil.noises import painted_noise
     from gscfd.viewer.saved import SavedViewer
 
     config = [settings_of(path) for path in options.paths][0] or Config()

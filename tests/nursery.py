@@ -20,7 +20,7 @@ import torch
 from gscfd import train
 from gscfd.distil import preflight
 from gscfd.runs import folder as runs_folder
-from gscfd.teachers import load_teacher
+from gscfd.teachers.load import load_teacher
 
 
 def die_at(function: str, number: int) -> None:

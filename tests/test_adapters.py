@@ -16,11 +16,11 @@ from torch import Tensor
 
 from gscfd.cameras import mv_adapter_labels, orbit, turntable
 from gscfd.errors import UserError
-from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import AdaptedDenoiser
 from gscfd.teachers.find import halves
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import is_here
+from gscfd.teachers.load import is_here, load_teacher
 from gscfd.teachers.schedules import Diffusion
 from gscfd.teachers.texts import TextFeatures
 from gscfd.types import Cameras

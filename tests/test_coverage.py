@@ -15,7 +15,7 @@ from gscfd.cameras import turntable
 from gscfd.config import StageConfig
 from gscfd.distil import stage as stage_module
 from gscfd.distil.methods import method
-from gscfd.distil.pipeline import stage_noise
+from gscfd.distil.noises import stage_noise
 from gscfd.distil.stage import run_stage
 from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.lab import coverage

@@ -47,7 +47,7 @@ from gscfd.studio.progress import Progress
 from gscfd.sweeps.journal import last_failures
 from gscfd.sweeps.make import reached
 from gscfd.sweeps.matrix import read_matrix, read_prompts
-from gscfd.teachers import load_teacher
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.texts import read_tokenizer
 from gscfd.teachers.weights import read_json, read_state
 from gscfd.viewer.saved import read_checkpoint

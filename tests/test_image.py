@@ -16,8 +16,9 @@ from gscfd import image
 from gscfd.cameras import turntable
 from gscfd.config import Config
 from gscfd.distil.sampling import clean_flow, for_sampling
-from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.base import Prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.toybox.models import build_scheduler
 
 Make = Callable[..., tuple[int, Any]]
@@ -36,7 +37,7 @@ def make(teachers: dict[str, GuidedTeacher], monkeypatch: pytest.MonkeyPatch, tm
         kept = dtype == torch.float32 and name in teachers
         return teachers[name] if kept else load_teacher(name, device=device, dtype=dtype)
 
-    monkeypatch.setattr("gscfd.teachers.load_teacher", load)
+    monkeypatch.setattr("gscfd.teachers.load.load_teacher", load)
 
     def run(name: str, *arguments: str) -> tuple[int, np.ndarray | None]:
         out = tmp_path / f"{name}.png"

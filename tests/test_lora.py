@@ -22,8 +22,9 @@ from gscfd.distil.state import StageState
 from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
 from gscfd.runs import plan
-from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.base import Prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.schedules import Diffusion, Flow
 from gscfd.teachers.tuning import compile_networks
 from gscfd.types import Cameras
@@ -198,7 +199,7 @@ def loaded(shipped: dict[str, GuidedTeacher], monkeypatch: pytest.MonkeyPatch) -
         return shipped[name] if name in shipped else load_teacher(name, **placed)
 
     monkeypatch.setattr(preflight, "load_teacher", load)
-    monkeypatch.setattr("gscfd.teachers.load_teacher", load)
+    monkeypatch.setattr("gscfd.teachers.load.load_teacher", load)
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,11 @@ from gscfd.config import (
 )
 from gscfd.distil import guidance, preflight
 from gscfd.distil.methods import method
-from gscfd.distil.pipeline import gammas
+from gscfd.distil.noises import gammas
 from gscfd.distil.protocols import Guidance
 from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
-from gscfd.teachers import load_teacher
+from gscfd.teachers.load import load_teacher
 from gscfd.types import Cameras
 
 NAMES = get_args(MethodName)

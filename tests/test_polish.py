@@ -32,7 +32,7 @@ from gscfd.distil.state import StageState, StateDict
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.rasterize import EPS2D
-from gscfd.teachers import Prompt
+from gscfd.teachers.base import Prompt
 from gscfd.types import Cameras, Render
 
 SIZE = 32

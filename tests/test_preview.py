@@ -157,7 +157,7 @@ def test_too_large_a_teacher_is_one_clear_error(
     def full(*arguments: object, **options: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("gscfd.teachers.load_teacher", full)
+    monkeypatch.setattr("gscfd.teachers.load.load_teacher", full)
     assert make(tmp_path) == 1 and "--device cpu" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 

@@ -23,7 +23,7 @@ from gscfd.distil.sampling import (
     noise_levels,
     refreshed,
 )
-from gscfd.teachers import Teacher
+from gscfd.teachers.base import Teacher
 from gscfd.toybox.models import build_scheduler
 from gscfd.types import Cameras
 

@@ -16,9 +16,9 @@ from gscfd.errors import UserError
 from gscfd.lab import teachers as measure
 from gscfd.lab.ideal import border_color, posterior_mean
 from gscfd.lab.options import MeasureOptions
-from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.texts import read_tokenizer
 from gscfd.toybox.data import render_object
 from gscfd.toybox.objects import sample_object

@@ -16,11 +16,11 @@ from gscfd.cameras import turntable
 from gscfd.config import Config, merged
 from gscfd.errors import UserError
 from gscfd.prompts import TOYBOX_MULTIVIEW, TOYBOX_SINGLEVIEW, perp_neg_mix, view_words, with_suffix, with_view
-from gscfd.teachers import Prompt, load_teacher
-from gscfd.teachers.base import stage_prompt
+from gscfd.teachers.base import Prompt, stage_prompt
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser
 from gscfd.teachers.find import find_teacher
 from gscfd.teachers.guided import GuidedTeacher, guide, rescale
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.multiview import JointViewsProcessor, join_views
 from gscfd.teachers.schedules import Diffusion, Flow, Schedule, diffusion, flow
 from gscfd.teachers.spaces import Latents

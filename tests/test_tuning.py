@@ -16,8 +16,9 @@ from gscfd.distil import preflight
 from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
 from gscfd.runs.cost import Cost, cost_of
-from gscfd.teachers import Prompt, load_teacher
+from gscfd.teachers.base import Prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 
 

@@ -26,7 +26,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from gscfd import geometry, pictures
 from gscfd.cameras import orbit, turntable
 from gscfd.config import Edit, NoiseKind, ServerConfig
-from gscfd.distil.pipeline import painted_noise
+from gscfd.distil.noises import painted_noise
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.options import parse

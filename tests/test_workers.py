@@ -30,8 +30,8 @@ from gscfd.sweeps import workers
 from gscfd.sweeps.journal import JOURNAL, Journal
 from gscfd.sweeps.make import Progress, Run, carry_out, last_row
 from gscfd.sweeps.workers import Outcome, RayPool, Worker
-from gscfd.teachers import load_teacher
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.version import __version__
 
 T = TypeVar("T")

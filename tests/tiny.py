@@ -14,7 +14,7 @@ from gscfd.distil.protocols import Noise
 from gscfd.distil.stage import StepReport, run_stage
 from gscfd.distil.state import StateDict
 from gscfd.gaussians import Gaussians, ball, rasterize
-from gscfd.teachers import Prompt
+from gscfd.teachers.base import Prompt
 from gscfd.types import Cameras, Render
 
 

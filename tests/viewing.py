@@ -18,7 +18,7 @@ from tiny import TinyTeacher, stage_config, tiny_stage
 from gscfd.config import Config, ViewerConfig
 from gscfd.distil.edits import LiveSettings
 from gscfd.runs.folder import RunFolder
-from gscfd.teachers import Prompt
+from gscfd.teachers.base import Prompt
 from gscfd.viewer.live import LiveViewer
 from gscfd.viewer.steer import steer
 

@@ -19,8 +19,7 @@ from gscfd.distil.methods import method
 from gscfd.distil.protocols import Guidance, Learner, Method
 from gscfd.distil.schedule import piecewise
 from gscfd.errors import UserError
-from gscfd.teachers import Teacher
-from gscfd.teachers.base import Prompt, stage_prompt
+from gscfd.teachers.base import Prompt, Teacher, stage_prompt
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Place = tuple[int, int, int]

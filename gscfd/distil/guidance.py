@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gscfd.config import Weight
 from gscfd.distil.protocols import Guidance, Learner
-from gscfd.teachers import Teacher
+from gscfd.teachers.base import Teacher
 from gscfd.types import Cameras
 
 DSD_STEPS = 10

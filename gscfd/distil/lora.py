@@ -12,8 +12,9 @@ from diffusers.models.embeddings import TimestepEmbedding
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from gscfd.config import VsdConfig
+from gscfd.config import MethodName, StageConfig, VsdConfig
 from gscfd.deferred import moved
+from gscfd.distil.methods import LEARNING
 from gscfd.distil.state import load_moments, part
 from gscfd.errors import UserError
 from gscfd.teachers.denoisers import MultiviewDenoiser, UNetDenoiser
@@ -120,3 +121,20 @@ class Lora:
             own = part(tensors, f"lora/{name}/")
             value.copy_(own.pop("value"))
             load_moments(self.optimizer, value, own)
+
+
+def make_learner(name: MethodName, teacher: GuidedTeacher, stage: StageConfig, *, seed: int) -> Lora | None:
+    """Returns the learner of the method, or None for most methods. seed: for its initial weights.
+
+    Raises UserError as `check_learner` does.
+    """
+    return Lora(teacher, stage.vsd, seed=seed) if name in LEARNING else None
+
+
+def check_learner(name: MethodName, teacher: GuidedTeacher, argument: str) -> None:
+    """Raises UserError if the method has a learner that the teacher does not support.
+
+    argument: argument that selected the teacher, for the error message.
+    """
+    if name in LEARNING:
+        unet_of(teacher, argument)

@@ -8,32 +8,13 @@ import torch
 
 from gscfd.config import CDS_LAST, MethodName, StageConfig
 from gscfd.distil import guidance
-from gscfd.distil.lora import Lora, unet_of
 from gscfd.distil.protocols import Guidance, Learner, Method
 from gscfd.distil.schedule import anneal, piecewise, sqrt_anneal, time_index, uniform
-from gscfd.teachers.guided import GuidedTeacher
 
 DSD_GAP = 0.1
 """Largest distance of DSD's two times, as a share of t - t_min (its code)."""
-LEARNERS = {"vsd": Lora}
-"""Class of the network that a method trains beside the Gaussians, by the method's name."""
-
-
-def make_learner(name: MethodName, teacher: GuidedTeacher, stage: StageConfig, *, seed: int) -> Lora | None:
-    """Returns the learner of the method, or None for most methods. seed: for its initial weights.
-
-    Raises UserError as `check_learner` does.
-    """
-    return LEARNERS[name](teacher, stage.vsd, seed=seed) if name in LEARNERS else None
-
-
-def check_learner(name: MethodName, teacher: GuidedTeacher, argument: str) -> None:
-    """Raises UserError if the method has a learner that the teacher does not support.
-
-    argument: argument that selected the teacher, for the error message.
-    """
-    if name in LEARNERS:
-        unet_of(teacher, argument)
+LEARNING: frozenset[MethodName] = frozenset({"vsd"})
+"""Methods that train a network beside the Gaussians."""
 
 
 def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learner | None = None) -> Method:
@@ -45,7 +26,7 @@ def method(name: MethodName, stage: StageConfig, timesteps: int, learner: Learne
         return partial(consistency, stage, timesteps)
     if name == "dsd":
         return partial(diverse, stage, timesteps)
-    if name in LEARNERS and learner is None:
+    if name in LEARNING and learner is None:
         raise ValueError(f"{name}: expected a learner, got none")
 
     def of_step(done: float, generator: torch.Generator) -> tuple[float, Guidance]:

@@ -28,7 +28,7 @@ from gscfd.distil.watchdog import find_trouble
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import random_background
 from gscfd.rasterize import EPS2D
-from gscfd.teachers import Teacher
+from gscfd.teachers.base import Teacher
 from gscfd.types import Cameras, Render
 
 OUTSIDE = 0.05

@@ -9,13 +9,12 @@ import torch
 
 from gscfd.config import Config, StageName
 from gscfd.devices import choose_dtype, left_alone, missing_kernels, run_device
-from gscfd.distil.methods import check_learner
+from gscfd.distil.lora import check_learner
 from gscfd.distil.schedule import anneal
 from gscfd.errors import UserError, warn
-from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import check_teacher, known_words
+from gscfd.teachers.load import check_teacher, known_words, load_teacher
 from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 from gscfd.toybox.forms import nearest_form
 from gscfd.toybox.words import COMMANDS, check_words

@@ -12,7 +12,7 @@ from gscfd.types import Cameras, Render
 
 if TYPE_CHECKING:
     from gscfd.gaussians import Gaussians
-    from gscfd.teachers import Teacher
+    from gscfd.teachers.base import Teacher
 
 
 class Rasterize(Protocol):

@@ -21,7 +21,7 @@ from gscfd.distil.guidance import cfd, ddim_steps, vsd
 from gscfd.distil.protocols import Learner
 from gscfd.distil.schedule import anneal, time_index
 from gscfd.errors import UserError
-from gscfd.teachers import Teacher
+from gscfd.teachers.base import Teacher
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import Flow
 from gscfd.types import Cameras

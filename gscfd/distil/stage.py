@@ -21,7 +21,7 @@ from gscfd.distil.watchdog import Trouble, find_trouble
 from gscfd.gaussians import Gaussians
 from gscfd.geometry import normal_map
 from gscfd.pictures import random_background
-from gscfd.teachers import Teacher
+from gscfd.teachers.base import Teacher
 from gscfd.types import Cameras, Render
 
 PARTS = ("render", "encode", "noise", "teacher", "encode_backward", "render_backward", "optimize", "densify", "watch")

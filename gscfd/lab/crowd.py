@@ -16,7 +16,7 @@ from torch import Tensor
 from gscfd.cameras import turntable
 from gscfd.config import Config, StageConfig
 from gscfd.distil.methods import method
-from gscfd.distil.pipeline import stage_noise
+from gscfd.distil.noises import stage_noise
 from gscfd.distil.schedule import time_index
 from gscfd.distil.stage import detached, straight_through_clamp
 from gscfd.distil.state import make_optimizers

@@ -15,7 +15,7 @@ from torch import Tensor
 from gscfd.distil.guidance import cfd, ddim_step
 from gscfd.distil.sampling import T_MAX, T_MIN, clean_flow, noise_level, noise_levels
 from gscfd.distil.schedule import sqrt_anneal, time_index
-from gscfd.teachers import Teacher
+from gscfd.teachers.base import Teacher
 from gscfd.types import Cameras
 
 Flat: TypeAlias = Callable[[Teacher, Tensor, Callable[[int], Tensor], Sequence[int], Cameras], Tensor]

@@ -38,9 +38,9 @@ from gscfd.lab.tables import meanings, plots_of, run_rows, summary_table, title_
 from gscfd.pictures import as_bytes, write_contact_sheet
 from gscfd.runs.names import FINISHED_FILE, default_folder, slug
 from gscfd.sweeps.make import Run, make_runs
-from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
 
 ORDERINGS = (

@@ -24,9 +24,9 @@ from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_re
 from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, kept_run, run, seen, settings_of, space_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.names import slug
-from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 
 SPACING = 0.035
 """Distance between neighboring discs of a toybox asset, as in the teachers' training data at 64 pixels."""

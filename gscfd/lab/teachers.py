@@ -27,9 +27,9 @@ from gscfd.lab.metrics import frechet_distance, moments, r_precision
 from gscfd.lab.options import MeasureOptions
 from gscfd.lab.references import sampled_views
 from gscfd.pictures import random_background, write_contact_sheet
-from gscfd.teachers import load_teacher
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.load import load_teacher
 from gscfd.toybox.data import FOV, RADIUS, make_group, render_object, spacing_for
 from gscfd.toybox.objects import ToyObject
 from gscfd.toybox.truth import KNOWN_PROMPTS, TRIES, WITHHELD_PROMPTS, true_objects

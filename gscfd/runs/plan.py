@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from gscfd.cameras import turntable
 from gscfd.config import Config, MethodName, PolishConfig, StageConfig, StageName, TeacherStage
-from gscfd.distil.lora import Lora
-from gscfd.distil.methods import LEARNERS, check_learner, make_learner, method
+from gscfd.distil.lora import Lora, check_learner, make_learner
+from gscfd.distil.methods import LEARNING, method
 from gscfd.distil.schedule import time_index
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.cost import Cost, cost_of, product_rate
 from gscfd.runs.published import size_line, time_line
-from gscfd.teachers import load_teacher
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, Source, find_source, halves, is_repo
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import weight_bytes
+from gscfd.teachers.load import load_teacher, weight_bytes
 from gscfd.teachers.texts import TextFeatures
 from gscfd.teachers.tuning import checkpoint_encoder
 
@@ -212,7 +211,7 @@ def asked(teacher: GuidedTeacher, stage: TeacherStage, guidance: MethodName, eac
     assert isinstance(stage, StageConfig)
     cameras, generator = turntable(stage.views, size=teacher.image_size), torch.Generator().manual_seed(0)
     z = torch.empty(stage.views, *teacher.latent_shape, device="meta")
-    own: MethodName = "sds" if guidance in LEARNERS else guidance
+    own: MethodName = "sds" if guidance in LEARNING else guidance
     t, way = method(own, stage, teacher.timesteps)(0.5, generator)
     return cost_of(lambda: way(teacher, z, z, time_index(t, teacher.timesteps), cameras)).flops
 

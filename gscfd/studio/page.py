@@ -14,7 +14,7 @@ import viser
 from torch import Tensor
 
 from gscfd.config import Config, MethodName, check, load_run, presets
-from gscfd.distil.pipeline import painted_noise
+from gscfd.distil.noises import painted_noise
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.runs.options import default_preset

@@ -1,6 +1,4 @@
-"""Teachers: diffusion models that predict how an image should change to fit the prompt."""
+"""Teachers: diffusion models that predict how an image should change to fit the prompt.
 
-from gscfd.teachers.base import Prompt, Teacher
-from gscfd.teachers.load import load_teacher
-
-__all__ = ["Prompt", "Teacher", "load_teacher"]
+The package imports none of its modules: those that load networks import large libraries, for seconds.
+"""
