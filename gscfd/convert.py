@@ -33,12 +33,13 @@ def convert(src: str, dst: Path) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     from gscfd.teachers.find import find_teacher
-    from gscfd.teachers.load import load_mvdream, loader, parts, reading
+    from gscfd.teachers.kinds import kind_of, reading
+    from gscfd.teachers.load import parts
 
     if dst.exists():
         raise UserError(f"dst: expected a new folder, got {dst}, which exists; choose another, or remove it")
     source = find_teacher(src)
-    if loader(source) is not load_mvdream:
+    if kind_of(source) != "mvdream":
         raise UserError(f"src: expected MVDream, got another model in {source}; other models need no conversion")
     with reading(source):
         found = parts(source)

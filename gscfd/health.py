@@ -13,7 +13,7 @@ from gscfd.gpu import driver, nvrtc, toolkit
 from gscfd.noise_kernels import cuda
 from gscfd.rasterize import kernels
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR
-from gscfd.teachers.load import is_here
+from gscfd.teachers.kinds import is_here
 
 State = Literal["ok", "missing", "broken"]
 TEACHERS = ("toybox/multiview", "toybox/singleview", MVDREAM_MIRROR, SD21_MIRROR)

@@ -61,7 +61,7 @@ def check_settings(options: ImageOptions) -> None:
 
 def check_texts(options: ImageOptions) -> None:
     """Raises UserError for an empty prompt or words that a toybox teacher does not know."""
-    from gscfd.teachers.load import known_words
+    from gscfd.teachers.kinds import known_words
     from gscfd.toybox.words import check_words
 
     if not options.prompt.strip():
@@ -73,6 +73,10 @@ def check_texts(options: ImageOptions) -> None:
 
 def make(options: ImageOptions) -> None:
     """Generates the image, writes it and prints its path. Raises UserError for bad input."""
+    check_settings(options)
+    check_out(options.out, ".png", options.overwrite)
+    check_texts(options)
+    # These load the libraries of the teachers, for seconds.
     from gscfd.devices import choose_device, choose_dtype
     from gscfd.distil.picture import draw_picture
     from gscfd.distil.sampling import decoded
@@ -80,9 +84,6 @@ def make(options: ImageOptions) -> None:
     from gscfd.teachers.base import Prompt
     from gscfd.teachers.load import load_teacher
 
-    check_settings(options)
-    check_out(options.out, ".png", options.overwrite)
-    check_texts(options)
     device = choose_device(options.device)
     teacher = load_teacher(options.teacher, device=device, dtype=choose_dtype(options.dtype, device))
     teacher.set_prompt(

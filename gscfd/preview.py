@@ -60,7 +60,7 @@ def check_settings(options: PreviewOptions) -> None:
 
 def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, TeacherStage]:
     """Returns the stage's name and its settings. Raises UserError for words that a toybox teacher does not know."""
-    from gscfd.teachers.load import known_words
+    from gscfd.teachers.kinds import known_words
     from gscfd.toybox.words import check_words
 
     name = next(iter(config.stages())) if options.stage is None else options.stage
@@ -73,16 +73,8 @@ def chosen_stage(options: PreviewOptions, config: Config) -> tuple[StageName, Te
 
 def preview(options: PreviewOptions) -> None:
     """Samples the views, writes the image and prints its path. Raises UserError for bad input."""
-    import torch
-
-    from gscfd.cameras import turntable
-    from gscfd.devices import choose_device, choose_dtype
-    from gscfd.distil.sampling import for_sampling, sample
-    from gscfd.pictures import as_bytes, write_contact_sheet
     from gscfd.runs.names import default_folder
     from gscfd.runs.options import default_preset
-    from gscfd.teachers.base import stage_prompt
-    from gscfd.teachers.load import load_teacher
 
     check_settings(options)
     config = load_preset(options.preset or default_preset(options.device)[0])
@@ -90,6 +82,16 @@ def preview(options: PreviewOptions) -> None:
     folder = default_folder(options.prompt, options.seed)
     out = options.out or folder.with_name(f"{folder.name}-{name}.png")
     check_out(out, ".png", options.overwrite, make_folder=options.out is None)
+    # These load the libraries of the teachers, for seconds.
+    import torch
+
+    from gscfd.cameras import turntable
+    from gscfd.devices import choose_device, choose_dtype
+    from gscfd.distil.sampling import for_sampling, sample
+    from gscfd.pictures import as_bytes, write_contact_sheet
+    from gscfd.teachers.base import stage_prompt
+    from gscfd.teachers.load import load_teacher
+
     device = choose_device(options.device)
     teacher = load_teacher(stage.teacher, device=device, dtype=choose_dtype(options.dtype, device))
     teacher.set_prompt(stage_prompt(options.prompt, for_sampling(stage, teacher)))

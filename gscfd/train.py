@@ -24,14 +24,17 @@ SIGNALS = {129, 130, 143}
 def train(config: Config) -> int:
     """Makes the run, with progress, viewer and exports. Returns the exit code."""
     from gscfd.devices import run_device
-    from gscfd.distil.preflight import load_teachers, preflight, warn_of_left_gpu
+    from gscfd.distil.preflight import preflight, warn_of_left_gpu
     from gscfd.rasterize import cuda_renderer
-    from gscfd.runs.folder import Stopped
-    from gscfd.runs.make import make_run
     from gscfd.runs.names import check_folder, folder_of
 
     preflight(config)
     check_folder(config)
+    # These load the libraries of the teachers, for seconds.
+    from gscfd.distil.loading import load_teachers
+    from gscfd.runs.folder import Stopped
+    from gscfd.runs.make import make_run
+
     device = run_device(config)
     if device.type == "cuda":
         cuda_renderer()  # its kernels are compiled now, if they never were, and not amid the first step

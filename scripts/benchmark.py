@@ -27,9 +27,9 @@ from gscfd import native
 from gscfd.cameras import turntable
 from gscfd.config import Config, StageName, merged
 from gscfd.distil.edits import LiveSettings
+from gscfd.distil.loading import load_teachers
 from gscfd.distil.noises import painted_noise
 from gscfd.distil.pipeline import distil
-from gscfd.distil.preflight import load_teachers
 from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
 from gscfd.noise.field import NoiseField
 from gscfd.noise.kinds import iid, radial, surface, world_map

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from gscfd.cameras import orbit
+from gscfd.distil.loading import load_teachers
 from gscfd.distil.pipeline import distil
-from gscfd.distil.preflight import load_teachers
 from gscfd.distil.stage import StepReport
 from gscfd.gaussians import Gaussians
 from gscfd.lab.noise_pictures import correlation_picture, predicted_share

@@ -10,7 +10,7 @@ import torch
 def toybox_unless_named() -> Iterator[None]:
     """Teachers in this machine's cache change no test."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("gscfd.teachers.load.is_here", lambda name: False)
+        monkeypatch.setattr("gscfd.teachers.kinds.is_here", lambda name: False)
         yield
 
 

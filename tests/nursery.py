@@ -18,7 +18,7 @@ from typing import NoReturn
 import torch
 
 from gscfd import train
-from gscfd.distil import preflight
+from gscfd.distil import loading
 from gscfd.runs import folder as runs_folder
 from gscfd.teachers.load import load_teacher
 
@@ -52,7 +52,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     load = functools.cache(load_teacher)
     vars(runs_folder)["TURN_SIZE"] = 64
-    vars(preflight)["load_teacher"] = load
+    vars(loading)["load_teacher"] = load
     for name in ("toybox/multiview", "toybox/singleview"):
         load(name, device=torch.device("cpu"), dtype=torch.float32)
     while line := sys.stdin.readline():

@@ -20,7 +20,8 @@ from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import AdaptedDenoiser
 from gscfd.teachers.find import halves
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import is_here, load_teacher
+from gscfd.teachers.kinds import is_here
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.schedules import Diffusion
 from gscfd.teachers.texts import TextFeatures
 from gscfd.types import Cameras

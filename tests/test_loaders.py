@@ -32,7 +32,8 @@ from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser, pack, unpack
 from gscfd.teachers.find import find_teacher, wanted
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import check_teacher, load_teacher
+from gscfd.teachers.kinds import check_teacher
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.multiview import join_views
 from gscfd.teachers.schedules import Diffusion
 from gscfd.teachers.spaces import Latents

@@ -15,7 +15,7 @@ from torch import Tensor
 from gscfd import image, train
 from gscfd.cameras import turntable
 from gscfd.config import StageConfig, VsdConfig
-from gscfd.distil import lora, preflight
+from gscfd.distil import loading, lora
 from gscfd.distil.guidance import vsd
 from gscfd.distil.lora import Lora
 from gscfd.distil.state import StageState
@@ -198,7 +198,7 @@ def loaded(shipped: dict[str, GuidedTeacher], monkeypatch: pytest.MonkeyPatch) -
     def load(name: str, **placed: Any) -> GuidedTeacher:
         return shipped[name] if name in shipped else load_teacher(name, **placed)
 
-    monkeypatch.setattr(preflight, "load_teacher", load)
+    monkeypatch.setattr(loading, "load_teacher", load)
     monkeypatch.setattr("gscfd.teachers.load.load_teacher", load)
 
 

@@ -29,7 +29,7 @@ from gscfd.config import (
     refine_stage,
     rescaled_gamma,
 )
-from gscfd.distil import guidance, preflight
+from gscfd.distil import guidance, loading
 from gscfd.distil.methods import method
 from gscfd.distil.noises import gammas
 from gscfd.distil.protocols import Guidance
@@ -313,7 +313,7 @@ def test_bad_settings_of_a_method_are_named(changes: dict[str, object], name: st
 
 def test_every_method_runs_on_both_shipped_teachers_and_gives_another_splat(monkeypatch: pytest.MonkeyPatch) -> None:
     teachers = {name: load_teacher(name, device="cpu") for name in ("toybox/multiview", "toybox/singleview")}
-    monkeypatch.setattr(preflight, "load_teacher", lambda name, **placed: teachers[name])
+    monkeypatch.setattr(loading, "load_teacher", lambda name, **placed: teachers[name])
     short = ["--coarse.steps", "1", "--refine.steps", "1", "--refine.views", "1", "--init.count", "100"]
     short += ["--polish.steps", "0"]
     splats = {}

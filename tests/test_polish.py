@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gscfd.cameras import turntable
 from gscfd.config import Config, LearningRates, PolishConfig, StageConfig, WatchdogConfig, merged, plain
-from gscfd.distil import preflight
+from gscfd.distil import loading
 from gscfd.distil.polish import (
     Album,
     Pictures,
@@ -276,12 +276,12 @@ def test_the_watchdog_sees_the_splat_that_is_fitted_vanish() -> None:
 def test_stages_with_one_teacher_share_its_networks_and_are_told_prompts_of_their_own() -> None:
     stage = {"teacher": "toybox/multiview", "cfg": 3.0}
     config = merged(Config(), {"prompt": "a mug", "refine": {"steps": 0}, "polish": stage})
-    teachers = preflight.load_teachers(config)
+    teachers = loading.load_teachers(config)
     coarse, polish = teachers["coarse"], teachers["polish"]
     assert coarse.denoiser is polish.denoiser and coarse.space is polish.space
     assert coarse.prompt is not None and polish.prompt is not None
     assert (coarse.prompt.cfg, polish.prompt.cfg) == (config.coarse.cfg, 3.0)
-    other = preflight.load_teachers(merged(config, {"polish": {"teacher": "toybox/singleview"}}))
+    other = loading.load_teachers(merged(config, {"polish": {"teacher": "toybox/singleview"}}))
     assert other["coarse"].denoiser is not other["polish"].denoiser, "the control"
 
 

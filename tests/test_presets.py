@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from gscfd import train
 from gscfd.config import MethodName, StageName, load_preset, presets
 from gscfd.devices import DTYPES, choose_dtype
-from gscfd.distil import pipeline, preflight
+from gscfd.distil import loading, pipeline
 from gscfd.distil.edits import asked_for, place
 from gscfd.distil.lora import unet_of
 from gscfd.gaussians import ball
@@ -24,7 +24,7 @@ from gscfd.runs.cost import Cost
 from gscfd.runs.folder import RunFolder
 from gscfd.runs.published import MINUTES, PUBLISHED, size_line, time_line
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR
-from gscfd.teachers.load import is_here
+from gscfd.teachers.kinds import is_here
 
 LARGE = sorted(set(presets()) - {"toybox", "refine-splat-toybox"})
 SMALL = ["--coarse.views", "2", "--refine.views", "1", "--init.count", "60", "--device", "cpu", "--prompt", "a corgi"]
@@ -238,7 +238,7 @@ def test_the_advice_against_too_little_memory_can_be_followed(start: list[str]) 
 def test_the_precision_reaches_the_networks(folders: dict[str, Path]) -> None:
     for name, dtype in DTYPES.items():
         config = runs_options.parse([*options("sd21", folders), "--dtype", name])
-        assert unet_of(preflight.load_teachers(config)["refine"], "teacher").unet.dtype == dtype
+        assert unet_of(loading.load_teachers(config)["refine"], "teacher").unet.dtype == dtype
 
 
 def test_what_is_advised_when_memory_is_short_can_be_given() -> None:
@@ -267,7 +267,7 @@ def test_the_large_preset_is_the_default_where_cuda_and_its_teachers_are(
 ) -> None:
     large = load_preset("mvdream-sd21")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("gscfd.teachers.load.is_here", is_here)
+    monkeypatch.setattr("gscfd.teachers.kinds.is_here", is_here)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runs_options.default_preset(None) == ("toybox", "without a CUDA device")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -20,7 +20,7 @@ from present import present
 
 from gscfd import train
 from gscfd.config import Config
-from gscfd.distil import preflight
+from gscfd.distil import loading
 from gscfd.distil.preflight import KeptTeachers
 from gscfd.errors import UserError
 from gscfd.runs import options as runs_options
@@ -181,7 +181,7 @@ def test_a_worker_loads_each_teacher_once(worker: Worker, tmp_path: Path, monkey
         loaded.append(name)
         return original(name, **where)
 
-    monkeypatch.setattr(preflight, "load_teacher", load)
+    monkeypatch.setattr(loading, "load_teacher", load)
     monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
     for prompt in ("a mug", "a red car"):
         assert (
@@ -190,7 +190,7 @@ def test_a_worker_loads_each_teacher_once(worker: Worker, tmp_path: Path, monkey
         )
     assert loaded == ["toybox/multiview", "toybox/singleview"]
     assert made[0][1] == made[1][1] and made[1][1]["coarse"].prompt.text == "a red car"
-    kept = preflight.load_teachers(
+    kept = loading.load_teachers(
         runs_options.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"])
     )
     assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"

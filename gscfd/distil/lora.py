@@ -19,7 +19,7 @@ from gscfd.distil.state import load_moments, part
 from gscfd.errors import UserError
 from gscfd.teachers.denoisers import MultiviewDenoiser, UNetDenoiser
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.ldm import CAMERA_NUMBERS
+from gscfd.teachers.kinds import CAMERA_NUMBERS
 from gscfd.types import Cameras
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]

@@ -16,10 +16,11 @@ from gscfd.devices import run_device
 from gscfd.distil.bar import StepBar
 from gscfd.distil.edits import STAGES, LiveSettings, place
 from gscfd.distil.floaters import remove_floaters
+from gscfd.distil.loading import load_teachers
 from gscfd.distil.lora import make_learner
 from gscfd.distil.noises import stage_noise
 from gscfd.distil.polish import run_polish
-from gscfd.distil.preflight import load_teachers, warn_of_left_gpu
+from gscfd.distil.preflight import warn_of_left_gpu
 from gscfd.distil.stage import StepReport, run_stage
 from gscfd.distil.start import read_start
 from gscfd.distil.state import Checkpoint

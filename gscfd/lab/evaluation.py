@@ -22,7 +22,8 @@ from gscfd.lab.report import Report, check_report, padded, write_json, write_pag
 from gscfd.lab.tables import grouped, meanings, plots_of, run_rows, run_table, sheets, summary_table, win_tables
 from gscfd.pictures import write_contact_sheet
 from gscfd.runs.names import read_run
-from gscfd.teachers.load import known_words, load_teacher
+from gscfd.teachers.kinds import known_words
+from gscfd.teachers.load import load_teacher
 from gscfd.toybox.words import check_words, unknown_words
 
 

@@ -41,8 +41,9 @@ from gscfd.teachers.adapters import SHIFT
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, PLUS, SD21_MIRROR
 from gscfd.teachers.guided import GuidedTeacher
+from gscfd.teachers.kinds import reading
 from gscfd.teachers.ldm import SCHEDULER
-from gscfd.teachers.load import Vae, placed_vae, read_vae, reading
+from gscfd.teachers.load import Vae, placed_vae, read_vae
 from gscfd.teachers.schedules import Flow, Schedule, diffusion, shifted
 from gscfd.teachers.spaces import Latents, Space
 

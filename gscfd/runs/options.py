@@ -61,8 +61,7 @@ def default_preset(device: str | None) -> tuple[str, str]:
 
     if not torch.cuda.is_available():
         return "toybox", "without a CUDA device"
-    # The libraries of the teachers take seconds to load, which a wrong option should not wait for.
-    from gscfd.teachers.load import is_here
+    from gscfd.teachers.kinds import is_here
 
     large = load_preset("mvdream-sd21")
     missing = [stage.teacher for stage in (large.coarse, large.refine) if not is_here(stage.teacher)]

@@ -21,7 +21,8 @@ from gscfd.runs.published import size_line, time_line
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, SD21_MIRROR, Source, find_source, halves, is_repo
 from gscfd.teachers.guided import GuidedTeacher
-from gscfd.teachers.load import load_teacher, weight_bytes
+from gscfd.teachers.kinds import weight_bytes
+from gscfd.teachers.load import load_teacher
 from gscfd.teachers.texts import TextFeatures
 from gscfd.teachers.tuning import checkpoint_encoder
 

@@ -23,7 +23,7 @@ from gscfd.errors import UserError
 from gscfd.files import is_locked, remove_unfinished
 from gscfd.runs.names import FINISHED_FILE, slug
 from gscfd.sweeps.journal import Journal, read_rows
-from gscfd.teachers.load import is_here, known_words
+from gscfd.teachers.kinds import is_here, known_words
 
 JOURNAL = "studio.jsonl"
 """File in the studio's folder with a row for every event of the queue."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gscfd.config import Config
-from gscfd.distil.preflight import KeptTeachers, load_teachers
+from gscfd.distil.loading import load_teachers
+from gscfd.distil.preflight import KeptTeachers
 from gscfd.errors import UserError, warn
 from gscfd.runs.folder import Busy, Stopped
 from gscfd.runs.make import make_run

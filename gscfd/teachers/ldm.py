@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from gscfd.errors import UserError
+from gscfd.teachers.kinds import CAMERA_NUMBERS
 from gscfd.teachers.weights import build, fill, read_json, read_state, read_weights
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
@@ -26,7 +27,6 @@ WIDTHS = [320, 640, 1280, 1280]
 SD15_TEXT = "cond_stage_model.transformer."
 """Start of the names of the text encoder in MVDream for Stable Diffusion 1.5, which is OpenAI's CLIP."""
 IMAGE_SIZE = 256
-CAMERA_NUMBERS = 16
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,

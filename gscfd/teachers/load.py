@@ -1,9 +1,8 @@
-"""Loads a teacher from a folder, a checkpoint file or the hub. The files determine its kind, not the name."""
+"""Loads a teacher from a folder, a checkpoint file or the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,17 +24,13 @@ from gscfd import prompts
 from gscfd.errors import UserError
 from gscfd.teachers import adapters, ldm, texts
 from gscfd.teachers.denoisers import AdaptedDenoiser, FluxDenoiser, MultiviewDenoiser, SD3Denoiser, UNetDenoiser
-from gscfd.teachers.find import CHECKPOINTS, SD21_MIRROR, WEIGHT, Source, find_source, find_teacher, halves, wanted
+from gscfd.teachers.find import SD21_MIRROR, find_source
 from gscfd.teachers.guided import MOST_CFG, GuidedTeacher
+from gscfd.teachers.kinds import PARTS_OF, T5_PARTS, Kind, check_adapted, kind_of, reading
 from gscfd.teachers.schedules import diffusion, flow, shifted
 from gscfd.teachers.spaces import Latents, Pixels
-from gscfd.teachers.weights import first_line, read_json, read_network
-from gscfd.toybox.words import vocabulary
+from gscfd.teachers.weights import read_json, read_network
 
-SUPPORTED = (
-    "Stable Diffusion 1.x and 2.x, MVDream (a diffusers folder, or the single file), SDXL, Stable Diffusion 3 and 3.5, "
-    "FLUX.1, DeepFloyd IF stage I, MV-Adapter on Stable Diffusion 2.1 or SDXL"
-)
 TOYBOX_CFG = {True: 2.0, False: 4.0}
 """Guidance scale of samples of the toybox's multi-view and single-view teacher; weights/README.md has the figures."""
 FLUX_LATENT_SIZE = 64
@@ -68,142 +63,21 @@ def load_teacher(
     damaged or of another model. `set_prompt` reads the text encoders.
     """
     found = find_source(path_or_repo, local_files_only=local_files_only)
-    source, load = found.path, loader(found.path)
+    source, kind = found.path, kind_of(found.path)
     with reading(source):
-        check_tokenizers(source, load)
+        check_tokenizers(source, kind)
         if found.adapter is not None:
-            return load_adapted(load, source, found.adapter, device, dtype)
-        return load(source, device, dtype)
+            return load_adapted(kind, source, found.adapter, device, dtype)
+        return LOADERS[kind](source, device, dtype)
 
 
-def check_tokenizers(source: Path, load: Loader) -> None:
+def check_tokenizers(source: Path, kind: Kind) -> None:
     """Reads the teacher's tokenizers, which are small, before its large parts. Raises UserError if one cannot be
     read. A single file's is checked by `single_file_parts`."""
     if source.is_dir():
-        for part in PARTS_OF[load]:
+        for part in PARTS_OF[kind]:
             if part.startswith("tokenizer"):
-                texts.read_tokenizer(source / part, T5Tokenizer if (load, part) in T5_PARTS else CLIPTokenizer)
-
-
-@contextmanager
-def reading(source: Path) -> Iterator[None]:
-    """Converts errors while reading `source`, such as a config that fits no network, into UserError."""
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # diffusers checks no config, so a damaged one may fail in any way
-        raise UserError(
-            f"teacher: expected a readable teacher, got {type(error).__name__} in {source}: {first_line(error)}"
-            "; download it again"
-        ) from error
-
-
-def is_here(path_or_repo: str) -> bool:
-    """Returns whether the teacher can be loaded offline: every folder it reads exists, with weights in those that hold
-    a network."""
-    try:
-        found = weight_bytes(find_source(path_or_repo, local_files_only=True))
-    except UserError:
-        return False
-    return all(count > 0 for part, count in found.items() if not part.startswith(("scheduler", "tokenizer")))
-
-
-def weight_bytes(found: Source) -> dict[str, int]:
-    """Returns the bytes of the weight files read for each part of a teacher, 0 for a part without weights. Raises
-    UserError if `found` is not a teacher."""
-    source = found.path
-    if found.adapter is not None:
-        return {**weight_bytes(Source(source)), found.adapter.name: found.adapter.stat().st_size}
-    if source.is_file():
-        return {source.name: source.stat().st_size, "tokenizer": 0}
-    files = wanted([path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()])
-    weights = [file for file in files if WEIGHT.fullmatch(Path(file).name)]
-    return {
-        part: sum((source / file).stat().st_size for file in weights if file.startswith(part + "/"))
-        for part in PARTS_OF[loader(source)]
-    }
-
-
-def known_words(path_or_repo: str) -> frozenset[str] | None:
-    """Returns the words that a teacher was trained on; None for free text and for a teacher that is not on this
-    machine."""
-    try:
-        load = loader(find_teacher(halves(path_or_repo)[0], local_files_only=True))
-    except UserError:
-        return None
-    return frozenset(vocabulary()) if load is load_toybox else None
-
-
-def check_teacher(path_or_repo: str) -> None:
-    """Raises UserError if there are no files of a supported kind; files on the hub are fetched now."""
-    found = find_source(path_or_repo)
-    load = loader(found.path)
-    if found.adapter is not None:
-        check_adapted(load, found.path)
-
-
-def loader(source: Path) -> Loader:
-    """Returns the loader of the files in `source`. Raises UserError if it is not a teacher, or of an unknown kind."""
-    if source.is_file():
-        if source.suffix not in CHECKPOINTS:
-            raise UserError(f"teacher: expected {', '.join(CHECKPOINTS)} or a folder, got {source}; give one of these")
-        return load_mvdream
-    with reading(source):
-        if (source / "transformer").is_dir():
-            return checked(transformer_loader(source, read_json(source / "transformer" / "config.json")), source)
-        if (source / "unet").is_dir():
-            return checked(unet_loader(source, read_json(source / "unet" / "config.json")), source)
-    files = sorted(path.name for path in source.iterdir() if path.suffix in CHECKPOINTS)
-    hint = f"give one of its checkpoint files: {', '.join(files)}" if files else "give a diffusers folder"
-    raise UserError(f"teacher: expected a unet or transformer folder in {source}, got neither; {hint}")
-
-
-def transformer_loader(source: Path, config: dict[str, Any]) -> Loader:
-    """Returns the loader of a transformer, determined by its class."""
-    known = {"SD3Transformer2DModel": load_sd3, "FluxTransformer2DModel": load_flux}
-    name = config.get("_class_name")
-    if name in known:
-        return known[name]
-    raise unsupported(source, f"transformer of class {name}")
-
-
-def unet_loader(source: Path, config: dict[str, Any]) -> Loader:
-    """Returns the loader of a UNet, determined by its inputs besides the noisy image."""
-    if "model_channels" in config:  # latent-diffusion's names under diffusers' layout
-        return load_mvdream
-    added, classes = config.get("addition_embed_type"), config.get("class_embed_type")
-    if config.get("encoder_hid_dim_type") == "text_proj" and added == "text" and not (source / "vae").is_dir():
-        if config.get("in_channels") != 3:
-            raise unsupported(source, "later stage of DeepFloyd IF")
-        return load_if
-    if classes == "projection" and config.get("projection_class_embeddings_input_dim") == ldm.CAMERA_NUMBERS:
-        return load_toybox if added == "text" else load_mvdream
-    if classes is not None:
-        raise unsupported(source, f"UNet with class_embed_type {classes}")
-    if config.get("time_cond_proj_dim") is not None:
-        raise unsupported(source, "distilled UNet that reads its guidance scale (LCM, time_cond_proj_dim)")
-    if added == "text_time" and (source / "text_encoder_2").is_dir() and not (source / "text_encoder").is_dir():
-        raise unsupported(source, "refiner of SDXL, which only finishes another model's pictures")
-    known = {None: load_sd, "text": load_toybox, "text_time": load_sdxl}
-    if added in known:
-        return known[added]
-    raise unsupported(source, f"UNet with addition_embed_type {added}")
-
-
-def unsupported(source: Path, got: str) -> UserError:
-    return UserError(f"teacher: expected {SUPPORTED}, got a {got} in {source}; choose one of these")
-
-
-def checked(load: Loader, source: Path) -> Loader:
-    """Returns the loader if the folders it reads exist. Raises UserError that lists missing ones."""
-    missing = [part for part in PARTS_OF[load] if not (source / part).is_dir()]
-    if missing:
-        raise UserError(
-            f"teacher: expected a diffusers folder with {', '.join(PARTS_OF[load])}, but {source} has no "
-            f"{', '.join(missing)}; download the whole folder"
-        )
-    return load
+                texts.read_tokenizer(source / part, T5Tokenizer if (kind, part) in T5_PARTS else CLIPTokenizer)
 
 
 def placed(network: ModelMixin, device: torch.device | str, dtype: torch.dtype) -> ModelMixin:
@@ -377,24 +251,15 @@ def load_if(source: Path, device: torch.device | str, dtype: torch.dtype) -> Gui
     )
 
 
-def check_adapted(load: Loader, source: Path) -> None:
-    """Raises UserError unless an adapter may be added to a model with this loader."""
-    if load not in (load_sd, load_sdxl):
-        raise UserError(
-            f"teacher: expected Stable Diffusion 2.1 or SDXL before the adapter, got another model in {source}; an "
-            "MV-Adapter belongs to the model that it was trained on"
-        )
-
-
 def load_adapted(
-    load: Loader, source: Path, adapter: Path, device: torch.device | str, dtype: torch.dtype
+    kind: Kind, source: Path, adapter: Path, device: torch.device | str, dtype: torch.dtype
 ) -> GuidedTeacher:
-    """Loads Stable Diffusion or SDXL with an MV-Adapter, as a multi-view teacher. load: loader of the model alone.
+    """Loads Stable Diffusion or SDXL with an MV-Adapter, as a multi-view teacher. kind: of the model alone.
 
     The space has MV-Adapter's size, the schedule its shift. Raises UserError if the adapter is of another model.
     """
-    check_adapted(load, source)
-    large = load is load_sdxl
+    check_adapted(kind, source)
+    large = kind == "sdxl"
     unet = read_network(UNet2DConditionModel, source / "unet")
     encoder = placed(adapters.adapt(unet, adapter, large=large), device, dtype)
     unet = placed(unet, device, dtype)
@@ -412,17 +277,12 @@ def load_adapted(
     )
 
 
-CLIP_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
-TWO_ENCODERS = ("vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-PARTS_OF: dict[Loader, tuple[str, ...]] = {
-    load_sd: CLIP_PARTS,
-    load_mvdream: CLIP_PARTS,
-    load_toybox: CLIP_PARTS,
-    load_sdxl: ("unet", *TWO_ENCODERS),
-    load_sd3: ("transformer", *TWO_ENCODERS, "text_encoder_3", "tokenizer_3"),
-    load_flux: ("transformer", *TWO_ENCODERS),
-    load_if: ("unet", "scheduler", "text_encoder", "tokenizer"),
+LOADERS: dict[Kind, Loader] = {
+    "sd": load_sd,
+    "mvdream": load_mvdream,
+    "toybox": load_toybox,
+    "sdxl": load_sdxl,
+    "sd3": load_sd3,
+    "flux": load_flux,
+    "if": load_if,
 }
-"""Folders that each loader reads."""
-T5_PARTS = {(load_sd3, "tokenizer_3"), (load_flux, "tokenizer_2"), (load_if, "tokenizer")}
-"""Tokenizers that are T5's; the others are CLIP's."""

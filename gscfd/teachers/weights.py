@@ -9,17 +9,19 @@ import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from diffusers import AutoencoderTiny, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gscfd.errors import UserError
 
-Network = TypeVar("Network", bound=ModelMixin)
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+Network = TypeVar("Network", bound="ModelMixin")
 
 STEM = "diffusion_pytorch_model"
 DAMAGES = (
@@ -150,6 +152,8 @@ def numbers(value: object) -> Iterator[object]:
 def build(cls: type[Network], config: dict[str, Any]) -> Network:
     """Builds the network without memory for its weights; `fill` supplies them. Raises UserError for a config with too
     many layers."""
+    from diffusers import AutoencoderTiny  # late: files are read without it, too
+
     check_layers(config)
     if cls is AutoencoderTiny:  # It writes this key itself, and warns of it when it reads it.
         config = {key: value for key, value in config.items() if key != "block_out_channels"}

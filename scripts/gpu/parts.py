@@ -27,8 +27,8 @@ from torch import Tensor
 from gscfd import train
 from gscfd.cameras import turntable
 from gscfd.config import Config, merged
+from gscfd.distil.loading import load_teachers
 from gscfd.distil.pipeline import distil
-from gscfd.distil.preflight import load_teachers
 from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
 from gscfd.gaussians import ball, rasterize
 from gscfd.gpu import driver
