@@ -35,8 +35,8 @@ class Estimate:
 
     @property
     def effect(self) -> float:
-        """The value in standard deviations of a run, within its group if runs are resampled there: for a mean difference
-        of pairs of one group, Cohen's d. NaN: no interval."""
+        """The value in standard deviations of a run, of its group if runs are resampled there: for a mean difference of
+        pairs of one group, Cohen's d. NaN: no interval."""
         spread = self.error * math.sqrt(self.count)
         return self.value / spread if spread > 0 else math.nan
 
