@@ -4,6 +4,7 @@ import builtins
 import csv
 import importlib.util
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
 from gscfd.sweeps.make import Progress, Run, carry_out, make_runs, state_of
 from gscfd.sweeps.options import SweepOptions
 from gscfd.sweeps.plan import list_runs, plan_runs
-from gscfd.sweeps.table import one_type, table_rows, write_table
+from gscfd.sweeps.table import kept_rows, one_type, table_rows, write_table
 from gscfd.sweeps.workers import Outcome, Place
 
 OutcomeState = Literal["finished", "failed", "refused", "lost"]
@@ -501,6 +502,36 @@ def test_a_parquet_table_holds_the_rows_of_the_csv(matrix: Callable[..., list[Ru
     rows = parquet.read_table(tmp_path / "runs.parquet").to_pylist()
     assert rows == table_rows(tmp_path / "out", runs)
     assert one_type([1, None, "a"]) == ["1", None, "a"] and one_type([1, 2.5, None]) == [1.0, 2.5, None]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_table_keeps_the_rows_of_other_runs_that_are_still_there(
+    ending: str, planned: Callable[..., list[Run]], tmp_path: Path
+) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, runs = tmp_path / f"runs{ending}", planned(seeds="0:2")
+    worked(runs, tmp_path / "out")
+
+    def told() -> dict[str, Any]:
+        return {Path(row["run"]).name: row["state"] for row in kept_rows(path)}
+
+    write_table(tmp_path / "out", runs, path)
+    assert told() == {runs[0].name: "finished"}, "control: only the first has a folder"
+    others = planned(seeds="2")
+    for run in others:
+        begin(run)
+    write_table(tmp_path / "out", others, path)
+    assert told() == {runs[0].name: "finished", **{run.name: "stopped" for run in others}}
+    (others[0].folder / "turntable.png").write_text("the last file")
+    write_table(tmp_path / "out", others[:1], path)
+    assert told()[others[0].name] == "finished" and len(told()) == 3, "a run has one row, the newest"
+    shutil.rmtree(runs[0].folder)
+    write_table(tmp_path / "out", others, path)
+    assert runs[0].name not in told()
+    path.write_text("run,other\nout,1\n")
+    write_table(tmp_path / "out", others, path)
+    assert len(told()) == 2, "a file that is no such table is replaced"
 
 
 def test_without_pyarrow_a_parquet_table_is_refused_before_the_sweep(
