@@ -40,8 +40,8 @@ SPARSE = 0.3
 
 
 def true_objects(prompt: str, count: int, *, spacing: float | None = None, tries: int = TRIES) -> Iterator[ToyObject]:
-    """Returns up to `count` toybox objects described by the prompt, regardless of case, spaces, articles and view words;
-    none for a two-object scene or a text that is not a toybox caption.
+    """Returns up to `count` toybox objects described by the prompt, in any spelling that `parse_caption` reads; none
+    for a two-object scene or a text that is not a toybox caption.
 
     spacing: as in `sample_object`; None: its default. tries: seeds to look at, from 0.
     """
