@@ -384,7 +384,9 @@ def curve(runs: dict[tuple[str, str], FullFigures]) -> Curve:
         f"{preset}, {asset}": [f"{preset}, {asset}, {step}" for step, _ in one.trace]
         for (preset, asset), one in runs.items()
     }
-    return Curve(title="Quality against steps", x_title="steps", y_title="PSNR, dB", points=points, lines=lines)
+    return Curve(
+        title="Quality against steps", x_title="steps", y_title="PSNR, dB", points=points, lines=lines, named=False
+    )
 
 
 def sheet_of(assets: Sequence[Asset], splats: dict[str, Gaussians]) -> Sheet:
