@@ -194,6 +194,19 @@ def test_a_prompt_beyond_the_toybox_leaves_the_others_judged(
     assert any("does not know 'a steampunk owl'" in note for note in notes)
 
 
+def test_true_objects_are_compared_alike_whatever_size_the_networks_look_at(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_examine, "VIEWS", 2)
+    monkeypatch.setattr(lab_truths, "OBJECTS", 8)
+    lab_truths.truths_of.cache_clear()
+    small, large = (lab_examine.examine(runs[0], Judges(), [], size=size, truths=True).values for size in (128, 256))
+    for name in ("nearest", "nearest_true", "speckle"):
+        assert small[name] == large[name]
+    assert small["holes"] != large["holes"], "control: the others see the views of that size"
+    lab_truths.truths_of.cache_clear()
+
+
 def test_a_value_that_is_none_is_left_out_of_the_mean() -> None:
     def run(value: float) -> Examined:
         return Examined(
