@@ -144,6 +144,7 @@ def test_every_run_has_files_of_its_own(tmp_path: Path) -> None:
         (["--assets"], "assets: expected at least one"),
         (["--variants", "better"], "variants: expected some of 'default'"),
         (["--known", "0"], "known: expected at least 1"),
+        (["--known", "2", "--assets", "gone.ply"], "known: expected 1, since gone.ply is one object"),
     ],
 )
 def test_bad_input_is_one_line_before_any_run(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gscfd.config import check
 from gscfd.distil.start import in_unit_ball
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
@@ -81,5 +82,6 @@ def find_assets(source: str, count: int, *, spacing: float) -> list[Asset]:
     count, spacing: of toybox objects. Raises UserError as the functions above do.
     """
     if source.endswith(".ply"):
+        check(count == 1, "known", f"1, since {source} is one object", count)
         return [read_asset(Path(source))]
     return toybox_assets(source, count, spacing=spacing)
