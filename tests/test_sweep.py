@@ -504,6 +504,20 @@ def test_a_parquet_table_holds_the_rows_of_the_csv(matrix: Callable[..., list[Ru
     assert one_type([1, None, "a"]) == ["1", None, "a"] and one_type([1, 2.5, None]) == [1.0, 2.5, None]
 
 
+def test_a_sweep_that_loses_its_workers_leaves_its_table(
+    planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(out: Path, runs: list[Run], settings: SweepOptions) -> None:
+        if out == tmp_path / "out":
+            worked(runs, out)
+        raise UserError("workers: 4 died before they were ready")
+
+    monkeypatch.setattr(sweeps_make, "make_runs", lost)
+    assert run_sweep(prompts, tmp_path / "out") == 2
+    assert [row["state"] for row in kept_rows(tmp_path / "out" / "runs.csv")] == ["finished"]
+    assert run_sweep(prompts, tmp_path / "none") == 2 and not (tmp_path / "none").exists(), "control: nothing started"
+
+
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_a_table_keeps_the_rows_of_other_runs_that_are_still_there(
     ending: str, planned: Callable[..., list[Run]], tmp_path: Path
