@@ -114,14 +114,13 @@ def teachers_of(
     assets: Sequence[Asset],
     spaces: Mapping[StageName, Space],
     schedule: Schedule,
-    shares: Sequence[float] | None = None,
 ) -> dict[StageName, GuidedTeacher]:
     """Returns an ideal teacher for every stage of the config, with its prompt set. It sees the views of a group as
     views of one asset."""
     teachers = {}
     for name, stage in config.stages().items():
         known = [asset.gaussians for asset in assets]
-        teachers[name] = ideal_teacher(known, space=spaces[name], schedule=schedule, multiview=True, shares=shares)
+        teachers[name] = ideal_teacher(known, space=spaces[name], schedule=schedule, multiview=True)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
 
