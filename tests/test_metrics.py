@@ -49,6 +49,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_r_precision_counts_the_views_that_find_their_caption() -> None:
     similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.5, 0.1]])
     assert r_precision(similarity, 0) == 0.75 and r_precision(similarity, 1) == 0.25
+    alike = similarity[:, [0, 1, 0]]
+    assert [r_precision(alike, truth) for truth in range(3)] == [0.75, 0.25, 0.75], "a caption in another spelling"
 
 
 # Fréchet distance
