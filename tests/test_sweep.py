@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -514,8 +515,25 @@ def test_a_sweep_that_loses_its_workers_leaves_its_table(
 
     monkeypatch.setattr(sweeps_make, "make_runs", lost)
     assert run_sweep(prompts, tmp_path / "out") == 2
-    assert [row["state"] for row in kept_rows(tmp_path / "out" / "runs.csv")] == ["finished"]
+    assert [row["state"] for row in kept_rows(tmp_path / "out" / "runs.csv", tmp_path / "out")] == ["finished"]
     assert run_sweep(prompts, tmp_path / "none") == 2 and not (tmp_path / "none").exists(), "control: nothing started"
+
+
+def test_a_run_has_one_row_from_whatever_folder_the_sweep_is_made(
+    planned: Callable[..., list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = planned()
+    for run in runs:
+        begin(run)
+    monkeypatch.chdir(tmp_path)
+    here = [replace(run, folder=run.folder.relative_to(tmp_path)) for run in runs]
+    write_table(Path("out"), here, tmp_path / "runs.csv")
+    for folder, made in (("out", runs[:1]), ("out", runs), (runs[0].folder, runs[:1])):
+        monkeypatch.chdir(tmp_path / folder)
+        write_table(tmp_path / "out", made, tmp_path / "runs.csv")
+        with open(tmp_path / "runs.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [Path(row["run"]) for row in rows] == [run.folder for run in runs]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
@@ -528,7 +546,7 @@ def test_a_table_keeps_the_rows_of_other_runs_that_are_still_there(
     worked(runs, tmp_path / "out")
 
     def told() -> dict[str, Any]:
-        return {Path(row["run"]).name: row["state"] for row in kept_rows(path)}
+        return {Path(row["run"]).name: row["state"] for row in kept_rows(path, tmp_path / "out")}
 
     write_table(tmp_path / "out", runs, path)
     assert told() == {runs[0].name: "finished"}, "control: only the first has a folder"

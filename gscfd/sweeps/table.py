@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def plain_value(value: Any) -> Any:
 def write_table(out: Path, runs: list[Run], path: Path) -> None:
     """Writes the table of all runs as .csv or .parquet, by the ending of the path, and keeps the rows that it has of
     other runs. out: as for `table_rows`."""
-    rows = list({row["run"]: row for row in [*kept_rows(path), *table_rows(out, runs)]}.values())
+    found = [*kept_rows(path, out), *table_rows(out, runs)]
+    rows = list({os.path.abspath(row["run"]): row for row in found}.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         write_rows(rows, path)
@@ -79,8 +81,11 @@ def write_table(out: Path, runs: list[Run], path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def kept_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of an earlier table whose runs are still there; none of a file that is no table of a sweep."""
+def kept_rows(path: Path, out: Path) -> list[dict[str, Any]]:
+    """Returns the rows of an earlier table whose runs are still there; none of a file that is no table of a sweep.
+
+    out: as above; a run in it is found from any working folder.
+    """
     if not path.is_file():
         return []
     rows: list[dict[str, Any]]
@@ -92,10 +97,15 @@ def kept_rows(path: Path) -> list[dict[str, Any]]:
             import pyarrow.parquet
 
             rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (csv.Error, ValueError):  # pyarrow's errors are ValueErrors
+    except (csv.Error, ValueError, OSError):  # pyarrow's errors are of the last two
         return []
     told = {"run", "prompt", "method", "setting", "seed", "state"}
-    return [row for row in rows if told <= row.keys() and Path(str(row["run"])).is_dir()]
+    rows = [row for row in rows if told <= row.keys()]
+    for row in rows:
+        here = out / Path(str(row["run"])).name
+        if not Path(str(row["run"])).is_dir() and here.is_dir():
+            row["run"] = str(here)
+    return [row for row in rows if Path(str(row["run"])).is_dir()]
 
 
 def one_type(values: list[Any]) -> list[Any]:
