@@ -6,6 +6,7 @@ The run folders alone determine the remaining work, so repeating the command con
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import tyro
 
@@ -15,6 +16,8 @@ from gscfd.sweeps.options import SweepOptions
 
 def sweep(options: SweepOptions, arguments: list[str]) -> int:
     """Makes the runs, or lists them. Returns the exit code: 1 if any run failed."""
+    from gscfd.errors import UserError
+    from gscfd.sweeps.journal import JOURNAL
     from gscfd.sweeps.make import make_runs
     from gscfd.sweeps.plan import list_runs, plan_runs
     from gscfd.sweeps.table import check_table, write_table
@@ -27,8 +30,10 @@ def sweep(options: SweepOptions, arguments: list[str]) -> int:
         return 0
     try:
         progress = make_runs(options.out, runs, options)
-    except KeyboardInterrupt:
-        write_table(options.out, runs, path)
+    except (KeyboardInterrupt, UserError):
+        if (options.out / JOURNAL).is_file():  # else nothing was started
+            with suppress(UserError):
+                write_table(options.out, runs, path)
         raise
     write_table(options.out, runs, path)
     print(f"{path}  {progress}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from present import present
+from scipy import stats
 
 import gscfd
 from gscfd import bench
@@ -89,7 +90,7 @@ def finding(metric: str, value: float, p: float, differs: bool = False) -> Findi
         ("fid", -0.3, 0.01, False, "reproduced"),
         ("fid", 0.3, 0.01, False, "contradicted"),
         ("fid", 0.3, 0.01, True, "reproduced"),
-        ("fid", 0.3, 0.06, False, "undecided (needs about 1 more runs of each)"),
+        ("fid", 0.3, 0.06, False, "undecided (needs about 15 more runs of each)"),
         ("fid", 0.0, 1.0, False, "undecided (no difference)"),
         ("fid", 0.3, math.nan, False, "undecided (too few runs)"),
     ],
@@ -133,6 +134,27 @@ def test_a_planted_ordering_is_found_and_its_opposite_is_contradicted() -> None:
     assert [row[-2] for row in table.rows] == ["reproduced", "contradicted", "undecided (no difference)"]
     assert all(row[1] == "3D-CLIP, toybox features" for row in table.rows)
     assert present(found[0].difference).value == pytest.approx(0.5)
+
+
+def test_an_undecided_ordering_needs_as_many_runs_as_the_power_of_its_test_asks_for() -> None:
+    """Prompts that differ among each other spread the pairs, which the test sees and the interval within prompts does
+    not."""
+    apart = np.array([0.2, 0.2, 0.2, 0.6, 1.8, 1.2])[:, None] + 0.8 * np.random.default_rng(0).normal(size=(6, 5))
+    ours, theirs = (
+        [
+            Examined(run="", prompt=f"prompt {i}", seed=seed, values={"clip": 20 + side * apart[i, seed]})
+            for i in range(6)
+            for seed in range(5)
+        ]
+        for side in (1, 0)
+    )
+    claim = Claim("clip", "cfd", "sds", "")
+    found = Finding(claim, compare.difference("clip", ours, theirs, {}), compare.difference_p("clip", ours, theirs, {}))
+    asked = float(lab_claims.verdict(found, 1.0, 1000).split("about ")[1].split()[0])
+    quantiles = stats.norm.isf(0.05 / 2000) + stats.norm.isf(0.2)
+    assert asked + 30 == pytest.approx((quantiles * apart.std(ddof=1) / apart.mean()) ** 2, rel=0.25)
+    within = math.sqrt(apart.var(1, ddof=1).mean())
+    assert (quantiles * within / apart.mean()) ** 2 < 0.7 * (asked + 30), "control: the spread within prompts alone"
 
 
 @pytest.fixture

@@ -193,6 +193,23 @@ def test_runs_of_other_settings_are_made_again(tmp_path: Path, monkeypatch: pyte
     assert Runs(path).of(key, [0]) == []
 
 
+def test_two_processes_of_other_methods_keep_each_others_runs(tmp_path: Path) -> None:
+    path, blend = tmp_path / "runs.csv", [[1.0, 0.0, 0.0, 0.0]]
+    one, other = Runs(path), Runs(path)
+    one.add(("sds", "equal"), [0], blend)
+    other.add(("cfd", "equal"), [0], blend)
+    one.add(("sds", "equal"), [1], blend)
+    assert Runs(path).of(("sds", "equal"), [0, 1]) == blend * 2 and Runs(path).of(("cfd", "equal"), [0]) == blend
+
+
+def test_a_table_of_something_else_is_refused_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs.csv").write_text("run,prompt,seed\nruns/one,a mug,0\n")
+    assert bench.main(["coverage", "--out", str(tmp_path), "--seeds", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "out: expected runs of this bench" in error and error.count("\n") == 1
+    assert (tmp_path / "runs.csv").read_text().endswith("runs/one,a mug,0\n")
+
+
 def test_an_unknown_method_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["coverage", "--out", str(tmp_path / "out"), "--methods", "best"]) == 2
     error = capsys.readouterr().err

@@ -30,9 +30,11 @@ from gscfd.lab import examine as lab_examine
 from gscfd.lab import truths as lab_truths
 from gscfd.lab.catalogue import METRICS, NAMES
 from gscfd.lab.compare import difference, difference_p, estimate, statistic, wins
+from gscfd.lab.evaluation import judged_by
 from gscfd.lab.examine import Examined, examine, labels_of
 from gscfd.lab.intervals import FEWEST, bootstrap
 from gscfd.lab.judges import SCORER, Aesthetic, Inception, Judges, Scorer
+from gscfd.lab.options import EvaluateOptions
 from gscfd.lab.references import Reference
 from gscfd.lab.report import Table, figure
 from gscfd.lab.tables import run_table
@@ -192,6 +194,27 @@ def test_a_prompt_beyond_the_toybox_leaves_the_others_judged(
     assert duck.count("n/a") == 0 and other.split("|")[4].strip() == "n/a" and other.count("n/a") == 1
     notes = json.loads((tmp_path / "page" / "report.json").read_text())["notes"]
     assert any("does not know 'a steampunk owl'" in note for note in notes)
+
+
+def test_the_note_on_the_references_counts_their_pictures() -> None:
+    features = torch.zeros(36, 2)
+    references = {"a mug": Reference(features, features, features[:, 0])}
+    options, judges = EvaluateOptions(runs=(Path("run"),), samples=5000), Judges(scorers=[Scorer(SCORER)])
+    told = " ".join(judged_by(options, judges, references, ["a mug"], ["a mug"]))
+    assert "at least 36 pictures for each of 1 of 1 prompts" in told and "5000" not in told
+
+
+def test_true_objects_are_compared_alike_whatever_size_the_networks_look_at(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_examine, "VIEWS", 2)
+    monkeypatch.setattr(lab_truths, "OBJECTS", 8)
+    lab_truths.truths_of.cache_clear()
+    small, large = (lab_examine.examine(runs[0], Judges(), [], size=size, truths=True).values for size in (128, 256))
+    for name in ("nearest", "nearest_true", "speckle"):
+        assert small[name] == large[name]
+    assert small["holes"] != large["holes"], "control: the others see the views of that size"
+    lab_truths.truths_of.cache_clear()
 
 
 def test_a_value_that_is_none_is_left_out_of_the_mean() -> None:

@@ -20,6 +20,7 @@ from gscfd.lab.degraded import degraded
 from gscfd.lab.full_size import MODELS
 from gscfd.lab.textured import TEXTURED, VARIANTS, textured_asset
 from gscfd.lab.trials import compared, images_of, seen
+from gscfd.runs.folder import peak_memory
 
 TINY = """
 base: toybox
@@ -93,6 +94,45 @@ def test_a_run_of_another_start_does_not_go_on_from_a_stopped_one(
     assert bench.main([*small, "--out", str(tmp_path)]) == 130
     taken = stopping(monkeypatch, 99)
     assert bench.main([*small, "--out", str(tmp_path), "--degrade"]) == 0 and taken == [0, 1, 2, 3, 0]
+
+
+def test_runs_of_other_options_stand_beside_each_other(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[list[str]] = [[], ["--degrade"], ["--seed", "1"]]
+    for given in others:
+        assert bench.main([*small, "--out", str(tmp_path), *given]) == 0
+    again = stopping(monkeypatch, 99)
+    for given in others:
+        assert bench.main([*small, "--out", str(tmp_path), *given]) == 0
+    assert again == [] and len(set(splats(tmp_path))) == 3
+
+
+def test_splats_of_one_name_in_two_folders_are_two_assets(small: list[str], tmp_path: Path) -> None:
+    files = [tmp_path / folder / "splat.ply" for folder in ("one", "two")]
+    for file, name in zip(files, ("cage", "gate"), strict=True):
+        file.parent.mkdir()
+        textured_asset(name, spacing=0.15).gaussians.save_ply(file)
+    assert bench.main([*small, "--out", str(tmp_path / "out"), "--assets", *map(str, files)]) == 0
+    table = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]
+    assert [row[1] for row in table["rows"]] == list(map(str, files)) and len(splats(tmp_path / "out")) == 2
+    assert bench.main([*small, "--out", str(tmp_path / "out"), "--assets", str(files[0])]) == 0
+    table = json.loads((tmp_path / "out" / "report.json").read_text())["tables"][0]
+    assert [row[1] for row in table["rows"]] == ["splat.ply"], "control: one alone is told by its name"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak cannot be reset here")
+def test_the_memory_of_a_run_is_not_that_of_an_earlier_one(small: list[str], tmp_path: Path) -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the peak cannot be reset here")
+    taken = bytearray(b"1") * 2**29
+    del taken
+    before = peak_memory(torch.device("cpu"))
+    assert bench.main([*small, "--out", str(tmp_path / "out")]) == 0
+    (made,) = [json.loads(path.read_text()) for path in (tmp_path / "out" / "runs").glob("*.json")]
+    assert made["result"]["memory"] * 1e9 < before - 2**28
 
 
 def autoencoder(folder: Path, *, channels: int = 16, levels: int = 3) -> Path:

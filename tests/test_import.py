@@ -44,7 +44,7 @@ def loaded_by(line: str) -> list[str]:
     "line",
     [
         "from gscfd.runs.options import parse; parse(['--prompt', 'a duck', '--device', 'cpu'])",
-        "from gscfd.distil.preflight import preflight; from gscfd.config import Config; preflight(Config(prompt='a duck', device='cpu'))",
+        "import gscfd.distil.preflight as p, gscfd.config as c; p.preflight(c.Config(prompt='a duck', device='cpu'))",
         "import gscfd.studio.page",
         "import gscfd.viewer.saved, gscfd.viewer.live, gscfd.distil.noises",
         "import gscfd.export.write, gscfd.export.turntable",

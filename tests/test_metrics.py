@@ -49,6 +49,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_r_precision_counts_the_views_that_find_their_caption() -> None:
     similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6], [0.5, 0.1]])
     assert r_precision(similarity, 0) == 0.75 and r_precision(similarity, 1) == 0.25
+    alike = similarity[:, [0, 1, 0]]
+    assert [r_precision(alike, truth) for truth in range(3)] == [0.75, 0.25, 0.75], "a caption in another spelling"
 
 
 # Fréchet distance
@@ -391,10 +393,11 @@ def test_corrections_are_those_of_the_literature() -> None:
 
 
 def test_the_runs_that_power_asks_for_find_the_effect_in_four_of_five_experiments() -> None:
-    needed = runs_needed(0.5, tests=1)
-    assert needed == 32 and runs_needed(-0.5, tests=1) == 32
+    p = 2 * stats.norm.sf(0.5 * math.sqrt(16))  # 16 runs whose mean is half a standard deviation
+    needed = runs_needed(p, 16, tests=1)
+    assert needed == 32
     values = 0.5 + torch.randn(2000, 32, generator=seeded()).numpy()
     found = stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05
     assert 0.75 < found.mean() < 0.85
-    assert present(runs_needed(0.5, tests=25)) > 1.7 * 32
-    assert runs_needed(0.0, tests=1) is None and runs_needed(math.nan, tests=1) is None
+    assert present(runs_needed(p, 16, tests=25)) > 1.7 * 32
+    assert runs_needed(1.0, 16, tests=1) is None

@@ -12,7 +12,8 @@ from scipy.spatial import KDTree
 
 from gscfd.toybox.kinds import CATALOGUE, COLORS
 from gscfd.toybox.objects import KINDS, WITHHELD, ToyObject, sample_object
-from gscfd.toybox.words import Caption, parse_caption, unknown_words, vocabulary
+from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS, true_objects
+from gscfd.toybox.words import Caption, parse_caption, unknown_words, vocabulary, write_caption
 
 ARRAYS = ("means", "quats", "scales", "opacities", "colors", "normals")
 
@@ -275,6 +276,9 @@ def test_what_a_caption_leaves_open_varies() -> None:
          Caption(kind="duck", color="yellow", on_kind="table", on_color="brown")),
         ("a duck with a white stem", None),
         ("a duck on a mushroom", None),
+        ("a yellow duck, Front View", Caption(kind="duck", color="yellow")),
+        ("a yellow duck, a blue mug", None),
+        ("a yellow duck, front view, red", None),
         ("a duck of gold", None),
         ("", None),
     ],
@@ -304,3 +308,19 @@ def test_unknown_words_come_with_the_nearest_known_one() -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         sample_object(0, **arguments)
+
+
+@pytest.mark.parametrize("other", ["A Yellow  DUCK", "yellow duck", "an yellow duck, front view"])
+def test_a_caption_in_another_spelling_has_the_same_true_objects(other: str) -> None:
+    wanted, found = (list(true_objects(text, 2, spacing=0.2)) for text in ("a yellow duck", other))
+    assert len(found) == 2
+    assert all(np.array_equal(one.means, thing.means) for one, thing in zip(wanted, found, strict=True))
+    (blue,) = true_objects("a blue duck", 1, spacing=0.2)
+    assert blue.captions != wanted[0].captions, "control: another color"
+    assert not list(true_objects(f"{other} and a mug", 2)), "control: what no caption says"
+
+
+def test_the_known_prompts_are_spelled_as_captions() -> None:
+    for prompt in KNOWN_PROMPTS + WITHHELD_PROMPTS:
+        said = parse_caption(prompt)
+        assert said is not None and write_caption(said) == prompt

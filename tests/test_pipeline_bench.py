@@ -20,7 +20,7 @@ from gscfd.lab import pipeline, trials
 from gscfd.lab.assets import toybox_assets
 from gscfd.lab.metrics import strays
 from gscfd.lab.report import Curve, draw_curve
-from gscfd.lab.trials import compared, keep, kept
+from gscfd.lab.trials import compared, keep, kept, stem_of
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
@@ -122,6 +122,20 @@ def test_the_bench_makes_its_page_once_and_goes_on_with_more_variants(small: lis
     assert len(small) == 2
 
 
+def test_runs_of_another_seed_stand_beside_the_first(small: list[str], tmp_path: Path) -> None:
+    for seed in ("0", "1", "0"):
+        assert bench.main([*arguments(tmp_path, "--variants", "default", "--seed", seed)]) == 0
+    assert small == ["cfd a yellow duck 0", "cfd a yellow duck 1"]
+
+
+def test_every_run_has_files_of_its_own(tmp_path: Path) -> None:
+    deep = "a/folder/whose/name/is/so/long/that/no/file/could/have/it/as/its/own/name"
+    told = [("default", "mug"), ("default", f"{deep}/one.ply"), ("default", f"{deep}/two.ply"), ("pixels", "mug")]
+    stems = {stem_of(tmp_path, *one, known=known, seed=seed) for one in told for known in (1, 2) for seed in (0, 1)}
+    assert len(stems) == 16 and all(len(stem.name) < 150 for stem in stems)
+    assert stem_of(tmp_path, "default", "a red mug", known=1, seed=0).name == "default-a-red-mug"
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
@@ -130,6 +144,7 @@ def test_the_bench_makes_its_page_once_and_goes_on_with_more_variants(small: lis
         (["--assets"], "assets: expected at least one"),
         (["--variants", "better"], "variants: expected some of 'default'"),
         (["--known", "0"], "known: expected at least 1"),
+        (["--known", "2", "--assets", "gone.ply"], "known: expected 1, since gone.ply is one object"),
     ],
 )
 def test_bad_input_is_one_line_before_any_run(

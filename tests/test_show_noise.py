@@ -17,6 +17,7 @@ from gscfd.gaussians import Gaussians, ball
 from gscfd.lab import noise_pictures
 from gscfd.noise import kinds
 from gscfd.noise.field import NoiseField
+from gscfd.noise.kinds import NOISES
 from gscfd.runs import names as runs_names
 
 
@@ -74,6 +75,21 @@ def test_the_map_shows_the_share_that_the_other_view_predicts(splat: Gaussians, 
     twice = type(cameras)(same.viewmats.repeat(2, 1, 1), same.Ks.repeat(2, 1, 1), 64, 64)
     itself = noise_pictures.predicted_share(field, cells, twice, splat.render(twice)).flatten()
     assert np.allclose(itself[torch.from_numpy(a.counts > 0)], 1), "a view predicts itself"
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_noise_that_is_fresh_in_every_view_is_not_predicted(splat: Gaussians, beta: float) -> None:
+    """A view predicts a view a hundredth of a degree away by the square of their correlation, which is beta."""
+    field, twice = NoiseField(0, 3, 16, 16, beta=beta), turntable(36_000, size=64)[:2]
+    render = splat.render(twice)
+    share = noise_pictures.predicted_share(field, kinds.grid(field), twice, render)
+    filled = share > 0
+    drawn = torch.cat(
+        [NOISES["surface"](NoiseField(seed, 3, 16, 16, beta=beta), twice, render, 0) for seed in range(9)], 1
+    )
+    correlation = (drawn[0] * drawn[1])[:, filled].mean().item()
+    assert correlation == pytest.approx(beta, abs=0.1)
+    assert share[filled].mean().item() == pytest.approx(correlation**2, abs=0.1)
 
 
 @pytest.mark.parametrize(

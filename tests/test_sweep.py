@@ -4,8 +4,10 @@ import builtins
 import csv
 import importlib.util
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from gscfd.sweeps.journal import JOURNAL, Journal, last_failures
 from gscfd.sweeps.make import Progress, Run, carry_out, make_runs, state_of
 from gscfd.sweeps.options import SweepOptions
 from gscfd.sweeps.plan import list_runs, plan_runs
-from gscfd.sweeps.table import one_type, table_rows, write_table
+from gscfd.sweeps.table import kept_rows, one_type, table_rows, write_table
 from gscfd.sweeps.workers import Outcome, Place
 
 OutcomeState = Literal["finished", "failed", "refused", "lost"]
@@ -501,6 +503,67 @@ def test_a_parquet_table_holds_the_rows_of_the_csv(matrix: Callable[..., list[Ru
     rows = parquet.read_table(tmp_path / "runs.parquet").to_pylist()
     assert rows == table_rows(tmp_path / "out", runs)
     assert one_type([1, None, "a"]) == ["1", None, "a"] and one_type([1, 2.5, None]) == [1.0, 2.5, None]
+
+
+def test_a_sweep_that_loses_its_workers_leaves_its_table(
+    planned: Callable[..., list[Run]], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(out: Path, runs: list[Run], settings: SweepOptions) -> None:
+        if out == tmp_path / "out":
+            worked(runs, out)
+        raise UserError("workers: 4 died before they were ready")
+
+    monkeypatch.setattr(sweeps_make, "make_runs", lost)
+    assert run_sweep(prompts, tmp_path / "out") == 2
+    assert [row["state"] for row in kept_rows(tmp_path / "out" / "runs.csv", tmp_path / "out")] == ["finished"]
+    assert run_sweep(prompts, tmp_path / "none") == 2 and not (tmp_path / "none").exists(), "control: nothing started"
+
+
+def test_a_run_has_one_row_from_whatever_folder_the_sweep_is_made(
+    planned: Callable[..., list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = planned()
+    for run in runs:
+        begin(run)
+    monkeypatch.chdir(tmp_path)
+    here = [replace(run, folder=run.folder.relative_to(tmp_path)) for run in runs]
+    write_table(Path("out"), here, tmp_path / "runs.csv")
+    for folder, made in (("out", runs[:1]), ("out", runs), (runs[0].folder, runs[:1])):
+        monkeypatch.chdir(tmp_path / folder)
+        write_table(tmp_path / "out", made, tmp_path / "runs.csv")
+        with open(tmp_path / "runs.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [Path(row["run"]) for row in rows] == [run.folder for run in runs]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_table_keeps_the_rows_of_other_runs_that_are_still_there(
+    ending: str, planned: Callable[..., list[Run]], tmp_path: Path
+) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, runs = tmp_path / f"runs{ending}", planned(seeds="0:2")
+    worked(runs, tmp_path / "out")
+
+    def told() -> dict[str, Any]:
+        return {Path(row["run"]).name: row["state"] for row in kept_rows(path, tmp_path / "out")}
+
+    write_table(tmp_path / "out", runs, path)
+    assert told() == {runs[0].name: "finished"}, "control: only the first has a folder"
+    others = planned(seeds="2")
+    for run in others:
+        begin(run)
+    write_table(tmp_path / "out", others, path)
+    assert told() == {runs[0].name: "finished", **{run.name: "stopped" for run in others}}
+    (others[0].folder / "turntable.png").write_text("the last file")
+    write_table(tmp_path / "out", others[:1], path)
+    assert told()[others[0].name] == "finished" and len(told()) == 3, "a run has one row, the newest"
+    shutil.rmtree(runs[0].folder)
+    write_table(tmp_path / "out", others, path)
+    assert runs[0].name not in told()
+    path.write_text("run,other\nout,1\n")
+    write_table(tmp_path / "out", others, path)
+    assert len(told()) == 2, "a file that is no such table is replaced"
 
 
 def test_without_pyarrow_a_parquet_table_is_refused_before_the_sweep(

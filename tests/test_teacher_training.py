@@ -373,7 +373,9 @@ def test_a_caption_that_too_few_objects_have_is_named(monkeypatch: pytest.Monkey
         measure.objects_of("a blue mug", 3, 64)
 
 
-@pytest.mark.parametrize("change", [{"objects": 0}, {"groups": 0}, {"out": Path("x.txt")}])
+@pytest.mark.parametrize(
+    "change", [{"objects": 0}, {"groups": 0}, {"out": Path("x.txt")}, {"out": Path("nowhere/x.json")}]
+)
 def test_measuring_checks_its_settings(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         measure.check_settings(replace(MeasureOptions(teacher="toybox/multiview"), **change))

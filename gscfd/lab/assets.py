@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
+from gscfd.config import check
 from gscfd.distil.start import in_unit_ball
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import rgb_to_sh0
-from gscfd.toybox.objects import ToyObject, sample_object
-from gscfd.toybox.words import Caption, parse_caption
-
-SPARSE = 0.3
-"""Spacing of objects that are drawn only to read their captions."""
-TRIES = 1000
-"""Seeds among which objects of a caption are looked for."""
+from gscfd.toybox.objects import ToyObject
+from gscfd.toybox.truth import TRIES, true_objects
+from gscfd.toybox.words import parse_caption
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,14 @@ def as_gaussians(thing: ToyObject) -> Gaussians:
     )
 
 
-def single_caption(text: str) -> Caption:
-    """Returns the caption of one toybox object. Raises UserError if the text is none."""
+def check_single(text: str) -> None:
+    """Raises UserError if the text is not the caption of one toybox object."""
     said = parse_caption(text)
     if said is None or said.on_kind is not None:
         raise UserError(
             f"assets: expected the caption of a single toybox object, such as 'a yellow duck', or a .ply file, got "
             f"{text!r}; gscfd train --list-words prints the words"
         )
-    return said
 
 
 def toybox_assets(caption: str, count: int, *, spacing: float) -> list[Asset]:
@@ -63,18 +58,13 @@ def toybox_assets(caption: str, count: int, *, spacing: float) -> list[Asset]:
     """
     if count < 1:
         raise UserError(f"known: expected at least 1 object, got {count}; give a larger number")
-    said = single_caption(caption)
-    found: list[Asset] = []
-    for seed in range(TRIES):
-        draw = partial(sample_object, seed, kind=said.kind, color=said.color, allow_withheld=True)
-        if caption in draw(spacing=SPARSE).captions:
-            found.append(Asset(caption, as_gaussians(draw(spacing=spacing))))
-        if len(found) == count:
-            return found
-    raise UserError(
-        f"assets: expected {count} objects of {caption!r}, found {len(found)} among {TRIES}; write the caption as the "
-        "toybox does, or ask for fewer"
-    )
+    check_single(caption)
+    found = [Asset(caption, as_gaussians(thing)) for thing in true_objects(caption, count, spacing=spacing)]
+    if len(found) < count:
+        raise UserError(
+            f"assets: expected {count} objects of {caption!r}, found {len(found)} among {TRIES}; ask for fewer"
+        )
+    return found
 
 
 def read_asset(path: Path) -> Asset:
@@ -92,5 +82,6 @@ def find_assets(source: str, count: int, *, spacing: float) -> list[Asset]:
     count, spacing: of toybox objects. Raises UserError as the functions above do.
     """
     if source.endswith(".ply"):
+        check(count == 1, "known", f"1, since {source} is one object", count)
         return [read_asset(Path(source))]
     return toybox_assets(source, count, spacing=spacing)

@@ -150,18 +150,18 @@ METRICS: dict[str, Metric] = {
         bounds=(0.0, 1.0),
     ),
     "nearest": Metric(
-        "nearest true object",
+        "nearest true object, dB",
         "higher",
         ".2f",
-        "PSNR in dB of 8 views against the nearest of 100 true objects of the prompt",
+        "PSNR of 8 views against the nearest of up to 100 true objects of the prompt",
         TRUTH_NEEDED,
         bounds=(-math.inf, math.inf),
     ),
     "nearest_true": Metric(
-        "nearest of true objects",
+        "nearest of true objects, dB",
         "",
         ".2f",
-        "what 8 fresh true objects of the prompt reach by it, in dB",
+        "what 8 fresh true objects of the prompt reach by it",
         TRUTH_NEEDED,
         bounds=(-math.inf, math.inf),
     ),
@@ -192,7 +192,7 @@ METRICS: dict[str, Metric] = {
         "gradient variance in the paper's form, colors", "lower", ".3g", "the same for the colors"
     ),
     "gaussians": Metric("Gaussians", "", ".0f", "in the splat"),
-    "seconds": Metric("time", "lower", ".1f", "seconds of all steps"),
-    "memory": Metric("peak memory", "lower", ".0f", "MiB: of the GPU, or of the process that made the run"),
+    "seconds": Metric("time, s", "lower", ".1f", "of all steps"),
+    "memory": Metric("peak memory, MiB", "lower", ".0f", "of the GPU, or of the process that made the run"),
 }
 NAMES: tuple[Name, ...] = get_args(Name)

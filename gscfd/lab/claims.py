@@ -257,7 +257,7 @@ def verdict(finding: Finding, p: float, tests: int) -> str:
     found = finding.difference
     if found is None or math.isnan(finding.p):
         return "undecided (too few runs)"
-    needed = runs_needed(found.effect, tests)
+    needed = runs_needed(finding.p, found.count, tests)
     if needed is None:
         return "undecided (no difference)"
     return f"undecided (needs about {two_digits(max(1, needed - found.count))} more runs of each)"

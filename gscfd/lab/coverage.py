@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gscfd.config import Config, check, merged, plain
 from gscfd.distil.schedule import time_index
+from gscfd.errors import UserError
 from gscfd.files import write_rows, write_text
 from gscfd.gaussians import Gaussians
 from gscfd.harmonics import rgb_to_sh0
@@ -240,16 +241,28 @@ class Runs:
     """The runs that a file of rows holds, one per seed; those of other settings are left out."""
 
     def __init__(self, path: Path):
+        """Raises UserError for a file of something else, which the first new run would replace."""
         self.path, self.rows = path, dict[tuple[Key, int], dict[str, Any]]()
         self.digests = {method: digest_of(method) for method in (*FLAT, *METHODS)}
-        if path.is_file():
-            with open(path, newline="") as file:
-                for row in csv.DictReader(file):
-                    if row["settings"] == self.digests.get(row["method"]):
-                        self.rows[(row["method"], row["proportions"]), int(row["seed"])] = dict(row)
+        self.read()
+
+    def read(self) -> None:
+        """Takes over the rows of the file. Raises UserError as above."""
+        if not self.path.is_file():
+            return
+        with open(self.path, newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"method", "proportions", "seed", "settings"} <= set(rows.fieldnames or ()):
+                raise UserError(
+                    f"out: expected runs of this bench in {self.path}, got another table; choose another --out"
+                )
+            for row in rows:
+                if row["settings"] == self.digests.get(row["method"]):
+                    self.rows[(row["method"], row["proportions"]), int(row["seed"])] = dict(row)
 
     def add(self, key: Key, seeds: Sequence[int], blends: Sequence[Sequence[float]]) -> None:
-        """Adds runs and writes the file."""
+        """Adds runs and writes the file, with what another process has added since, such as one of other methods."""
+        self.read()
         for seed, blend in zip(seeds, blends, strict=True):
             shares = {f"share {k + 1}": f"{share:.4f}" for k, share in enumerate(blend)}
             told = {"method": key[0], "proportions": key[1], "seed": seed, **shares, "settings": self.digests[key[0]]}

@@ -114,10 +114,11 @@ def judged_by(
     left = [f"No CLIP model was given, and the toybox scorer does not know {others}: not judged."] if others else []
     sampled = f"samples of {options.teacher} ({SAMPLER_STEPS} steps)"
     source = sampled if options.teacher else "true objects of the toybox"
+    fewest = min((len(reference.pictures) for reference in references.values()), default=0)
     return [
         f"3D-CLIP: {', '.join(scorer.name for scorer in judges.scorers)}. R-precision, similarity, diversity and Janus "
         f"score: {judges.scorers[0].name}. 3D-FID: features of {judges.features_of}.",
-        f"Reference of 3D-FID and Janus score: {source}, at least {options.samples} pictures for each of "
+        f"Reference of 3D-FID and Janus score: {source}, at least {fewest} pictures for each of "
         f"{len(references)} of {len(prompts)} prompts. Figures of different feature networks or references are "
         "not comparable.",
         *left,

@@ -22,6 +22,7 @@ from gscfd.gaussians import Gaussians
 from gscfd.lab.judges import Judges
 from gscfd.lab.metrics import haze, hole_share, janus, r_precision, reprojection_error, speckle
 from gscfd.lab.references import BACKGROUND, Reference
+from gscfd.lab.truths import SIZE as TRUE_SIZE
 from gscfd.lab.truths import VIEWS as TRUE_VIEWS
 from gscfd.lab.truths import truths_of
 from gscfd.runs.names import FREE_SETTINGS, read_run
@@ -86,7 +87,7 @@ def examine(
     if judges.scorers and config.prompt in prompts:
         judge_pictures(found, images, judges, prompts, (references or {}).get(config.prompt))
     if truths:
-        found.values |= truth_values(gaussians, config.prompt, size)
+        found.values |= truth_values(gaussians, config.prompt, min(size, TRUE_SIZE))
     if judges.aesthetic:
         found.values["aesthetic"] = judges.aesthetic.scores(images).mean().item()
     if judges.pickscore:
@@ -116,7 +117,7 @@ def judge_pictures(
 
 
 def truth_values(gaussians: Gaussians, prompt: str, size: int) -> dict[str, float]:
-    """What true objects of the prompt say, if there are any."""
+    """What true objects of the prompt say in views of `size` pixels, if there are any."""
     truths = truths_of(prompt, size)
     if truths is None:
         return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,11 +33,10 @@ from gscfd.lab.metrics import psnr
 from gscfd.lab.options import FullSizeOptions
 from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_report
 from gscfd.lab.textured import TEXTURED, VARIANTS, textured_asset
-from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of
+from gscfd.lab.trials import calls_of, compared, images_of, kept_run, seen, settings_of, stem_of
 from gscfd.pictures import as_bytes
 from gscfd.runs.checkpoint import Checkpoints
-from gscfd.runs.folder import peak_memory
-from gscfd.runs.names import slug
+from gscfd.runs.folder import peak_memory, reset_peak_memory
 from gscfd.teachers.adapters import SHIFT
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.find import MVDREAM_MIRROR, PLUS, SD21_MIRROR
@@ -229,6 +229,7 @@ def run(
     folder: for the states of the run. settings: all that the result depends on. vae: folder of the teachers' VAE.
     degrade: start from the first asset, degraded, instead of the ball.
     """
+    reset_peak_memory(run_device(config))
     teachers, start = teachers_of(config, assets, vae), degraded(assets[0].gaussians) if degrade else None
     before = None if start is None else compared(start, assets, size=SIZE)["psnr"]
     progress = Progress(folder, config, assets, settings, teachers)
@@ -261,8 +262,8 @@ def measured(preset: str, assets: Sequence[Asset], options: FullSizeOptions) -> 
     name, vae, degrade = assets[0].name, options.vae, options.degrade
     config = config_of(preset, name, options)
     given = {} if vae is None else {"vae": str(vae)}
-    parts = [preset, name, *([str(len(assets))] * (len(assets) > 1)), *given.values()]
-    stem = options.out / "runs" / "-".join(map(slug, parts))
+    start = ["degraded"] if degrade else []
+    stem = stem_of(options.out, preset, name, *given.values(), *start, known=len(assets), seed=options.seed)
     settings = settings_of(config, assets, degrade=degrade, **given)
     return kept_run(stem, settings, FullFigures, lambda: run(config, assets, stem, settings, vae=vae, degrade=degrade))
 
@@ -323,8 +324,9 @@ def timing_table(asset: Asset, options: FullSizeOptions) -> Table:
 
 
 def found_assets(options: FullSizeOptions) -> list[list[Asset]]:
-    """Returns what the teacher knows of each of the named assets, itself first. Raises UserError for a name that is
-    none, and for one with less variants than asked for."""
+    """Returns what the teacher knows of each of the named assets, itself first. Files of one name in several folders
+    are named by their paths. Raises UserError for a name that is none, and for one with less variants than asked
+    for."""
     assets: list[list[Asset]] = []
     for source in options.assets:
         most = VARIANTS if source in TEXTURED else 1
@@ -339,7 +341,11 @@ def found_assets(options: FullSizeOptions) -> list[list[Asset]]:
             assets.append([Asset(Path(source).name, start)])
         else:
             assets.append(find_assets(source, 1, spacing=options.spacing))
-    return assets
+    names = Counter(known[0].name for known in assets)
+    return [
+        known if names[known[0].name] == 1 else [replace(asset, name=source) for asset in known]
+        for source, known in zip(options.assets, assets, strict=True)
+    ]
 
 
 def figure_tables(runs: dict[tuple[str, str], FullFigures]) -> list[Table]:
@@ -379,7 +385,9 @@ def curve(runs: dict[tuple[str, str], FullFigures]) -> Curve:
         f"{preset}, {asset}": [f"{preset}, {asset}, {step}" for step, _ in one.trace]
         for (preset, asset), one in runs.items()
     }
-    return Curve(title="Quality against steps", x_title="steps", y_title="PSNR, dB", points=points, lines=lines)
+    return Curve(
+        title="Quality against steps", x_title="steps", y_title="PSNR, dB", points=points, lines=lines, named=False
+    )
 
 
 def sheet_of(assets: Sequence[Asset], splats: dict[str, Gaussians]) -> Sheet:

@@ -35,7 +35,8 @@ class Estimate:
 
     @property
     def effect(self) -> float:
-        """The value in standard deviations of a run: for a mean difference of pairs, Cohen's d. NaN: no interval."""
+        """The value in standard deviations of a run, of its group if runs are resampled there: for a mean difference of
+        pairs of one group, Cohen's d. NaN: no interval."""
         spread = self.error * math.sqrt(self.count)
         return self.value / spread if spread > 0 else math.nan
 
@@ -112,10 +113,16 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in stats.false_discovery_control(p_values)]
 
 
-def runs_needed(effect: float, tests: int) -> int | None:
-    """Returns the number of runs of each variant with which an effect of this size is found in 4 of 5 experiments at
-    the level that Holm's method asks of the first of `tests`, by the normal approximation. None without an effect."""
-    if math.isnan(effect) or effect == 0:
+def runs_needed(p: float, runs: int, tests: int) -> int | None:
+    """Returns the number of runs of each variant with which the difference found is found again in 4 of 5 experiments
+    at the level that Holm's method asks of the first of `tests`, by the normal approximation. None without a
+    difference.
+
+    p: two-sided p-value of the difference of `runs` runs of each. It knows the spread that the test sees: of all pairs,
+    not within prompts alone.
+    """
+    deviations = float(stats.norm.isf(p / 2))
+    if deviations < 1e-9:
         return None
-    quantiles = float(stats.norm.ppf(1 - (1 - LEVEL) / (2 * tests)) + stats.norm.ppf(POWER))
-    return math.ceil((quantiles / effect) ** 2)
+    quantiles = float(stats.norm.isf((1 - LEVEL) / (2 * tests)) + stats.norm.ppf(POWER))
+    return math.ceil(runs * (quantiles / deviations) ** 2)

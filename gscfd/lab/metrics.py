@@ -20,9 +20,9 @@ OPAQUE = 0.5
 
 
 def r_precision(similarity: Tensor, truth: int) -> float:
-    """Returns the share of views [V, P] whose most similar caption is number `truth` (Consistent3D's CLIP
-    R-precision)."""
-    return (similarity.argmax(1) == truth).double().mean().item()
+    """Returns the share of views [V, P] to which no caption is more similar than number `truth` (Consistent3D's CLIP
+    R-precision). Captions that read alike, such as in capitals, do not take views from each other."""
+    return (similarity[:, truth] >= similarity.amax(1)).double().mean().item()
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,10 @@ def predicted_share(field: NoiseField, cells: cells.Grid, cameras: Cameras, rend
     """Returns E(p) = sum over q of R_pq^2, [h, w]: the share of the first view's noise that the second predicts, in [0,
     1].
 
-    R_pq = N_pq / sqrt(n_p n_q), where N_pq is the number of cells owned by pixel p in the first view and by q in the
-    second. cells: `noise.grid(field)` or `noise.radial_grid(field)`. cameras, render: of two views.
+    R_pq = beta N_pq / sqrt(n_p n_q), where N_pq is the number of cells owned by pixel p in the first view and by q in
+    the second, and beta is the share of the noise that is not fresh in every view.
+
+    cells: `noise.grid(field)` or `noise.radial_grid(field)`. cameras, render: of two views.
     """
     depth, opacity = kinds.surface_images(field, cameras, render)
     first, second = (cpu.owners(cells, depth[v], opacity[v], cameras.viewmats[v], cameras.Ks[v]) for v in (0, 1))
@@ -71,7 +73,7 @@ def predicted_share(field: NoiseField, cells: cells.Grid, cameras: Cameras, rend
     _, in_first, in_second = np.intersect1d(first[0].numpy(), second[0].numpy(), return_indices=True)
     pairs, shared = torch.unique(p[in_first] * pixels + q[in_second], return_counts=True)
     p, q = pairs // pixels, pairs % pixels
-    squares = shared.double() ** 2 / (counts_p[p] * counts_q[q])
+    squares = (field.beta * shared.double()) ** 2 / (counts_p[p] * counts_q[q])
     return torch.zeros(pixels, dtype=torch.float64).index_add(0, p, squares).reshape(field.height, field.width)
 
 

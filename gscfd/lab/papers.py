@@ -45,9 +45,10 @@ from gscfd.toybox.truth import KNOWN_PROMPTS, WITHHELD_PROMPTS
 
 ORDERINGS = (
     "Difference: first minus second, over pairs of equal prompt and seed, with its 95 % bootstrap interval. Effect: "
-    "the difference in standard deviations of a pair. p: permutation test that exchanges the runs of a pair. "
+    "the difference in standard deviations of a pair, within its prompt from 5 seeds on. p: permutation test that "
+    "exchanges the runs of a pair. "
     "Verdicts: at 5 %, after the corrections of Holm and of Benjamini and Hochberg for all claims of this table. Runs "
-    "needed: for a power of 80 % at Holm's strictest level, if the effect is the one found."
+    "needed: for a power of 80 % at Holm's strictest level, if the difference is the one found."
 )
 # ------------------------------------------------------------------------------------------------- runs and pictures
 

@@ -21,9 +21,20 @@ from gscfd.gaussians import Gaussians
 from gscfd.lab.assets import Asset, find_assets
 from gscfd.lab.options import PipelineOptions
 from gscfd.lab.report import Curve, Report, Sheet, Table, check_report, write_report
-from gscfd.lab.trials import SIZE, VIEWS, Figures, compared, images_of, kept_run, run, seen, settings_of, space_of
+from gscfd.lab.trials import (
+    SIZE,
+    VIEWS,
+    Figures,
+    compared,
+    images_of,
+    kept_run,
+    run,
+    seen,
+    settings_of,
+    space_of,
+    stem_of,
+)
 from gscfd.pictures import as_bytes
-from gscfd.runs.names import slug
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import load_teacher
@@ -99,7 +110,7 @@ def measured(
 ) -> tuple[Gaussians, Figures]:
     """Returns the splat of a variant and its figures, from an earlier call if it has the same settings."""
     config, assets = config_of(variant, source, options.seed), find_assets(source, options.known, spacing=SPACING)
-    stem = options.out / "runs" / f"{slug(name)}-{slug(source)}"
+    stem = stem_of(options.out, name, source, known=options.known, seed=options.seed)
     settings = settings_of(config, assets, space=variant.space)
     spaces = {name: space_of(variant.space, real[stage.teacher]) for name, stage in config.stages().items()}
     return kept_run(stem, settings, Figures, lambda: run(config, assets, spaces, real[config.coarse.teacher].schedule))

@@ -25,6 +25,8 @@ QUALITY = 85
 """JPEG quality of the pictures in the page."""
 LABEL_WIDTH = 40
 """Characters of a line of a label in a plot; on a sheet, half as many."""
+TITLE_WIDTH = 62
+"""Characters of a line of a plot's title."""
 
 
 @dataclass(kw_only=True)
@@ -73,6 +75,8 @@ class Curve:
     points: dict[str, tuple[float, float]]
     lines: dict[str, list[str]]
     """Names of points in their order, by the line's title."""
+    named: bool = True
+    """Whether every point has its name beside it, and not the lines alone."""
 
 
 @dataclass(kw_only=True)
@@ -119,10 +123,12 @@ def draw_plot(plot: Plot) -> bytes:
     from matplotlib.figure import Figure
 
     labels = [textwrap.fill(label, LABEL_WIDTH) for label in reversed(plot.estimates)]
-    lines = sum(label.count("\n") + 1.6 for label in labels)
+    title = textwrap.fill(plot.title, TITLE_WIDTH)
+    lines = sum(label.count("\n") + 1.6 for label in labels) + title.count("\n")
     canvas = Figure(figsize=(6, 0.8 + 0.17 * lines), layout="constrained")
     FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot(title=plot.title)
+    canvas.suptitle(title, fontsize=11)
+    axes = canvas.add_subplot()
     for row, found in enumerate(reversed(plot.estimates.values())):
         axes.plot([found.low, found.high], [row, row], color="tab:blue", linewidth=2)
         axes.plot(found.runs, [row] * len(found.runs), "o", color="tab:blue", markersize=3, alpha=0.6)
@@ -139,7 +145,7 @@ def drawn(plot: Plot | Curve) -> bytes:
 
 
 def draw_curve(curve: Curve) -> bytes:
-    """Returns the plane as .png, with the name of every point beside it."""
+    """Returns the plane as .png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -147,8 +153,8 @@ def draw_curve(curve: Curve) -> bytes:
     FigureCanvasAgg(canvas)
     axes = canvas.add_subplot(title=curve.title, xlabel=curve.x_title, ylabel=curve.y_title)
     for title, names in curve.lines.items():
-        axes.plot(*zip(*(curve.points[name] for name in names), strict=True), label=title, alpha=0.6)
-    for name, place in curve.points.items():
+        axes.plot(*zip(*(curve.points[name] for name in names), strict=True), label=title, alpha=0.6, marker=".")
+    for name, place in curve.points.items() if curve.named else ():
         axes.plot(*place, "o", color="tab:blue")
         axes.annotate(name[:40], place, xytext=(5, 3), textcoords="offset points", fontsize=8)
     if curve.lines:
@@ -199,7 +205,7 @@ def write_page(report: Report, path: Path) -> None:
     template = environment.from_string((resources.files("gscfd") / "report.html").read_text(encoding="utf-8"))
     page = template.render(
         report=report,
-        plots=[embedded(drawn(plot), "png") for plot in report.plots],
+        plots=[(plot.title, embedded(drawn(plot), "png")) for plot in report.plots],
         sheets=[(sheet.title, embedded(draw_sheet(sheet), "jpeg")) for sheet in report.sheets],
     )
     write_text(page, path)

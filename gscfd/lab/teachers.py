@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gscfd.cameras import sample_group
+from gscfd.cli import check_out
 from gscfd.config import first
 from gscfd.distil.sampling import sample
 from gscfd.errors import UserError
+from gscfd.files import write_text
 from gscfd.lab.ideal import border_color, posterior_mean
 from gscfd.lab.judges import SCORER, Scorer
 from gscfd.lab.metrics import frechet_distance, moments, r_precision
@@ -244,8 +246,8 @@ def check_settings(settings: MeasureOptions) -> None:
     for name in ("objects", "draws", "groups", "nearest", "steps"):
         if getattr(settings, name) < 1:
             raise UserError(f"{name}: expected at least 1, got {getattr(settings, name)}; give a larger number")
-    if settings.out is not None and settings.out.suffix != ".json":
-        raise UserError(f"out: expected the name of a .json file, got {settings.out}; give one")
+    if settings.out is not None:
+        check_out(settings.out, ".json", overwrite=True)
 
 
 def space_text(space: dict[str, float]) -> str:
@@ -284,7 +286,7 @@ def measure(settings: MeasureOptions) -> None:
         if settings.out is not None:
             save_views(views, settings.out.with_suffix(".png"), columns=VIEWS * settings.groups)
     if settings.out is not None:
-        settings.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write_text(json.dumps(found, indent=1), settings.out)
 
 
 def save_views(images: Tensor, file: Path, columns: int) -> None:

@@ -25,6 +25,7 @@ from gscfd.lab.ideal import Cosines, IdealDenoiser, ideal_teacher
 from gscfd.lab.metrics import haze, hole_share, psnr, speckle, strays
 from gscfd.lab.references import BACKGROUND
 from gscfd.ply import ply_bytes
+from gscfd.runs.names import SLUG_LETTERS, slug
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.schedules import Schedule
@@ -113,14 +114,13 @@ def teachers_of(
     assets: Sequence[Asset],
     spaces: Mapping[StageName, Space],
     schedule: Schedule,
-    shares: Sequence[float] | None = None,
 ) -> dict[StageName, GuidedTeacher]:
     """Returns an ideal teacher for every stage of the config, with its prompt set. It sees the views of a group as
     views of one asset."""
     teachers = {}
     for name, stage in config.stages().items():
         known = [asset.gaussians for asset in assets]
-        teachers[name] = ideal_teacher(known, space=spaces[name], schedule=schedule, multiview=True, shares=shares)
+        teachers[name] = ideal_teacher(known, space=spaces[name], schedule=schedule, multiview=True)
         teachers[name].set_prompt(stage_prompt(config.prompt, stage))
     return teachers
 
@@ -175,6 +175,19 @@ def settings_of(config: Config, assets: Sequence[Asset], **others: object) -> di
     """Returns what a result depends on."""
     digest = hashlib.sha256(b"".join(ply_bytes(asset.gaussians.tensors()) for asset in assets)).hexdigest()
     return {"version": gscfd.__version__, "config": plain(config), "assets": digest, **others}
+
+
+def stem_of(out: Path, *told: str, known: int, seed: int) -> Path:
+    """Returns the path of a run's files without the ending, another one for each of its options.
+
+    told: what the run is, such as a preset and an asset; what is too long for a file name ends in its checksum.
+    """
+    parts = [*told, *([str(known)] if known > 1 else []), *([f"seed {seed}"] if seed else [])]
+    names = [slug(part) for part in parts]
+    for i, part in enumerate(parts):
+        if len(names[i]) >= SLUG_LETTERS - 1:
+            names[i] += "-" + hashlib.sha256(part.encode()).hexdigest()[:8]
+    return out / "runs" / "-".join(names)
 
 
 def kept_run(

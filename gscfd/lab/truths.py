@@ -21,6 +21,8 @@ FRESH = 8
 """Further ones, which show how near an object can be that is none of them."""
 VIEWS = 8
 """Of each, from all sides."""
+SIZE = 128
+"""Most pixels of a view, both ways, whatever size the networks look at: speckle is told in pixels."""
 PROMPTS = 8
 """Prompts whose views are kept, 40 MB each at 128 pixels."""
 

@@ -30,9 +30,13 @@ FREE_SETTINGS = {"out", "overwrite", "resume", "dry_run", "list_words", "viewer"
 """Settings that may change on --resume: they do not affect the splat, or are checked separately."""
 
 
+SLUG_LETTERS = 60
+"""Most letters of a slug."""
+
+
 def slug(prompt: str) -> str:
     """Returns the prompt in a form suitable for file names."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:SLUG_LETTERS] or "prompt"
 
 
 def default_folder(prompt: str, seed: int) -> Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from gscfd.config import check
 from gscfd.errors import UserError
-from gscfd.files import write_rows
+from gscfd.files import atomic_write, write_rows
 from gscfd.sweeps.journal import JOURNAL, last_failures, read_rows
 from gscfd.sweeps.make import Run, last_row, states_of
 
@@ -62,8 +64,10 @@ def plain_value(value: Any) -> Any:
 
 
 def write_table(out: Path, runs: list[Run], path: Path) -> None:
-    """Writes the table of all runs as .csv or .parquet, by the ending of the path. out: as for `table_rows`."""
-    rows = table_rows(out, runs)
+    """Writes the table of all runs as .csv or .parquet, by the ending of the path, and keeps the rows that it has of
+    other runs. out: as for `table_rows`."""
+    found = [*kept_rows(path, out), *table_rows(out, runs)]
+    rows = list({os.path.abspath(row["run"]): row for row in found}.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         write_rows(rows, path)
@@ -71,8 +75,37 @@ def write_table(out: Path, runs: list[Run], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {name: one_type([row[name] for row in rows]) for name in rows[0]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: one_type([row.get(name) for row in rows]) for name in names}
+    with atomic_write(path) as file:
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def kept_rows(path: Path, out: Path) -> list[dict[str, Any]]:
+    """Returns the rows of an earlier table whose runs are still there; none of a file that is no table of a sweep.
+
+    out: as above; a run in it is found from any working folder.
+    """
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]]
+    try:
+        if path.suffix == ".csv":
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                rows = list(csv.DictReader(file))
+        else:
+            import pyarrow.parquet
+
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (csv.Error, ValueError, OSError):  # pyarrow's errors are of the last two
+        return []
+    told = {"run", "prompt", "method", "setting", "seed", "state"}
+    rows = [row for row in rows if told <= row.keys()]
+    for row in rows:
+        here = out / Path(str(row["run"])).name
+        if not Path(str(row["run"])).is_dir() and here.is_dir():
+            row["run"] = str(here)
+    return [row for row in rows if Path(str(row["run"])).is_dir()]
 
 
 def one_type(values: list[Any]) -> list[Any]:

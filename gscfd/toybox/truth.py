@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from gscfd.toybox.objects import ToyObject, sample_object
-from gscfd.toybox.words import parse_caption
+from gscfd.toybox.words import parse_caption, write_caption
 
 KNOWN_PROMPTS = (
     "a yellow duck",
@@ -40,15 +40,15 @@ SPARSE = 0.3
 
 
 def true_objects(prompt: str, count: int, *, spacing: float | None = None, tries: int = TRIES) -> Iterator[ToyObject]:
-    """Returns up to `count` toybox objects described by the prompt; none for a two-object scene or a text that is not a
-    toybox caption.
+    """Returns up to `count` toybox objects described by the prompt, in any spelling that `parse_caption` reads; none
+    for a two-object scene or a text that is not a toybox caption.
 
     spacing: as in `sample_object`; None: its default. tries: seeds to look at, from 0.
     """
     said = parse_caption(prompt)
     if said is None or said.on_kind is not None:
         return iter(())
-    draw = partial(sample_object, kind=said.kind, color=said.color, allow_withheld=True)
-    seeds = (seed for seed in range(tries) if prompt in draw(seed, spacing=SPARSE).captions)
+    draw, caption = partial(sample_object, kind=said.kind, color=said.color, allow_withheld=True), write_caption(said)
+    seeds = (seed for seed in range(tries) if caption in draw(seed, spacing=SPARSE).captions)
     things = (draw(seed) if spacing is None else draw(seed, spacing=spacing) for seed in seeds)
     return itertools.islice(things, count)

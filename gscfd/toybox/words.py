@@ -40,7 +40,10 @@ def parse_caption(text: str) -> Caption | None:
 
     Returns None if the text says something outside the grammar.
     """
-    words = [word for word in _split(text.split(",")[0]) if word not in ("a", "an")]
+    text, _, view = text.partition(",")
+    if " ".join(_split(view)) not in ("", *VIEW_WORDS):
+        return None
+    words = [word for word in _split(text) if word not in ("a", "an")]
     color, kind, rest = _read_noun(words)
     if kind is None:
         return None
