@@ -475,6 +475,32 @@ def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Pat
 
 @needs_chromium
 @degree_0
+def test_the_page_asks_for_a_context_that_was_taken_and_draws_in_the_new_one(source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    probe = """const tells = name => {
+      const event = new Event(name, { cancelable: true });
+      canvas.dispatchEvent(event);
+      return event.defaultPrevented;
+    };
+    const drawn = () => {
+      draw(64, 64);
+      const pixel = new Uint8Array(4);
+      gl.readPixels(32, 32, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+      return pixel[3] > 0;
+    };
+    const asks = [tells("webglcontextlost"), tells("anything")];
+    gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA16UI, 1, 1, 0, gl.RGBA_INTEGER, gl.UNSIGNED_SHORT, new Uint16Array(4));
+    const empty = drawn();
+    tells("webglcontextrestored");
+    document.title = JSON.stringify([...asks, empty, drawn()]);"""
+    told = re.search(r"<title>(.*?)</title>", probed(source.with_suffix(".html"), probe))
+    assert told is not None
+    assert json.loads(told[1]) == [True, False, False, True], "control: another event, and an empty texture"
+
+
+@needs_chromium
+@degree_0
 @pytest.mark.parametrize("distance", [3e3, 9e5])
 def test_the_page_keeps_its_quality_whatever_lies_far_away(splat: Gaussians, tmp_path: Path, distance: float) -> None:
     strays = with_strays(splat, distance)
