@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from importlib import import_module
 
@@ -26,6 +27,8 @@ COMMANDS = {
     "convert": ("gscfd.convert", "write MVDream as a plain diffusers folder"),
 }
 """Module and summary of every command."""
+WIDE = "200"
+"""Columns of a terminal in which no list of values is broken."""
 COMPLETION_HELP = """\
 Print a script that completes commands, options and their values. To use it in every terminal:
 
@@ -43,10 +46,16 @@ def usage() -> str:
 
 
 def help_of(name: str) -> str:
-    """Returns the whole help text of a command."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        import_module(COMMANDS[name][0]).main(["--help-all" if name == "train" else "--help"])
+    """Returns the whole help text of a command, as a terminal shows it that is wide enough for every list of values."""
+    said, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDE
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            import_module(COMMANDS[name][0]).main(["--help-all" if name == "train" else "--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
     return said.getvalue()
 
 

@@ -9,15 +9,16 @@ from gscfd.errors import UserError
 
 Shell = Literal["bash", "zsh", "fish"]
 SHELLS: tuple[Shell, ...] = ("bash", "zsh", "fish")
-OPTION = re.compile(r"(?<![\w-])(--[a-zA-Z][\w.-]*)(?: \{([\w,./-]+)\})?")
+OPTION = re.compile(r"(?<![\w-])(--[a-zA-Z](?:[\w.-]*\w)?)(?: \{([\w,./-]+)\})?")
 """An option as help texts show it, with its values if they are fixed."""
 
 
 def options_of(text: str) -> dict[str, list[str]]:
-    """Returns the options of a help text with their fixed values, or [] for those that take none or any."""
+    """Returns the options of a help text with their fixed values, or [] for those that take none or any, whether or not
+    they may be unset by None."""
     found: dict[str, list[str]] = {}
     for name, values in OPTION.findall(text):
-        found[name] = found.get(name) or (values.split(",") if values else [])
+        found[name] = found.get(name) or (values.split(",") if values not in ("", "None") else [])
     return found
 
 
