@@ -83,11 +83,19 @@
   }, true);
   afterTyping("submit", "form", (form) => form.requestSubmit());
   afterTyping("click", "button", (button) => button.click());
-  const mend = () => (name(), link(), unfold(), refocus());
+  // On a tablet, two panels leave no room for the scene: the left one begins folded. A phone has none at the sides.
+  let folded = !matchMedia("(min-width: 36.01em) and (max-width: 66em)").matches;
+  const fold = () => {
+    const left = !folded && document.querySelector("[data-dock-region-collapse=left]");
+    if (left) folded = true, left.click();
+  };
+  const mend = () => (name(), link(), unfold(), refocus(), fold());
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
+  const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", ..."wasdqe"];  // the keys by which viser moves
   let touched = false;
   const touch = (event) => {
-    if (touched || !(event.target instanceof HTMLCanvasElement)) return;
+    const moves = event.target === document.body && MOVES.includes(event.key);
+    if (touched || !(moves || event.target instanceof HTMLCanvasElement)) return;
     touched = true;
     tell("touch");
   };
