@@ -203,8 +203,8 @@ def grid(nodes: int) -> np.ndarray:
 def distance_at(views: Views, points: np.ndarray, truncation: float) -> np.ndarray:
     """Returns the mean signed distance [P] float32 at points [P, 3]: over the views that see the point, or see at most
     the truncation distance less far; minus the truncation distance where there is none."""
-    parts = [points[i : i + POINTS] for i in range(0, len(points), POINTS)]
-    return np.concatenate([np.zeros(0, np.float32), *(_distance(views, part, np.float32(truncation)) for part in parts)])
+    parts = [points[i : i + POINTS] for i in range(0, max(len(points), 1), POINTS)]
+    return np.concatenate([_distance(views, part, np.float32(truncation)) for part in parts])
 
 
 def _distance(views: Views, points: np.ndarray, truncation: np.float32) -> np.ndarray:
