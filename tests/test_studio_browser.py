@@ -9,19 +9,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
+import torch
 import viser
 from chromium import CHROMIUM, FAINT, FLAGS, NAMELESS
 from test_studio import saved_run, stand_in
-from viewing import until
+from viewing import paint, until
 
+from gscfd.config import ServerConfig
+from gscfd.gaussians import ball
 from gscfd.studio import orders
 from gscfd.studio.options import StudioOptions
 from gscfd.studio.page import Studio
 from gscfd.viewer.display import LEAST_ASPECT
+from gscfd.viewer.saved import SavedViewer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -112,6 +116,29 @@ def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio
     else:
         page.mouse.click(640, 250)
     until(lambda: not studio.display.turntable.value, PATIENCE)
+    page.close()
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_a_page_heeds_its_reader_after_a_restart_of_the_server(
+    browser: Browser, tmp_path: Path, motion: Literal["reduce", "no-preference"]
+) -> None:
+    ball(9, radius=0.5, opacity=0.9, generator=torch.Generator().manual_seed(0)).save_ply(tmp_path / "a.ply")
+    page = browser.new_page(reduced_motion=motion)
+    page.set_default_timeout(PATIENCE * 1000)
+    for begin in (True, False):
+        viewer = SavedViewer([tmp_path / "a.ply"], ServerConfig(port=8796), paint)
+        assert viewer.address.endswith(":8796") and viewer.display.turntable.value
+        if begin:
+            page.goto(viewer.address)
+            page.get_by_text("Turntable", exact=True).wait_for()
+        until(lambda viewer=viewer: viewer.server.get_clients(), PATIENCE)
+        if motion == "no-preference":
+            page.wait_for_timeout(2000)
+            assert viewer.display.turntable.value, "control: nobody asked for less"
+            page.mouse.click(200, 400)
+        until(lambda viewer=viewer: not viewer.display.turntable.value, PATIENCE)
+        viewer.server.stop()
     page.close()
 
 

@@ -100,5 +100,15 @@
     tell("touch");
   };
   for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, touch, { capture: true, passive: true });
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) tell("still");
+  // A page outlives its server. The next one at the address has other controls, and its turntable turns.
+  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches && tell("still");
+  let turntable = null;
+  const greet = () => {
+    const found = [...document.querySelectorAll("label[for]")].find((label) => label.textContent === "Turntable")?.htmlFor;
+    if (!found || found === turntable) return;
+    if (turntable) touched = false, still();
+    turntable = found;
+  };
+  new MutationObserver(greet).observe(document.documentElement, { childList: true, subtree: true });
+  still();
 })();
