@@ -295,6 +295,10 @@ def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Pa
 def test_a_run_is_deleted_only_after_the_question(page: Page, studio: Studio) -> None:
     press(page, "Delete")
     press(page, "Keep it")
+    press(page, "Delete")
+    page.get_by_role("button", name="Keep it", exact=True).wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keep it", exact=True).wait_for(state="detached")
     assert (studio.folder / "lamp" / "splat.ply").is_file()
     press(page, "Delete")
     press(page, "Delete it")

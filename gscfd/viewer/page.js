@@ -66,6 +66,10 @@
     event.preventDefault();
     event.target.click();
   });
+  // viser's questions have no way out for Escape: theirs is the last button.
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape") [...document.querySelectorAll(".mantine-Modal-root button")].at(-1)?.click();
+  });
   // viser sends at most one message in 50 ms, the newest: a submit or a press would take the place of the letters typed
   // just before it. Timers end in the order of their times, so after this one the letters are sent.
   const SENT = 60;
