@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ from gscfd.gaussians import ball
 from gscfd.studio import orders
 from gscfd.studio.options import StudioOptions
 from gscfd.studio.page import Studio
-from gscfd.viewer.display import LEAST_ASPECT
+from gscfd.viewer.display import LEAST_ASPECT, Display
 from gscfd.viewer.saved import SavedViewer
 
 if TYPE_CHECKING:
@@ -119,6 +120,10 @@ def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio
     page.close()
 
 
+def stands(display: Display) -> bool:
+    return not display.turntable.value
+
+
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_a_page_heeds_its_reader_after_a_restart_of_the_server(
     browser: Browser, tmp_path: Path, motion: Literal["reduce", "no-preference"]
@@ -132,12 +137,12 @@ def test_a_page_heeds_its_reader_after_a_restart_of_the_server(
         if begin:
             page.goto(viewer.address)
             page.get_by_text("Turntable", exact=True).wait_for()
-        until(lambda viewer=viewer: viewer.server.get_clients(), PATIENCE)
+        until(viewer.server.get_clients, PATIENCE)
         if motion == "no-preference":
             page.wait_for_timeout(2000)
             assert viewer.display.turntable.value, "control: nobody asked for less"
             page.mouse.click(200, 400)
-        until(lambda viewer=viewer: not viewer.display.turntable.value, PATIENCE)
+        until(partial(stands, viewer.display), PATIENCE)
         viewer.server.stop()
     page.close()
 
@@ -167,10 +172,13 @@ def test_the_object_fits_between_the_panels_until_it_is_moved(
         whole = np.linalg.norm(display.position - display.center)
         return float(np.linalg.norm(camera.position - display.center) / whole)
 
+    def fits(camera: viser.CameraHandle, aspect: float) -> bool:
+        return abs(away(camera) - max(1, LEAST_ASPECT / aspect)) < 0.05
+
     for width, height in ((1200, 900), (1200, 500)):
         page.set_viewport_size({"width": width, "height": height})
         camera, aspect = scene_of(page, studio)
-        until(lambda camera=camera, aspect=aspect: abs(away(camera) - max(1, LEAST_ASPECT / aspect)) < 0.05, PATIENCE)
+        until(partial(fits, camera, aspect), PATIENCE)
         assert (aspect < 0.6) is (height == 900), "control: the one scene is narrow, the other is not"
     page.mouse.move(600, 250)
     page.mouse.wheel(0, 400)
