@@ -134,7 +134,11 @@ def complete(script: str, *words: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_bash_completes_commands_options_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("columns", ["40", "120"])
+def test_bash_completes_commands_options_and_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     assert main(["completion", "bash"]) == 0
     script = str(tmp_path / "gscfd.bash")
     Path(script).write_text(capsys.readouterr().out)
@@ -144,6 +148,10 @@ def test_bash_completes_commands_options_and_values(tmp_path: Path, capsys: pyte
     assert complete(script, "gscfd", "export", "run", "--to", "sp") == {"splat", "spz"}
     assert complete(script, "gscfd", "export", "--guid") == set(), "an option of another command"
     assert complete(script, "gscfd", "view", "out") == set(), "bash goes on with file names"
+    assert complete(script, "gscfd", "export", "run", "--out", "") == set(), "also here, without the word None"
+    assert complete(script, "gscfd", "export", "run", "--axes", "") == {"None", "z-up", "y-up", "y-down"}, "control"
+    assert complete(script, "gscfd", "train", "--prom") == {"--prompt"}, "without the end of a sentence"
+    assert os.environ["COLUMNS"] == columns
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")

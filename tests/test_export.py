@@ -146,7 +146,7 @@ def by_pygltflib(path: Path) -> dict[str, np.ndarray]:
     """The attributes and indices of the only primitive."""
     gltf = pygltflib.GLTF2().load(str(path))
     (primitive,) = gltf.meshes[0].primitives
-    kinds = {5126: np.float32, 5121: np.uint8, 5125: np.uint32}
+    kinds = {5126: np.float32, 5121: np.uint8, 5123: np.uint16, 5125: np.uint32}
     widths = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 
     def array(index: int) -> np.ndarray:
@@ -200,8 +200,17 @@ def test_a_glb_holds_the_splat_without_loss(splat: Gaussians, source: Path) -> N
     print(f"glb: {similarity(back(read, 'y-up'), splat):.1f} dB")
     assert similarity(back(read, "y-up"), splat) > LOSSLESS
     assert similarity(read, splat) < 30, "control: a file in other axes looks different"
-    fallback = a["COLOR_0"].double() / 255
-    assert (fallback[:, 3] - splat.opacities.detach().double().sigmoid()).abs().max() < 0.51 / 255
+    assert (a["COLOR_0"][:, 3] / 65535 - splat.opacities.detach().sigmoid()).abs().max() < 1e-4
+
+
+@degree_0
+def test_the_points_of_a_glb_have_the_colors_of_the_splat_in_linear_light(splat: Gaussians, source: Path) -> None:
+    assert main([str(source), "--to", "glb"]) == 0
+    light = by_pygltflib(source.with_suffix(".glb"))["COLOR_0"][:, :3] / 65535.0
+    shown = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    rgb = (0.5 + 0.28209479 * splat.sh0.detach()[:, 0].double().numpy()).clip(0, 1)
+    assert np.abs(shown - rgb).max() < 1e-3
+    assert np.abs(light - rgb).max() > 0.1, "control: colors as they are displayed"
 
 
 @degree_0
@@ -466,6 +475,32 @@ def test_the_page_turns_until_the_first_touch_and_heeds_the_keyboard(source: Pat
 
 @needs_chromium
 @degree_0
+def test_the_page_asks_for_a_context_that_was_taken_and_draws_in_the_new_one(source: Path) -> None:
+    assert main([str(source), "--to", "html"]) == 0
+    probe = """const tells = name => {
+      const event = new Event(name, { cancelable: true });
+      canvas.dispatchEvent(event);
+      return event.defaultPrevented;
+    };
+    const drawn = () => {
+      draw(64, 64);
+      const pixel = new Uint8Array(4);
+      gl.readPixels(32, 32, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+      return pixel[3] > 0;
+    };
+    const asks = [tells("webglcontextlost"), tells("anything")];
+    gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA16UI, 1, 1, 0, gl.RGBA_INTEGER, gl.UNSIGNED_SHORT, new Uint16Array(4));
+    const empty = drawn();
+    tells("webglcontextrestored");
+    document.title = JSON.stringify([...asks, empty, drawn()]);"""
+    told = re.search(r"<title>(.*?)</title>", probed(source.with_suffix(".html"), probe))
+    assert told is not None
+    assert json.loads(told[1]) == [True, False, False, True], "control: another event, and an empty texture"
+
+
+@needs_chromium
+@degree_0
 @pytest.mark.parametrize("distance", [3e3, 9e5])
 def test_the_page_keeps_its_quality_whatever_lies_far_away(splat: Gaussians, tmp_path: Path, distance: float) -> None:
     strays = with_strays(splat, distance)
@@ -622,9 +657,10 @@ def test_the_mesh_seen_by_another_renderer_looks_like_the_splat(sphere: mesh.Mes
     assert psnr(image.flip(1), expected) < 16, "control: mirrored"
 
 
+@pytest.mark.parametrize("name", ["a", "eine süße Ente", "-'\"%", "a\nb"])
 @pytest.mark.parametrize("kind", MESHES)
-def test_a_mesh_file_holds_the_mesh_and_its_texture(sphere: mesh.Mesh, tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"a.{kind}"
+def test_a_mesh_file_holds_the_mesh_and_its_texture(sphere: mesh.Mesh, tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / f"{name}.{kind}"
     MESHES[kind](sphere, path)
     read = as_a(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh"))
     corners = sphere.vertices[sphere.triangles]
@@ -635,6 +671,17 @@ def test_a_mesh_file_holds_the_mesh_and_its_texture(sphere: mesh.Mesh, tmp_path:
     image = material.baseColorTexture if kind == "mesh.glb" else material.image
     assert np.array_equal(np.asarray(image.convert("RGB")), sphere.texture)
     assert closed(joined(read))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_splat_too_small_for_a_surface_is_refused_by_the_mesh(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    pytest.importorskip("manifold3d", reason="needs pip install 'gscfd[mesh]'")
+    shell(0, count=count, radius=0.001).save_ply(tmp_path / "splat.ply")
+    assert main([str(tmp_path), "--to", "mesh.glb", "--resolution", "16"]) == 2
+    assert capsys.readouterr().err.startswith("error: source: expected a splat with an opaque surface")
+    assert [path.name for path in tmp_path.iterdir()] == ["splat.ply"]
 
 
 def test_the_zero_level_of_any_field_is_closed() -> None:

@@ -52,6 +52,11 @@ def test_a_saved_splat_loads_again_from_its_file_and_its_folder(splat: Gaussians
         ("none/a.spz", {}, "path: cannot write"),
         ("a.spz", {"axis": "y-up"}, "axis"),
         ("a.spz", {"alpha": True}, "alpha: expected only with"),
+        ("a.spz", {"axes": "blender"}, "axes: expected one of"),
+        ("a.spz", {"source_axes": None}, "source-axes: expected one of"),
+        ("a.spz", {"sh_degree": 5}, "sh-degree: expected one of"),
+        ("a.spz", {"scale": "2"}, "options: "),
+        ("a.png", {"background": (1, 1)}, "background: expected three numbers"),
     ],
 )
 def test_a_wrong_way_to_save_is_a_user_error(

@@ -8,17 +8,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pytest
+import torch
+import viser
 from chromium import CHROMIUM, FAINT, FLAGS, NAMELESS
 from test_studio import saved_run, stand_in
-from viewing import until
+from viewing import paint, until
 
+from gscfd.config import ServerConfig
+from gscfd.gaussians import ball
 from gscfd.studio import orders
 from gscfd.studio.options import StudioOptions
 from gscfd.studio.page import Studio
+from gscfd.viewer.display import LEAST_ASPECT, Display
+from gscfd.viewer.saved import SavedViewer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -93,14 +101,108 @@ def rewrite(page: Page, studio: Studio) -> None:
     page.locator(".gs-cards:not([data-old])").wait_for()
 
 
-def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio, said: list[str]) -> None:
-    page = browser.new_page(viewport={"width": 900, "height": 500})
+@pytest.mark.parametrize("keys", [True, False])
+def test_the_turntable_stops_at_the_first_touch(browser: Browser, studio: Studio, keys: bool) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 500})
     page.set_default_timeout(PATIENCE * 1000)
     page.goto(studio.address)
     page.locator(".gs-card").first.wait_for()
+    studio.display.turntable.value = True
+    page.get_by_label("Prompt", exact=True).press("ArrowLeft")
+    page.wait_for_timeout(500)
     assert studio.display.turntable.value, "control: it turns until then"
-    page.mouse.click(440, 250)
+    if keys:
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("ArrowLeft")
+    else:
+        page.mouse.click(640, 250)
     until(lambda: not studio.display.turntable.value, PATIENCE)
+    page.close()
+
+
+def stands(display: Display) -> bool:
+    return not display.turntable.value
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_a_page_heeds_its_reader_after_a_restart_of_the_server(
+    browser: Browser, tmp_path: Path, motion: Literal["reduce", "no-preference"]
+) -> None:
+    ball(9, radius=0.5, opacity=0.9, generator=torch.Generator().manual_seed(0)).save_ply(tmp_path / "a.ply")
+    page = browser.new_page(reduced_motion=motion)
+    page.set_default_timeout(PATIENCE * 1000)
+    for begin in (True, False):
+        viewer = SavedViewer([tmp_path / "a.ply"], ServerConfig(port=8796), paint)
+        assert viewer.address.endswith(":8796") and viewer.display.turntable.value
+        if begin:
+            page.goto(viewer.address)
+            page.get_by_text("Turntable", exact=True).wait_for()
+        until(viewer.server.get_clients, PATIENCE)
+        if motion == "no-preference":
+            page.wait_for_timeout(2000)
+            assert viewer.display.turntable.value, "control: nobody asked for less"
+            page.mouse.click(200, 400)
+        until(partial(stands, viewer.display), PATIENCE)
+        viewer.server.stop()
+    page.close()
+
+
+def scene_of(page: Page, studio: Studio) -> tuple[viser.CameraHandle, float]:
+    """The camera of the browser that came last, once it knows how wide the scene is, and the scene's aspect."""
+
+    def aspect() -> float:
+        return float(page.evaluate("(() => { const c = document.querySelector('canvas').parentElement; "
+                                   "return c.clientWidth / c.clientHeight; })()"))  # fmt: skip
+
+    page.wait_for_timeout(2000)
+    clients = studio.server.get_clients()
+    camera = clients[max(clients)].camera
+    until(lambda: abs(camera.aspect - aspect()) < 0.01, PATIENCE)
+    return camera, aspect()
+
+
+def test_the_object_fits_between_the_panels_until_it_is_moved(
+    browser: Browser, studio: Studio, said: list[str]
+) -> None:
+    page = opened(browser, studio, said)
+    display = studio.display
+
+    def away(camera: viser.CameraHandle) -> float:
+        """Distance of the camera, over that in a wide window."""
+        whole = np.linalg.norm(display.position - display.center)
+        return float(np.linalg.norm(camera.position - display.center) / whole)
+
+    def fits(camera: viser.CameraHandle, aspect: float) -> bool:
+        return abs(away(camera) - max(1, LEAST_ASPECT / aspect)) < 0.05
+
+    for width, height in ((1200, 900), (1200, 500)):
+        page.set_viewport_size({"width": width, "height": height})
+        camera, aspect = scene_of(page, studio)
+        until(partial(fits, camera, aspect), PATIENCE)
+        assert (aspect < 0.6) is (height == 900), "control: the one scene is narrow, the other is not"
+    page.mouse.move(600, 250)
+    page.mouse.wheel(0, 400)
+    page.wait_for_timeout(2000)
+    moved = away(camera)
+    page.set_viewport_size({"width": 1200, "height": 900})
+    camera, aspect = scene_of(page, studio)
+    assert abs(moved - 1) > 0.05 and away(camera) == pytest.approx(moved, rel=0.01), "moved by hand, it stays"
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "folded"), [(820, True), (1280, False)])
+def test_on_a_tablet_the_runs_are_folded_and_the_scene_has_room(
+    browser: Browser, studio: Studio, width: int, folded: bool
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 1180}, reduced_motion="reduce")
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(studio.address)
+    scene_of(page, studio)
+    assert page.locator(".gs-card").first.is_visible() is not folded
+    assert page.evaluate("document.querySelector('canvas').parentElement.clientWidth") > 350
+    if folded:
+        page.get_by_role("button", name="Expand column").first.click()
+        page.locator(".gs-card").first.wait_for()
     page.close()
 
 
@@ -201,6 +303,10 @@ def test_the_download_is_the_chosen_run(page: Page, studio: Studio, tmp_path: Pa
 def test_a_run_is_deleted_only_after_the_question(page: Page, studio: Studio) -> None:
     press(page, "Delete")
     press(page, "Keep it")
+    press(page, "Delete")
+    page.get_by_role("button", name="Keep it", exact=True).wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keep it", exact=True).wait_for(state="detached")
     assert (studio.folder / "lamp" / "splat.ply").is_file()
     press(page, "Delete")
     press(page, "Delete it")

@@ -17,8 +17,10 @@ from gscfd import view
 from gscfd.config import Config, ServerConfig, plain, to_yaml
 from gscfd.distil.state import Checkpoint, StageState
 from gscfd.errors import UserError
+from gscfd.export.transform import transformed
 from gscfd.gaussians import Gaussians, ball
 from gscfd.runs.checkpoint import Checkpoints
+from gscfd.viewer import content
 from gscfd.viewer.display import Display
 from gscfd.viewer.saved import SavedViewer, labels, saved
 
@@ -75,6 +77,36 @@ def test_a_ply_is_shown_as_it_is(tmp_path: Path, show: Show) -> None:
         not viewer.showcase.sources[0].slider.visible
         and "duck.ply: 30 Gaussians" in viewer.showcase.sources[0].text.content
     )
+
+
+@pytest.mark.parametrize("scale", [1000.0, 0.001, 1e-5])
+def test_a_splat_too_large_or_small_for_the_browser_is_shown_at_a_radius_of_one(
+    tmp_path: Path, show: Show, scale: float
+) -> None:
+    transformed(splat(), torch.eye(3, dtype=torch.float64), scale).save_ply(tmp_path / "big.ply")
+    viewer = show(tmp_path / "big.ply")
+    shown, kept = present(viewer.display.gaussians), present(viewer.showcase.splat(0))
+    center, radius = content.extent(shown)
+    assert radius == pytest.approx(1.0, rel=1e-4) and np.abs(center).max() < 1e-5
+    assert torch.allclose(shown.scales - splat().scales, (shown.scales - splat().scales).mean(), atol=1e-4)
+    assert torch.allclose(kept.means, scale * splat().means), "the download is not scaled"
+
+
+@pytest.mark.parametrize(("radius", "left"), [(0.6, True), (5.0, False)])
+def test_two_large_splats_do_not_overlap(tmp_path: Path, show: Show, radius: float, left: bool) -> None:
+    for name in ("a.ply", "b.ply"):
+        transformed(splat(), torch.eye(3, dtype=torch.float64), radius / 0.6).save_ply(tmp_path / name)
+    means = present(show(tmp_path / "a.ply", tmp_path / "b.ply").display.gaussians).means.detach()
+    assert means[:30, 1].max() < 0 < means[30:, 1].min()
+    assert torch.allclose(means[:30] + torch.tensor([0.0, 1.1, 0.0]), splat().means) is left, "control: as it is"
+
+
+def test_one_gaussian_is_seen_from_outside(tmp_path: Path, show: Show) -> None:
+    splat(count=1).save_ply(tmp_path / "one.ply")
+    viewer = show(tmp_path / "one.ply")
+    size = float(present(viewer.display.gaussians).scales.detach().max().exp())
+    distance = np.linalg.norm(viewer.display.position - viewer.display.center)
+    assert distance > 10 * size
 
 
 def test_a_ply_that_is_cut_while_it_is_watched_leaves_what_was_shown(tmp_path: Path, show: Show) -> None:

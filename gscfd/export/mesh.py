@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -159,9 +160,16 @@ SIDES = {"obj": (".mtl", ".texture.png"), "mesh.ply": (".texture.png",)}
 """Endings of the files beside a mesh, by format."""
 
 
+UNSAFE = re.compile(r"^-|[^!-~]")
+"""Characters of a name that a mesh file cannot refer to: the headers of .ply are ASCII, a space ends a name for some
+readers, and what begins with - is an option of .mtl."""
+
+
 def beside(path: str | Path, ending: str) -> Path:
-    """Returns the path of a file that belongs to a mesh file: a.obj has a.mtl, a.mesh.ply has a.mesh.texture.png."""
-    return Path(path).with_suffix(ending)
+    """Returns the path of a file that belongs to a mesh file: a.obj has a.mtl, a.mesh.ply has a.mesh.texture.png. Its
+    name has an underscore for each of UNSAFE."""
+    path = Path(path).with_suffix(ending)
+    return path.with_name(UNSAFE.sub("_", path.name))
 
 
 def write_mesh_obj(mesh: Mesh, path: str | Path) -> None:

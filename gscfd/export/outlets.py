@@ -32,9 +32,9 @@ def save(gaussians: Gaussians, path: str | Path, **options: Any) -> None:
         raise UserError(f"path: expected a name that ends in .{', .'.join(FORMATS)}, got {path}")
     try:
         settings = ExportOptions(source=path, to=max(fitting, key=len), **options)
+        check_settings(settings)
     except TypeError as error:
         raise UserError(f"options: {error}; see gscfd export --help") from None
-    check_settings(settings)
     try:
         write(settings, Gaussians(**{name: value.cpu() for name, value in gaussians.tensors().items()}), path)
     except OSError as error:

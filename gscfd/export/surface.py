@@ -203,7 +203,7 @@ def grid(nodes: int) -> np.ndarray:
 def distance_at(views: Views, points: np.ndarray, truncation: float) -> np.ndarray:
     """Returns the mean signed distance [P] float32 at points [P, 3]: over the views that see the point, or see at most
     the truncation distance less far; minus the truncation distance where there is none."""
-    parts = [points[i : i + POINTS] for i in range(0, len(points), POINTS)]
+    parts = [points[i : i + POINTS] for i in range(0, max(len(points), 1), POINTS)]
     return np.concatenate([_distance(views, part, np.float32(truncation)) for part in parts])
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from gscfd.cli import check_out
@@ -52,6 +53,11 @@ APPLIES: dict[str, set[Format]] = {
     "resolution": {"obj", "mesh.glb", "mesh.ply"},
     "triangles": {"obj", "mesh.glb", "mesh.ply"},
 }
+CHOICES: dict[str, tuple[object, ...]] = {
+    "axes": (None, *get_args(Axes)),
+    "source_axes": get_args(Axes),
+    "sh_degree": (None, 0, 1, 2, 3),
+}
 FRAMES: dict[Format, int] = {"mp4": 80, "png": 8}
 SIZE = 512
 RESOLUTION = 128
@@ -69,6 +75,9 @@ def check_settings(options: ExportOptions) -> None:
         option = name.replace("_", "-")
         if given and options.to not in formats:
             raise UserError(f"{option}: expected only with --to {', '.join(sorted(formats))}, got --to {options.to}")
+    for name, choices in CHOICES.items():  # from Python they may be anything
+        known = ", ".join(str(choice) for choice in choices)
+        check(getattr(options, name) in choices, name.replace("_", "-"), f"one of {known}", getattr(options, name))
     check(0 < options.scale < float("inf"), "scale", "a number above 0", options.scale)
     frames, size, background = options.frames, options.size, options.background
     if frames is not None:
@@ -78,7 +87,8 @@ def check_settings(options: ExportOptions) -> None:
     if size is not None:
         check(16 <= size <= 4096 and size % 2 == 0, "size", "an even number from 16 to 4096", size)
     if background is not None:
-        check(all(0 <= c <= 1 for c in background), "background", "three numbers in [0, 1]", background)
+        three = len(background) == 3 and all(0 <= c <= 1 for c in background)
+        check(three, "background", "three numbers in [0, 1]", background)
         check(not options.alpha, "background", "no --background beside --alpha", background)
     check(not (options.alpha and options.shadow), "shadow", "no --shadow beside --alpha", options.shadow)
     if options.resolution is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,8 +32,13 @@ MOST_POINTS = 400
 """Maximum number of points in a plot."""
 SHEET_SIZE = 128
 """Width and height of a picture in `sheet`, pixels."""
+SIGMAS = 3.0
+"""Radius of a Gaussian in its standard deviations."""
 GAP = 2.2
 """Distance between the centers of two splats shown side by side, world units."""
+ALONE, BESIDE = (0.05, 50.0), (0.3, 1.5)
+"""Radii at which a splat is shown as it is, alone and beside another: the browser draws nothing near or far, and larger
+ones would overlap."""
 
 
 def covariances(gaussians: Gaussians) -> Tensor:
@@ -92,7 +98,22 @@ def extent(gaussians: Gaussians, count: int = 1) -> tuple[np.ndarray, float]:
     center = np.median(means, axis=0)
     if count > 1:
         center[1] = 0.0
-    return center, max(float(np.quantile(np.linalg.norm(means - center, axis=1), 0.98)), 1e-3)
+    sizes = np.exp(gaussians.scales.detach().double().cpu().numpy().max(axis=1))
+    distances = np.linalg.norm(means - center, axis=1)
+    return center, float(max(np.quantile(distances, 0.98), SIGMAS * np.median(sizes)))
+
+
+def in_reach(gaussians: Gaussians, count: int = 1) -> Gaussians:
+    """Returns the splat, moved and scaled to a radius of 1 about the origin if its own is one that cannot be shown.
+    count: of splats side by side."""
+    center, radius = extent(gaussians)
+    low, high = ALONE if count == 1 else BESIDE
+    if low <= radius <= high:
+        return gaussians
+    values = gaussians.tensors()
+    values["means"] = ((values["means"].double() - torch.from_numpy(center)) / radius).float()
+    values["scales"] = values["scales"] - math.log(radius)
+    return Gaussians(**values)
 
 
 def camera_of(

@@ -54,7 +54,7 @@ class Display:
         """Point that the cameras look at, about which the object turns, and where they stand at first."""
         self.aim(self.center, self.position)
         server.initial_camera.fov = FOV
-        server.on_client_connect(self.fit)
+        server.on_client_connect(self.follow)
         self.frame = server.scene.add_frame(OBJECT, show_axes=False)
         gui = server.gui
         with gui.add_folder("View"):
@@ -109,9 +109,34 @@ class Display:
 
     def fit(self, client: viser.ClientHandle) -> None:
         """Moves a camera back until the object is as wide in a narrow window, such as a phone's, as in a wide one."""
-        if (aspect := client.camera.aspect) < LEAST_ASPECT:
-            client.camera.position = tuple(self.center + (self.position - self.center) * LEAST_ASPECT / aspect)
-            client.camera.look_at = tuple(self.center)
+        if client.camera.aspect < LEAST_ASPECT:
+            self.place(client)
+
+    def follow(self, client: viser.ClientHandle) -> None:
+        """Fits the camera of a browser, and again when the scene in it becomes wider or narrower: the panels come after
+        the connection, a phone is turned. A camera that was moved by hand stays."""
+        camera, aspect, first = client.camera, client.camera.aspect, client.camera.position
+        self.fit(client)
+
+        def refit(_: viser.CameraHandle) -> None:
+            nonlocal aspect
+            before, aspect = aspect, camera.aspect
+            reach = 0.01 * float(np.linalg.norm(self.position - self.center))
+            homes = (first, self.position, self.standing(before))
+            if aspect != before and any(np.linalg.norm(camera.position - home) < reach for home in homes):
+                self.place(client)
+
+        camera.on_update(refit)
+
+    def place(self, client: viser.ClientHandle) -> None:
+        """Places a camera where it stands in a window of its aspect."""
+        client.camera.position = tuple(self.standing(client.camera.aspect))
+        client.camera.look_at = tuple(self.center)
+
+    def standing(self, aspect: float) -> np.ndarray:
+        """Returns where the cameras stand at first in a window of an aspect, [3]."""
+        place: np.ndarray = self.center + (self.position - self.center) * max(1.0, LEAST_ASPECT / max(aspect, 0.05))
+        return place
 
     def refresh(self) -> float:
         """Sends whatever has changed; returns the approximate number of megabytes sent to each browser."""

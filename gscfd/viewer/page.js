@@ -66,6 +66,10 @@
     event.preventDefault();
     event.target.click();
   });
+  // viser's questions have no way out for Escape: theirs is the last button.
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape") [...document.querySelectorAll(".mantine-Modal-root button")].at(-1)?.click();
+  });
   // viser sends at most one message in 50 ms, the newest: a submit or a press would take the place of the letters typed
   // just before it. Timers end in the order of their times, so after this one the letters are sent.
   const SENT = 60;
@@ -83,14 +87,32 @@
   }, true);
   afterTyping("submit", "form", (form) => form.requestSubmit());
   afterTyping("click", "button", (button) => button.click());
-  const mend = () => (name(), link(), unfold(), refocus());
+  // On a tablet, two panels leave no room for the scene: the left one begins folded. A phone has none at the sides.
+  let folded = !matchMedia("(min-width: 36.01em) and (max-width: 66em)").matches;
+  const fold = () => {
+    const left = !folded && document.querySelector("[data-dock-region-collapse=left]");
+    if (left) folded = true, left.click();
+  };
+  const mend = () => (name(), link(), unfold(), refocus(), fold());
   new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
+  const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", ..."wasdqe"];  // the keys by which viser moves
   let touched = false;
   const touch = (event) => {
-    if (touched || !(event.target instanceof HTMLCanvasElement)) return;
+    const moves = event.target === document.body && MOVES.includes(event.key);
+    if (touched || !(moves || event.target instanceof HTMLCanvasElement)) return;
     touched = true;
     tell("touch");
   };
   for (const name of ["pointerdown", "wheel", "keydown"]) addEventListener(name, touch, { capture: true, passive: true });
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) tell("still");
+  // A page outlives its server. The next one at the address has other controls, and its turntable turns.
+  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches && tell("still");
+  let turntable = null;
+  const greet = () => {
+    const found = [...document.querySelectorAll("label[for]")].find((label) => label.textContent === "Turntable")?.htmlFor;
+    if (!found || found === turntable) return;
+    if (turntable) touched = false, still();
+    turntable = found;
+  };
+  new MutationObserver(greet).observe(document.documentElement, { childList: true, subtree: true });
+  still();
 })();

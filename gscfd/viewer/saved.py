@@ -167,7 +167,8 @@ class Showcase:
         """Reads the splats to show. Points the cameras at them when there are more than before."""
         before = sum(source.splat is not None for source in self.sources)
         if any([source.read() for source in self.sources]):
-            splats = [source.splat for source in self.sources]
+            count = len(self.sources)
+            splats = [None if s.splat is None else content.in_reach(s.splat, count) for s in self.sources]
             self.display.gaussians = content.side_by_side(splats)
             if sum(splat is not None for splat in splats) > before:
                 self.aim()
