@@ -114,7 +114,7 @@ def agreement(gaussians: Gaussians, way: Way, latent: int, size: int) -> Agreeme
 def snapshots(prompt: str, folder: Path) -> dict[str, Path]:
     """Returns the splat's path for each moment, by name: "coarse 10 %", ..."""
     config = parse(["--prompt", prompt, "--no-viewer"])
-    stages = {"coarse": config.coarse.steps, "refine": config.refine.steps}
+    stages = {name: stage.steps for name, stage in config.stages().items() if name in SIZES}
     wanted = {(s, max(round(m * steps), 1) - 1): f"{s} {m:.0%}" for s, steps in stages.items() for m in MOMENTS}
     paths = {name: folder / f"{name.replace(' ', '-').replace('%', '')}.ply" for name in wanted.values()}
     if not all(path.exists() for path in paths.values()):
