@@ -40,9 +40,9 @@ SITE = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 HELP_WIDTH = "80"
 GALLERY_CAPTION = (
-    "*By the built-in teachers with the default settings of 2026-11-28, one seed each, not cherry-picked. The last ten "
-    "are pairs of object and color that the teachers never saw. Some have wrong colors or parts "
-    "([which ones, and figures](docs/results.md)). Drag one to turn it.*"
+    "*By the built-in teachers with the default settings of 2026-11-29, one seed each, not cherry-picked. The last ten "
+    "are pairs of object and color that the teachers never saw. One of the twenty has wrong parts "
+    "([which one, and figures](docs/results.md)). Drag one to turn it.*"
 )
 PICTURE = re.compile(r"^!\[[^]]*\]\(docs/images/gallery\.png\)\n\n\*.*?\*\n\n", re.MULTILINE | re.DOTALL)
 """The picture of the gallery in README.md, with its caption; the site has the splats themselves."""
