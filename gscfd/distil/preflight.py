@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from gscfd.teachers.guided import GuidedTeacher
 
 
-TeacherKey = tuple[str, str, torch.device, torch.dtype]
-"""Stage, source, device and precision."""
+TeacherKey = tuple[str, str, torch.device, torch.dtype, bool, bool]
+"""Stage, source, device, precision, and whether the networks are compiled and their encoder saves memory."""
 KeptTeachers = dict[TeacherKey, "GuidedTeacher"]
 """Teachers by `teacher_key`. Stages do not share a teacher because each sets its own prompt; they share networks."""
 
 
 def teacher_key(config: Config, name: StageName) -> TeacherKey:
-    """Returns the key of a stage's teacher: stage, teacher, device and precision."""
-    device = run_device(config)
-    return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
+    """Returns the key of a stage's teacher: all settings that its networks depend on."""
+    device, dtype = run_device(config), choose_dtype(config.dtype, run_device(config))
+    return name, config.stage(name).teacher, device, dtype, config.compile, config.vae_checkpointing
 
 
 def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
