@@ -27,7 +27,7 @@ from gscfd.distil.polish import (
     run_polish,
 )
 from gscfd.distil.protocols import Rasterize
-from gscfd.distil.stage import StepReport
+from gscfd.distil.stage import PARTS, StepReport
 from gscfd.distil.state import StageState, StateDict
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball, rasterize
@@ -117,6 +117,14 @@ def test_the_splat_becomes_what_the_teacher_paints() -> None:
     before = distance(start, wanted)
     assert distance(polished(splat(), Painter(wanted)), wanted) < 0.5 * before
     assert distance(polished(splat(), Painter(start)), wanted) > 0.9 * before, "control: a teacher that wants no change"
+
+
+def test_the_parts_of_a_step_are_named_and_ordered_as_those_of_the_other_stages() -> None:
+    reports: list[StepReport] = []
+    polished(splat(), Painter(splat()), polish_config(steps=1, fits=1), on_step=reports.append)
+    named = list(reports[0].seconds)
+    assert named == [part for part in PARTS if part in named]
+    assert "optimize" in named and "densify" not in named, "the control"
 
 
 def narrow(gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D) -> Render:
