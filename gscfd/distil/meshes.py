@@ -72,8 +72,8 @@ def surface(path: Path, count: int) -> tuple[Array, Array, Array, float]:
 
 
 def shared_out(count: int, areas: Array) -> list[int]:
-    """Returns whole shares of `count` by area. Their sums over parts in a row are right within 1; if each were rounded by
-    itself, many small parts would all get none."""
+    """Returns whole shares of `count` by area. The sum over parts in a row is right within 1; each rounded alone, many
+    small parts would get none."""
     ends: list[int] = np.round(count * np.cumsum(areas) / areas.sum()).astype(int).tolist()
     return [end - start for start, end in pairwise([0, *ends])]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import TYPE_CHECKING
 
@@ -122,8 +123,11 @@ def check_prompt(config: Config, advice: str = COMMANDS) -> None:
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if any(known_words(stage.teacher) for stage in config.stages().values()):
         check_words("prompt", config.prompt, advice)
-        if near := nearest_form(config.prompt):
-            warn(
-                f"prompt: the toybox teachers never saw sentences like {config.prompt!r}; the nearest known "
-                f"one is {near!r}"
-            )
+        warn_of_form(config.prompt)
+
+
+@functools.cache
+def warn_of_form(prompt: str) -> None:
+    """Warns, once, of a prompt in a form that the toybox teachers never saw."""
+    if near := nearest_form(prompt):
+        warn(f"prompt: the toybox teachers never saw sentences like {prompt!r}; the nearest known one is {near!r}")
