@@ -37,7 +37,7 @@ step runs out of memory."""
 SAVED = 3
 """Number of these copies in each half of a checkpoint, the current and the last good state."""
 ALBUMS = 3
-"""Number of copies of the polish's album and its subject in memory: its own, and the same two of the last good state."""
+"""Number of copies of the polish's album and its subject in memory: its own, and those of the last good state."""
 
 
 @dataclass(frozen=True)
