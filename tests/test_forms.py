@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from gscfd.config import Config
+from gscfd.distil.preflight import preflight, warn_of_form
 from gscfd.toybox.forms import FORMS, nearest_form, word_table
 from gscfd.toybox.kinds import CATALOGUE, COLORS
 from gscfd.toybox.words import parse_caption
@@ -22,6 +26,17 @@ def test_known_forms_need_no_other(example: str) -> None:
     assert parse_caption(example) is not None
     assert nearest_form(example) is None
     assert nearest_form(f"{example}, front view") is None
+
+
+def test_a_prompt_of_an_unknown_form_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run is checked before the teachers' libraries are loaded, and with them."""
+    warn_of_form.cache_clear()
+    config = Config(prompt="a duck yellow", device="cpu")
+    for _ in range(2):
+        preflight(config)
+    assert capsys.readouterr().err.count("the nearest known one is 'a yellow duck'") == 1
+    preflight(replace(config, prompt="duck a yellow"))
+    assert "duck a yellow" in capsys.readouterr().err, "the control: another prompt"
 
 
 @pytest.mark.parametrize(

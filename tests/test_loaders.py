@@ -30,7 +30,7 @@ from gscfd.prompts import MVDREAM
 from gscfd.teachers import ldm
 from gscfd.teachers.base import Prompt
 from gscfd.teachers.denoisers import Denoiser, MultiviewDenoiser, UNetDenoiser, pack, unpack
-from gscfd.teachers.find import find_teacher, wanted
+from gscfd.teachers.find import find_source, find_teacher, wanted
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.kinds import check_teacher
 from gscfd.teachers.load import load_teacher
@@ -424,6 +424,15 @@ def test_a_cached_repository_loads_without_a_network(
         find_teacher("someone/else", local_files_only=True)
     with pytest.raises(UserError, match="check the path"):
         find_teacher("./not/there")
+
+
+def test_the_home_of_nobody_is_a_path_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "teacher").mkdir()
+    for name in ("~nobody-of-this-name/teacher", "~nobody-of-this-name/teacher+x.safetensors"):
+        with pytest.raises(UserError, match="does not exist; check the path"):
+            find_source(name)
+    assert find_teacher("~/teacher") == tmp_path / "teacher", "the control"
 
 
 # -------------------------------------------------------------------------------------------------------------- kinds

@@ -169,6 +169,21 @@ def test_parts_are_placed_as_the_scene_has_them(tmp_path: Path) -> None:
 TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
 
 
+def test_many_small_parts_have_as_many_discs_as_one_part_of_their_area(tmp_path: Path) -> None:
+    whole, pieces = square(), []
+    for i in range(400):
+        piece = square()
+        piece.apply_scale(1 / 20)
+        piece.apply_translation([i, 0, 0])
+        pieces.append(piece)
+    for part in (whole, *pieces):
+        part.visual.vertex_colors = [255, 0, 0, 255] if part is whole else [0, 0, 255, 255]
+    trimesh.Scene([whole, *pieces]).export(tmp_path / "x.glb")
+    red, _, blue = rgb(mesh_gaussians(tmp_path / "x.glb", 200)).sum(0).tolist()
+    assert blue == pytest.approx(100, abs=1.5)
+    assert red == pytest.approx(100, abs=1.5), "the control: the part alone"
+
+
 def write_gone_texture(path: Path) -> None:
     path.with_suffix(".mtl").write_text("newmtl a\nKd 0.2 0.4 0.6\nmap_Kd -s 1 1 1 gone.png\n")
     path.write_text(f"mtllib {path.stem}.mtl\nusemtl a\n{TRIANGLE}")

@@ -197,6 +197,14 @@ def test_the_weights_are_those_of_their_names(t: int) -> None:
         assert torch.allclose(difference(guidance.weighted(guidance.cfd, weight), t), factor * eps, atol=1e-10)
 
 
+@pytest.mark.parametrize("weight", get_args(Weight))
+def test_without_noise_there_is_no_gradient(weight: Weight) -> None:
+    """A flow's time 0, which t_min = 0 reaches."""
+    way, teacher = guidance.weighted(guidance.cfd, weight), GaussianTeacher("flow")
+    assert not way(teacher, latents(0), latents(1), 0, turntable(2, size=8)).any()
+    assert way(teacher, latents(0), latents(1), 1, turntable(2, size=8)).all(), "the control"
+
+
 def test_the_methods_of_a_stage_have_its_weight() -> None:
     for name in ("cfd", "ism", "vsd"):
         learner = PerfectLearner(GaussianTeacher(), latents(0)) if name == "vsd" else None

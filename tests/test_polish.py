@@ -13,7 +13,7 @@ from tiny import drawn
 from torch import Tensor
 
 from gscfd.cameras import turntable
-from gscfd.config import Config, LearningRates, PolishConfig, StageConfig, WatchdogConfig, merged, plain
+from gscfd.config import Config, InitConfig, LearningRates, PolishConfig, StageConfig, WatchdogConfig, merged, plain
 from gscfd.distil import loading
 from gscfd.distil.polish import (
     Album,
@@ -27,11 +27,12 @@ from gscfd.distil.polish import (
     run_polish,
 )
 from gscfd.distil.protocols import Rasterize
-from gscfd.distil.stage import StepReport
+from gscfd.distil.stage import PARTS, StepReport
 from gscfd.distil.state import StageState, StateDict
 from gscfd.errors import UserError
 from gscfd.gaussians import Gaussians, ball, rasterize
 from gscfd.rasterize import EPS2D
+from gscfd.runs import plan
 from gscfd.teachers.base import Prompt
 from gscfd.types import Cameras, Render
 
@@ -117,6 +118,14 @@ def test_the_splat_becomes_what_the_teacher_paints() -> None:
     before = distance(start, wanted)
     assert distance(polished(splat(), Painter(wanted)), wanted) < 0.5 * before
     assert distance(polished(splat(), Painter(start)), wanted) > 0.9 * before, "control: a teacher that wants no change"
+
+
+def test_the_parts_of_a_step_are_named_and_ordered_as_those_of_the_other_stages() -> None:
+    reports: list[StepReport] = []
+    polished(splat(), Painter(splat()), polish_config(steps=1, fits=1), on_step=reports.append)
+    named = list(reports[0].seconds)
+    assert named == [part for part in PARTS if part in named]
+    assert "optimize" in named and "densify" not in named, "the control"
 
 
 def narrow(gaussians: Gaussians, cameras: Cameras, *, eps2d: float = EPS2D) -> Render:
@@ -212,6 +221,21 @@ def test_an_album_keeps_the_latest_groups_and_comes_back_from_its_tensors() -> N
     assert all(torch.equal(value, again.tensors()[name]) for name, value in album.tensors().items())
     again.load({name: value for name, value in album.tensors().items() if name.startswith("subject/")})
     assert again.pages == [] and len(again.tensors()) == len(again.subject.params)
+
+
+def test_the_plan_of_a_run_counts_the_album_in_its_checkpoints() -> None:
+    reports: list[StepReport] = []
+    config = polish_config(steps=6, album=3, fits=1)
+    polished(splat(), Painter(splat()), config, keep_every=5, on_step=reports.append)
+    saved = reports[-1].state.state_dict()
+    assert saved.numbers["step"] != saved.numbers["good_step"], "both halves have a full album"
+    album = sum(value.nbytes for name, value in saved.tensors.items() if "learner/album/" in name)
+    assert album == 2 * plan.album_bytes(config, SIZE)
+    run = Config(init=InitConfig(count=400))
+    trained = plan.splat_bytes(run, {}, first=400)
+    whole = sum(value.nbytes for value in saved.tensors.values())
+    assert whole == pytest.approx(2 * (plan.SAVED * trained + plan.album_bytes(config, SIZE) + trained), rel=0.05)
+    assert whole > 2 * 2 * plan.SAVED * trained, "the control: without the album it would be less than half"
 
 
 def test_a_polish_that_is_continued_from_a_state_ends_the_same() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,16 +86,21 @@ def test_in_a_notebook_the_cell_shows_the_splat(splat: Gaussians, monkeypatch: p
 
 
 def test_steps_and_quality_keep_the_proportions_of_the_stages() -> None:
-    from fractions import Fraction
-
     config = load_preset("toybox")
-    assert with_steps(config, None, Fraction(1)) == config
-    few = with_steps(config, 30, Fraction(1))
+    assert with_steps(config, None, "normal") == config
+    few = with_steps(config, 30, "normal")
     assert (few.coarse.steps, few.refine.steps, few.polish.steps) == (30, 0, 3)
-    assert with_steps(config, None, Fraction(2)).coarse.steps == 600
-    for steps, factor, name in ((0, Fraction(1), "steps"), (None, None, "quality")):
-        with pytest.raises(UserError, match=f"{name}: expected"):
-            with_steps(config, steps, factor)
+    assert with_steps(config, None, "high").coarse.steps == 600
+    with pytest.raises(UserError, match="steps: expected at least 1, got 0"):
+        with_steps(config, 0, "normal")
+
+
+def test_an_unknown_quality_is_named() -> None:
+    best: Any = "best"
+    with pytest.raises(UserError, match="quality: expected draft or normal or high, got 'best'"):
+        gscfd.generate("a yellow duck", quality=best)
+    with pytest.raises(UserError, match="steps"):
+        gscfd.generate("a yellow duck", quality="draft", steps=0)
 
 
 def test_generate_shows_its_progress_unless_it_is_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:

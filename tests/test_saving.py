@@ -1,6 +1,7 @@
 """Checkpoints are written while the run goes on: what is written, when it is there, and what becomes of errors."""
 
 import json
+import math
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from test_state import same
 from tiny import stage_config, tiny_stage
 
 from gscfd.config import CheckpointConfig, Config
+from gscfd.deferred import Deferred, DeferredNumbers
 from gscfd.distil.stage import StepReport
 from gscfd.distil.state import Checkpoint, StageState, StateDict
 from gscfd.files import Background
@@ -228,6 +230,17 @@ def test_the_gradient_variance_is_recorded_where_there_is_any(monkeypatch: pytes
         assert found.keys() == {"means", "sh0", "means_paper", "sh0_paper"}
         assert all(0 <= found[name] <= 1 for name in ("means", "sh0"))
     assert arrived({"means": float("nan"), "sh0": 0.5}) == {"sh0": 0.5}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.5])
+def test_rows_are_json_whatever_a_step_has_computed(value: float) -> None:
+    def refuse(word: str) -> NoReturn:
+        raise AssertionError(f"{word} is not JSON")
+
+    made = {"loss": Deferred(torch.tensor(value)), "gradient_variance": DeferredNumbers({"means": torch.tensor(value)})}
+    written = json.loads(json.dumps(made, default=arrived), parse_constant=refuse)
+    kept = math.isfinite(value)
+    assert written == {"loss": 0.5 if kept else None, "gradient_variance": {"means": 0.5} if kept else {}}
 
 
 @pytest.mark.parametrize("waited", [True, False])

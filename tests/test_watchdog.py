@@ -1,6 +1,7 @@
 """A run that goes wrong returns to its last good state, takes smaller steps, and gives up with a reason."""
 
 import math
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from test_state import continued, same, states_of
 from tiny import drawn, stage_config, tiny_stage
 from torch import Tensor
 
-from gscfd.config import LearningRates, StageConfig, WatchdogConfig
+from gscfd.config import Config, LearningRates, StageConfig, StageName, WatchdogConfig, flat, plain
 from gscfd.distil.protocols import Noise
 from gscfd.distil.stage import StageError, StepReport
 from gscfd.distil.state import StageState
@@ -82,6 +83,17 @@ def test_an_exploding_size_is_trouble_and_one_large_gaussian_is_not() -> None:
         assert "mean size is inf" in present(trouble_of(state)).what
         state.gaussians.params["scales"].fill_(math.log(5))
         assert "mean size is 5" in present(trouble_of(state)).what
+
+
+@pytest.mark.parametrize("stage, named", [("coarse", 2), ("polish", 1)])
+def test_advice_names_settings_that_the_stage_has(stage: StageName, named: int) -> None:
+    """The polish has no regularizer of sizes."""
+    config, gaussians = Config().stage(stage), ball(20, radius=0.5, opacity=0.3, generator=torch.Generator())
+    gaussians.params["scales"].data.fill_(math.log(5))
+    state = StageState(gaussians, config, seed=0, keep_every=4)
+    trouble = present(find_trouble(state, SEEN, torch.tensor(1.0), name=stage, limits=WatchdogConfig()))
+    options = re.findall(rf"--({stage}[.\w-]+)", trouble.advice)
+    assert len(options) == named and {name.replace("-", "_") for name in options} <= flat(plain(Config())).keys()
 
 
 def test_an_exploding_count_is_trouble_unless_the_stage_began_with_as_many() -> None:

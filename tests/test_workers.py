@@ -19,7 +19,7 @@ import torch
 from present import present
 
 from gscfd import train
-from gscfd.config import Config
+from gscfd.config import Config, merged
 from gscfd.distil import loading
 from gscfd.distil.preflight import KeptTeachers
 from gscfd.errors import UserError
@@ -32,6 +32,7 @@ from gscfd.sweeps.make import Progress, Run, carry_out, last_row
 from gscfd.sweeps.workers import Outcome, RayPool, Worker
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.load import load_teacher
+from gscfd.teachers.spaces import Latents
 from gscfd.version import __version__
 
 T = TypeVar("T")
@@ -194,6 +195,17 @@ def test_a_worker_loads_each_teacher_once(worker: Worker, tmp_path: Path, monkey
         runs_options.parse(["--prompt", "a mug", *BOTH, "--refine.teacher", "toybox/multiview"])
     )
     assert kept["coarse"] is not kept["refine"], "each stage tells its own teacher its own prompt"
+
+
+def test_kept_teachers_have_the_tuning_of_each_run_and_not_of_the_one_before_it() -> None:
+    kept: KeptTeachers = {}
+    encoders = []
+    for saving in (False, True, False):
+        config = merged(Config(), {"prompt": "a mug", "polish": {"steps": 0}, "vae_checkpointing": saving})
+        space = loading.load_teachers(config, kept)["coarse"].space
+        assert isinstance(space, Latents) and space.checkpointing == saving
+        encoders.append(space)
+    assert encoders[0] is encoders[2], "the control: with the same tuning, it is the same teacher"
 
 
 def test_a_worker_says_how_a_run_ended(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

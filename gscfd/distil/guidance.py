@@ -181,7 +181,8 @@ def weighted(way: Guidance, weight: Weight) -> Guidance:
 
     def guide(teacher: Teacher, z: Tensor, noise: Tensor, t: int, cameras: Cameras) -> Tensor:
         alpha, sigma = teacher.alpha_sigma(t)
-        factor = {"uniform": alpha / sigma, "variance": alpha * sigma}[weight]
+        # At time 0 of a flow there is no noise, and no gradient.
+        factor = {"uniform": alpha / sigma if sigma > 0 else 0.0, "variance": alpha * sigma}[weight]
         return factor * way(teacher, z, noise, t, cameras)
 
     return guide

@@ -18,13 +18,13 @@ from gscfd.teachers.tuning import checkpoint_encoder, compile_networks
 
 def newly_loaded(config: Config, name: StageName) -> GuidedTeacher:
     """Returns the teacher of a stage, loaded from its files and tuned as the config says."""
-    _, source, device, dtype = teacher_key(config, name)
+    _, source, device, dtype, compiled, checkpointed = teacher_key(config, name)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every step has the same shapes: the fastest convolutions are found once
     teacher = load_teacher(source, device=device, dtype=dtype)
-    if config.vae_checkpointing:
+    if checkpointed:
         checkpoint_encoder(teacher)
-    if config.compile:
+    if compiled:
         compile_networks(teacher)
     return teacher
 

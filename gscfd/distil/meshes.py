@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,25 @@ def mesh_gaussians(path: Path, count: int) -> Gaussians:
 
 
 def surface(path: Path, count: int) -> tuple[Array, Array, Array, float]:
-    """Returns points [N, 3], unit normals [N, 3] and RGBA in [0, 1] [N, 4] at about `count` even places of all parts,
-    and the mean distance of neighbors."""
+    """Returns points [N, 3], unit normals [N, 3] and RGBA in [0, 1] [N, 4] at N = `count` even places of all parts, and
+    the mean distance of neighbors."""
     parts = read_parts(path)
     areas = np.array([part.area for part in parts])
     if not (np.isfinite(areas.sum()) and areas.sum() > 0):
         raise UserError(f"init: expected a mesh with a surface, got {path}, whose faces have no area; export it again")
-    samples = [sampled(part, round(count * area / areas.sum()), path) for part, area in zip(parts, areas, strict=True)]
+    counts = shared_out(count, areas)
+    samples = [sampled(part, own, path) for part, own in zip(parts, counts, strict=True)]
     points, normals, colors = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
     if not all(np.isfinite(values).all() for values in (points, normals, colors)):
         raise UserError(f"init: expected a mesh of finite numbers, got {path}, which has others; export it again")
     return points, normals, colors, math.sqrt(areas.sum() / count)
+
+
+def shared_out(count: int, areas: Array) -> list[int]:
+    """Returns whole shares of `count` by area. The sum over parts in a row is right within 1; each rounded alone, many
+    small parts would get none."""
+    ends: list[int] = np.round(count * np.cumsum(areas) / areas.sum()).astype(int).tolist()
+    return [end - start for start, end in pairwise([0, *ends])]
 
 
 def read_parts(path: Path) -> list[trimesh.Trimesh]:

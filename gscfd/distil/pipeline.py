@@ -155,7 +155,7 @@ def generate(
     config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
     if init is not None:
         config = replace(config, init=replace(config.init, ply=Path(init)))
-    config = with_steps(config, steps, QUALITIES.get(quality))
+    config = with_steps(config, steps, quality)
     warn_of_left_gpu(config)
     teachers = load_teachers(config)
     with StepBar(progress) as bar:
@@ -168,16 +168,15 @@ def generate(
         return distil(config, teachers, after_step, start=read_start(config.init))
 
 
-def with_steps(config: Config, steps: int | None, factor: Fraction | None) -> Config:
+def with_steps(config: Config, steps: int | None, quality: Quality) -> Config:
     """Returns the config with other numbers of steps, in the same proportions.
 
-    steps: of the first stage, or None for the config's. factor: multiple of all steps. Raises UserError for steps below
-    1 and for factor None, an unknown quality.
+    steps: of the first stage, or None for the config's. Raises UserError for steps below 1 and an unknown quality.
     """
-    check(factor is not None, "quality", " or ".join(QUALITIES), "another")
+    check(quality in QUALITIES, "quality", " or ".join(QUALITIES), quality)
     check(steps is None or steps >= 1, "steps", "at least 1", steps)
-    stages = config.stages()
-    if factor is None or not stages:
+    stages, factor = config.stages(), QUALITIES[quality]
+    if not stages:
         return config
     if steps is not None:
         factor *= Fraction(steps, next(iter(stages.values())).steps)

@@ -155,7 +155,7 @@ def run_polish(
         # Fit the splat to the album.
         for _ in range(config.fits):
             loss, opacity = fit(state, album.draw(state.generator), rasterize, config)
-        clock.lap("optimise")
+        clock.lap("optimize")
 
         trouble = find_trouble(state, opacity, loss, name=name, limits=watchdog)
         report = StepReport(

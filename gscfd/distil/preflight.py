@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from gscfd.teachers.guided import GuidedTeacher
 
 
-TeacherKey = tuple[str, str, torch.device, torch.dtype]
-"""Stage, source, device and precision."""
+TeacherKey = tuple[str, str, torch.device, torch.dtype, bool, bool]
+"""Stage, source, device, precision, and whether the networks are compiled and their encoder saves memory."""
 KeptTeachers = dict[TeacherKey, "GuidedTeacher"]
 """Teachers by `teacher_key`. Stages do not share a teacher because each sets its own prompt; they share networks."""
 
 
 def teacher_key(config: Config, name: StageName) -> TeacherKey:
-    """Returns the key of a stage's teacher: stage, teacher, device and precision."""
-    device = run_device(config)
-    return name, config.stage(name).teacher, device, choose_dtype(config.dtype, device)
+    """Returns the key of a stage's teacher: all settings that its networks depend on."""
+    device, dtype = run_device(config), choose_dtype(config.dtype, run_device(config))
+    return name, config.stage(name).teacher, device, dtype, config.compile, config.vae_checkpointing
 
 
 def preflight(config: Config, kept: KeptTeachers | None = None) -> None:
@@ -122,8 +123,11 @@ def check_prompt(config: Config, advice: str = COMMANDS) -> None:
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if any(known_words(stage.teacher) for stage in config.stages().values()):
         check_words("prompt", config.prompt, advice)
-        if near := nearest_form(config.prompt):
-            warn(
-                f"prompt: the toybox teachers never saw sentences like {config.prompt!r}; the nearest known "
-                f"one is {near!r}"
-            )
+        warn_of_form(config.prompt)
+
+
+@functools.cache
+def warn_of_form(prompt: str) -> None:
+    """Warns, once, of a prompt in a form that the toybox teachers never saw."""
+    if near := nearest_form(prompt):
+        warn(f"prompt: the toybox teachers never saw sentences like {prompt!r}; the nearest known one is {near!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gscfd.config import WatchdogConfig
+from gscfd.config import StageConfig, WatchdogConfig
 from gscfd.distil.state import StageState, part
 
 
@@ -66,9 +66,10 @@ def find_trouble(
             smaller = f"--{name}.{state.learner.remedy}"
         return Trouble(f"{', '.join(broken)} {verb} not finite", f"try a smaller {smaller}")
     if size > limits.max_scale:
+        regularized = f", or a larger --{name}.scale-reg" if isinstance(state.config, StageConfig) else ""
         return Trouble(
             f"the Gaussians' mean size is {size:.3g}, more than {limits.max_scale:g}",
-            f"try a smaller --{name}.lr.scales, or a larger --{name}.scale-reg",
+            f"try a smaller --{name}.lr.scales{regularized}",
         )
     if covered < limits.min_foreground:
         return Trouble(

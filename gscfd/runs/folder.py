@@ -345,7 +345,8 @@ def row(report: StepReport) -> dict[str, Any]:
 
 
 def arrived(value: Any) -> Any:
-    """Converts values that were computed on a device to JSON types, without NaN."""
+    """Converts values that were computed on a device to JSON types. JSON has no NaN and no infinity, which on CUDA last
+    until the watchdog's next check: they are null, or left out of a mapping."""
     if isinstance(value, Mapping):
-        return {name: round(number, 6) for name, number in value.items() if not math.isnan(number)}
-    return float(value)
+        return {name: round(number, 6) for name, number in value.items() if math.isfinite(number)}
+    return number if math.isfinite(number := float(value)) else None

@@ -36,6 +36,8 @@ two moments, plus two copies of the last good state, without gradients: the watc
 step runs out of memory."""
 SAVED = 3
 """Number of these copies in each half of a checkpoint, the current and the last good state."""
+ALBUMS = 3
+"""Number of copies of the polish's album and its subject in memory: its own, and those of the last good state."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def plan(
     rate = product_rate(device, dtype)
     stages = config.stages()
     teachers: dict[StageName, TeacherPlan] = {}
+    album = 0
     for name, stage in stages.items():
         lines.append(f"{name:8} {stage_text(stage)}")
         try:
@@ -96,6 +99,8 @@ def plan(
         if config.vae_checkpointing:
             checkpoint_encoder(teacher[1])
         teachers[name] = teacher_plan(teacher, stage, config.prompt, config.guidance)
+        if isinstance(stage, PolishConfig):
+            album = album_bytes(stage, teacher[1].image_size)
         if isinstance(stage, StageConfig):
             check_learner(config.guidance, teacher[1], f"{name}.teacher")
             if learner := make_learner(config.guidance, teacher[1], stage, seed=0):
@@ -104,10 +109,11 @@ def plan(
         lines += teacher_lines(stage, teachers[name], rate)
     splat = splat_bytes(config, stages, config.init.count if start is None else len(start))
     trained = splat + max((teacher.trained for teacher in teachers.values()), default=0)
-    lines += total_lines(trained, stages, teachers, rate)
+    album += splat if album else 0  # the subject
+    lines += total_lines(COPIES * trained + ALBUMS * album, stages, teachers, rate)
     if len(teachers) < len(stages):
         lines += filter(None, [time_line(config.preset)])
-    return [*lines, *output_lines(config, folder, splat, trained)]
+    return [*lines, *output_lines(config, folder, splat, 2 * (SAVED * trained + album))]
 
 
 def stage_text(stage: TeacherStage) -> str:
@@ -270,19 +276,19 @@ def seconds(stage: TeacherStage, teacher: TeacherPlan, rate: float) -> float:
 
 
 def total_lines(
-    trained: int, stages: Mapping[StageName, TeacherStage], teachers: dict[StageName, TeacherPlan], rate: float
+    state: int, stages: Mapping[StageName, TeacherStage], teachers: dict[StageName, TeacherPlan], rate: float
 ) -> list[str]:
-    """Returns the totals over the stages, if all teachers are available. trained: bytes of the trained values."""
+    """Returns the totals over the stages, if all teachers are available. state: bytes of all copies of the run's state:
+    trained values, and pictures that they are fitted to."""
     if len(teachers) < len(stages):
         return ["total    unknown until all teachers are available"]
     # Stages with the same teacher share its networks.
     weights = sum({teacher.text: sum(teacher.weights.values()) for teacher in teachers.values()}.values())
     passing = max((teacher.passing for teacher in teachers.values()), default=0)
-    copies = COPIES * trained
     whole = sum(seconds(stages[name], teacher, rate) for name, teacher in teachers.items())
     return [
-        f"total    memory {size(weights + passing + copies)}: weights {size(weights)}, trained values {size(copies)}, "
-        f"intermediate results {size(passing)}",
+        f"total    memory {size(weights + passing + state)}: weights {size(weights)}, trained values and pictures "
+        f"{size(state)}, intermediate results {size(passing)}",
         f"         time {duration(whole)} for the teachers, at {EFFICIENCY:.0%} of the {rate / 1e12:.3g} TFLOP/s "
         "measured here for a matrix product",
         "         Both are estimates and exclude rendering, noise and the libraries' own memory.",
@@ -298,12 +304,20 @@ def splat_bytes(config: Config, stages: Mapping[StageName, TeacherStage], first:
     return 4 * count * (11 + 3 * (config.init.sh_degree + 1) ** 2)
 
 
-def output_lines(config: Config, folder: Path, splat: int, trained: int) -> list[str]:
-    """Returns the lines on the run's output. splat: from `splat_bytes`. trained: bytes of the trained values."""
+def album_bytes(stage: PolishConfig, side: int) -> int:
+    """Returns the bytes of the polish's full album: a picture, its background and what is inside, and the cameras.
+
+    side: width and height of the pictures in pixels.
+    """
+    return 4 * min(stage.album, stage.steps) * stage.views * (7 * side**2 + 16 + 9)
+
+
+def output_lines(config: Config, folder: Path, splat: int, checkpoint: int) -> list[str]:
+    """Returns the lines on the run's output. splat: from `splat_bytes`. checkpoint: bytes of the largest one."""
     return [
         f"writes   {folder}/ with config.yaml, stats.jsonl, log.txt, turntable.mp4, turntable.png, "
         f"thumbnail.png and splat.ply (up to {size(splat)})",
-        f"         during the run, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(2 * SAVED * trained)})",
+        f"         during the run, checkpoints/ (up to {config.checkpoint.keep + 1} of {size(checkpoint)})",
     ]
 
 

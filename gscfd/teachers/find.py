@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -52,7 +53,7 @@ def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
     """
     if name.startswith(TOYBOX):
         return shipped(name.removeprefix(TOYBOX))
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
         return path
     if not is_repo(name):
@@ -61,6 +62,11 @@ def find_teacher(name: str, *, local_files_only: bool = False) -> Path:
             "not exist; check the path"
         )
     return fetched(name, local_files_only)
+
+
+def expanded(name: str) -> Path:
+    """Returns the path of a name that may start with ~ or ~USER, unlike Path.expanduser also if nobody is called so."""
+    return Path(os.path.expanduser(name))
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Source:
 def halves(name: str) -> tuple[str, str | None]:
     """Returns the model and the adapter of "MODEL+ADAPTER", or the name and None if it names no adapter."""
     model, plus, adapter = name.rpartition(PLUS)
-    return (name, None) if not plus or Path(name).expanduser().exists() else (model, adapter)
+    return (name, None) if not plus or expanded(name).exists() else (model, adapter)
 
 
 def find_source(name: str, *, local_files_only: bool = False) -> Source:
@@ -92,7 +98,7 @@ def find_source(name: str, *, local_files_only: bool = False) -> Source:
 
 def find_adapter(name: str, local_files_only: bool) -> Path:
     """Returns the file of an adapter, fetched from the hub if it is not on disk. Raises UserError if it is neither."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w.-]+\.safetensors)", name)
