@@ -504,6 +504,29 @@ def test_sd3_reads_the_texts_that_its_pipeline_reads(tmp_path: Path) -> None:
     assert torch.allclose(teacher.encode(images), ((mean - 0.0609) * 1.5305).float(), atol=1e-5)
 
 
+LONG = ", ".join(["a duck"] * 58)
+"""More than the 320 tokens of the tiny CLIP, less than the 512 of FLUX.1-dev's T5."""
+
+
+def test_where_t5_reads_a_long_prompt_clip_reads_its_beginning(tmp_path: Path) -> None:
+    teacher = load(tiny.flux(tmp_path), torch.float64)
+    teacher.set_prompt(Prompt(text=LONG, negative="", cfg=5.0))
+    said = teacher.known[f"{LONG}, side view"]
+    pipeline = FluxPipeline.from_pretrained(tmp_path, **AS_LOADED)
+    tokens, pooled, _ = pipeline.encode_prompt(f"{LONG}, side view", None, device="cpu")
+    assert torch.allclose(said.tokens, tokens[0], atol=1e-6)
+    assert torch.allclose(present(said.pooled), pooled[0], atol=1e-6)
+    teacher.set_prompt(Prompt(text=f"{LONG}, a mug", negative="", cfg=5.0))
+    other = teacher.known[f"{LONG}, a mug, side view"]
+    assert torch.equal(present(other.pooled), present(said.pooled)), "CLIP does not see the end"
+    assert not torch.allclose(other.tokens, said.tokens), "T5 sees it"
+
+
+def test_where_clip_reads_alone_a_long_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected at most 320 tokens, got .*; shorten"):
+        load(tiny.sdxl(tmp_path)).set_prompt(Prompt(text=LONG, cfg=5.0))
+
+
 @pytest.mark.parametrize("guidance", [True, False])
 def test_flux_reads_the_texts_and_tokens_that_its_pipeline_reads(guidance: bool, tmp_path: Path) -> None:
     teacher = load(tiny.flux(tmp_path, guidance), torch.float64)

@@ -69,13 +69,13 @@ def repaired(text: str) -> str:
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> Any:
-    """Returns the texts padded to `length`: input_ids and attention_mask [B, length]. Raises UserError if one is
-    longer."""
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int, *, cut: bool = False) -> Any:
+    """Returns the texts padded to `length`: input_ids and attention_mask [B, length]. cut: shorten those that are
+    longer. Raises UserError for them otherwise."""
     longest, text = max((len(tokenizer(text).input_ids), text) for text in texts)
-    if longest > length:
+    if longest > length and not cut:
         raise UserError(f"prompt: expected at most {length} tokens, got {longest}; shorten {text!r}")
-    return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=cut, return_tensors="pt")
 
 
 def check_clip(tokenizer: CLIPTokenizer, encoder: PreTrainedModel) -> None:
@@ -166,18 +166,25 @@ def encode_clip(
 
 @torch.no_grad()
 def clip_layers(
-    folder: Path, number: str, texts: list[str], *, projected: bool, device: torch.device | str, dtype: torch.dtype
+    folder: Path,
+    number: str,
+    texts: list[str],
+    *,
+    projected: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    cut: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Returns the hidden states before the last layer [B, L, D], and the text as one vector [B, P]: the projected or
     the pooled state.
 
-    number: "" or "_2", selects the encoder.
+    number: "" or "_2", selects the encoder. cut: as for `token_ids`, for models whose T5 reads the whole text.
     """
     tokenizer = read_tokenizer(folder / f"tokenizer{number}")
     cls = CLIPTextModelWithProjection if projected else CLIPTextModel
     encoder = read_text_model(cls, folder / f"text_encoder{number}")
     check_clip(tokenizer, encoder)
-    ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings).input_ids
+    ids = token_ids(tokenizer, texts, encoder.config.max_position_embeddings, cut=cut).input_ids
     output = ready(encoder, device, dtype)(ids.to(device), output_hidden_states=True)
     return output.hidden_states[-2], output.text_embeds if projected else output.pooler_output
 
@@ -218,8 +225,8 @@ def encode_sdxl(
 def encode_sd3(folder: Path, texts: list[str], *, device: torch.device | str, dtype: torch.dtype) -> list[TextFeatures]:
     """Encodes texts for SD3: both CLIPs side by side, zero-padded to T5's width, then T5's tokens (Esser et al. 2024,
     figure 2)."""
-    first, first_whole = clip_layers(folder, "", texts, projected=True, device=device, dtype=dtype)
-    second, second_whole = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype)
+    first, first_whole = clip_layers(folder, "", texts, projected=True, device=device, dtype=dtype, cut=True)
+    second, second_whole = clip_layers(folder, "_2", texts, projected=True, device=device, dtype=dtype, cut=True)
     long = t5(folder, "_3", texts, SD3_LENGTH, masked=False, device=device, dtype=dtype)
     both = torch.cat([first, second], -1)
     both = torch.nn.functional.pad(both, (0, long.shape[-1] - both.shape[-1]))
@@ -230,7 +237,7 @@ def encode_flux(
     folder: Path, texts: list[str], *, length: int, device: torch.device | str, dtype: torch.dtype
 ) -> list[TextFeatures]:
     """Encodes texts for FLUX: T5's tokens, and CLIP's pooled state. length: number of T5 tokens."""
-    _, pooled = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype)
+    _, pooled = clip_layers(folder, "", texts, projected=False, device=device, dtype=dtype, cut=True)
     return split(t5(folder, "_2", texts, length, masked=False, device=device, dtype=dtype), pooled)
 
 
