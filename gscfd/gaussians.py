@@ -177,17 +177,16 @@ def rasterize(
 
     gaussians, cameras: on the same device. eps2d, absgrad: as in `rasterization`. depth_variance: render it too.
     """
-    colors, degree = torch.cat([gaussians.sh0, gaussians.shN], 1), gaussians.sh_degree
-    moments = _relative_depth_moments(gaussians, cameras) if depth_variance else None
-    if moments is not None:
-        colors = torch.cat([view_colors(gaussians.means, colors, cameras.viewmats, degree), moments], -1)
+    colors, degree = torch.cat([gaussians.sh0, gaussians.shN], 1), None if depth_variance else gaussians.sh_degree
+    if depth_variance:
+        seen = view_colors(gaussians.means, colors, cameras.viewmats, gaussians.sh_degree)
+        colors = torch.cat([seen, _relative_depth_moments(gaussians, cameras)], -1)
     images, alphas, info = rasterization(
         gaussians.means, gaussians.quats, gaussians.scales.exp(), gaussians.opacities.sigmoid(), colors,
-        cameras.viewmats, cameras.Ks, cameras.width, cameras.height, sh_degree=None if depth_variance else degree,
-        eps2d=eps2d, absgrad=absgrad,
+        cameras.viewmats, cameras.Ks, cameras.width, cameras.height, sh_degree=degree, eps2d=eps2d, absgrad=absgrad,
     )  # fmt: skip
     variance = None
-    if moments is not None:
+    if depth_variance:
         first, second = (images[..., 3:5] / alphas.clamp(min=1e-6)).split(1, dim=-1)
         variance = (second - first.square()).clamp(min=0)
     return Render(images[..., :3], images[..., -1:], alphas, info.get("median_depth"), variance, info)

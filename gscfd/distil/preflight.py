@@ -29,7 +29,8 @@ KeptTeachers = dict[TeacherKey, "GuidedTeacher"]
 
 def teacher_key(config: Config, name: StageName) -> TeacherKey:
     """Returns the key of a stage's teacher: all settings that its networks depend on."""
-    device, dtype = run_device(config), choose_dtype(config.dtype, run_device(config))
+    device = run_device(config)
+    dtype = choose_dtype(config.dtype, device)
     return name, config.stage(name).teacher, device, dtype, config.compile, config.vae_checkpointing
 
 

@@ -131,9 +131,9 @@ def view_colors(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: i
         return cpu.harmonics(means, coefficients, viewmats, degree)
     if degree == 0:
         return degree_zero(coefficients).expand(viewmats.shape[0], -1, -1)
-    centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+    directions = means - cpu.camera_centers(viewmats)[:, None]
     shape = (viewmats.shape[0], *coefficients.shape[-3:])
-    seen: Tensor = cuda_renderer().spherical_harmonics(degree, means - centers[:, None], coefficients.expand(shape))
+    seen: Tensor = cuda_renderer().spherical_harmonics(degree, directions, coefficients.expand(shape))
     return (seen + 0.5).clamp_min(0.0)
 
 

@@ -271,10 +271,14 @@ class _CompositeSplats(Function):
         return d_means2d, d_factors, d_depths, d_opacities, d_colors, None, None, None, None, None, None
 
 
+def camera_centers(viewmats: Tensor) -> Tensor:
+    """Returns the positions [V, 3] of cameras whose matrices are rigid."""
+    return -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+
+
 def harmonics(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
     """Returns colors max(0, SH + 1/2) [V, N, 3] of coefficients [N, K, 3] or [V, N, K, 3] seen from the cameras."""
-    centers = -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
-    colors: Tensor = _apply(_EvaluateHarmonics, means, coefficients, centers, degree)
+    colors: Tensor = _apply(_EvaluateHarmonics, means, coefficients, camera_centers(viewmats), degree)
     return colors
 
 

@@ -93,8 +93,6 @@
     const left = !folded && document.querySelector("[data-dock-region-collapse=left]");
     if (left) folded = true, left.click();
   };
-  const mend = () => (name(), link(), unfold(), refocus(), fold());
-  new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
   const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", ..."wasdqe"];  // the keys by which viser moves
   let touched = false;
   const touch = (event) => {
@@ -113,6 +111,7 @@
     if (turntable) touched = false, still();
     turntable = found;
   };
-  new MutationObserver(greet).observe(document.documentElement, { childList: true, subtree: true });
   still();
+  const mend = () => (name(), link(), unfold(), refocus(), fold(), greet());
+  new MutationObserver(mend).observe(document.documentElement, { childList: true, subtree: true });
 })();
