@@ -17,11 +17,12 @@ from scipy import stats
 import gscfd
 from gscfd import bench
 from gscfd.config import Config, flat, plain, to_yaml
+from gscfd.errors import UserError
 from gscfd.lab import claims as lab_claims
 from gscfd.lab import compare, options, papers, references
 from gscfd.lab import examine as lab_examine
 from gscfd.lab.catalogue import METRICS
-from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, Finding, variants, verdicts
+from gscfd.lab.claims import EXPERIMENTS, GAMMAS, SIZES, Claim, Finding, chosen_experiments, variants, verdicts
 from gscfd.lab.examine import Examined
 from gscfd.lab.intervals import Estimate
 from gscfd.lab.judges import SCORER, Judges, Scorer
@@ -53,7 +54,7 @@ def test_every_claim_is_about_variants_and_a_metric_of_its_experiment() -> None:
 
 
 def test_variants_differ_and_share_prompt_seed_teacher_and_steps(tmp_path: Path) -> None:
-    planned = plan_runs(tmp_path, SIZES["smoke"])
+    planned = plan_runs(tmp_path, SIZES["smoke"], EXPERIMENTS)
     assert len({run.folder for runs in planned.values() for run in runs}) == 4 * len(planned)
     configs = [flat(plain(runs[3].config)) for runs in planned.values()]
     told = [{k: v for k, v in c.items() if k != "out"} for c in configs]
@@ -75,6 +76,28 @@ def test_the_papers_orderings_are_25_and_none_stands_twice() -> None:
     assert len(by_metric) == len(set(by_metric)) == 25
     for twins in ({"variance_means", "variance_sh0"}, {"similarity", "r_precision"}):
         assert len({metric for *_, metric in by_metric} & twins) == 1
+
+
+def test_chosen_variants_leave_the_claims_among_them_and_no_other_run(tmp_path: Path) -> None:
+    (left,) = chosen_experiments(EXPERIMENTS, ["cfd", "sds"])
+    assert left.variants == ("sds", "cfd") and {(c.better, c.worse) for c in left.claims} == {("cfd", "sds")}
+    assert set(plan_runs(tmp_path, TINY, [left])) == {"sds", "cfd"}
+    (pictures,) = chosen_experiments(EXPERIMENTS, ["gamma 0", "gamma 1"])
+    assert len(pictures.claims) == 1 and plan_runs(tmp_path, TINY, [pictures]) == {}
+    assert chosen_experiments(EXPERIMENTS, []) == list(EXPERIMENTS), "control: none chosen are all"
+
+
+@pytest.mark.parametrize("names, said", [(["nerf"], "'nerf'"), (["cfd", "dsd"], "a claim compares")])
+def test_variants_that_are_unknown_or_of_no_claim_are_refused(names: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=r"^variants: .*" + said):
+        chosen_experiments(EXPERIMENTS, names)
+
+
+def test_fresh_seeds_are_runs_of_their_own(tmp_path: Path) -> None:
+    fresh = plan_runs(tmp_path, replace(TINY, first_seed=6), EXPERIMENTS)["cfd"]
+    assert {run.config.seed for run in fresh} == {6}
+    with pytest.raises(UserError, match="first_seed"):
+        options.BenchOptions(out=tmp_path, first_seed=-1)
 
 
 def finding(metric: str, value: float, p: float, differs: bool = False) -> Finding:
@@ -233,6 +256,17 @@ def test_the_bench_makes_runs_pictures_and_a_page_once_and_goes_on_with_more_see
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
+def test_fresh_seeds_of_chosen_variants_make_a_report_of_their_own(
+    small: None, one_process: type[OneProcess], tmp_path: Path
+) -> None:
+    report = papers.papers(options.BenchOptions(out=tmp_path, variants=("sds", "cfd"), first_seed=6))
+    assert one_process.made == ["sds-a-yellow-duck-6", "cfd-a-yellow-duck-6"]
+    assert not report.warnings and [table.title for table in report.tables] == ["Orderings", "CFD Tab. 2"]
+    assert len(report.tables[0].rows) == 1, "verdicts are corrected for the chosen claims alone"
+    assert "--first-seed 6 --variants sds cfd:" in report.notes[0] and "seeds 6 to 6" in report.notes[0]
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_a_run_that_fails_is_named_and_the_rest_is_reported(
     small: None, one_process: type[OneProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +298,7 @@ def test_ctrl_c_stops_the_bench_and_says_how_to_go_on(
 def test_a_run_with_other_settings_is_refused_even_when_it_is_finished(
     small: None, one_process: type[OneProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
-    run = plan_runs(tmp_path, TINY)["cfd"][0]
+    run = plan_runs(tmp_path, TINY, EXPERIMENTS)["cfd"][0]
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(to_yaml(replace(run.config, guidance="ism")))
     if state == "finished":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gscfd.config import CFD_GAMMA, rescaled_gamma
+from gscfd.errors import UserError
 from gscfd.lab.catalogue import METRICS
 from gscfd.lab.intervals import LEVEL, Estimate, benjamini_hochberg, holm, runs_needed
 
@@ -29,6 +30,7 @@ class Size:
     prompts: tuple[str, ...]
     """Prompts of the splats; some are pairs that the teacher never saw."""
     seeds: int
+    first_seed: int = 0
     steps: int
     """Steps of the coarse stage, the only stage."""
     picture_prompts: tuple[str, ...]
@@ -212,6 +214,30 @@ EXPERIMENTS = (
         claims=(),
     ),
 )
+
+
+def chosen_experiments(experiments: Sequence[Experiment], names: Sequence[str]) -> list[Experiment]:
+    """Returns the experiments with these variants alone, and the claims among them; all experiments for no names.
+
+    Raises UserError for an unknown variant, and if no claim is left.
+    """
+    if not names:
+        return list(experiments)
+    known = list(dict.fromkeys(name for experiment in experiments for name in experiment.variants))
+    for name in names:
+        if name not in known:
+            raise UserError(f"variants: expected some of {known}, got {name!r}; choose from this list")
+    left = [
+        replace(
+            experiment,
+            variants=tuple(name for name in experiment.variants if name in names),
+            claims=tuple(claim for claim in experiment.claims if {claim.better, claim.worse} <= set(names)),
+        )
+        for experiment in experiments
+    ]
+    if not any(experiment.claims for experiment in left):
+        raise UserError(f"variants: expected two that a claim compares, got {list(names)}; see the table of orderings")
+    return [experiment for experiment in left if experiment.claims]
 
 
 @dataclass(frozen=True)

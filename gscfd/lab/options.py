@@ -24,10 +24,15 @@ class BenchOptions(Workers):
     """smoke: a test that everything works, in minutes, too small for most verdicts. full: hours on a CPU."""
     seeds: int | None = None
     """Seeds of the splats; repeat the command with a larger number to add seeds. Unset: the default of the size."""
+    first_seed: int = 0
+    """The smallest of the seeds. Fresh seeds test anew what earlier ones left undecided."""
+    variants: tuple[str, ...] = ()
+    """Names of the variants, as in the tables, and with them the claims among them. Unset: all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.seeds is None or self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        check(self.first_seed >= 0, "first_seed", "at least 0", self.first_seed)
 
 
 @dataclass(kw_only=True)

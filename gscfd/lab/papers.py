@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from gscfd.lab.claims import (
     Experiment,
     Finding,
     Size,
+    chosen_experiments,
     variants,
     verdicts,
 )
@@ -53,16 +56,18 @@ ORDERINGS = (
 # ------------------------------------------------------------------------------------------------- runs and pictures
 
 
-def plan_runs(out: Path, size: Size) -> dict[str, list[Run]]:
-    """Returns the runs of every variant: the coarse stage only, ordered by seed, then prompt."""
+def plan_runs(out: Path, size: Size, experiments: Sequence[Experiment]) -> dict[str, list[Run]]:
+    """Returns the runs of every variant of the experiments: the coarse stage only, ordered by seed, then prompt."""
+    used = {variant for experiment in experiments for variant in experiment.variants}
     base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}, "polish": {"steps": 0}})
     return {
         variant: [
             plan_run(out, variant, replace(merged(base, changes), prompt=prompt, seed=seed))
-            for seed in range(size.seeds)
+            for seed in range(size.first_seed, size.first_seed + size.seeds)
             for prompt in size.prompts
         ]
         for variant, changes in variants(size.steps).items()
+        if variant in used
     }
 
 
@@ -82,16 +87,19 @@ def make_picture(path: Path, size: Size, gamma: float, prompt: str, seed: int, t
     write_contact_sheet(as_bytes(views), path, columns=GROUP)
 
 
-def make_pictures(out: Path, size: Size, teacher: GuidedTeacher, judges: Judges) -> dict[str, list[Examined]]:
-    """Draws and judges the pictures of every gamma."""
+def make_pictures(
+    out: Path, size: Size, experiments: Sequence[Experiment], teacher: GuidedTeacher, judges: Judges
+) -> dict[str, list[Examined]]:
+    """Draws and judges the pictures of every gamma of the experiments."""
+    gammas = [name for name in GAMMAS if any(name in experiment.variants for experiment in experiments)]
     found: dict[str, list[Examined]] = {}
     for prompt in size.picture_prompts:
         teacher.set_prompt(stage_prompt(prompt, for_sampling(coarse(size), teacher)))
-        for name, gamma in GAMMAS.items():
-            for seed in range(size.picture_seeds):
+        for name in gammas:
+            for seed in range(size.first_seed, size.first_seed + size.picture_seeds):
                 file = f"{default_folder(prompt, seed).name}-{size.picture_steps}-steps.png"
                 path = out / "pictures" / slug(name) / file
-                make_picture(path, size, gamma, prompt, seed, teacher)
+                make_picture(path, size, GAMMAS[name], prompt, seed, teacher)
                 found.setdefault(name, []).append(examine_picture(path, name, prompt, seed, judges))
     return found
 
@@ -160,6 +168,7 @@ def experiment_sheet(experiment: Experiment, groups: dict[str, list[Examined]]) 
 def make_report(
     size: Size,
     command: str,
+    experiments: Sequence[Experiment],
     groups: dict[str, list[Examined]],
     references: dict[str, Reference],
     judges: Judges,
@@ -168,7 +177,7 @@ def make_report(
     """Builds the report: orderings first, then the figures of every experiment."""
     found: list[tuple[str, Finding]] = []
     tables, plots, sheets = [], [], []
-    for experiment in EXPERIMENTS:
+    for experiment in experiments:
         chosen = {variant: groups[variant] for variant in experiment.variants}
         found += [(experiment.title, finding) for finding in findings_of(experiment, groups, references)]
         if not all(chosen.values()):
@@ -178,7 +187,7 @@ def make_report(
         tables.append(replace(table, title=experiment.title, note=f"{experiment.note} {table.note}"))
         plots += [replace(plot, title=f"{experiment.title}: {plot.title}") for plot in plots_of(table, judges)]
         sheets.append(experiment_sheet(experiment, chosen))
-    used = dict.fromkeys(metric for experiment in EXPERIMENTS for metric in experiment.metrics)
+    used = dict.fromkeys(metric for experiment in experiments for metric in experiment.metrics)
     return Report(
         title="The papers' claims on the toybox",
         notes=[*budget(size, command), *meanings(list(used), len(candidates(size)))],
@@ -196,8 +205,10 @@ def candidates(size: Size) -> list[str]:
 
 def budget(size: Size, command: str) -> list[str]:
     """Returns sentences on the runs and their settings."""
+    last = size.first_seed + size.seeds - 1
+    seeds = f"{size.seeds} seeds" if size.first_seed == 0 else f"seeds {size.first_seed} to {last}"
     return [
-        f"{command}: {', '.join(size.prompts)}; {size.seeds} seeds; {size.steps} "
+        f"{command}: {', '.join(size.prompts)}; {seeds}; {size.steps} "
         f"steps of the coarse stage with {TEACHER}, equal for all variants, other settings at their defaults. Equal "
         "seeds start with equal Gaussians and see equal cameras, except vsd, cds, dsd and random t, which draw more "
         "random numbers.",
@@ -210,12 +221,17 @@ def budget(size: Size, command: str) -> list[str]:
 
 def papers(options: BenchOptions) -> Report:
     """Makes missing runs and pictures, judges everything and writes the report. Raises UserError."""
-    out, size = options.out, SIZES[options.size]
+    out, experiments = options.out, chosen_experiments(EXPERIMENTS, options.variants)
+    size = replace(SIZES[options.size], first_seed=options.first_seed)
     command = f"gscfd bench papers --size {options.size}"
     if options.seeds is not None:
         size, command = replace(size, seeds=options.seeds), f"{command} --seeds {options.seeds}"
+    if options.first_seed:
+        command += f" --first-seed {options.first_seed}"
+    if options.variants:
+        command += f" --variants {shlex.join(options.variants)}"
     check_report(out, "out")
-    planned = plan_runs(out, size)
+    planned = plan_runs(out, size, experiments)
     # Ordered by seed, so that a bench that is stopped early has compared all variants.
     runs = [run for equals in zip(*planned.values(), strict=True) for run in equals]
     print(f"{len(runs)} runs of {size.steps} steps, then pictures, then the report in {out}")
@@ -234,8 +250,8 @@ def papers(options: BenchOptions) -> Report:
         ]
         for variant, runs in planned.items()
     }
-    groups |= make_pictures(out, size, teacher, judges)
-    report = make_report(size, command, groups, references, judges, failed)
+    groups |= make_pictures(out, size, experiments, teacher, judges)
+    report = make_report(size, command, experiments, groups, references, judges, failed)
     write_page(report, out / "report.html")
     write_json(report, out / "report.json")
     warnings = "".join(f"{warning}\n\n" for warning in report.warnings)
