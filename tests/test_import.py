@@ -48,6 +48,7 @@ def loaded_by(line: str) -> list[str]:
         "import gscfd.studio.page",
         "import gscfd.viewer.saved, gscfd.viewer.live, gscfd.distil.noises",
         "import gscfd.export.write, gscfd.export.turntable",
+        "import gscfd.sweeps.plan, gscfd.sweeps.make, gscfd.sweeps.table",
     ],
 )
 def test_what_runs_no_network_loads_no_library_of_networks(line: str) -> None:

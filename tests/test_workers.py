@@ -23,6 +23,7 @@ from gscfd.config import Config, merged
 from gscfd.distil import loading
 from gscfd.distil.preflight import KeptTeachers
 from gscfd.errors import UserError
+from gscfd.runs import make as runs_make
 from gscfd.runs import options as runs_options
 from gscfd.runs.folder import RunFolder, Stopped
 from gscfd.runs.names import next_config
@@ -183,7 +184,7 @@ def test_a_worker_loads_each_teacher_once(worker: Worker, tmp_path: Path, monkey
         return original(name, **where)
 
     monkeypatch.setattr(loading, "load_teacher", load)
-    monkeypatch.setattr(workers, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
+    monkeypatch.setattr(runs_make, "make_run", lambda config, teachers: made.append((config.prompt, teachers)))
     for prompt in ("a mug", "a red car"):
         assert (
             worker.make(runs_options.parse(["--prompt", prompt, "--out", str(tmp_path / prompt), *BOTH])).state
@@ -215,13 +216,13 @@ def test_a_worker_says_how_a_run_ended(worker: Worker, tmp_path: Path, monkeypat
 
         return make_run
 
-    monkeypatch.setattr(workers, "load_teachers", lambda config, kept: {})
+    monkeypatch.setattr(loading, "load_teachers", lambda config, kept: {})
     config = Config(prompt="a mug", out=tmp_path / "run")
     for error, state in ((UserError("no such words"), "refused"), (Stopped("disk full", 1), "failed")):
-        monkeypatch.setattr(workers, "make_run", ends_with(error))
+        monkeypatch.setattr(runs_make, "make_run", ends_with(error))
         outcome = worker.make(config)
         assert (outcome.state, outcome.error) == (state, str(error))
-    monkeypatch.setattr(workers, "make_run", ends_with(ZeroDivisionError()))
+    monkeypatch.setattr(runs_make, "make_run", ends_with(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         worker.make(config)
 
@@ -230,8 +231,8 @@ def test_a_worker_waits_for_a_run_that_another_process_still_holds(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = runs_options.parse(["--prompt", "a mug", "--out", str(tmp_path / "run"), *RUN])
-    monkeypatch.setattr(workers, "load_teachers", lambda config, kept: {})
-    monkeypatch.setattr(workers, "make_run", lambda config, teachers: RunFolder(config).__exit__(None, None, None))
+    monkeypatch.setattr(loading, "load_teachers", lambda config, kept: {})
+    monkeypatch.setattr(runs_make, "make_run", lambda config, teachers: RunFolder(config).__exit__(None, None, None))
     holder = RunFolder(config)
     naps: list[float] = []
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gscfd.config import Config
-from gscfd.distil.loading import load_teachers
 from gscfd.distil.preflight import KeptTeachers
 from gscfd.errors import UserError, warn
 from gscfd.runs.folder import Busy, Stopped
-from gscfd.runs.make import make_run
 from gscfd.runs.names import check_folder, next_config
 from gscfd.teachers.weights import first_line
 from gscfd.version import __version__
@@ -93,6 +91,10 @@ class Worker:
     def made(self, config: Config, *, patient: bool) -> bool:
         """Returns whether the run is finished. Returns False if it is Busy and `patient` is set; otherwise raises
         Busy."""
+        # These load the libraries of the teachers, which the sweep's own process does without.
+        from gscfd.distil.loading import load_teachers
+        from gscfd.runs.make import make_run
+
         todo = next_config(config)
         if todo is None:
             return True
