@@ -79,7 +79,7 @@ def find_trouble(
     if covered > limits.max_filled:
         return Trouble(
             f"a view is filled to its edges (mean opacity above {limits.max_filled:g})",
-            f"try a smaller --{name}.lr.scales, a larger --{name}.radius, or a smaller --init.radius",
+            f"try a smaller --{name}.lr.scales, a larger --{name}.radius, or another --init.radius",
         )
     return None
 
