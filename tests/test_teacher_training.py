@@ -560,8 +560,29 @@ def test_a_caption_that_too_few_objects_have_is_named(monkeypatch: pytest.Monkey
         measure.objects_of("a blue mug", 3, 64)
 
 
+def test_scenes_of_two_objects_alone_are_sampled(settings: teacher.Settings) -> None:
+    training = prepared(settings)
+    teacher.export(training, settings.out / "teacher")
+    loaded = load_teacher(str(settings.out / "teacher"), device="cpu")
+    two = MeasureOptions(teacher="", groups=1, steps=2, nearest=4)
+    rows, distance, views = measure.measure_samples(loaded, ["a yellow duck on a brown table"], two)
+    assert distance is None and rows[0].nearest_db is None and views.shape == (4, 3, 64, 64)
+    _, distance, _ = measure.measure_samples(loaded, ["a blue mug"], two)
+    assert distance is not None and distance > 0, "the control"
+
+
 @pytest.mark.parametrize(
-    "change", [{"objects": 0}, {"groups": 0}, {"out": Path("x.txt")}, {"out": Path("nowhere/x.json")}]
+    "change",
+    [
+        {"objects": 0},
+        {"groups": 0},
+        {"captions": ()},
+        {"captions": ("a yellow duck on a brown table",)},
+        {"captions": ("a dragon",)},
+        {"prompts": ("a blue mug", "a dragon")},
+        {"out": Path("x.txt")},
+        {"out": Path("nowhere/x.json")},
+    ],
 )
 def test_measuring_checks_its_settings(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
