@@ -181,10 +181,19 @@ def test_the_pool_replaces_its_oldest_groups(groups: Groups) -> None:
     assert torch.equal(pool.layers[0], groups.layers[1]) and torch.equal(pool.layers[3], groups.layers[0])
 
 
+def test_a_file_of_more_groups_than_the_pool_holds_leaves_its_last_ones(groups: Groups) -> None:
+    pool = pool_of(groups, 2)
+    pool.add(groups)
+    assert pool.filled == 2 and pool.added == 2
+    for place, group in enumerate((1, 2)):
+        assert torch.equal(pool.layers[place], groups.layers[group])
+        assert torch.equal(pool.cameras[place], groups.cameras[group])
+
+
 @pytest.mark.parametrize("words", [False, True])
 def test_a_draw_tells_its_own_captions(groups: Groups, words: bool) -> None:
     torch.manual_seed(0)
-    one = Groups(groups.layers[:1], groups.cameras[:1], groups.captions[:1], groups.view_words[:1])
+    one = groups[:1]
     pool = pool_of(one, 1, words)
     pool.add(one)
     allowed = [
@@ -428,6 +437,24 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(
     monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(UserError, match="out: expected a folder with room .*No space left"):
         write_shard(groups, tmp_path / "0.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        (shards, ["--out", "x", "--workers", "0"], "workers: expected at least 1, got 0"),
+        (shards, ["--out", "x", "--count", "0"], "count: expected at least 1, got 0"),
+        (teacher, ["--out", "x", "--space", "s", "--data", "d", "--batch", "0"], "batch: expected at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(
+    module: Any, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(UserError, match=said):
+        module.main()
     assert not list(tmp_path.iterdir())
 
 

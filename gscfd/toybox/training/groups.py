@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from gscfd.cameras import azimuth_elevation, mvdream_matrices, sample_group
 from gscfd.cli import exit_code
+from gscfd.config import check
 from gscfd.errors import UserError
 from gscfd.prompts import view_words
 from gscfd.toybox.data import FOV, RADIUS, colors_and_opacity, free_views, spacing_for
@@ -63,6 +64,9 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def __getitem__(self, some: slice) -> Groups:
+        return Groups(self.layers[some], self.cameras[some], self.captions[some], self.view_words[some])
 
 
 def composite(layers: Tensor, background: Tensor) -> Tensor:
@@ -205,6 +209,8 @@ class Settings:
 
 def main() -> None:
     settings = tyro.cli(Settings, prog="python -m gscfd.toybox.training.groups")
+    for name in ("count", "size", "workers"):
+        check(getattr(settings, name) >= 1, name, "at least 1", getattr(settings, name))
     made = make_files(
         settings.out,
         settings.first_seed,

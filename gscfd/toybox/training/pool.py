@@ -69,6 +69,7 @@ class Pool:
                 f"data: expected groups of {list(self.layers.shape[1:])} as in the first file, got others "
                 f"({list(groups.layers.shape[1:])}); give each kind of teacher a folder of its own"
             )
+        groups = groups[-self.capacity :]  # the same place twice would mix two groups
         places = (self.added + torch.arange(len(groups))) % self.capacity
         texts = [self.texts_of(*said) for said in zip(groups.captions, groups.view_words, strict=True)]
         distinct = {text: i for i, text in enumerate(dict.fromkeys(text for some in texts for text in some))}

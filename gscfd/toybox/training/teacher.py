@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from gscfd.cli import exit_code
+from gscfd.config import check
 from gscfd.devices import choose_device, choose_dtype
 from gscfd.errors import UserError, warn
 from gscfd.teachers.load import Vae, read_vae
@@ -407,6 +408,9 @@ def train(training: Training, settings: Settings) -> None:
 
 def main() -> None:
     settings = tyro.cli(Settings, prog="python -m gscfd.toybox.training.teacher")
+    for name in ("batch", "capacity"):
+        check(getattr(settings, name) >= 1, name, "at least 1", getattr(settings, name))
+    check(settings.workers >= 0, "workers", "at least 0", settings.workers)
     settings = replace(settings, device=str(choose_device(settings.device)))
     settings.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
