@@ -155,7 +155,8 @@ def test_a_part_that_is_named_twice_is_done_once(monkeypatch: pytest.MonkeyPatch
 def rendering(tmp_path: Path, code: str) -> training.Renderer:
     """A renderer that does something else."""
     made = object.__new__(training.Renderer)
-    made.folder = tmp_path
+    made.folder = tmp_path / "groups"
+    made.folder.mkdir(exist_ok=True)
     made.process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     return made
 
@@ -169,12 +170,13 @@ def test_a_training_without_data_or_time_is_not_begun(kit: Kit, tmp_path: Path) 
     busy = rendering(tmp_path, "import time; time.sleep(600)")
     try:
         assert busy.fault() is None, "the control: its groups may come yet"
-        (tmp_path / "0.safetensors").touch()
+        (tmp_path / "groups/0.safetensors").touch()
         kit.seconds = time.monotonic() - kits.START + kits.CLOSING + training.MARGIN + training.LEAST / 2
         kits.run(kit, training.part(busy, "multiview", ()))
     finally:
         busy.close()
     assert "no time was left" in kit.lines()[-2]["failed"]
+    assert not (tmp_path / "groups").exists(), "26 GB of groups would leave no room for a second try"
 
 
 def test_a_training_may_take_all_the_time_that_is_left(tmp_path: Path) -> None:

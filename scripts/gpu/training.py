@@ -48,10 +48,11 @@ class Renderer:
         return f"the rendering of groups ended with exit code {self.process.returncode}; the log has its words"
 
     def close(self) -> None:
-        """Ends the rendering."""
+        """Ends the rendering, and makes room for another."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, 15)
         self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def part(renderer: Renderer, kind: str, options: Sequence[str]) -> Part:
