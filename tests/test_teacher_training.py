@@ -271,6 +271,18 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert "state.pt: expected a whole state" in capsys.readouterr().err
 
 
+def test_broken_weights_replace_no_state(settings: teacher.Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    training = prepared(settings)
+    steps(training, 1)
+    teacher.save_state(training, settings.out)
+    training.trained[0].data.fill_(math.nan)
+    steps(training, 1)
+    teacher.save_state(training, settings.out)
+    assert "expected finite weights at step 2" in capsys.readouterr().err
+    assert teacher.restore(training, settings.out) and training.steps == 1
+    assert all(weight.isfinite().all() for weight in (*training.trained, *training.kept))
+
+
 def test_damaged_states_alone_are_refused_and_kept(
     settings: teacher.Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,7 +276,11 @@ class Training:
 
 
 def save_state(training: Training, folder: Path) -> None:
-    states.save(training.state(), folder / STATE)
+    """Saves the state, unless the last step has broken it: its loss is only that of the weights before it."""
+    if all(bool(weight.isfinite().all()) for weight in training.kept):
+        states.save(training.state(), folder / STATE)
+    else:
+        warn(f"expected finite weights at step {training.steps}, got others; the last saved state is kept")
 
 
 def restore(training: Training, folder: Path) -> bool:
