@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -149,17 +149,25 @@ class Enough(Exception):
     """Ends a run after enough steps have been measured."""
 
 
+LENGTHS: dict[str, dict[str, dict[str, int]]] = {
+    "coarse": {"polish": {"steps": 0}},
+    "refine": {"coarse": {"steps": 1}, "refine": {"steps": 100}, "polish": {"steps": 0}},
+}
+"""Changes of the default run that make its steps those of a stage. It has no refine stage: one follows a coarse
+step."""
+
+
 def share_of_a_step(steps: int) -> None:
-    """Prints the noise's share of the first `steps` default toybox steps of each stage."""
+    """Prints the noise's share of the first `steps` toybox steps of each stage."""
     print("\n| toybox stage | noise | noise ms | whole step ms | share |\n|---|---|---:|---:|---:|")
-    for stage, other in (("coarse", "refine"), ("refine", "coarse")):
+    for stage, lengths in LENGTHS.items():
         for kind in ("surface", "radial", "world_map"):
-            changes = {"prompt": "a yellow duck", "seed": 1, other: {"steps": 0}, "noise": {"kind": kind}}
-            config = merged(Config(), changes)
+            config = merged(Config(), {"prompt": "a yellow duck", "seed": 1, "noise": {"kind": kind}, **lengths})
             reports: list[StepReport] = []
 
-            def on_step(report: StepReport, reports: list[StepReport] = reports) -> None:
-                reports.append(report)
+            def on_step(report: StepReport, stage: str = stage, reports: list[StepReport] = reports) -> None:
+                if report.stage == stage:
+                    reports.append(report)
                 if len(reports) == steps:
                     raise Enough
 
@@ -171,21 +179,25 @@ def share_of_a_step(steps: int) -> None:
 
 
 def step(arguments: argparse.Namespace) -> None:
-    """time of the parts of a default training step in both precisions, and its ratio to the teacher's time"""
+    """time of the parts of a toybox step in both precisions, and its ratio to the teacher's time"""
     print(f"{platform.machine()}, {native.instruction_set()}, {torch.get_num_threads()} threads; medians in ms\n")
     print("| stage | teachers in | " + " | ".join(PARTS) + " | whole step ms | outside the teacher | step / teacher |")
     print("|---" * (len(PARTS) + 5) + "|")
     for dtype in ("float32", "bfloat16"):
-        config = merged(Config(), {"prompt": arguments.prompt, "seed": 1, "dtype": dtype})
-        reports: list[StepReport] = []
-        distil(config, load_teachers(config), reports.append)
-        for name in ("coarse", "refine"):
-            rows = [report.seconds for report in reports if report.stage == name]
+        for name, lengths in LENGTHS.items():
+            config = merged(Config(), {"prompt": arguments.prompt, "seed": 1, "dtype": dtype, **lengths})
+            rows: list[Mapping[str, float]] = []
+
+            def on_step(report: StepReport, name: str = name, rows: list[Mapping[str, float]] = rows) -> None:
+                if report.stage == name:
+                    rows.append(report.seconds)
+
+            distil(config, load_teachers(config), on_step)
             parts = {part: 1e3 * statistics.median(row[part] for row in rows) for part in PARTS}
             whole, networks = sum(parts.values()), sum(parts[part] for part in TEACHER_PARTS)
             cells = " | ".join(f"{parts[part]:.1f}" for part in PARTS)
             ratios = f"{1 - networks / whole:.1%} | {whole / networks:.2f}"
-            print(f"| {name} | {dtype} | {cells} | {whole:.1f} | {ratios} |")
+            print(f"| {name} | {dtype} | {cells} | {whole:.1f} | {ratios} |", flush=True)
 
 
 def cost(arguments: argparse.Namespace) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from gscfd import prompts
 from gscfd.config import Config, StageConfig, StageName, load_preset, merged
 from gscfd.distil.pipeline import distil
-from gscfd.distil.stage import PARTS, TEACHER_PARTS, StepReport
+from gscfd.distil.stage import PARTS, StepReport
 from gscfd.runs.cost import Cost
 from gscfd.runs.plan import EFFICIENCY, network_bytes, step_costs
 from gscfd.teachers.base import stage_prompt
@@ -231,7 +230,6 @@ def preset_minutes(name: str, seconds: Mapping[Case, float]) -> float | None:
 @dataclass(frozen=True)
 class TimeRow:
     case: Case
-    pixels: int
     parts: dict[str, float]
     """Median milliseconds of each part; on CUDA, device time."""
     step: float
@@ -267,53 +265,7 @@ def measure(case: Case, teacher: GuidedTeacher, *, device: torch.device, steps: 
     distil(config, {case.stage: teacher}, on_step)
     return TimeRow(
         case,
-        teacher.image_size,
         {part: 1e3 * statistics.median(clock[part] for clock in clocks[WARM_UP:]) for part in PARTS},
         1e3 * (times[1] - times[0]) / steps,
         torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
     )
-
-
-def measure_all(
-    cases: Sequence[Case],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    steps: int,
-    tune: Callable[[GuidedTeacher], None],
-    most: int | None = None,
-) -> list[TimeRow]:
-    """Measures every case with as many Gaussians as its preset allows, at most `most`. tune: prepares the teacher."""
-    rows = []
-    for case in cases:
-        teacher = build_teacher(case.size, device=device, dtype=dtype)
-        tune(teacher)
-        count = min(case.settings().densify.max_count, most or sys.maxsize)
-        rows.append(measure(case, teacher, device=device, steps=steps, init={"count": count}))
-        del teacher
-        torch.cuda.empty_cache()
-    return rows
-
-
-def preset_table(variants: Mapping[str, list[TimeRow]]) -> str:
-    """Returns Markdown: minutes of all steps of each preset. variants: measured rows by name."""
-    lines = [f"| preset, minutes of steps | {' | '.join(variants)} |", "|---" + "|---:" * len(variants) + "|"]
-    for name in PRESETS:
-        minutes = [preset_minutes(name, {row.case: row.step / 1e3 for row in rows}) for rows in variants.values()]
-        lines.append(f"| `{name}` | {' | '.join('-' if m is None else f'{m:.1f}' for m in minutes)} |")
-    return "\n".join(lines)
-
-
-def time_table(rows: list[TimeRow]) -> str:
-    """Returns Markdown. The teacher is its denoiser's forward pass; its networks also include the VAE's encoder,
-    forward and backward."""
-    head = ["teacher", "views", "pixels", *(part.replace("_", " ") for part in PARTS)]
-    head += ["step", "step / teacher", "step / networks", "memory, GB"]
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in rows:
-        cells = [row.case.size.name, str(row.case.views), str(row.pixels)]
-        cells += [f"{row.parts[part]:.2f}" for part in PARTS]
-        cells += [f"{row.step:.1f}", f"{row.ratio('teacher'):.2f}", f"{row.ratio(*TEACHER_PARTS):.2f}"]
-        cells.append("-" if row.memory is None else f"{row.memory / 1e9:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

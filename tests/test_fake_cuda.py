@@ -1,4 +1,5 @@
-"""Whole steps of each preset's stages on fake CUDA tensors: no tensor is on the wrong device or of another type.
+"""Steps of all stages, and of the training of a teacher, on fake CUDA tensors: no tensor is on the wrong device or of
+another type, and nothing waits for a number in the polish and in the training, which a CUDA graph captures.
 
 torch's fake tensors have a device, a shape and a type, and no memory: a sum of tensors on two devices fails without a
 GPU. What has no fake form is replaced: the rasterizer, the backward passes, events, and the watchdog's numbers.
@@ -12,15 +13,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers import CLIPTextModel
 
 from gscfd import deferred
 from gscfd.config import StageConfig, StageName, load_preset, merged
+from gscfd.distil import polish
 from gscfd.distil import stage as stages
 from gscfd.distil import state as states
 from gscfd.distil.densify import NoDensifier
@@ -31,7 +34,12 @@ from gscfd.prompts import ViewMix, perp_neg_mix, view_words
 from gscfd.teachers.base import stage_prompt
 from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.ldm import SCHEDULER
+from gscfd.teachers.load import read_vae
 from gscfd.teachers.schedules import diffusion
+from gscfd.teachers.texts import read_text_model, read_tokenizer
+from gscfd.toybox.training import teacher as training
+from gscfd.toybox.training.groups import make_shard
+from gscfd.toybox.training.pool import Pool
 from gscfd.types import Cameras, Render
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -94,6 +102,26 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.autograd, "grad", fake_grad)
 
 
+def fake_teacher(size: sizes.Size) -> GuidedTeacher:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return sizes.build_teacher(sizes.shrunk(size), device=CUDA, dtype=torch.bfloat16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def fake_splat() -> Gaussians:
+    shapes = ((100, 3), (100, 4), (100, 3), (100,), (100, 1, 3), (100, 0, 3))
+    return Gaussians(*(torch.zeros(shape, device=CUDA) for shape in shapes))
+
+
+def rasterize(gaussians: Gaussians, cameras: Cameras, **options: Any) -> Render:
+    assert cameras.viewmats.device.type == gaussians.device.type == "cuda"
+    x = torch.ones(len(cameras), cameras.height, cameras.width, 4, device=gaussians.device)
+    x = x * torch.stack([value.sum() for value in gaussians.params.values()]).sum()
+    return Render(x[..., :3], x[..., 3:], x[..., :1].sigmoid(), None, x[..., 3:])
+
+
 def run_steps(
     name: str, stage: StageName, size: sizes.Size, monkeypatch: pytest.MonkeyPatch, noise_on: torch.device = CUDA
 ) -> list[StepReport]:
@@ -103,26 +131,15 @@ def run_steps(
     assert isinstance(settings, StageConfig)
     reports = list[StepReport]()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            teacher = sizes.build_teacher(sizes.shrunk(size), device=CUDA, dtype=torch.bfloat16)
-        finally:
-            torch.set_default_dtype(torch.float32)
+        teacher = fake_teacher(size)
         teacher.set_prompt(stage_prompt(config.prompt, settings))
-        shapes = ((100, 3), (100, 4), (100, 3), (100,), (100, 1, 3), (100, 0, 3))
-        gaussians = Gaussians(*(torch.zeros(shape, device=CUDA) for shape in shapes))
+        gaussians = fake_splat()
 
         def backward(tensors: list[Tensor], gradients: list[Tensor]) -> None:
             for tensor, gradient in zip(tensors, gradients, strict=True):
                 same(tensor, gradient)
             for value in gaussians.params.values():
                 value.grad = torch.zeros_like(value)
-
-        def rasterize(gaussians: Gaussians, cameras: Cameras, **options: Any) -> Render:
-            assert cameras.viewmats.device.type == gaussians.device.type == "cuda"
-            x = torch.ones(len(cameras), cameras.height, cameras.width, 4, device=gaussians.device)
-            x = x * torch.stack([value.sum() for value in gaussians.params.values()]).sum()
-            return Render(x[..., :3], x[..., 3:], x[..., :1].sigmoid(), None, x[..., 3:])
 
         def noise(cameras: Cameras, render: Render, step: int) -> Tensor:
             assert {t.device.type for t in (cameras.viewmats, render.depth, render.opacity)} == {"cuda"}
@@ -161,3 +178,81 @@ def test_a_stage_keeps_to_its_device(
 def test_noise_on_another_device_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="device"):
         run_steps("mvdream-sd21", "refine", sizes.SD21, monkeypatch, noise_on=torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("size", [sizes.MVDREAM, sizes.SD21])
+def test_the_polish_keeps_to_its_device(size: sizes.Size, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = merged(load_preset("toybox"), {"prompt": "a corgi", "polish": {"steps": 2, "fits": 2}})
+    reports = list[StepReport]()
+    monkeypatch.setattr(polish, "find_trouble", lambda *a, **k: None)
+    monkeypatch.setattr(polish.Album, "draw", lambda album, generator: album.pages[-1])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        teacher, gaussians = fake_teacher(size), fake_splat()
+        teacher.set_prompt(stage_prompt(config.prompt, config.polish))
+
+        def backward(loss: Tensor) -> None:
+            assert loss.device.type == "cuda"
+            for value in gaussians.params.values():
+                value.grad = torch.zeros_like(value)
+
+        def noise(cameras: Cameras, render: Render, step: int) -> Tensor:
+            return torch.empty(len(cameras), *teacher.latent_shape, device=CUDA)
+
+        monkeypatch.setattr(Tensor, "backward", backward)
+        polish.run_polish(
+            gaussians,
+            config.polish,
+            name="polish",
+            teacher=teacher,
+            rasterize=rasterize,
+            noise=noise,
+            time=lambda share: 0.3,
+            seed=0,
+            watchdog=config.watchdog,
+            keep_every=1,
+            on_step=reports.append,
+        )
+    for report in reports:
+        assert {value.device.type for value in (report.images, report.noise, report.target)} == {"cuda"}
+    assert len(reports) == 2
+
+
+def moved(network: torch.nn.Module) -> None:
+    """Gives the network fake values on CUDA."""
+    for part in network.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                fresh = torch.empty(weight.shape, dtype=weight.dtype, device=CUDA)
+                part._parameters[name] = torch.nn.Parameter(fresh)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
+
+
+@pytest.mark.parametrize("kind", ["multiview", "singleview"])
+def test_a_training_asks_the_host_for_nothing(
+    kind: Literal["multiview", "singleview"], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = training.Settings(
+        out=tmp_path, space=training.SHIPPED / "vae", data=tmp_path, kind=kind, batch=2, device="cuda", capacity=4
+    )
+    vae = read_vae(settings.space).float()
+    text = read_text_model(CLIPTextModel, settings.words / "text_encoder").float()
+    unet, tokenizer = training.build_unet(settings, vae), read_tokenizer(settings.words / "tokenizer")
+    groups = make_shard(0, size=training.SIZES[kind], grouped=kind == "multiview", count=1)
+    times = training.time_table(training.TIMES[kind])
+    monkeypatch.setattr(training, "time_table", lambda shares: times)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: None)  # reads its step size once, when it is made
+    for network in (unet, text, vae):
+        monkeypatch.setattr(type(network), "to", lambda network, *a, **k: network)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for network in (unet, text, vae):
+            moved(network)
+        pool = Pool(4, groups, tokenizer, words=kind == "singleview", device=CUDA)
+        made = training.Training(settings, unet, text, vae, pool)
+        made.schedule()
+        loss = made.denoising_loss()
+        assert loss.device.type == "cuda" and loss.dtype == torch.float32
+        with pytest.raises(DataDependentOutputException):
+            loss.item()  # the control: this would wait

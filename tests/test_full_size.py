@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from present import as_a
 from torch import nn
 
+from gscfd.config import StageName
 from gscfd.distil.lora import unet_of
-from gscfd.teachers.guided import GuidedTeacher
 from gscfd.teachers.spaces import Latents
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -18,14 +19,13 @@ from full_size import (
     SD21,
     SDXL,
     Case,
-    TimeRow,
+    Size,
     build_teacher,
     cost_row,
     cost_table,
-    measure_all,
-    preset_table,
+    measure,
+    preset_minutes,
     shrunk,
-    time_table,
 )
 
 from gscfd.distil.stage import PARTS, TEACHER_PARTS
@@ -44,26 +44,24 @@ def test_the_networks_have_the_published_numbers_of_parameters() -> None:
     assert [build_teacher(s, device="meta", dtype=torch.float32).image_size for s in (SD21, MVDREAM)] == [512, 256]
 
 
-def test_steps_are_timed_in_the_loop_that_runs_take() -> None:
-    cases = [Case(shrunk(MVDREAM), "mvdream-sd21", "coarse", 2), Case(shrunk(SD21), "mvdream-sd21", "refine", 2)]
-    cases.append(Case(shrunk(SDXL), "sdxl", "refine", 1))
-    tuned: list[GuidedTeacher] = []
-    rows = measure_all(cases, device=torch.device("cpu"), dtype=torch.float32, steps=2, tune=tuned.append, most=50)
-    assert [row.case for row in rows] == cases and len(tuned) == 3
-    head, _, *lines = time_table(rows).splitlines()
-    for row, line in zip(rows, lines, strict=True):
-        assert row.pixels == 16 and row.memory is None
-        assert set(row.parts) == set(PARTS) and min(row.parts.values()) >= 0
-        assert row.ratio("teacher") > row.ratio(*TEACHER_PARTS) > 1, "a step is more than its networks"
-        assert line.startswith(f"| {row.case.size.name} | {row.case.views} | 16 |")
-        assert line.count("|") == head.count("|")
+@pytest.mark.parametrize(
+    ("size", "preset", "stage", "views"),
+    [(MVDREAM, "mvdream-sd21", "coarse", 2), (SD21, "mvdream-sd21", "refine", 2), (SDXL, "sdxl", "refine", 1)],
+)
+def test_steps_are_timed_in_the_loop_that_runs_take(size: Size, preset: str, stage: StageName, views: int) -> None:
+    case, device = Case(shrunk(size), preset, stage, views), torch.device("cpu")
+    teacher = build_teacher(case.size, device=device, dtype=torch.float32)
+    row = measure(case, teacher, device=device, steps=2, init={"count": 50})
+    assert row.case == case and row.memory is None and teacher.image_size == 16
+    assert set(row.parts) == set(PARTS) and min(row.parts.values()) >= 0
+    assert row.ratio("teacher") > row.ratio(*TEACHER_PARTS) > 1, "a step is more than its networks"
 
 
-def test_the_presets_that_were_timed_are_added_up() -> None:
+def test_the_stages_of_a_preset_are_added_up() -> None:
     coarse, refine = Case(MVDREAM, "mvdream-sd21", "coarse", 4), Case(SD21, "mvdream-sd21", "refine", 1)
-    rows = [TimeRow(coarse, 256, {}, 60.0, None), TimeRow(refine, 512, {}, 30.0, None)]
-    fast, preset, paper = preset_table({"plain": rows, "none": []}).splitlines()[2:]
-    assert paper == "| `paper` | 20.0 | - |" and fast == "| `fast` | - | - |" and "- | -" in preset
+    assert preset_minutes("paper", {coarse: 0.06, refine: 0.03}) == pytest.approx(20.0)
+    assert preset_minutes("fast", {coarse: 0.06, refine: 0.03}) is None, "its views were not timed"
+    assert preset_minutes("paper", {coarse: 0.06}) is None
 
 
 def test_more_views_cost_more() -> None:

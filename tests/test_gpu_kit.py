@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +16,18 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts" / "gpu"))
 
 import kit as kits
+import parts
 import prepare
+import second
 import training
 from kit import Kit, Part
 from viewing import until
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -103,3 +111,77 @@ def test_what_does_not_fit_is_refused(
     monkeypatch.setattr(prepare, "MOST_ARCHIVE", 2000)
     assert prepare.show(tmp_path / "site", archive) == 1
     assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stages", [("coarse", "polish"), ("coarse", "refine", "polish"), ("coarse",)])
+def test_the_times_of_a_whole_run_are_those_of_the_stages_it_has(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, stages: tuple[str, ...]
+) -> None:
+    def run(arguments: list[str]) -> int:
+        folder = Path(arguments[arguments.index("--out") + 1])
+        folder.mkdir()
+        rows: list[dict[str, Any]] = [{"stage": stages[0], "step": 0, "trouble": "empty"}]
+        for stage in stages:
+            rows += [{"stage": stage, "gaussians": 5, "loss": 1.0, "seconds": {"render": i / 1000}} for i in range(4)]
+        (folder / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for name in ("splat.ply", "turntable.png"):
+            (folder / name).write_text(name)
+        return 0
+
+    monkeypatch.setattr("gscfd.train.main", run)
+    parts.whole_run(kit)
+    times = {line["stage"]: line["ms"] for line in kit.lines() if "stage" in line}
+    assert times == dict.fromkeys(stages, {"render": 2.5})
+    assert not kit.failures() and (kit.out / "duck.ply").exists() and (kit.out / "duck.png").exists()
+
+
+def test_every_test_that_needs_cuda_is_run_on_a_gpu() -> None:
+    marked = {
+        path.stem.removeprefix("test_")
+        for path in (ROOT / "tests").glob("test_*.py")
+        if re.search(r"^@pytest\.mark\.requires_cuda|marks=pytest\.mark\.requires_cuda", path.read_text(), re.M)
+    }
+    assert marked == set(parts.TESTS)
+
+
+def test_a_part_that_is_named_twice_is_done_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(kits, "begin", lambda options: Kit(tmp_path, 100, "cpu", small=True))
+    monkeypatch.setattr(kits, "run", lambda kit, *some: done.extend(part.name for part in some))
+    second.main(["--out", str(tmp_path), "--no-training", "full size", "mcmc"])
+    assert done == ["full size", "mcmc", "environment", "noise times", "compiled"]
+
+
+def rendering(tmp_path: Path, code: str) -> training.Renderer:
+    """A renderer that does something else."""
+    made = object.__new__(training.Renderer)
+    made.folder = tmp_path / "groups"
+    made.folder.mkdir(exist_ok=True)
+    made.process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    return made
+
+
+def test_a_training_without_data_or_time_is_not_begun(kit: Kit, tmp_path: Path) -> None:
+    broken = rendering(tmp_path, "raise SystemExit(3)")
+    until(lambda: broken.process.poll() is not None)
+    begin = time.monotonic()
+    kits.run(kit, training.part(broken, "multiview", ()))
+    assert time.monotonic() - begin < 30 and "exit code 3" in kit.lines()[0]["failed"]
+    busy = rendering(tmp_path, "import time; time.sleep(600)")
+    try:
+        assert busy.fault() is None, "the control: its groups may come yet"
+        (tmp_path / "groups/0.safetensors").touch()
+        kit.seconds = time.monotonic() - kits.START + kits.CLOSING + training.MARGIN + training.LEAST / 2
+        kits.run(kit, training.part(busy, "multiview", ()))
+    finally:
+        busy.close()
+    assert "no time was left" in kit.lines()[-2]["failed"]
+    assert not (tmp_path / "groups").exists(), "26 GB of groups would leave no room for a second try"
+
+
+def test_a_training_may_take_all_the_time_that_is_left(tmp_path: Path) -> None:
+    busy = rendering(tmp_path, "import time; time.sleep(600)")
+    try:
+        assert training.part(busy, "singleview", ()).seconds == math.inf
+    finally:
+        busy.close()

@@ -1,15 +1,21 @@
-"""scripts/noise_ablation.py on a few steps, and the stand-in for the paper's Algorithm 2 that the benchmark times."""
+"""scripts/noise_ablation.py on a few steps, and scripts/benchmark.py with its stand-in for the paper's Algorithm 2."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from scenes import render_scene, sphere, views
 
+from gscfd.config import Config
+from gscfd.distil.stage import PARTS
 from gscfd.runs import options as runs_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -71,3 +77,37 @@ def test_algorithm_2_is_white_on_a_sphere_and_the_same_for_the_same_camera() -> 
     assert abs(middle.var() - 1) < 5 * math.sqrt(2 / middle.numel())
     corner = (first[:, :2, :2] * second[:, :2, :2]).mean()
     assert abs(corner) < 4 / math.sqrt(256), "off the sphere every view is fresh"
+
+
+@pytest.mark.parametrize("script", ["step", "share"])
+def test_the_benchmark_times_the_steps_of_both_stages(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import benchmark
+
+    def distil(config: Config, teachers: object, on_step: Callable[[Any], None]) -> None:
+        for name, stage in config.stages().items():
+            for step in range(stage.steps):
+                seconds = {part: 1e-3 * (1 + (name == "refine")) for part in PARTS}
+                on_step(SimpleNamespace(stage=name, step=step, seconds=seconds))
+
+    monkeypatch.setattr(benchmark, "distil", distil)
+    monkeypatch.setattr(benchmark, "load_teachers", lambda config: {})
+    if script == "step":
+        benchmark.step(argparse.Namespace(prompt="a mug"))
+    else:
+        benchmark.share_of_a_step(3)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row and row[0] in ("coarse", "refine")]
+    if script == "step":
+        assert [row[:3] for row in rows] == [
+            [stage, dtype, time]
+            for dtype in ("float32", "bfloat16")
+            for stage, time in (("coarse", "1.0"), ("refine", "2.0"))
+        ]
+    else:
+        assert [(row[0], row[1], row[2]) for row in rows] == [
+            (stage, kind, time)
+            for stage, time in (("coarse", "1.00"), ("refine", "2.00"))
+            for kind in ("surface", "radial", "world_map")
+        ]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from safetensors import SafetensorError
+from viewing import until
 
 from gscfd.cameras import turntable
 from gscfd.errors import UserError
@@ -22,10 +29,12 @@ from gscfd.teachers.load import load_teacher
 from gscfd.teachers.texts import read_tokenizer
 from gscfd.toybox.data import render_object
 from gscfd.toybox.objects import sample_object
+from gscfd.toybox.training import groups as shards
 from gscfd.toybox.training import space, teacher
 from gscfd.toybox.training.groups import (
     Groups,
     composite,
+    make_files,
     make_shard,
     read_shard,
     render_layers,
@@ -172,10 +181,19 @@ def test_the_pool_replaces_its_oldest_groups(groups: Groups) -> None:
     assert torch.equal(pool.layers[0], groups.layers[1]) and torch.equal(pool.layers[3], groups.layers[0])
 
 
+def test_a_file_of_more_groups_than_the_pool_holds_leaves_its_last_ones(groups: Groups) -> None:
+    pool = pool_of(groups, 2)
+    pool.add(groups)
+    assert pool.filled == 2 and pool.added == 2
+    for place, group in enumerate((1, 2)):
+        assert torch.equal(pool.layers[place], groups.layers[group])
+        assert torch.equal(pool.cameras[place], groups.cameras[group])
+
+
 @pytest.mark.parametrize("words", [False, True])
 def test_a_draw_tells_its_own_captions(groups: Groups, words: bool) -> None:
     torch.manual_seed(0)
-    one = Groups(groups.layers[:1], groups.cameras[:1], groups.captions[:1], groups.view_words[:1])
+    one = groups[:1]
     pool = pool_of(one, 1, words)
     pool.add(one)
     allowed = [
@@ -253,6 +271,50 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert "state.pt: expected a whole state" in capsys.readouterr().err
 
 
+def test_broken_weights_replace_no_state(settings: teacher.Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    training = prepared(settings)
+    steps(training, 1)
+    teacher.save_state(training, settings.out)
+    training.trained[0].data.fill_(math.nan)
+    steps(training, 1)
+    teacher.save_state(training, settings.out)
+    assert "expected finite weights at step 2" in capsys.readouterr().err
+    assert teacher.restore(training, settings.out) and training.steps == 1
+    assert all(weight.isfinite().all() for weight in (*training.trained, *training.kept))
+
+
+def test_damaged_states_alone_are_refused_and_kept(
+    settings: teacher.Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = prepared(settings)
+    for _ in range(2):
+        steps(training, 1)
+        teacher.save_state(training, settings.out)
+    for name in ("state.pt", "state.before.pt"):
+        (settings.out / name).write_bytes(b"half")
+    with pytest.raises(UserError, match=r"damaged files \(state.pt, state.before.pt\)"):
+        teacher.restore(prepared(settings), settings.out)
+    assert sorted(path.name for path in settings.out.iterdir()) == ["state.before.pt", "state.pt"]
+    for path in settings.out.iterdir():
+        path.unlink()
+    assert not teacher.restore(prepared(settings), settings.out), "the control: without a state, training begins"
+
+
+def test_another_space_is_refused(settings: teacher.Settings, tmp_path: Path) -> None:
+    training = prepared(settings)
+    steps(training, 1)
+    teacher.save_state(training, settings.out)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 3,
+        decoder_block_out_channels=(8,) * 3,
+        num_encoder_blocks=(0, 0, 0),
+        num_decoder_blocks=(0, 0, 0),
+        latent_channels=4,
+    ).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="space: expected that of the state"):
+        teacher.restore(prepared(replace(settings, space=tmp_path / "other")), settings.out)
+
+
 def test_another_recipe_is_refused(settings: teacher.Settings) -> None:
     training = prepared(settings)
     steps(training, 1)
@@ -280,6 +342,167 @@ def test_a_full_disk_keeps_the_last_state(
     assert teacher.restore(training, settings.out) and training.steps == 1
 
 
+def timed(settings: teacher.Settings, monkeypatch: pytest.MonkeyPatch, reading: float, step: float) -> teacher.Training:
+    """Trains with a clock that only reading and steps move, each by so many seconds."""
+    now = [0.0]
+    training = prepared(settings)
+
+    def read(*arguments: object) -> None:
+        now[0] += reading if training.steps == 0 else 0.0
+
+    def take() -> None:
+        now[0] += step
+        training.losses.add(torch.ones(1), torch.zeros(1, dtype=torch.int64))
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(teacher, "read_new", read)
+    monkeypatch.setattr(training, "step", take)
+    teacher.train(training, settings)
+    return training
+
+
+def test_the_minutes_hold_for_slow_steps_and_with_the_reading_of_the_data(
+    settings: teacher.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = timed(replace(settings, minutes=1.0), monkeypatch, reading=0.0, step=7.0)
+    assert training.steps == 9, "63 s: the first step that ends after the minute is the last"
+    training = timed(replace(settings, minutes=1.0, out=settings.data), monkeypatch, reading=30.0, step=7.0)
+    assert training.steps == 5
+
+
+def test_time_spent_on_lost_steps_is_spent(settings: teacher.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(settings, minutes=4.0, save_minutes=100.0)
+    training, now, count = prepared(settings), [0.0], [0]
+    steps(training, 1)
+    teacher.save_state(training, settings.out)
+
+    def take() -> None:
+        now[0] += 1.0
+        count[0] += 1
+        bad = training.steps >= 60  # a look before that is good, so that these are no restarts in a row
+        training.losses.add(torch.full((1,), math.nan if bad else 1.0), torch.zeros(1, dtype=torch.int64))
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "step", take)
+    teacher.train(training, settings)
+    assert count[0] == 240, "it ends, although the loss is lost again and again"
+
+
+def test_a_damaged_file_does_not_end_a_training(
+    groups: Groups, settings: teacher.Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training, known = prepared(settings), set(shard_files(settings.data))
+    (settings.data / "900000000.safetensors").write_bytes(b"half")
+    large = Groups(groups.layers.repeat(1, 1, 1, 2, 2), groups.cameras, groups.captions, groups.view_words)
+    write_shard(large, settings.data / "900000500.safetensors")
+    write_shard(groups, settings.data / "900001000.safetensors")
+    teacher.read_new(training.pool, settings.data, known)
+    assert training.pool.added == 6, "the sound one is read"
+    said = capsys.readouterr().err
+    assert "900000000.safetensors: expected rendered groups" in said and "expected groups of [4, 4, 64, 64]" in said
+
+
+def test_data_of_another_size_are_refused(settings: teacher.Settings) -> None:
+    with pytest.raises(UserError, match="data: expected views of 128 pixels for a singleview teacher, got 64"):
+        teacher.prepare(replace(settings, kind="singleview"))
+
+
+def test_rendering_stops_at_the_first_error(groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    class Pool:
+        def __init__(self, *arguments: object, **options: object):
+            pass
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def submit(self, work: object, file: Path, *arguments: object) -> Future[Path]:
+            asked.append(file)
+            future = Future[Path]()
+            if len(asked) == 2:
+                future.set_exception(UserError("out: no room"))
+            else:
+                future.set_result(file)
+            return future
+
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match="no room"):
+        list(make_files(tmp_path, 0, 10**9, size=16, grouped=True, workers=2))
+    assert len(asked) < 20, "of two million"
+    asked.clear()
+    asked += [tmp_path] * 2
+    made = list(make_files(tmp_path, 1000, 1200, size=16, grouped=True, workers=1))
+    assert [file.stem for file in made] == ["1000", "1500", "2000"], "the control: all files, in their order"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(
+    groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, file: Path, metadata: object) -> None:
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(shards, "save_file", full)
+    with pytest.raises(UserError, match="out: expected a folder with room .*No space left"):
+        write_shard(groups, tmp_path / "0.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        (shards, ["--out", "x", "--workers", "0"], "workers: expected at least 1, got 0"),
+        (shards, ["--out", "x", "--count", "0"], "count: expected at least 1, got 0"),
+        (teacher, ["--out", "x", "--space", "s", "--data", "d", "--batch", "0"], "batch: expected at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(
+    module: Any, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(UserError, match=said):
+        module.main()
+    assert not list(tmp_path.iterdir())
+
+
+RENDER = """
+import sys
+import time
+from pathlib import Path
+from gscfd.toybox.training.groups import make_files
+
+if __name__ == "__main__":
+    for file in make_files(Path(sys.argv[1]), 0, 10**9, size=16, grouped=True, workers=1):
+        pass
+"""
+
+
+def test_workers_end_with_the_process_that_asked_them(tmp_path: Path) -> None:
+    script = tmp_path / "render.py"
+    script.write_text(RENDER)
+    parent = subprocess.Popen([sys.executable, script, tmp_path / "data"])
+
+    def children() -> list[str]:
+        return subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+
+    def working() -> list[int]:
+        return [int(pid) for pid in started if Path(f"/proc/{pid}").exists()]
+
+    try:
+        until(lambda: any((tmp_path / "data").glob("*")), seconds=120)
+        started = children()
+        assert len(working()) == 2, "the worker, and Python's tracker of resources"
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not working(), seconds=30)
+
+
 def test_no_data_is_named(settings: teacher.Settings, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="data: expected rendered groups"):
@@ -302,8 +525,11 @@ def test_the_exported_teacher_loads_and_denoises(settings: teacher.Settings) -> 
     assert loaded.predict_eps(z.detach(), 500, cameras).isfinite().all()
 
 
-def test_the_single_view_teacher_trains_on_independent_views(groups: Groups, settings: teacher.Settings) -> None:
+def test_the_single_view_teacher_trains_on_independent_views(settings: teacher.Settings) -> None:
+    file = next(settings.data.iterdir())
+    write_shard(make_shard(SEED, size=128, grouped=False, count=1), file)
     training = prepared(replace(settings, kind="singleview"))
+    steps(training, 1)
     assert len(training.draw_times(5)) == 20
     assert training.unet.class_embedding is None
 
@@ -373,8 +599,29 @@ def test_a_caption_that_too_few_objects_have_is_named(monkeypatch: pytest.Monkey
         measure.objects_of("a blue mug", 3, 64)
 
 
+def test_scenes_of_two_objects_alone_are_sampled(settings: teacher.Settings) -> None:
+    training = prepared(settings)
+    teacher.export(training, settings.out / "teacher")
+    loaded = load_teacher(str(settings.out / "teacher"), device="cpu")
+    two = MeasureOptions(teacher="", groups=1, steps=2, nearest=4)
+    rows, distance, views = measure.measure_samples(loaded, ["a yellow duck on a brown table"], two)
+    assert distance is None and rows[0].nearest_db is None and views.shape == (4, 3, 64, 64)
+    _, distance, _ = measure.measure_samples(loaded, ["a blue mug"], two)
+    assert distance is not None and distance > 0, "the control"
+
+
 @pytest.mark.parametrize(
-    "change", [{"objects": 0}, {"groups": 0}, {"out": Path("x.txt")}, {"out": Path("nowhere/x.json")}]
+    "change",
+    [
+        {"objects": 0},
+        {"groups": 0},
+        {"captions": ()},
+        {"captions": ("a yellow duck on a brown table",)},
+        {"captions": ("a dragon",)},
+        {"prompts": ("a blue mug", "a dragon")},
+        {"out": Path("x.txt")},
+        {"out": Path("nowhere/x.json")},
+    ],
 )
 def test_measuring_checks_its_settings(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):

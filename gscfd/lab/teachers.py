@@ -198,8 +198,9 @@ class Sampled:
 @torch.no_grad()
 def measure_samples(
     teacher: GuidedTeacher, prompts: list[str], settings: MeasureOptions
-) -> tuple[list[Sampled], float, Tensor]:
-    """Of each prompt; the Frechet distance of the scorer's features to those of true views; and all views."""
+) -> tuple[list[Sampled], float | None, Tensor]:
+    """Of each prompt; the Frechet distance of the scorer's features to those of true views, None if all prompts are
+    scenes of two objects; and all views."""
     scorer, generator = Scorer(SCORER), torch.Generator().manual_seed(settings.seed)
     cfg = first(settings.cfg, teacher.sampling_cfg)
     rows, views, features, truths = [], [], [], []
@@ -229,6 +230,8 @@ def measure_samples(
         if things:
             features.append(scorer.image_features(pictures))
         print(row_text(rows[-1]), flush=True)
+    if not truths:
+        return rows, None, torch.cat(views)
     true_features = scorer.image_features(torch.cat(truths))
     return rows, frechet_distance(moments(torch.cat(features)), moments(true_features)), torch.cat(views)
 
@@ -246,6 +249,14 @@ def check_settings(settings: MeasureOptions) -> None:
     for name in ("objects", "draws", "groups", "nearest", "steps"):
         if getattr(settings, name) < 1:
             raise UserError(f"{name}: expected at least 1, got {getattr(settings, name)}; give a larger number")
+    if not settings.captions:
+        raise UserError("captions: expected at least one, got none; leave the option out for the usual ones")
+    for name, texts in (("captions", settings.captions), ("prompts", settings.prompts or ())):
+        for text in texts:
+            said = parse_caption(text)
+            if said is None or (name == "captions" and said.on_kind is not None):
+                wanted = "toybox captions" if name == "prompts" else "captions of single toybox objects"
+                raise UserError(f"{name}: expected {wanted}, got {text!r}; give another, such as 'a blue mug'")
     if settings.out is not None:
         check_out(settings.out, ".json", overwrite=True)
 
@@ -279,10 +290,10 @@ def measure(settings: MeasureOptions) -> None:
         rows, distance, views = measure_samples(teacher, list(prompts), settings)
         found |= {"samples": [asdict(row) for row in rows], "frechet": distance}
         near = [row.nearest_db for row in rows if row.nearest_db is not None]
-        print(
-            f"all: R-precision {sum(row.r_precision for row in rows) / len(rows):.1%}, "
-            f"nearest true object {sum(near) / max(1, len(near)):.2f} dB, Frechet distance {distance:.4f}"
-        )
+        words = [f"R-precision {sum(row.r_precision for row in rows) / len(rows):.1%}"]
+        if distance is not None:
+            words += [f"nearest true object {sum(near) / len(near):.2f} dB", f"Frechet distance {distance:.4f}"]
+        print(f"all: {', '.join(words)}")
         if settings.out is not None:
             save_views(views, settings.out.with_suffix(".png"), columns=VIEWS * settings.groups)
     if settings.out is not None:

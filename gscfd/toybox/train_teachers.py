@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from gscfd.cli import exit_code
+from gscfd.devices import choose_device
 from gscfd.toybox import models
 from gscfd.toybox.training.denoiser import Denoiser, train_denoiser
 from gscfd.toybox.training.fit import TrainingOptions
@@ -41,6 +43,7 @@ def export_teacher(denoiser: Denoiser, vae: AutoencoderKL, folder: Path) -> None
 
 
 def main(settings: TrainingOptions) -> None:
+    settings = replace(settings, device=str(choose_device(settings.device)))
     print(f"training {', '.join(settings.parts)} on {settings.device} into {settings.out}")
     parts, folder = set(settings.parts), settings.out / "export"
     if parts - {"scorer", "text"}:

@@ -24,15 +24,15 @@ def main(arguments: list[str] | None = None) -> int:
     import parts
     import training
 
+    names = dict.fromkeys([*options.parts, "environment", "noise times", "full size", "compiled"])  # each of them once
+    chosen = kits.chosen(list(names), parts.CHECKS)
     renderer = training.Renderer(kit, options.kind) if options.training else None
     try:
-        for part in kits.chosen([*options.parts, "environment", "noise times", "full size", "compiled"], parts.CHECKS):
+        for part in chosen:
             kits.run(kit, part)
         if renderer is not None:
             rest = tuple(arguments[end + 1 :])
-            kits.run(
-                kit, kits.Part("training", lambda kit: training.train(kit, renderer.folder, options.kind, rest), 600)
-            )
+            kits.run(kit, training.part(renderer, options.kind, rest))
     finally:
         if renderer is not None:
             renderer.close()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from gscfd.errors import UserError, warn
+from gscfd.toybox.training import states
 
 Example = TypeVar("Example")
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,8 +49,8 @@ class TrainingOptions:
     parts: tuple[str, ...] = PARTS
     """Parts to train; parts they depend on are loaded, or trained first."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16: bool = torch.cuda.is_available()
-    """Use autocast to bfloat16. Off on CPUs: without AMX it is slower than float32."""
+    bf16: bool = True
+    """Use autocast to bfloat16 on CUDA. CPUs use float32: without AMX, bfloat16 is slower there."""
     vae: Recipe = field(default_factory=lambda: Recipe(steps=6000, batch=4, lr=5e-4, pool=1024, reuse=4.0))
     text: Recipe = field(default_factory=lambda: Recipe(steps=1000, batch=128, lr=1e-3, pool=8192, reuse=50.0, ema=0.9))
     multiview: Recipe = field(default_factory=lambda: Recipe(steps=12000, batch=8, lr=1e-3, pool=16384, reuse=6.0))
@@ -93,19 +95,19 @@ def fit(
     recipe: Recipe,
     settings: TrainingOptions,
 ) -> Model:
-    """Trains `module`, resuming from `settings.out / name / state.pt` if it exists; returns the averaged weights."""
+    """Trains `module`, resuming from `settings.out / name / state.pt` if it exists; returns the averaged weights.
+
+    Raises UserError for a state of another module, for one that is damaged, and for a loss that is not finite.
+    """
+    device = torch.device(settings.device)
     folder = settings.out / name
     folder.mkdir(parents=True, exist_ok=True)
     module.to(settings.device).train()
     average = copy.deepcopy(module).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01)
     start, next_seed = 0, 1_000_000 * (1 + PARTS.index(name) + 10 * settings.seed)
-    state_path = folder / "state.pt"
-    if state_path.exists():
-        state = torch.load(state_path, map_location=settings.device, weights_only=True)
-        module.load_state_dict(state["module"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+    if (state := states.newest(folder / "state.pt", device)) is not None:
+        load(state, folder, module, average, optimizer)
         start, next_seed = state["step"], state["next_seed"]
     pool = Pool(make, recipe, next_seed)
     smooth, saved = float("nan"), time.monotonic()
@@ -119,12 +121,14 @@ def fit(
             "step": step,
             "next_seed": pool.next_seed,
         }
-        torch.save(state, folder / "state.tmp")
-        os.replace(folder / "state.tmp", state_path)
-        if sheet is not None:
-            sheet(average).save(folder / "samples.png")
-        with open(folder / "loss.csv", "a") as file:
-            file.write(f"{step},{smooth:.5f}\n")
+        states.save(state, folder / "state.pt")
+        try:
+            if sheet is not None:
+                sheet(average).save(folder / "samples.png")
+            with open(folder / "loss.csv", "a") as file:
+                file.write(f"{step},{smooth:.5f}\n")
+        except OSError as error:
+            warn(f"{folder}: the samples and the loss could not be saved ({error}); training goes on")
 
     for step in progress:
         rng = np.random.default_rng([settings.seed, PARTS.index(name), step])
@@ -134,9 +138,10 @@ def fit(
         lr = recipe.lr * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * fraction))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        # One step.
-        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bf16):
-            loss = loss_of(module, pool.draw(recipe.batch, rng), rng)
+        # One step. Examples are made in float32.
+        batch = pool.draw(recipe.batch, rng)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16 and device.type == "cuda"):
+            loss = loss_of(module, batch, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -149,7 +154,7 @@ def fit(
         # Report and save.
         value = loss.item()
         if not math.isfinite(value):
-            raise SystemExit(f"{name}: the loss is not finite at step {step}; the last good state is {state_path}")
+            raise UserError(f"{name}.lr: expected finite losses, got {value} at step {step}; try a smaller one")
         smooth = value if math.isnan(smooth) else 0.99 * smooth + 0.01 * value
         progress.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if time.monotonic() - saved > 300:
@@ -158,6 +163,21 @@ def fit(
     if start < recipe.steps:
         save(recipe.steps)
     return average
+
+
+def load(
+    state: dict[str, Any], folder: Path, module: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Takes over a state. Raises UserError for one of another module, such as that of an earlier version."""
+    try:
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (LookupError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"out: expected the state of this network in {folder}, got another's ({str(error)[:200]}); choose another "
+            "folder, or delete that one to train it anew"
+        ) from error
 
 
 def tile(images: Tensor, columns: int) -> Image.Image:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from tqdm import tqdm
 
 from gscfd.cameras import azimuth_elevation, mvdream_matrices, sample_group
 from gscfd.cli import exit_code
+from gscfd.config import check
 from gscfd.errors import UserError
 from gscfd.prompts import view_words
 from gscfd.toybox.data import FOV, RADIUS, colors_and_opacity, free_views, spacing_for
@@ -35,6 +38,10 @@ from gscfd.types import Cameras
 VIEWS = 4
 SHARD = 500
 """Groups in a file."""
+AHEAD = 3
+"""Files that are asked for at a time, per worker."""
+ENDLESS = 10**9
+"""Groups: more than any training waits for."""
 ELEVATION = (0.0, 30.0)
 """Degrees: where the coarse stage looks from."""
 WIDE_ELEVATION = (-10.0, 50.0)
@@ -57,6 +64,9 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def __getitem__(self, some: slice) -> Groups:
+        return Groups(self.layers[some], self.cameras[some], self.captions[some], self.view_words[some])
 
 
 def composite(layers: Tensor, background: Tensor) -> Tensor:
@@ -100,11 +110,18 @@ def make_shard(first_seed: int, *, size: int, grouped: bool, count: int = SHARD)
 
 
 def write_shard(groups: Groups, file: Path) -> None:
-    """Whole or not at all."""
+    """Whole or not at all. Raises UserError if it cannot be written, as on a full disk."""
     texts = {"captions": json.dumps(groups.captions), "view_words": json.dumps(groups.view_words)}
     partial = file.with_suffix(".partial")
-    save_file({"layers": groups.layers, "cameras": groups.cameras}, partial, metadata=texts)
-    os.replace(partial, file)
+    try:
+        save_file({"layers": groups.layers, "cameras": groups.cameras}, partial, metadata=texts)
+        os.replace(partial, file)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"out: expected a folder with room for rendered groups, got {file.parent} ({error}); free space, and the "
+            "same command goes on"
+        ) from error
 
 
 def read_shard(file: Path) -> Groups:
@@ -124,20 +141,54 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def make_file(file: Path, size: int, grouped: bool) -> Path:
-    """What a worker does: one file, on one thread, behind everything else that runs."""
+    """What a worker does: one file, on one thread."""
     torch.set_num_threads(1)
     if not file.exists():
         write_shard(make_shard(int(file.stem), size=size, grouped=grouped), file)
     return file
 
 
+def start_worker() -> None:
+    """Puts this process behind everything else that runs, and ends it with its parent."""
+    os.nice(19)
+    leave_with_parent()
+
+
+def leave_with_parent() -> None:
+    """Ends this process when its parent ends, however that ends: a worker of a killed one waits for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, name="leave with parent", daemon=True).start()
+
+
 def make_files(folder: Path, first_seed: int, count: int, *, size: int, grouped: bool, workers: int) -> Iterator[Path]:
-    """The files of `count` groups, as they are finished."""
+    """The files of `count` groups, in the order of their seeds, as they are finished. Only a few are under way at a
+    time: after an error or Ctrl-C nothing else is rendered."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{seed}.safetensors" for seed in range(first_seed, first_seed + count, SHARD)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(19,)) as pool:
-        for future in [pool.submit(make_file, file, size, grouped) for file in files]:
-            yield future.result()
+    under_way = deque[Future[Path]]()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
+        try:
+            for seed in range(first_seed, first_seed + count, SHARD):
+                under_way.append(pool.submit(make_file, folder / f"{seed}.safetensors", size, grouped))
+                if len(under_way) == AHEAD * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def render_on(folder: Path, first_seed: int, *, size: int, grouped: bool, workers: int) -> None:
+    """Renders groups into the folder until this process, a child of the one that reads them, is ended."""
+    leave_with_parent()
+    for _ in make_files(folder, first_seed, ENDLESS, size=size, grouped=grouped, workers=workers):
+        pass
 
 
 @dataclass(kw_only=True)
@@ -158,6 +209,8 @@ class Settings:
 
 def main() -> None:
     settings = tyro.cli(Settings, prog="python -m gscfd.toybox.training.groups")
+    for name in ("count", "size", "workers"):
+        check(getattr(settings, name) >= 1, name, "at least 1", getattr(settings, name))
     made = make_files(
         settings.out,
         settings.first_seed,

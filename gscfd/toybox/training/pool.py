@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from gscfd.errors import UserError
 from gscfd.prompts import join_words
 from gscfd.toybox.models import TEXT_LENGTH
 from gscfd.toybox.training.groups import Groups, composite
@@ -62,7 +63,13 @@ class Pool:
         return [text for view in words for text in (*plain, *(join_words(caption, view) for caption in plain))]
 
     def add(self, groups: Groups) -> None:
-        """Put the groups in, in place of the oldest where it is full."""
+        """Put the groups in, in place of the oldest where it is full. Raises UserError for views of another size."""
+        if groups.layers.shape[1:] != self.layers.shape[1:]:
+            raise UserError(
+                f"data: expected groups of {list(self.layers.shape[1:])} as in the first file, got others "
+                f"({list(groups.layers.shape[1:])}); give each kind of teacher a folder of its own"
+            )
+        groups = groups[-self.capacity :]  # the same place twice would mix two groups
         places = (self.added + torch.arange(len(groups))) % self.capacity
         texts = [self.texts_of(*said) for said in zip(groups.captions, groups.view_words, strict=True)]
         distinct = {text: i for i, text in enumerate(dict.fromkeys(text for some in texts for text in some))}

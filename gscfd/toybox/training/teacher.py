@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from gscfd.cli import exit_code
-from gscfd.devices import choose_dtype
+from gscfd.config import check
+from gscfd.devices import choose_device, choose_dtype
 from gscfd.errors import UserError, warn
 from gscfd.teachers.load import Vae, read_vae
 from gscfd.teachers.multiview import join_views
@@ -36,7 +37,8 @@ from gscfd.teachers.spaces import Latents
 from gscfd.teachers.texts import read_text_model, read_tokenizer
 from gscfd.teachers.weights import fill, read_weights
 from gscfd.toybox import models
-from gscfd.toybox.training.groups import VIEWS, read_shard, shard_files
+from gscfd.toybox.training import states
+from gscfd.toybox.training.groups import VIEWS, read_shard, render_on, shard_files
 from gscfd.toybox.training.pool import Pool
 
 SHIPPED = Path(str(resources.files("gscfd.toybox"))) / "weights" / "multiview"
@@ -45,10 +47,13 @@ TIMES = {
     "singleview": ((0.0, 0.0), (0.1, 50.0), (0.6, 500.0), (1.0, 1000.0)),
 }
 """(share of the draws, t below which they lie)."""
+SIZES = {"multiview": models.MULTIVIEW_SIZE, "singleview": models.SINGLEVIEW_SIZE}
+"""Pixels of a view, both ways."""
 COOLDOWN = 0.2
 """Last share of the time, in which the learning rate falls to zero."""
 WARMUP = 100
 """Steps in which the learning rate rises."""
+STATE = "state.pt"
 BINS = 10
 """Of t, in the table of losses."""
 LOOK_EVERY = 50
@@ -79,7 +84,7 @@ class Settings:
     layers: int = 1
     """Residual blocks at each resolution."""
     minutes: float = 60.0
-    """Of training, all runs of this command together."""
+    """Of training, with the reading of the data; all runs of this command together."""
     batch: int = 8
     """Groups per step."""
     lr: float = 8e-4
@@ -132,6 +137,18 @@ class Losses:
         self.sums.zero_()
         self.counts.zero_()
         return total, each
+
+
+class Clock:
+    """The time since it was last asked."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last call, or since the clock was made."""
+        before, self.last = self.last, time.monotonic()
+        return self.last - before
 
 
 class Training:
@@ -233,15 +250,21 @@ class Training:
             "seconds": self.seconds,
         }
 
-    def load_state(self, state: dict[str, Any], file: Path) -> None:
+    def load_state(self, state: dict[str, Any], folder: Path) -> None:
         """Takes the values alone: a captured graph keeps its own tensors. Raises UserError for another recipe."""
         if state.get("recipe") != self.settings.recipe:
             raise UserError(
-                f"out: expected a state of the recipe {self.settings.recipe}, got {state.get('recipe')} in {file}; "
+                f"out: expected a state of the recipe {self.settings.recipe}, got {state.get('recipe')} in {folder}; "
                 "choose another folder, or give that recipe"
             )
-        self.unet.load_state_dict(state["unet"])
-        self.average.load_state_dict(state["average"])
+        try:
+            self.unet.load_state_dict(state["unet"])
+            self.average.load_state_dict(state["average"])
+        except RuntimeError as error:
+            raise UserError(
+                f"space: expected that of the state in {folder}, got {self.settings.space}, whose networks differ; "
+                "give that space, or choose another --out"
+            ) from error
         for i, parameter in enumerate(self.trained):
             kept = self.optimizer.state[parameter]
             for name, value in state["optimizer"][i].items():
@@ -253,32 +276,20 @@ class Training:
 
 
 def save_state(training: Training, folder: Path) -> None:
-    """Atomic; the state before it is kept beside it. A full disk is warned of, and training goes on."""
-    file = folder / "state.pt"
-    partial = file.with_suffix(".partial")
-    try:
-        torch.save(training.state(), partial)
-        if file.exists():
-            os.replace(file, file.with_suffix(".before.pt"))
-        os.replace(partial, file)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        warn(f"{file}: the state could not be saved ({error}); training goes on, and the last saved state is kept")
+    """Saves the state, unless the last step has broken it: its loss is only that of the weights before it."""
+    if all(bool(weight.isfinite().all()) for weight in training.kept):
+        states.save(training.state(), folder / STATE)
+    else:
+        warn(f"expected finite weights at step {training.steps}, got others; the last saved state is kept")
 
 
 def restore(training: Training, folder: Path) -> bool:
-    """Read the newest state that is whole; False where there is none."""
-    for file in (folder / "state.pt", folder / "state.before.pt"):
-        if not file.exists():
-            continue
-        try:
-            state = torch.load(file, map_location=training.device, weights_only=True)
-        except Exception as error:  # torch.load raises anything for a damaged file
-            warn(f"{file}: expected a whole state, got {type(error).__name__}; the one before it is tried")
-            continue
-        training.load_state(state, file)
-        return True
-    return False
+    """Reads the newest state that is whole; False where there is none. Raises UserError for one of another recipe, and
+    if all are damaged."""
+    state = states.newest(folder / STATE, training.device)
+    if state is not None:
+        training.load_state(state, folder)
+    return state is not None
 
 
 def build_unet(settings: Settings, vae: Vae) -> UNet2DConditionModel:
@@ -301,9 +312,15 @@ def prepare(settings: Settings) -> Training:
     files = shard_files(settings.data)
     if not files:
         raise UserError(f"data: expected rendered groups in {settings.data}, got none; make them with training.groups")
+    first, size = read_shard(files[0]), SIZES[settings.kind]
+    if first.layers.shape[-1] != size:
+        raise UserError(
+            f"data: expected views of {size} pixels for a {settings.kind} teacher, got {first.layers.shape[-1]} in "
+            f"{files[0]}; render others with training.groups --size {size}"
+        )
     pool = Pool(
         settings.capacity,
-        read_shard(files[0]),
+        first,
         tokenizer,
         words=settings.kind == "singleview",
         device=torch.device(settings.device),
@@ -312,23 +329,25 @@ def prepare(settings: Settings) -> Training:
 
 
 def read_new(pool: Pool, folder: Path, known: set[Path]) -> None:
-    """Put the files that are not known yet into the pool."""
+    """Put the files that are not known yet into the pool. One that cannot be used is warned of: it may be the last of
+    many hours."""
     for file in shard_files(folder):
         if file not in known:
             known.add(file)
-            pool.add(read_shard(file))
+            try:
+                pool.add(read_shard(file))
+            except UserError as error:
+                warn(f"{error}; training goes on without it")
 
 
-def render_more(settings: Settings, first_seed: int) -> subprocess.Popen[bytes] | None:
+def render_more(settings: Settings, first_seed: int) -> BaseProcess | None:
     """Workers that render further groups while this process trains."""
     if not settings.workers:
         return None
-    size, grouped = (64, "grouped") if settings.kind == "multiview" else (128, "no-grouped")
-    command = [sys.executable, "-m", "gscfd.toybox.training.groups", "--out", str(settings.data), f"--{grouped}"]
-    numbers = {"--size": size, "--first-seed": first_seed, "--count": 10**9, "--workers": settings.workers}
-    return subprocess.Popen(
-        [*command, *(str(part) for pair in numbers.items() for part in pair)], stderr=subprocess.DEVNULL
-    )
+    numbers = {"size": SIZES[settings.kind], "grouped": settings.kind == "multiview", "workers": settings.workers}
+    process = get_context("spawn").Process(target=render_on, args=(settings.data, first_seed), kwargs=numbers)
+    process.start()
+    return process
 
 
 def export(training: Training, folder: Path) -> None:
@@ -350,43 +369,53 @@ def write_losses(file: Path, training: Training, total: float, each: list[float]
 
 
 def train(training: Training, settings: Settings) -> None:
-    """Until the time is over."""
+    """Until the time is over, which counts from here on: the data are read in it, too."""
+    clock = Clock()
     known: set[Path] = set()
     read_new(training.pool, settings.data, known)
     restore(training, settings.out)
     torch.manual_seed(settings.seed + training.steps)
     training.schedule()
-    step, restarts, saved, last = training.captured(), 0, time.monotonic(), time.monotonic()
+    step, restarts, saved, looked = training.captured(), 0, time.monotonic(), time.monotonic()
+    training.seconds += clock.lap()
+    limit = 60 * settings.minutes
     progress = tqdm(initial=training.steps, desc=settings.kind, unit="step", mininterval=10.0)
-    while training.seconds < 60 * settings.minutes:
+    while training.seconds < limit:
         training.schedule()
         step()
         training.steps += 1
         progress.update()
-        if training.steps % LOOK_EVERY and time.monotonic() - last < LOOK_SECONDS:
+        training.seconds += clock.lap()
+        due = training.steps % LOOK_EVERY == 0 or time.monotonic() - looked > LOOK_SECONDS
+        if not due and training.seconds < limit:
             continue
-        total, each = training.losses.read()  # Waits for the device: the time below is that of finished steps.
-        now = time.monotonic()
-        training.seconds, last = training.seconds + now - last, now
+        total, each = training.losses.read()  # waits for the device
+        training.seconds += clock.lap()
+        looked = time.monotonic()
         if not math.isfinite(total):
-            restarts += 1
+            restarts, at, spent = restarts + 1, training.steps, training.seconds
             if restarts > MOST_RESTARTS or not restore(training, settings.out):
-                raise UserError(f"lr: expected finite losses, got {total} at step {training.steps}; try a smaller one")
-            warn(f"the loss was {total}; training goes on from step {training.steps}, the last good state")
+                raise UserError(f"lr: expected finite losses, got {total} at step {at}; try a smaller one")
+            warn(f"the loss was {total} at step {at}; training goes on from step {training.steps}, the last good state")
+            training.seconds = spent  # the time is gone, although its steps are
             torch.manual_seed(settings.seed + training.steps + restarts)
             continue
         restarts = 0
         progress.set_postfix(loss=f"{total:.4f}", refresh=False)
         write_losses(settings.out / "losses.csv", training, total, each)
         read_new(training.pool, settings.data, known)
-        if now - saved > 60 * settings.save_minutes:
+        if looked - saved > 60 * settings.save_minutes:
             save_state(training, settings.out)
-            saved = now
+            saved = looked
     save_state(training, settings.out)
 
 
 def main() -> None:
     settings = tyro.cli(Settings, prog="python -m gscfd.toybox.training.teacher")
+    for name in ("batch", "capacity"):
+        check(getattr(settings, name) >= 1, name, "at least 1", getattr(settings, name))
+    check(settings.workers >= 0, "workers", "at least 0", settings.workers)
+    settings = replace(settings, device=str(choose_device(settings.device)))
     settings.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     training = prepare(settings)
