@@ -731,7 +731,8 @@ def cast(value: Any, kind: Any, name: str) -> Any:
         return Path(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return merged(kind(), value, f"{name}.")
-    check(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), name, f"a {kind.__name__}", value)
+    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    check(fits, name, f"a value of type {kind.__name__}", value)
     return value
 
 
@@ -741,7 +742,7 @@ def merged(base: Dataclass, changes: Any, where: str = "") -> Dataclass:
 
     Raises UserError for a value that does not fit and for an unknown key, naming the nearest known one.
     """
-    check(isinstance(changes, dict), where or "config", "a mapping of settings", changes)
+    check(isinstance(changes, dict), where.rstrip(".") or "config", "a mapping of settings", changes)
     names = [f.name for f in dataclasses.fields(base)]
     hints = typing.get_type_hints(type(base))
     values = {}

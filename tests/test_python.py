@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -101,6 +102,23 @@ def test_an_unknown_quality_is_named() -> None:
         gscfd.generate("a yellow duck", quality=best)
     with pytest.raises(UserError, match="steps"):
         gscfd.generate("a yellow duck", quality="draft", steps=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": 5}, "prompt: expected a text, got 5"),
+        ({"prompt": ["a mug"]}, "prompt: expected a text"),
+        ({"seed": "3"}, "seed: expected a whole number, got '3'"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
+        ({"steps": True}, "steps: expected a whole number, got True"),
+        ({"seed": np.int64(-1), "steps": np.int32(3)}, r"seed: expected a value in \[0, 2\^63\)"),
+    ],
+)
+def test_a_value_of_another_type_is_a_user_error(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        gscfd.generate(**{"prompt": "a mug", **arguments})
 
 
 def test_generate_shows_its_progress_unless_it_is_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:

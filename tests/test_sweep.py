@@ -4,6 +4,7 @@ import builtins
 import csv
 import importlib.util
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -209,7 +210,7 @@ def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothin
     run.folder.mkdir()
     (run.folder / "mine.txt").write_text("years of work")
     assert next_config(run.config) == run.config and (run.folder / "mine.txt").exists()
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match=r"holds mine\.txt"):
         runs_names.check_folder(run.config)
 
 
@@ -402,6 +403,13 @@ def test_runs_keep_their_names_when_a_matrix_is_extended(matrix: Callable[..., l
     more = {r.name: r.config for r in matrix(MATRIX + "  strong: {coarse: {cfg: 8.0}}\n")}
     assert few == {"a-mug-cfd-0": more["a-mug-cfd-0"]}
     assert "a-mug-sds-weak-guidance-1" in more and "a-mug-sds-strong-1" in more
+
+
+def test_the_matrix_of_the_docs_makes_the_runs_that_they_say(matrix: Callable[..., list[Run]]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    texts = re.findall(r"^```yaml\n(prompts:.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(texts) == 1 and len(matrix(texts[0])) == 2 * 2 * 4 * 3
+    assert "2 × 2 × 4 × 3 here" in page
 
 
 @pytest.mark.parametrize(
