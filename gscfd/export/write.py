@@ -208,8 +208,8 @@ def warn_of_size(gaussians: Gaussians, options: ExportOptions) -> None:
         via = f"export it with --to ply {fitting} first, then that file to {options.to}"
         advice = via if options.to in MESHES else f"try {fitting}"
     warn(
-        f"source: expected an object in the ball of radius 1 about the origin, which .{options.to} shows, got Gaussians "
-        f"at a median distance of {distance:.3g} from it; {advice}"
+        f"source: expected an object in the ball of radius 1 about the origin, which .{options.to} shows, got "
+        f"Gaussians at a median distance of {distance:.3g} from it; {advice}"
     )
 
 
