@@ -129,7 +129,7 @@ def generate(
     prompt: str,
     *,
     seed: int = 0,
-    preset: str = "toybox",
+    preset: str | Path = "toybox",
     config: Config | None = None,
     init: str | Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
@@ -156,7 +156,10 @@ def generate(
     check(isinstance(prompt, str), "prompt", "a text", prompt)
     check(is_whole(seed), "seed", "a whole number", seed)
     check(steps is None or is_whole(steps), "steps", "a whole number", steps)
-    config = replace(config or load_preset(preset), prompt=prompt, seed=int(seed))
+    check(isinstance(preset, (str, Path)), "preset", "the name of a preset or the path of a .yaml file", preset)
+    check(config is None or isinstance(config, Config), "config", "a gscfd.Config", config)
+    check(init is None or isinstance(init, (str, Path)), "init", "the path of a splat or mesh", init)
+    config = replace(config or load_preset(str(preset)), prompt=prompt, seed=int(seed))
     if init is not None:
         config = replace(config, init=replace(config.init, ply=Path(init)))
     config = with_steps(config, steps, quality)

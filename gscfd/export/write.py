@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
@@ -58,6 +59,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "source_axes": get_args(Axes),
     "sh_degree": (None, 0, 1, 2, 3),
 }
+WHOLE_NUMBERS = ("frames", "size", "resolution", "triangles")
 FRAMES: dict[Format, int] = {"mp4": 80, "png": 8}
 SIZE = 512
 RESOLUTION = 128
@@ -81,6 +83,9 @@ def check_settings(options: ExportOptions) -> None:
     for name, choices in CHOICES.items():  # from Python they may be anything
         known = ", ".join(str(choice) for choice in choices)
         check(getattr(options, name) in choices, name.replace("_", "-"), f"one of {known}", getattr(options, name))
+    for name in WHOLE_NUMBERS:
+        value = getattr(options, name)
+        check(value is None or isinstance(value, Integral), name, "a whole number", value)
     check(0 < options.scale < float("inf"), "scale", "a number above 0", options.scale)
     frames, size, background = options.frames, options.size, options.background
     if frames is not None:
