@@ -250,6 +250,17 @@ def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_a_sweep_that_is_refused_leaves_the_table_of_the_one_at_work(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    other = Journal(out / JOURNAL)
+    (out / "runs.csv").write_text("of the other sweep")
+    assert run_sweep(prompts, out) == 2 and "another sweep writes to" in capsys.readouterr().err
+    assert (out / "runs.csv").read_text() == "of the other sweep"
+    other.close()
+
+
 def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_bytes(b'{"run": "a", "event": "failed", "error": "x"}\n{"run": "b", "ev')
