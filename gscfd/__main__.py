@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import sys
 from importlib import import_module
 
 from gscfd.cli import exit_code
-from gscfd.completion import SHELLS, completion
+from gscfd.completion import SHELLS, completion, parts_of
 from gscfd.version import __version__
 
 COMMANDS = {
@@ -29,6 +30,7 @@ COMMANDS = {
 """Module and summary of every command."""
 WIDE = "200"
 """Columns of a terminal in which no list of values is broken."""
+COMPLETION_USAGE = f"usage: gscfd completion {{{','.join(SHELLS)}}}"
 COMPLETION_HELP = """\
 Print a script that completes commands, options and their values. To use it in every terminal:
 
@@ -45,13 +47,14 @@ def usage() -> str:
     return "\n".join(["usage: gscfd COMMAND [OPTIONS]", "", *lines, "", example])
 
 
-def help_of(name: str) -> str:
-    """Returns the whole help text of a command, as a terminal shows it that is wide enough for every list of values."""
+def help_of(name: str, *part: str) -> str:
+    """Returns the whole help text of a command, or of one of its parts, as a terminal shows it that is wide enough for
+    every list of values."""
     said, columns = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = WIDE
     try:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            import_module(COMMANDS[name][0]).main(["--help-all" if name == "train" else "--help"])
+            import_module(COMMANDS[name][0]).main([*part, "--help-all" if name == "train" else "--help"])
     finally:
         del os.environ["COLUMNS"]
         if columns is not None:
@@ -63,10 +66,18 @@ def print_completion(arguments: list[str]) -> int:
     """Prints the completion script of the shell named first, and returns 0. Raises UserError for an unknown shell."""
     shell = arguments[0] if arguments else ""
     if shell in ("-h", "--help"):
-        print(f"usage: gscfd completion {'|'.join(SHELLS)}\n\n{COMPLETION_HELP}")
+        print(f"{COMPLETION_USAGE}\n\n{COMPLETION_HELP}")
         return 0
-    print(completion(shell, {name: help_of(name) for name in COMMANDS} if shell in SHELLS else {}), end="")
+    print(completion(shell, help_texts() if shell in SHELLS else {}), end="")
     return 0
+
+
+def help_texts() -> dict[str, str]:
+    """Returns the help text of every command, with those of its parts."""
+    helps = {name: help_of(name) for name in COMMANDS}
+    for name, text in helps.items():
+        helps[name] += "".join(help_of(name, part) for part in parts_of(text))
+    return {**helps, "completion": COMPLETION_USAGE}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,7 +97,9 @@ def dispatch(arguments: list[str]) -> int:
     if name == "completion":
         return print_completion(arguments[1:])
     if name not in COMMANDS:
-        print(f"error: expected one of {', '.join(COMMANDS)}, got {name!r}; see gscfd --help", file=sys.stderr)
+        known = [*COMMANDS, "completion"]
+        near = "".join(f"; did you mean {command!r}?" for command in difflib.get_close_matches(name, known, n=1))
+        print(f"error: expected one of {', '.join(known)}, got {name!r}{near or '; see gscfd --help'}", file=sys.stderr)
         return 2
     code: int = import_module(COMMANDS[name][0]).main(arguments[1:])
     return code

@@ -21,6 +21,8 @@ FAULTS = {
 """Errors of the machine's files, which are no fault of the program: no permission, no room, a name that cannot be."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell gives it."""
+MOST_TEXTS = 5
+"""Number of texts that an error lists."""
 
 
 def exit_code(command: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
@@ -62,14 +64,24 @@ def option(arguments: list[str], name: str) -> str | None:
 
 
 def with_prompt(read: Callable[..., Any], arguments: list[str]) -> Any:
-    """Returns the options of a command line in which the prompt stands with or without --prompt, at any place.
+    """Returns the options of a command line in which the prompt stands with or without --prompt, at any place. Raises
+    UserError for several texts, as a prompt without quotes is.
 
     read: `tyro.cli` of options that have a `prompt`, which takes `args` and `return_unknown_args`.
     """
     options, rest = read(args=arguments, return_unknown_args=True)
-    if len(rest) == 1 and not rest[0].startswith("-") and option(arguments, "--prompt") is None:
-        return replace(options, prompt=rest[0])
-    return read(args=arguments) if rest else options
+    if not rest:
+        return options
+    texts = rest if (prompt := option(arguments, "--prompt")) is None else [prompt, *rest]
+    if any(text.startswith("-") for text in rest):
+        known = arguments
+        if not rest[0].startswith("-"):  # the prompt, which is no part of the mistake
+            known = [argument for argument in arguments if argument != rest[0]]
+        return read(args=known)
+    if len(texts) > 1:
+        got = ", ".join(repr(text) for text in texts[:MOST_TEXTS]) + (", ..." if len(texts) > MOST_TEXTS else "")
+        raise UserError(f'prompt: expected one text, got {got}; put it in quotes, as in "a yellow duck"')
+    return replace(options, prompt=rest[0])
 
 
 def check_out(out: Path, ending: str, overwrite: bool, *, make_folder: bool = False) -> None:

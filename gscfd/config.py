@@ -317,7 +317,7 @@ class TeacherStage:
     t_min: float = 0.02
     """Smallest diffusion time, as a fraction of T."""
     elevation: tuple[float, float] = (0.0, 30.0)
-    """Range of the camera's elevation in degrees, drawn uniformly."""
+    """Range of the camera's elevation in degrees, in [-90, 90], drawn uniformly."""
     fov: tuple[float, float] = (30.0, 45.0)
     """Range of the vertical field of view in degrees, drawn uniformly."""
     radius: tuple[float, float] = (1.0, 1.1)
@@ -337,6 +337,8 @@ class TeacherStage:
         for name in ("elevation", "fov", "radius"):
             low, high = getattr(self, name)
             check(low <= high, name, "(low, high) with low <= high", (low, high))
+        upright = -90 <= self.elevation[0] and self.elevation[1] <= 90
+        check(upright, "elevation", "degrees in [-90, 90]", self.elevation)
         check(0 < self.fov[0] and self.fov[1] < 180, "fov", "degrees in (0, 180)", self.fov)
         check(self.radius[0] > 0, "radius", "a positive range", self.radius)
 
@@ -731,7 +733,8 @@ def cast(value: Any, kind: Any, name: str) -> Any:
         return Path(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return merged(kind(), value, f"{name}.")
-    check(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), name, f"a {kind.__name__}", value)
+    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    check(fits, name, f"a value of type {kind.__name__}", value)
     return value
 
 
@@ -741,7 +744,7 @@ def merged(base: Dataclass, changes: Any, where: str = "") -> Dataclass:
 
     Raises UserError for a value that does not fit and for an unknown key, naming the nearest known one.
     """
-    check(isinstance(changes, dict), where or "config", "a mapping of settings", changes)
+    check(isinstance(changes, dict), where.rstrip(".") or "config", "a mapping of settings", changes)
     names = [f.name for f in dataclasses.fields(base)]
     hints = typing.get_type_hints(type(base))
     values = {}

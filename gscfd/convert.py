@@ -30,17 +30,19 @@ def convert(src: str, dst: Path) -> None:
 
     Raises UserError if src cannot be read or is not MVDream, or if dst exists or cannot be written.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
     from gscfd.teachers.find import find_teacher
     from gscfd.teachers.kinds import kind_of, reading
-    from gscfd.teachers.load import parts
 
     if dst.exists():
         raise UserError(f"dst: expected a new folder, got {dst}, which exists; choose another, or remove it")
     source = find_teacher(src)
     if kind_of(source) != "mvdream":
         raise UserError(f"src: expected MVDream, got another model in {source}; other models need no conversion")
+    # These load the libraries of the teachers, for seconds, which then print warnings of their own.
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from gscfd.teachers.load import parts
+
     with reading(source):
         found = parts(source)
         tokenizer, text_encoder = found.text()

@@ -39,6 +39,7 @@ SATURATED = 20.0
 """Replaces the infinite logit of an opacity of 1; its negative replaces the infinite logit of an opacity of 0 and the
 infinite log of a size of 0. Some programs write such values."""
 EXPORT_AGAIN = "export it again from the program it comes from"
+NO_PLY = "cannot be read: it does not begin with the header of a .ply; export it as .ply from the program it comes from"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -95,7 +96,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             return _tensors(*_vertices(file))
     except OSError as error:
-        raise UserError(f"ply: expected a 3DGS .ply, but {path} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"ply: expected a 3DGS .ply, but {path} cannot be read: {error.strerror}; check the path"
+        ) from None
     except _Malformed as error:
         raise UserError(f"ply: expected a 3DGS .ply, but {path} {error}") from None
 
@@ -136,7 +139,7 @@ def _header(file: IO[bytes]) -> tuple[str, list[_Element]]:
     while not lines or lines[-1] != "end_header":
         line = file.readline(HEADER_LIMIT - file.tell())
         if not line.endswith(b"\n") or (not lines and line.strip() != b"ply"):
-            raise _Malformed(f"cannot be read: it does not begin with the header of a .ply; {EXPORT_AGAIN}")
+            raise _Malformed(NO_PLY)
         lines.append(line.decode("latin-1").strip())
     order, elements = None, list[_Element]()
     for words in (line.split() for line in lines[1:-1]):

@@ -29,7 +29,8 @@ class PreviewOptions:
     """Name or .yaml path of the preset that supplies the teacher and the views. Unset: the default preset of
     gscfd train."""
     stage: StageName | None = None
-    """Stage that supplies the teacher. Unset: coarse, or refine if the preset has no coarse stage."""
+    """Stage that supplies the teacher. Unset: coarse, or refine if the preset has no coarse stage. A sample begins with
+    pure noise, which the teacher of a later stage never sees in a run: the toybox's draws many objects as lumps."""
     teacher: str | None = None
     """Teacher to use instead of the stage's: a folder, a checkpoint file or OWNER/REPO."""
     out: Path | None = None

@@ -17,7 +17,7 @@ from gscfd.sweeps.options import SweepOptions
 def sweep(options: SweepOptions, arguments: list[str]) -> int:
     """Makes the runs, or lists them. Returns the exit code: 1 if any run failed."""
     from gscfd.errors import UserError
-    from gscfd.sweeps.journal import JOURNAL
+    from gscfd.sweeps.journal import JOURNAL, Busy
     from gscfd.sweeps.make import make_runs
     from gscfd.sweeps.plan import list_runs, plan_runs
     from gscfd.sweeps.table import check_table, write_table
@@ -30,6 +30,8 @@ def sweep(options: SweepOptions, arguments: list[str]) -> int:
         return 0
     try:
         progress = make_runs(options.out, runs, options)
+    except Busy:
+        raise  # the other sweep writes the table
     except (KeyboardInterrupt, UserError):
         if (options.out / JOURNAL).is_file():  # else nothing was started
             with suppress(UserError):

@@ -39,7 +39,8 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_is_one_line_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "train, view" in error and "'trian'" in error
+    assert error.count("\n") == 1 and "train, view" in error and "'trian'; did you mean 'train'?" in error
+    assert main(["foo"]) == 2 and "did you mean" not in capsys.readouterr().err, "control"
 
 
 def test_arguments_and_exit_code_pass_through() -> None:
@@ -68,18 +69,34 @@ def test_the_prompt_stands_alone_or_behind_its_option(arguments: list[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["a", "red", "car"], "a, red, car"),
-        (["a mug", "--prompt", "a red car"], "a mug"),
         (["a red car", "--sed", "3"], "--sed"),
         (["a red car", "--seed", "x"], "x"),
     ],
 )
-def test_two_prompts_and_unknown_options_are_refused(
+def test_unknown_options_and_values_are_refused_and_the_prompt_is_no_part_of_them(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         train.main(arguments)
-    assert stopped.value.code == 2 and named in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and named in error and "a red car" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["a", "red", "car"], "got 'a', 'red', 'car'; put it in quotes"),
+        (["--prompt", "a", "red", "car", "--seed", "3"], "got 'a', 'red', 'car'"),
+        (["a mug", "--prompt", "a red car"], "got 'a red car', 'a mug'"),
+        ("an orange cactus in a green pot".split(), "'in', 'a', ...; put"),
+    ],
+)
+def test_a_prompt_without_quotes_is_one_line_that_says_so(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: prompt: expected one text") and named in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["preview", "image"])
@@ -91,9 +108,7 @@ def test_other_commands_of_a_prompt_take_it_the_same_way(
     out = ["--out", str(tmp_path / "a.png")]
     assert main([name, *arguments, *out]) == 2 and "zeppelin" in capsys.readouterr().err
     assert main([name, *out]) == 2 and "prompt: expected a description" in capsys.readouterr().err, "control"
-    with pytest.raises(SystemExit) as stopped:
-        main([name, "a", "zeppelin", *out])
-    assert stopped.value.code == 2 and "a, zeppelin" in capsys.readouterr().err
+    assert main([name, "a", "zeppelin", *out]) == 2 and "got 'a', 'zeppelin'" in capsys.readouterr().err
 
 
 # The help of a run, in two depths.
@@ -150,6 +165,12 @@ def test_bash_completes_commands_options_and_values(
     assert complete(script, "gscfd", "view", "out") == set(), "bash goes on with file names"
     assert complete(script, "gscfd", "export", "run", "--out", "") == set(), "also here, without the word None"
     assert complete(script, "gscfd", "export", "run", "--axes", "") == {"None", "z-up", "y-up", "y-down"}, "control"
+    assert complete(script, "gscfd", "comp") == {"completion"}
+    assert complete(script, "gscfd", "completion", "") == {"bash", "zsh", "fish"}
+    assert complete(script, "gscfd", "bench", "p") == {"papers", "pipeline"}
+    assert complete(script, "gscfd", "bench", "papers", "p") == set(), "its part is there already"
+    assert complete(script, "gscfd", "bench", "papers", "--si") == {"--size"}
+    assert complete(script, "gscfd", "bench", "papers", "--size", "s") == {"smoke"}
     assert complete(script, "gscfd", "train", "--prom") == {"--prompt"}, "without the end of a sentence"
     assert os.environ["COLUMNS"] == columns
 

@@ -85,6 +85,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest() -> None:
         ({"init": {"opacity": 1.0}}, "init.opacity"),
         ({"coarse": {"elevation": [10]}}, "coarse.elevation"),
         ({"coarse": {"elevation": [30, 10]}}, "elevation"),
+        ({"coarse": {"elevation": [0, 91]}}, "elevation: expected degrees in"),
         ({"coarse": {"t_max": 1.0}}, "t_max"),
         ({"coarse": {"render_sizes": [[0.5, 64]]}}, "render_sizes"),
         ({"coarse": {"render_sizes": [[0, 64], [0.7, 128], [0.5, 256]]}}, "render_sizes"),

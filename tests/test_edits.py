@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from gscfd import train
-from gscfd.config import CdsConfig, Config, Edit, StageName, load_preset, plain
+from gscfd.config import CdsConfig, Config, Edit, StageName, load_preset, merged, plain
 from gscfd.distil.edits import LiveSettings, last_settings, settings_at, time_range, with_edit
+from gscfd.distil.preflight import check_settings
 from gscfd.distil.stage import StepReport
 from gscfd.errors import UserError
 from gscfd.runs.folder import RunFolder
@@ -185,6 +186,16 @@ def test_without_its_edits_the_run_gives_another_file(
     shutil.rmtree(again / "checkpoints")
     assert watched_run("--resume", str(again), edits={}) == 0
     assert splat(again) != splat(edited)
+
+
+def test_an_edit_that_was_written_by_hand_is_checked_as_the_prompt_is() -> None:
+    known, unknown = (
+        merged(load_preset("toybox"), {"prompt": "a mug", "edits": [{"stage": "coarse", "step": 3, "prompt": text}]})
+        for text in ("a red mug", "a zebra")
+    )
+    check_settings(known)
+    with pytest.raises(UserError, match="edits: prompt: the toybox teachers do not know 'zebra'"):
+        check_settings(unknown)
 
 
 def test_words_that_the_teachers_do_not_know_are_answered_and_change_nothing(stopped: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole program on the shipped teachers, with few steps: prompt in, files out, and every way it can be stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,15 +109,33 @@ def test_overwrite_replaces_a_run_but_nothing_else(tmp_path: Path, capsys: pytes
     assert run("--prompt", "a red mug", "--out", out, "--refine.steps", 0, "--coarse.steps", 1) == 0
     assert run("--prompt", "a red mug", "--out", out, "--refine.steps", 0, "--coarse.steps", 1, "--overwrite") == 0
     (out / "thesis.tex").write_text("years of work")
-    assert run("--prompt", "a red mug", "--out", out, "--overwrite") == 2
-    assert "thesis.tex" in capsys.readouterr().err and (out / "thesis.tex").exists()
+    for options in ([], ["--overwrite"]):
+        assert run("--prompt", "a red mug", "--out", out, *options) == 2
+        assert "thesis.tex" in capsys.readouterr().err and (out / "thesis.tex").exists()
+
+
+def test_a_run_may_begin_in_an_empty_folder(tmp_path: Path) -> None:
+    before = tmp_path.stat().st_ino
+    assert run("--prompt", "a red mug", "--out", tmp_path, "--refine.steps", 0, "--coarse.steps", 1) == 0
+    assert {p.name for p in tmp_path.iterdir()} == FILES and tmp_path.stat().st_ino == before
+
+
+def test_a_run_that_is_not_finished_is_named_with_the_command_that_continues_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished / "config.yaml", tmp_path)
+    assert run("--prompt", "a red mug", "--out", tmp_path) == 2
+    assert f"continue it with --resume {tmp_path}" in capsys.readouterr().err
+    assert run("--prompt", "a red mug", "--out", finished) == 2
+    assert "--resume" not in capsys.readouterr().err, "control"
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["--prompt", " "], ["prompt", "a yellow duck"]),
-        (["--prompt", "a yelow dragon"], ["'yelow'", "yellow", "'dragon'", "--list-words", "--coarse.teacher"]),
+        (["--prompt", "a yelow dragon"], ["'yelow'", "yellow", "'dragon'", "--list-words", "--preset mvdream-sd21"]),
+        (["--prompt", "🦆"], ["prompt", "words", "🦆", "--list-words"]),
         (["--prompt", "黄色的鸭子"], ["黄色的鸭子", "--list-words"]),
         (["--prompt", "a mug" + " on a mug" * 9], ["prompt", "tokens"]),
         (["--prompt", "a mug", "--coarse.negative-prompt", "blury"], ["coarse.negative-prompt", "'blury'"]),

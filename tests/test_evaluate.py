@@ -39,6 +39,7 @@ from gscfd.lab.references import Reference
 from gscfd.lab.report import Table, figure
 from gscfd.lab.tables import run_table
 from gscfd.runs.names import read_run
+from gscfd.sweeps.journal import JOURNAL, Journal
 from gscfd.toybox.words import Caption
 
 REFERENCES = re.compile(r"https?:|(src|href)=[\"'](?!data:)|url\(|@import|<script|<link", re.IGNORECASE)
@@ -161,6 +162,16 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     assert evaluate.main([argument.format(run=runs[0]) for argument in arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and all(word in error for word in words), error
+
+
+def test_a_report_does_not_replace_the_table_of_a_sweep(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Journal(tmp_path / JOURNAL).close()
+    (tmp_path / "runs.csv").write_text("of the sweep")
+    assert evaluate.main([str(runs[0]), "--report", str(tmp_path)]) == 2
+    assert f"--report {tmp_path / 'report'}" in capsys.readouterr().err
+    assert (tmp_path / "runs.csv").read_text() == "of the sweep"
 
 
 def test_without_matplotlib_the_error_says_what_to_install(

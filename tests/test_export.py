@@ -342,7 +342,7 @@ def test_every_writer_holds_the_splat_or_says_that_it_cannot(
         code = main([str(tmp_path), "--to", kind, *small])
         assert (code == 2) == ((name, kind) in REFUSED), kind
         assert (tmp_path / f"splat.{kind}").exists() == (code == 0), kind
-    errors = capsys.readouterr().err.splitlines()
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: source: ")]
     assert all(line.startswith("error: to: ") for line in errors)
     assert len(errors) == len([kind for splat, kind in REFUSED if splat == name])
 
@@ -383,6 +383,27 @@ def test_a_scale_at_which_numbers_vanish_is_refused(
         assert main([str(tmp_path), "--to", kind, "--scale", scale]) == 2
     assert all(line.startswith("error: scale: expected") for line in capsys.readouterr().err.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["splat.ply"]
+
+
+@pytest.mark.parametrize(
+    ("size", "shift", "advice"),
+    [(1.0, 0.0, ""), (100.0, 0.0, "try --scale 0.0056"), (1e-3, 0.0, "try --scale"), (1.0, 50.0, "move it to the")],
+)
+def test_a_splat_that_pictures_would_not_show_is_named_with_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: float, shift: float, advice: str
+) -> None:
+    values = transformed(shell(0, count=99), torch.eye(3, dtype=torch.float64), size).tensors()
+    Gaussians(**values | {"means": values["means"] + shift}).save_ply(tmp_path / "splat.ply")
+    small = ["--frames", "1", "--size", "16"]
+    for kind, options in (("png", small), ("html", [])):
+        assert main([str(tmp_path), "--to", kind, *options]) == 0
+        warning = capsys.readouterr().err
+        assert bool(warning) == bool(advice)
+        assert not advice or all(word in warning for word in ("warning: source: ", f".{kind} shows", advice))
+    if fitting := re.search(r"--scale \S+", warning):
+        assert main([str(tmp_path), "--to", "png", "--overwrite", *small, *fitting[0].split()]) == 0
+        assert not capsys.readouterr().err, "the scale that it names helps"
+    assert main([str(tmp_path), "--to", "splat"]) == 0 and not capsys.readouterr().err, "control"
 
 
 @needs_splat_transform

@@ -7,12 +7,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import gscfd
-from gscfd.config import load_preset
+from gscfd.config import Config, load_preset
 from gscfd.distil.pipeline import with_steps
 from gscfd.errors import UserError
 from gscfd.export.outlets import Page
@@ -58,6 +59,7 @@ def test_a_saved_splat_loads_again_from_its_file_and_its_folder(splat: Gaussians
         ("a.spz", {"sh_degree": 5}, "sh-degree: expected one of"),
         ("a.spz", {"scale": "2"}, "options: "),
         ("a.png", {"background": (1, 1)}, "background: expected three numbers"),
+        ("a.png", {"frames": 2.5}, "frames: expected a whole number, got 2.5"),
     ],
 )
 def test_a_wrong_way_to_save_is_a_user_error(
@@ -66,6 +68,14 @@ def test_a_wrong_way_to_save_is_a_user_error(
     with pytest.raises(UserError, match=message):
         splat.save(tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_a_splat_out_of_view_is_saved_with_a_warning(
+    splat: Gaussians, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, warned in (({}, False), ({"scale": 100.0}, True)):
+        splat.save(tmp_path / "a.png", frames=1, size=16, **options)
+        assert ("warning: source: expected an object in the ball" in capsys.readouterr().err) == warned
 
 
 def test_outside_a_notebook_the_browser_shows_the_splat(
@@ -101,6 +111,27 @@ def test_an_unknown_quality_is_named() -> None:
         gscfd.generate("a yellow duck", quality=best)
     with pytest.raises(UserError, match="steps"):
         gscfd.generate("a yellow duck", quality="draft", steps=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": 5}, "prompt: expected a text, got 5"),
+        ({"prompt": ["a mug"]}, "prompt: expected a text"),
+        ({"seed": "3"}, "seed: expected a whole number, got '3'"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+        ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
+        ({"steps": True}, "steps: expected a whole number, got True"),
+        ({"preset": Config()}, "preset: expected the name of a preset or the path"),
+        ({"preset": Path("mine.yaml")}, "preset: .* got 'mine.yaml'"),
+        ({"config": "toybox"}, "config: expected a gscfd.Config, got 'toybox'"),
+        ({"init": 3}, "init: expected the path of a splat or mesh, got 3"),
+        ({"seed": np.int64(-1), "steps": np.int32(3)}, r"seed: expected a value in \[0, 2\^63\)"),
+    ],
+)
+def test_a_value_of_another_type_is_a_user_error(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        gscfd.generate(**{"prompt": "a mug", **arguments})
 
 
 def test_generate_shows_its_progress_unless_it_is_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:

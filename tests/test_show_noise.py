@@ -50,6 +50,18 @@ def test_another_noise_and_another_place_can_be_chosen(run: Path, tmp_path: Path
     assert out.exists() and out.with_suffix(".png").exists() and not (tmp_path / "other-correlation.png").exists()
 
 
+@pytest.mark.parametrize("mine", ["film.mp4", "film.png", "film-correlation.png"])
+def test_files_of_others_at_a_chosen_place_are_kept(
+    run: Path, tmp_path: Path, mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / mine).write_bytes(b"mine")
+    assert show_noise.main([str(run), "--frames", "3", "--size", "32", "--out", str(place / "film.mp4")]) == 2
+    assert f"{mine} exists" in capsys.readouterr().err and (place / mine).read_bytes() == b"mine"
+    assert [path.name for path in place.iterdir()] == [mine]
+
+
 def test_a_still_frame_is_white_noise(splat: Gaussians) -> None:
     field = NoiseField(3, 3, 64, 64, gamma=0.0)
     frame = noise_pictures.painted_turntable(splat, field, "surface", 2, 256)[0, ::4, 256::4]

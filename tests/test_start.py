@@ -106,7 +106,7 @@ def write_points(path: Path) -> None:
     "make, words",
     [
         (lambda path: None, "No such file"),
-        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.mkdir(), "x.ply/splat.ply"),
         (lambda path: path.write_text("a mug"), "does not begin with the header"),
         (write_empty, "has no Gaussians"),
         (write_points, "has no property f_dc_0"),
@@ -121,6 +121,15 @@ def test_a_file_that_is_no_splat_is_one_clear_line_before_anything_is_made(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: init: expected a 3DGS .ply") and words in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["splat.spz", "chair.stl", "picture.png"])
+def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00")
+    with pytest.raises(UserError, match=r"^init: expected a 3DGS \.ply or a mesh \(\.glb, \.obj\), got .*" + name):
+        read_start(InitConfig(ply=tmp_path / name))
+    splat().save_ply(tmp_path / name)
+    assert read_start(InitConfig(ply=tmp_path / name)) is not None, "control: the content decides"
 
 
 @pytest.mark.parametrize(

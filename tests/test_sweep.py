@@ -4,6 +4,7 @@ import builtins
 import csv
 import importlib.util
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -209,7 +210,7 @@ def test_what_a_kill_before_the_settings_were_written_left_is_cleared_and_nothin
     run.folder.mkdir()
     (run.folder / "mine.txt").write_text("years of work")
     assert next_config(run.config) == run.config and (run.folder / "mine.txt").exists()
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match=r"holds mine\.txt"):
         runs_names.check_folder(run.config)
 
 
@@ -247,6 +248,17 @@ def test_dry_run_lists_every_run_with_its_state_and_writes_nothing(
     assert [line.split()[0] for line in lines] == ["stopped", "new", "failed", "new", "4"]
     assert lines[2].endswith("no room") and lines[4] == "4 runs: 2 new, 1 stopped, 1 failed"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_sweep_that_is_refused_leaves_the_table_of_the_one_at_work(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    other = Journal(out / JOURNAL)
+    (out / "runs.csv").write_text("of the other sweep")
+    assert run_sweep(prompts, out) == 2 and "another sweep writes to" in capsys.readouterr().err
+    assert (out / "runs.csv").read_text() == "of the other sweep"
+    other.close()
 
 
 def test_a_journal_that_was_cut_short_goes_on_in_a_new_line(tmp_path: Path) -> None:
@@ -402,6 +414,13 @@ def test_runs_keep_their_names_when_a_matrix_is_extended(matrix: Callable[..., l
     more = {r.name: r.config for r in matrix(MATRIX + "  strong: {coarse: {cfg: 8.0}}\n")}
     assert few == {"a-mug-cfd-0": more["a-mug-cfd-0"]}
     assert "a-mug-sds-weak-guidance-1" in more and "a-mug-sds-strong-1" in more
+
+
+def test_the_matrix_of_the_docs_makes_the_runs_that_they_say(matrix: Callable[..., list[Run]]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    texts = re.findall(r"^```yaml\n(prompts:.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(texts) == 1 and len(matrix(texts[0])) == 2 * 2 * 4 * 3
+    assert "2 × 2 × 4 × 3 here" in page
 
 
 @pytest.mark.parametrize(

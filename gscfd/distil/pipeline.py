@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,7 +129,7 @@ def generate(
     prompt: str,
     *,
     seed: int = 0,
-    preset: str = "toybox",
+    preset: str | Path = "toybox",
     config: Config | None = None,
     init: str | Path | None = None,
     on_step: Callable[[StepReport], None] | None = None,
@@ -152,7 +153,13 @@ def generate(
     the equations). Raises UserError for bad input, StageError if the watchdog gives up, and OutOfMemory if a step does
     not fit in GPU memory.
     """
-    config = replace(config or load_preset(preset), prompt=prompt, seed=seed)
+    check(isinstance(prompt, str), "prompt", "a text", prompt)
+    check(is_whole(seed), "seed", "a whole number", seed)
+    check(steps is None or is_whole(steps), "steps", "a whole number", steps)
+    check(isinstance(preset, (str, Path)), "preset", "the name of a preset or the path of a .yaml file", preset)
+    check(config is None or isinstance(config, Config), "config", "a gscfd.Config", config)
+    check(init is None or isinstance(init, (str, Path)), "init", "the path of a splat or mesh", init)
+    config = replace(config or load_preset(str(preset)), prompt=prompt, seed=int(seed))
     if init is not None:
         config = replace(config, init=replace(config.init, ply=Path(init)))
     config = with_steps(config, steps, quality)
@@ -168,6 +175,11 @@ def generate(
         return distil(config, teachers, after_step, start=read_start(config.init))
 
 
+def is_whole(number: object) -> bool:
+    """Returns whether this is an integer, of Python or numpy."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
 def with_steps(config: Config, steps: int | None, quality: Quality) -> Config:
     """Returns the config with other numbers of steps, in the same proportions.
 
@@ -179,6 +191,6 @@ def with_steps(config: Config, steps: int | None, quality: Quality) -> Config:
     if not stages:
         return config
     if steps is not None:
-        factor *= Fraction(steps, next(iter(stages.values())).steps)
+        factor *= Fraction(int(steps), next(iter(stages.values())).steps)
     counts = {name: max(round(stage.steps * factor), 1) for name, stage in stages.items()}
     return merged(config, {name: {"steps": count} for name, count in counts.items()})

@@ -119,12 +119,14 @@ def check_compile(config: Config) -> None:
 
 
 def check_prompt(config: Config, advice: str = COMMANDS) -> None:
-    """Raises UserError for an empty prompt or words that a toybox teacher does not know."""
+    """Raises UserError for an empty prompt or words that a toybox teacher does not know, in the edits too."""
     if not config.prompt.strip():
         raise UserError('prompt: expected a description such as --prompt "a yellow duck", got nothing')
     if any(known_words(stage.teacher) for stage in config.stages().values()):
         check_words("prompt", config.prompt, advice)
         warn_of_form(config.prompt)
+        for edit in config.edits:
+            check_words("edits: prompt", edit.prompt or "", advice)
 
 
 @functools.cache

@@ -49,9 +49,14 @@ def read_start(config: InitConfig) -> Gaussians | None:
 
 def read_splat(path: Path) -> Gaussians:
     """Returns the splat in a 3DGS .ply. Raises UserError, naming init, if the file is not one."""
+    known = f"init: expected a 3DGS .ply or a mesh ({', '.join(MESHES)}), got"
+    if path.is_dir():
+        raise UserError(f"{known} the folder {path}; name a file, such as {path / 'splat.ply'}")
     try:
         return Gaussians.load_ply(path)
     except UserError as error:
+        if path.is_file() and path.suffix.lower() != ".ply":
+            raise UserError(f"{known} {path}; convert it to one of these first") from None
         raise UserError(f"init: {str(error).removeprefix('ply: ')}") from None
 
 

@@ -15,7 +15,7 @@ from gscfd.export import FORMATS
 from gscfd.export.html import write_html
 from gscfd.export.options import ExportOptions
 from gscfd.export.turntable import THREE_QUARTERS, turntable_frames
-from gscfd.export.write import WHITE, check_settings, write
+from gscfd.export.write import WHITE, check_settings, warn_of_size, write
 from gscfd.gaussians import Gaussians
 from gscfd.pictures import write_picture
 
@@ -39,6 +39,7 @@ def save(gaussians: Gaussians, path: str | Path, **options: Any) -> None:
         write(settings, Gaussians(**{name: value.cpu() for name, value in gaussians.tensors().items()}), path)
     except OSError as error:
         raise UserError(f"path: cannot write {path} ({error.strerror}); choose another") from None
+    warn_of_size(gaussians, settings)
 
 
 def picture(gaussians: Gaussians) -> str:

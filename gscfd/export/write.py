@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
@@ -12,7 +13,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 from gscfd.cli import check_out
 from gscfd.config import check, load_run
-from gscfd.errors import UserError
+from gscfd.errors import UserError, warn
 from gscfd.export import Axes, Format
 from gscfd.export.glb import write_mesh_glb, write_splat_glb
 from gscfd.export.html import write_html
@@ -58,12 +59,16 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "source_axes": get_args(Axes),
     "sh_degree": (None, 0, 1, 2, 3),
 }
+WHOLE_NUMBERS = ("frames", "size", "resolution", "triangles")
 FRAMES: dict[Format, int] = {"mp4": 80, "png": 8}
 SIZE = 512
 RESOLUTION = 128
 MOST_TRIANGLES = 20_000
 WHITE = (1.0, 1.0, 1.0)
 SHEET_COLUMNS = 4
+IN_VIEW, FITTING = (0.05, 1.3), 0.5
+"""Range of the Gaussians' median distance from the origin at which pictures, pages and triangles show the object, and
+the distance of gscfd's own splats. A Gaussian's size adds to its distance."""
 LOG_SIZES = (-16.0, LARGEST_LOG_SCALE)
 """Natural logarithms of the sizes that all formats hold as 32-bit floats."""
 
@@ -78,6 +83,9 @@ def check_settings(options: ExportOptions) -> None:
     for name, choices in CHOICES.items():  # from Python they may be anything
         known = ", ".join(str(choice) for choice in choices)
         check(getattr(options, name) in choices, name.replace("_", "-"), f"one of {known}", getattr(options, name))
+    for name in WHOLE_NUMBERS:
+        value = getattr(options, name)
+        check(value is None or isinstance(value, Integral), name, "a whole number", value)
     check(0 < options.scale < float("inf"), "scale", "a number above 0", options.scale)
     frames, size, background = options.frames, options.size, options.background
     if frames is not None:
@@ -187,6 +195,29 @@ def check_range(gaussians: Gaussians, scale: float) -> None:
         )
 
 
+def warn_of_size(gaussians: Gaussians, options: ExportOptions) -> None:
+    """Warns if the splat, as read, is not in the ball that the format shows."""
+    if options.to in SPLATS:
+        return
+    means, sizes = gaussians.means.detach(), gaussians.scales.detach().amax(1).exp()
+    scale = 1.0 if options.to in MESHES else options.scale
+    extent = (means.norm(dim=1) + sizes).median().item()
+    distance = scale * extent
+    if IN_VIEW[0] <= distance <= IN_VIEW[1]:
+        return
+    center = means.median(0).values
+    if center.norm() > 2 * (means - center).norm(dim=1).median():
+        advice = "move it to the origin in a splat editor"
+    else:
+        fitting = f"--scale {FITTING / extent:.2g}"
+        via = f"export it with --to ply {fitting} first, then that file to {options.to}"
+        advice = via if options.to in MESHES else f"try {fitting}"
+    warn(
+        f"source: expected an object in the ball of radius 1 about the origin, which .{options.to} shows, got "
+        f"Gaussians at a median distance of {distance:.3g} from it; {advice}"
+    )
+
+
 def export(options: ExportOptions) -> None:
     """Writes the file and prints a summary. Raises UserError for errors the user can fix."""
     check_settings(options)
@@ -199,3 +230,4 @@ def export(options: ExportOptions) -> None:
     print(f"{out}  {what}, {out.stat().st_size / 1000:.0f} kB")
     if gaussians.sh_degree and (options.to in ("splat", "html") or options.sh_degree == 0):
         print(f"view-dependent color is dropped from {out.name}")
+    warn_of_size(gaussians, options)

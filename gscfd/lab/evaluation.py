@@ -22,6 +22,7 @@ from gscfd.lab.report import Report, check_report, padded, write_json, write_pag
 from gscfd.lab.tables import grouped, meanings, plots_of, run_rows, run_table, sheets, summary_table, win_tables
 from gscfd.pictures import write_contact_sheet
 from gscfd.runs.names import read_run
+from gscfd.sweeps.journal import JOURNAL
 from gscfd.teachers.kinds import known_words
 from gscfd.teachers.load import load_teacher
 from gscfd.toybox.words import check_words, unknown_words
@@ -38,6 +39,11 @@ def check_settings(options: EvaluateOptions) -> None:
         check(path is None or path.is_file(), name, "a file", str(path))
     if options.report is not None:
         check_report(options.report, "report")
+        if (options.report / JOURNAL).exists():
+            raise UserError(
+                f"report: expected a folder of its own, got {options.report}, the folder of a sweep, whose runs.csv "
+                f"would be replaced; choose another, such as --report {options.report / 'report'}"
+            )
 
 
 def read_runs(folders: tuple[Path, ...]) -> tuple[dict[Path, Config], list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +40,14 @@ def check_settings(options: ShowNoiseOptions) -> None:
     )
     if options.out is not None:
         check(options.out.suffix == ".mp4", "out", "the name of an .mp4 file", str(options.out))
+        for path in (options.out, *pictures_beside(options.out)):
+            if path.exists():
+                raise UserError(f"out: {path} exists; choose another --out, or remove it")
+
+
+def pictures_beside(video: Path) -> tuple[Path, Path]:
+    """Returns the pictures that belong to a video: the sheet of frames, and the map of shared noise."""
+    return video.with_suffix(".png"), video.with_name(f"{video.stem}-correlation.png")
 
 
 def painted_turntable(gaussians: Gaussians, field: NoiseField, kind: NoiseKind, frames: int, size: int) -> np.ndarray:
@@ -120,11 +130,11 @@ def show(options: ShowNoiseOptions) -> None:
     shown = np.linspace(0, options.frames, min(SHEET_FRAMES, options.frames), endpoint=False).astype(int)
     try:
         write_video(frames, video)
-        write_contact_sheet(frames[shown], video.with_suffix(".png"), columns=2 if len(shown) % 2 == 0 else 1)
-        print(f"{video}  {kind} noise on {len(gaussians)} Gaussians; frames in {video.with_suffix('.png')}")
+        sheet, path = pictures_beside(video)
+        write_contact_sheet(frames[shown], sheet, columns=2 if len(shown) % 2 == 0 else 1)
+        print(f"{video}  {kind} noise on {len(gaussians)} Gaussians; frames in {sheet}")
         if kind in ("surface", "radial"):
             picture, mean = correlation_picture(gaussians, field, kind == "radial", options.size)
-            path = video.with_name(f"{video.stem}-correlation.png")
             write_contact_sheet(picture, path, columns=1)
             print(f"{path}  a view {TURN:.0f} degrees away predicts {mean:.0%} of the noise on the object")
     except OSError as error:

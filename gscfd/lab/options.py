@@ -138,7 +138,7 @@ class ShowNoiseOptions:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run."""
     out: Path | None = None
-    """Output video; unset: noise.mp4 in the run folder. Images are written next to it: noise.png,
+    """Output video; unset: noise.mp4 in the run folder, which is replaced. Images are written next to it: noise.png,
     noise-correlation.png."""
     frames: int = 96
     """Number of frames in one turn."""

@@ -41,6 +41,7 @@ from gscfd.runs.names import (
     check_resumable,
     check_same_settings,
     folder_of,
+    is_empty,
 )
 
 log = logging.getLogger("gscfd")
@@ -121,11 +122,13 @@ class RunFolder:
 
     def make_folder(self) -> None:
         """Creates the folder, replacing an earlier run if `overwrite` is set, and writes the config to it."""
+        empty = self.path.is_dir() and is_empty(self.path)
         if self.path.exists():
             check_replaceable(self.path, self.config.overwrite)
-            with self.locked_stats():
-                shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+            if not empty:
+                with self.locked_stats():
+                    shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=empty)
         if self.start is not None:
             self.start.save_ply(self.path / START_FILE)
         self.write_config(self.config)

@@ -63,15 +63,25 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
-    """Raises UserError unless `path`, which exists, is a run that may be replaced."""
-    if not overwrite:
-        raise UserError(f"out: {path} exists; choose another --out, another --seed, or add --overwrite")
-    if not path.is_dir():
-        raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} is a file; choose another --out")
-    foreign = foreign_files(path)
+    """Raises UserError unless `path`, which exists, is an empty folder or a run that may be replaced."""
+    if path.is_dir() and is_empty(path):
+        return
+    foreign = foreign_files(path) if path.is_dir() else []
     if foreign or not (path / "config.yaml").is_file():
-        what = f"holds {', '.join(foreign[:3])}" if foreign else "has no config.yaml"
-        raise UserError(f"out: --overwrite replaces only a run of gscfd, and {path} {what}; choose another --out")
+        what = f"holds {', '.join(foreign[:3])}" if foreign else "has no config.yaml" if path.is_dir() else "is a file"
+        raise UserError(
+            f"out: expected a new or empty folder, or a run of gscfd to --overwrite, but {path} {what}; "
+            "choose another --out"
+        )
+    if not overwrite:
+        others = "choose another --out, another --seed, or add --overwrite"
+        if (path / FINISHED_FILE).exists():
+            raise UserError(f"out: {path} exists; {others}")
+        raise UserError(f"out: {path} holds an unfinished run; continue it with --resume {path}, {others}")
+
+
+def is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
 
 
 def check_resumable(config: Config, folder: Path) -> None:

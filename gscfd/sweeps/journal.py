@@ -15,6 +15,10 @@ JOURNAL = "sweep.jsonl"
 """File in the sweep's folder with a row for every start and end of an attempt at a run."""
 
 
+class Busy(UserError):
+    """Another process writes to the journal."""
+
+
 def last_failures(journal: Path) -> dict[str, str]:
     """Returns the error of each run whose last attempt failed, by run name."""
     failures: dict[str, str] = {}
@@ -31,8 +35,8 @@ def read_rows(journal: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Writes rows, one process at a time. Raises UserError if another process holds the journal or the folder cannot be
-    written."""
+    """Writes rows, one process at a time. Raises Busy if another process holds the journal, and UserError if the folder
+    cannot be written."""
 
     def __init__(self, path: Path, option: str = "out", what: str = "sweep"):
         """option: that names the folder, for error messages. what: the writing command, also for them."""
@@ -48,7 +52,7 @@ class Journal:
             ) from None
         if not alone:
             self.file.close()
-            raise UserError(f"{option}: another {what} writes to {path.parent}; wait until it ends, or choose another")
+            raise Busy(f"{option}: another {what} writes to {path.parent}; wait until it ends, or choose another")
 
     def write(self, run: str, event: str, **facts: Any) -> None:
         """Writes a row. Raises OSError if it could not be written whole."""

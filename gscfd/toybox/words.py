@@ -106,15 +106,18 @@ MOST_NAMED, MOST_LETTERS = 5, 40
 
 
 COMMANDS = (
-    f"--list-words shows the {len(vocabulary())} words they know. Free text needs your own teachers: "
-    "--coarse.teacher DIR --refine.teacher DIR"
+    f"gscfd train --list-words shows the {len(vocabulary())} words they know. Free text needs large teachers, such as "
+    "those of --preset mvdream-sd21 (docs/real.md)"
 )
 """What to do about unknown words on the command line."""
 
 
 def check_words(name: str, text: str, advice: str = COMMANDS) -> None:
-    """Raises UserError if the argument `name` contains words that the toybox teachers never saw. advice: what to do."""
+    """Raises UserError if the argument `name` contains words that the toybox teachers never saw, or only signs such as
+    emoji, which they cannot read. advice: what to do."""
     unknown = unknown_words(text)
+    if text.strip() and not _split(text):
+        raise UserError(f"{name}: expected words that the toybox teachers know, got {text[:MOST_LETTERS]!r}; {advice}")
     if unknown:
         words = ", ".join(f"{word[:MOST_LETTERS]!r} (nearest: {near!r})" for word, near in unknown[:MOST_NAMED])
         words += f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
