@@ -10,6 +10,7 @@ continues where it stopped.
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import tyro
@@ -36,7 +37,16 @@ def bench(options: Bench) -> int:
         from gscfd.lab.papers import papers
 
         report = papers(options)
-    print("\n".join(["", *report.warnings, report.tables[0].markdown(), f"{options.out}/report.html"]))
+    print(
+        "\n".join(
+            [
+                "",
+                *report.warnings,
+                report.tables[0].text(shutil.get_terminal_size().columns),
+                f"{options.out}/report.html",
+            ]
+        )
+    )
     return 1 if report.warnings else 0
 
 

@@ -25,6 +25,7 @@ from splats import write_run
 from torch import Tensor
 
 from gscfd import evaluate
+from gscfd.config import Config, Edit, merged
 from gscfd.errors import UserError
 from gscfd.lab import examine as lab_examine
 from gscfd.lab import truths as lab_truths
@@ -190,7 +191,7 @@ def test_prompts_beyond_the_toybox_are_not_judged_by_its_scorer(
     folder = write_run(tmp_path / "owl", prompt="a steampunk owl", seed=0, kind="duck", color="brown")
     assert evaluate.main([str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "3D-CLIP (clip) is skipped" in out and "openai/clip-vit-base-patch32" in out and "| reprojection" in out
+    assert "3D-CLIP (clip) is skipped" in out and "openai/clip-vit-base-patch32" in out and "reprojection error" in out
 
 
 def test_a_prompt_beyond_the_toybox_leaves_the_others_judged(
@@ -428,8 +429,6 @@ def test_a_metric_without_what_it_needs_has_no_estimate() -> None:
 
 
 def test_runs_are_named_by_what_differs_between_them() -> None:
-    from gscfd.config import Config, Edit, merged
-
     changes: list[dict[str, object]] = [
         {"guidance": "cfd"},
         {"guidance": "cfd", "noise": {"gamma": 0.01}},
@@ -447,6 +446,32 @@ def test_runs_are_named_by_what_differs_between_them() -> None:
 def test_a_cell_of_a_table_is_one_line() -> None:
     table = Table(title="", note="", columns=["prompt"], rows=[["a | red\nduck"]])
     assert table.markdown().splitlines()[-1] == "| a / red duck |" and len(table.markdown().splitlines()) == 3
+
+
+def test_a_table_fits_the_terminal_and_shows_every_cell() -> None:
+    rows = [[f"prompt {i}", str(i), *(f"<{i}.{k}>" for k in range(12))] for i in range(20)]
+    tall = Table(title="", note="", columns=["prompt", "seed", *(f"figure {k}" for k in range(12))], rows=rows, names=2)
+    wide = replace(tall, rows=rows[:3])
+    for table, width in ((tall, 60), (wide, 30)):
+        text = table.text(width)
+        blocks = text.split("\n\n")
+        assert max(map(len, text.splitlines())) <= width and len(blocks) > 1
+        assert all(text.count(cell) == 1 for row in table.rows for cell in row[2:])
+        aligned = [{line.index("<") for line in block.splitlines() if "<" in line} for block in blocks]
+        assert all(len(places) == 1 for places in aligned), "the columns are aligned"
+    assert all(block.startswith("prompt     seed") for block in tall.text(60).split("\n\n")), (
+        "every block names its rows"
+    )
+    assert [line.split()[0] for line in wide.text(200).splitlines()[:2]] == ["prompt", "seed"], "figures go down"
+    assert tall.text(1000).count("\n\n") == 0, "control: a wide terminal has the table whole"
+
+
+def test_numbers_in_labels_have_few_digits_unless_they_would_look_alike() -> None:
+    def configs(*gammas: float) -> list[Config]:
+        return [merged(Config(), {"noise": {"gamma": gamma}}) for gamma in gammas]
+
+    assert labels_of(configs(0.008299120597, 0.0)) == ["cfd, gamma 0.008299", "cfd, gamma 0"]
+    assert labels_of(configs(0.12345, 0.12346)) == ["cfd, gamma 0.12345", "cfd, gamma 0.12346"]
 
 
 def test_a_single_prompt_has_no_r_precision(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_a_dry_run_names_what_is_missing_and_the_mirrors_and_asks_no_hub(
     assert "MISSING  not on this machine; a run fetches it" in said and "ashawkey/mvdream" in said
     assert "MISSING  no weights in text_encoder" in said and "total    unknown" in said
     assert "5.2 GB to fetch, 1.9 GB of weights in bfloat16, at most 1.58 GB held" in said
-    assert "0.373 on an H200" in said
+    assert "0.4 on an H200" in said
     assert size_line(str(folders["sd"])) is None and time_line("toybox") is None, "no figures for others"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +175,7 @@ def evaluate(options: EvaluateOptions) -> None:
     for warning in report.warnings:
         print(warning)
     for table in report.tables:
-        print(f"\n{table.title}\n\n{table.markdown()}")
+        print(f"\n{table.title}\n\n{table.text(shutil.get_terminal_size().columns)}")
     if options.report is not None:
         write_page(report, options.report / "report.html")
         write_json(report, options.report / "report.json")

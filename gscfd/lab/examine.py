@@ -175,10 +175,18 @@ def labels_of(configs: list[Config]) -> list[str]:
     told = [k for k in differing if k != "guidance"]
     last = Counter(k.split(".")[-1] for k in told)
     words = {k: (k.split(".")[-1] if last[k.split(".")[-1]] == 1 else k).replace(".", " ") for k in told}
+    shown = {k: shown_values([s.get(k) for s in settings]) for k in told}
     return [
-        ", ".join([config.guidance, *(f"{words[k]} {s[k]}" for k in told if s.get(k) is not None)])
+        ", ".join([config.guidance, *(f"{words[k]} {shown[k][str(s[k])]}" for k in told if s.get(k) is not None)])
         for config, s in zip(configs, settings, strict=True)
     ]
+
+
+def shown_values(values: list[object]) -> dict[str, str]:
+    """Returns the values as a label shows them: numbers with four digits, unless two would look alike."""
+    exact = {str(value): value for value in values}
+    short = {name: f"{value:.4g}" if isinstance(value, float) else name for name, value in exact.items()}
+    return short if len(set(short.values())) == len(short) else {name: name for name in exact}
 
 
 def chosen_settings(config: Config) -> dict[str, object]:

@@ -37,12 +37,35 @@ class Table:
     rows: list[list[str]]
     estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Numbers behind the cells, by column and row, for cells with intervals."""
+    names: int = 1
+    """How many columns, the first ones, name a row."""
 
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "".join(
             "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in line) + " |\n" for line in lines
         )
+
+    def text(self, width: int) -> str:
+        """Returns the table as plain text, aligned: rows and columns exchanged if it has more columns than rows, and in
+        blocks of as many columns as fit into the width, each with the first ones, which name the rows. width: in
+        characters; a single column may exceed it."""
+        columns, names = [list(column) for column in zip(self.columns, *self.rows, strict=True)], self.names
+        if len(self.columns) > len(self.rows) + names:
+            columns, names = [self.columns, *self.rows], 1
+        wide = [max(len(cell) for cell in column) for column in columns]
+        blocks, start = [], names
+        while start < len(columns):
+            end, used = start + 1, sum(wide[:names]) + 2 * names + wide[start]
+            while end < len(columns) and used + 2 + wide[end] <= width:
+                used, end = used + 2 + wide[end], end + 1
+            shown = [*range(names), *range(start, end)]
+            lines = [
+                "  ".join(columns[i][row].ljust(wide[i]) for i in shown).rstrip() for row in range(len(columns[0]))
+            ]
+            blocks.append("\n".join(lines))
+            start = end
+        return "\n\n".join(blocks) + "\n"
 
 
 @dataclass(kw_only=True)

@@ -75,6 +75,7 @@ def run_table(runs: list[Examined], names: list[str], judges: Judges) -> Table:
         note="",
         columns=["prompt", "seed", "label", *(title_of(name, judges) for name in shown)],
         rows=[*rows, [f"mean of {len(runs)}", "", "", *means]],
+        names=3,
     )
 
 

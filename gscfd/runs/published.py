@@ -31,7 +31,7 @@ PUBLISHED = {
     "black-forest-labs/FLUX.1-dev": Published("FLUX.1-dev", 33.7, 24.0, None),
 }
 """Teachers of the presets, by their repositories."""
-MINUTES = {"fast": (0.373, 1.08, 2.08), "mvdream-sd21": (3.64, 10.6, 20.4), "paper": (7.52, 21.8, 41.9)}
+MINUTES = {"fast": (0.4, 1.1, 2.1), "mvdream-sd21": (3.6, 11, 20), "paper": (7.5, 22, 42)}
 """Minutes of the teachers' part of a preset on the GPUS."""
 GPUS = ("H200", "A100 80 GB", "RTX 4090")
 
