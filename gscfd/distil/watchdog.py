@@ -74,7 +74,7 @@ def find_trouble(
     if covered < limits.min_foreground:
         return Trouble(
             f"the views are empty (mean opacity below {limits.min_foreground:g})",
-            f"try a smaller --{name}.lr.opacities, or a larger --init.opacity",
+            f"try a smaller --{name}.lr.means or --{name}.lr.opacities, or a larger --init.opacity",
         )
     if covered > limits.max_filled:
         return Trouble(
