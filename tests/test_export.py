@@ -441,7 +441,9 @@ def probed(page: Path, probe: str) -> str:
     flags = ["--headless", *FLAGS, "--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}"]
     command = [str(CHROMIUM), *flags, "--dump-dom", copy.as_uri()]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    assert "CONSOLE" not in ran.stderr, "no error in the console"
+    # A driver without a GPU may tell that reading pixels makes it wait.
+    said = [line for line in ran.stderr.splitlines() if "CONSOLE" in line and "GL Driver Message" not in line]
+    assert not said, "no error in the console"
     return ran.stdout
 
 
