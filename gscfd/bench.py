@@ -37,16 +37,8 @@ def bench(options: Bench) -> int:
         from gscfd.lab.papers import papers
 
         report = papers(options)
-    print(
-        "\n".join(
-            [
-                "",
-                *report.warnings,
-                report.tables[0].text(shutil.get_terminal_size().columns),
-                f"{options.out}/report.html",
-            ]
-        )
-    )
+    table = report.tables[0].text(shutil.get_terminal_size().columns)
+    print("\n".join(["", *report.warnings, table, f"{options.out}/report.html"]))
     return 1 if report.warnings else 0
 
 

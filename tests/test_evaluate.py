@@ -446,6 +446,7 @@ def test_runs_are_named_by_what_differs_between_them() -> None:
 def test_a_cell_of_a_table_is_one_line() -> None:
     table = Table(title="", note="", columns=["prompt"], rows=[["a | red\nduck"]])
     assert table.markdown().splitlines()[-1] == "| a / red duck |" and len(table.markdown().splitlines()) == 3
+    assert table.text(80).splitlines()[-1] == "a | red duck" and len(table.text(80).splitlines()) == 2
 
 
 def test_a_table_fits_the_terminal_and_shows_every_cell() -> None:

@@ -225,6 +225,15 @@ def test_most_captions_are_specific_and_some_are_empty(groups: Groups) -> None:
 # Training
 
 
+def saved(settings: teacher.Settings, count: int = 1) -> teacher.Training:
+    """A training of this many steps, whose state was saved after each."""
+    training = prepared(settings)
+    for _ in range(count):
+        steps(training, 1)
+        teacher.save_state(training, settings.out)
+    return training
+
+
 def test_times_follow_their_table() -> None:
     table = teacher.time_table(((0.0, 0.0), (0.25, 500.0), (1.0, 1000.0))).float()
     assert (table < 500).float().mean().item() == pytest.approx(0.25, abs=0.001)
@@ -247,9 +256,7 @@ def test_training_goes_on_where_it_was(settings: teacher.Settings) -> None:
 
 
 def test_a_restored_optimizer_heeds_the_schedule(settings: teacher.Settings) -> None:
-    training = prepared(settings)
-    steps(training, 1)
-    teacher.save_state(training, settings.out)
+    training = saved(settings)
     teacher.restore(training, settings.out)
     training.seconds = 60 * settings.minutes
     before = [parameter.clone() for parameter in training.trained]
@@ -260,10 +267,7 @@ def test_a_restored_optimizer_heeds_the_schedule(settings: teacher.Settings) -> 
 def test_a_damaged_state_gives_way_to_the_one_before(
     settings: teacher.Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = prepared(settings)
-    for _ in range(2):
-        steps(training, 1)
-        teacher.save_state(training, settings.out)
+    saved(settings, 2)
     file = settings.out / "state.pt"
     file.write_bytes(file.read_bytes()[:5000])
     fresh = prepared(settings)
@@ -272,9 +276,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
 
 
 def test_broken_weights_replace_no_state(settings: teacher.Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    training = prepared(settings)
-    steps(training, 1)
-    teacher.save_state(training, settings.out)
+    training = saved(settings)
     training.trained[0].data.fill_(math.nan)
     steps(training, 1)
     teacher.save_state(training, settings.out)
@@ -286,10 +288,7 @@ def test_broken_weights_replace_no_state(settings: teacher.Settings, capsys: pyt
 def test_damaged_states_alone_are_refused_and_kept(
     settings: teacher.Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = prepared(settings)
-    for _ in range(2):
-        steps(training, 1)
-        teacher.save_state(training, settings.out)
+    saved(settings, 2)
     for name in ("state.pt", "state.before.pt"):
         (settings.out / name).write_bytes(b"half")
     with pytest.raises(UserError, match=r"damaged files \(state.pt, state.before.pt\)"):
@@ -301,9 +300,7 @@ def test_damaged_states_alone_are_refused_and_kept(
 
 
 def test_another_space_is_refused(settings: teacher.Settings, tmp_path: Path) -> None:
-    training = prepared(settings)
-    steps(training, 1)
-    teacher.save_state(training, settings.out)
+    saved(settings)
     AutoencoderTiny(
         encoder_block_out_channels=(8,) * 3,
         decoder_block_out_channels=(8,) * 3,
@@ -316,9 +313,7 @@ def test_another_space_is_refused(settings: teacher.Settings, tmp_path: Path) ->
 
 
 def test_another_recipe_is_refused(settings: teacher.Settings) -> None:
-    training = prepared(settings)
-    steps(training, 1)
-    teacher.save_state(training, settings.out)
+    saved(settings)
     with pytest.raises(UserError, match="out: expected a state of the recipe"):
         teacher.restore(prepared(replace(settings, channels=(32, 32, 32))), settings.out)
 
@@ -326,9 +321,7 @@ def test_another_recipe_is_refused(settings: teacher.Settings) -> None:
 def test_a_full_disk_keeps_the_last_state(
     settings: teacher.Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = prepared(settings)
-    steps(training, 1)
-    teacher.save_state(training, settings.out)
+    training = saved(settings)
 
     def full(state: object, file: Path) -> None:
         file.write_bytes(b"half")

@@ -216,6 +216,11 @@ EXPERIMENTS = (
 )
 
 
+def variants_of(experiments: Sequence[Experiment]) -> list[str]:
+    """Returns the names of the experiments' variants, each once."""
+    return list(dict.fromkeys(name for experiment in experiments for name in experiment.variants))
+
+
 def chosen_experiments(experiments: Sequence[Experiment], names: Sequence[str]) -> list[Experiment]:
     """Returns the experiments with these variants alone, and the claims among them; all experiments for no names.
 
@@ -223,7 +228,7 @@ def chosen_experiments(experiments: Sequence[Experiment], names: Sequence[str]) 
     """
     if not names:
         return list(experiments)
-    known = list(dict.fromkeys(name for experiment in experiments for name in experiment.variants))
+    known = variants_of(experiments)
     for name in names:
         if name not in known:
             raise UserError(f"variants: expected some of {known}, got {name!r}; choose from this list")

@@ -29,6 +29,7 @@ from gscfd.lab.claims import (
     Size,
     chosen_experiments,
     variants,
+    variants_of,
     verdicts,
 )
 from gscfd.lab.compare import difference, difference_p
@@ -58,7 +59,7 @@ ORDERINGS = (
 
 def plan_runs(out: Path, size: Size, experiments: Sequence[Experiment]) -> dict[str, list[Run]]:
     """Returns the runs of every variant of the experiments: the coarse stage only, ordered by seed, then prompt."""
-    used = {variant for experiment in experiments for variant in experiment.variants}
+    used = variants_of(experiments)
     base = merged(Config(), {"coarse": {"steps": size.steps}, "refine": {"steps": 0}, "polish": {"steps": 0}})
     return {
         variant: [
@@ -91,11 +92,11 @@ def make_pictures(
     out: Path, size: Size, experiments: Sequence[Experiment], teacher: GuidedTeacher, judges: Judges
 ) -> dict[str, list[Examined]]:
     """Draws and judges the pictures of every gamma of the experiments."""
-    gammas = [name for name in GAMMAS if any(name in experiment.variants for experiment in experiments)]
+    used = variants_of(experiments)
     found: dict[str, list[Examined]] = {}
     for prompt in size.picture_prompts:
         teacher.set_prompt(stage_prompt(prompt, for_sampling(coarse(size), teacher)))
-        for name in gammas:
+        for name in (name for name in GAMMAS if name in used):
             for seed in range(size.first_seed, size.first_seed + size.picture_seeds):
                 file = f"{default_folder(prompt, seed).name}-{size.picture_steps}-steps.png"
                 path = out / "pictures" / slug(name) / file

@@ -41,18 +41,23 @@ class Table:
     """How many columns, the first ones, name a row."""
 
     def markdown(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "".join(
-            "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in line) + " |\n" for line in lines
-        )
+        columns, *rows = self.lines()
+        lines = [columns, ["---"] * len(columns), *rows]
+        return "".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |\n" for line in lines)
+
+    def lines(self) -> list[list[str]]:
+        """Returns the columns' titles and the rows, every cell on one line."""
+        return [[" ".join(cell.split()) for cell in line] for line in (self.columns, *self.rows)]
 
     def text(self, width: int) -> str:
         """Returns the table as plain text, aligned: rows and columns exchanged if it has more columns than rows, and in
         blocks of as many columns as fit into the width, each with the first ones, which name the rows. width: in
         characters; a single column may exceed it."""
-        columns, names = [list(column) for column in zip(self.columns, *self.rows, strict=True)], self.names
-        if len(self.columns) > len(self.rows) + names:
-            columns, names = [self.columns, *self.rows], 1
+        lines, names = self.lines(), self.names
+        columns = [list(column) for column in zip(*lines, strict=True)]
+        if len(columns) > len(self.rows) + names:
+            columns, names = lines, 1
+        names = min(names, len(columns) - 1)
         wide = [max(len(cell) for cell in column) for column in columns]
         blocks, start = [], names
         while start < len(columns):
@@ -60,10 +65,8 @@ class Table:
             while end < len(columns) and used + 2 + wide[end] <= width:
                 used, end = used + 2 + wide[end], end + 1
             shown = [*range(names), *range(start, end)]
-            lines = [
-                "  ".join(columns[i][row].ljust(wide[i]) for i in shown).rstrip() for row in range(len(columns[0]))
-            ]
-            blocks.append("\n".join(lines))
+            rows = zip(*([cell.ljust(wide[i]) for cell in columns[i]] for i in shown), strict=True)
+            blocks.append("\n".join("  ".join(row).rstrip() for row in rows))
             start = end
         return "\n\n".join(blocks) + "\n"
 
